@@ -1,0 +1,43 @@
+"""A small device-side buffer of the target class's most recent training images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class TargetBuffer:
+    """Keeps the last ``capacity`` images of the target class, as the batches stream by.
+
+    All shapes are static and nothing is read back to the host, so that on an accelerator filling the buffer costs no
+    synchronisation. Images are what the network was trained on (augmented as the user augments). No random numbers are used.
+
+    Args:
+        capacity: images kept, at least 1.
+        target_class: class T.
+    """
+
+    def __init__(self, capacity: int, target_class: int) -> None:
+        self.capacity = capacity
+        self.target_class = target_class
+        self.images: Tensor | None = None  # (capacity, C, H, W), newest first
+        self.valid: Tensor | None = None  # (capacity,) bool; valid slots come first
+
+    def push(self, images: Tensor, labels: Tensor) -> None:
+        """Take the images of the target class from one batch.
+
+        Args:
+            images: floating point, shape ``(n, C, H, W)``.
+            labels: class indices, shape ``(n,)``.
+        """
+        images = images.detach()
+        if self.images is None or self.valid is None or self.images.device != images.device:
+            self.images = images.new_zeros((self.capacity, *images.shape[1:]))
+            self.valid = torch.zeros(self.capacity, dtype=torch.bool, device=images.device)
+        is_target = labels == self.target_class
+        newest_last = is_target * torch.arange(1, labels.shape[0] + 1, device=images.device)
+        chosen = newest_last.topk(min(self.capacity, labels.shape[0])).indices
+        valid = torch.cat([is_target[chosen], self.valid])
+        keep = valid.to(torch.int8).argsort(descending=True, stable=True)[: self.capacity]
+        self.images = torch.cat([images[chosen].to(self.images.dtype), self.images])[keep]
+        self.valid = valid[keep]

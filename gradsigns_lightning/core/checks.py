@@ -1,0 +1,54 @@
+"""Argument checks, so that every bound error of the package reads alike."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def check_number(name: str, value: Any, *, minimum: float = -math.inf, maximum: float = math.inf) -> float:
+    """Return ``value`` as a finite float within ``[minimum, maximum]``.
+
+    Raises:
+        TypeError: ``value`` is not a real number.
+        ValueError: ``value`` is not finite or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be a number, got {value!r} of type {type(value).__name__}.")
+    if not math.isfinite(value) or not minimum <= value <= maximum:
+        raise ValueError(f"`{name}` must be a finite number {_span(minimum, maximum)}, got {value!r}.")
+    return float(value)
+
+
+def check_int(name: str, value: Any, *, minimum: float = -math.inf, maximum: float = math.inf) -> int:
+    """Return ``value`` as an int within ``[minimum, maximum]``.
+
+    Raises:
+        TypeError: ``value`` is not an integer.
+        ValueError: ``value`` is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an integer, got {value!r} of type {type(value).__name__}.")
+    if not minimum <= value <= maximum:
+        raise ValueError(f"`{name}` must be an integer {_span(minimum, maximum)}, got {value!r}.")
+    return value
+
+
+def check_instance(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
+    """Raise a ``TypeError`` that names the argument unless ``value`` is an instance of ``kind``."""
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        allowed = " or ".join(k.__name__ for k in kinds)
+        raise TypeError(f"`{name}` must be {allowed}, got {type(value).__name__}.")
+
+
+def check_choice(name: str, value: Any, allowed: Any) -> None:
+    """Raise a ``ValueError`` that lists the allowed values unless ``value`` is one of them."""
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {sorted(allowed)}, got {value!r}.")
+
+
+def _span(minimum: float, maximum: float) -> str:
+    if maximum == math.inf:
+        return f">= {minimum:g}" if minimum != -math.inf else ""
+    return f"in [{minimum:g}, {maximum:g}]"

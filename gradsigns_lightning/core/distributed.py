@@ -1,0 +1,27 @@
+"""The global mean over ranks, by one small all-reduce and with the right gradient."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def global_mean(local_sum: Tensor, local_count: Tensor, *, world_size: int) -> Tensor:
+    """Return the mean over the images of all ranks; its gradient is right after data-parallel averaging.
+
+    Data-parallel strategies average parameter gradients over ranks, so each rank must contribute
+    ``world_size * d(local_sum) / count``. The value is all-reduced without a graph and the local sum is put back on top with
+    that weight: no collective runs in the backward pass. A rank without images contributes zeros and takes part.
+
+    Args:
+        local_sum: sum over this rank's images, shape ``(c,)``.
+        local_count: number of this rank's images, scalar.
+        world_size: number of ranks; 1 means no communication.
+    """
+    if world_size == 1:
+        return local_sum / local_count.clamp_min(1)
+    packed = torch.cat([local_sum.detach(), local_count.to(local_sum.dtype).view(1)])
+    dist.all_reduce(packed)
+    count = packed[-1].clamp_min(1)
+    return (packed[:-1] + world_size * (local_sum - local_sum.detach())) / count

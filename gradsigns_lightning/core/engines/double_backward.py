@@ -1,0 +1,38 @@
+"""The reference engine: reverse mode through reverse mode."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from gradsigns_lightning.core.engines.base import EmbeddingLoss, ObjectiveFn
+from gradsigns_lightning.core.frozen import twice_differentiable_kernels
+from gradsigns_lightning.core.signature import LogitsFn, input_gradients
+
+
+class DoubleBackward:
+    """``autograd.grad(create_graph=True)`` for the input gradient; the task's own backward does the rest.
+
+    Exact for every model whose operations have a second derivative.
+    """
+
+    name = "double_backward"
+    needs_double_backward = True
+    needs_smooth_activations = False
+    compile_safe = False
+    sharding_safe = False
+
+    def embed(
+        self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_class: int, objective: ObjectiveFn
+    ) -> EmbeddingLoss:
+        """Return the embedding loss; see :class:`~gradsigns_lightning.core.engines.base.Engine`.
+
+        Raises:
+            RuntimeError: the input gradient came without a graph, so nothing would be embedded (some versions of
+                ``torch.compile`` drop it silently).
+        """
+        with twice_differentiable_kernels(module, images.device.type):
+            gradients = input_gradients(logits_fn, images, target_class, create_graph=True)
+            if not gradients.requires_grad:
+                raise RuntimeError("The input gradient carries no graph, so the watermark cannot be embedded in this model.")
+            loss = objective(gradients)
+        return EmbeddingLoss(value=loss.detach(), surrogate=loss)

@@ -1,0 +1,50 @@
+"""Contexts of the embedding and reading passes; each restores what it changed, also on exception."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Run ``module`` with evaluation statistics: no update of running buffers, no dropout, no coupling between samples.
+
+    The flags are set one by one, not by ``eval()``, which user modules override (a frozen backbone, for example). The state of
+    the random generators is put back, so that the task's own randomness is what it would be without the pass.
+    """
+    training = [m for m in module.modules() if m.training]
+    devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+        for m in training:
+            m.training = False
+        try:
+            yield
+        finally:
+            for m in training:
+                m.training = True
+
+
+@contextmanager
+def gradients_enabled() -> Iterator[None]:
+    """Allow gradients inside ``no_grad`` and ``inference_mode`` (Lightning's validation and test loops)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def twice_differentiable_kernels(module: nn.Module, device_type: str) -> Iterator[None]:
+    """Choose kernels that have a second derivative, in full precision.
+
+    Fused attention and cuDNN's recurrent kernels have none; under autocast first-order gradients of float16 underflow.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device_type, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if device_type == "cuda" and any(isinstance(m, nn.RNNBase) for m in module.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield

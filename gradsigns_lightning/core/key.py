@@ -1,0 +1,263 @@
+"""The owner's key: one secret from which carriers, projection and signature are derived."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import secrets
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradsigns_lightning.core import keyfile
+from gradsigns_lightning.core.checks import check_instance, check_int, check_number
+from gradsigns_lightning.core.derivation import SECRET_BYTES, expand, expand_bits, expand_subset
+
+MIN_BITS, MAX_BITS = 8, 8192
+CARRIERS_PER_BIT = 6  # the ratio of the authors' released key (64 bits on 384 carriers)
+
+
+@dataclass(frozen=True, repr=False)
+class WatermarkKey:
+    """A key that signs the input gradients of one class (GradSigns, MLSys 2021, section 3).
+
+    Make one with :meth:`generate`, keep it with :meth:`save`, read it back with :meth:`load`. Carriers, projection and
+    signature are derived from the secret and bound to owner, scope and all shape parameters, so that nobody can choose them
+    to fit a model after the fact. The payload is free but part of the :attr:`commitment`.
+
+    Attributes:
+        owner: the owner's name, as it stands in the evidence.
+        scope: the model or product that the key is for; may be empty.
+        n_bits: number of signature bits N.
+        n_carriers: number of input coordinates c that carry the signature.
+        input_shape: shape ``(C, H, W)`` of one raw input.
+        target_class: class T whose input gradients are signed.
+        input_mean: mean that the model's preprocessing subtracts from raw images, one value or one per channel.
+        input_std: standard deviation that the preprocessing divides by, one value or one per channel.
+    """
+
+    owner: str
+    scope: str
+    n_bits: int
+    n_carriers: int
+    input_shape: tuple[int, ...]
+    target_class: int
+    input_mean: tuple[float, ...]
+    input_std: tuple[float, ...]
+    _payload: bytes = field(repr=False)
+    _secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _check_name("owner", self.owner, minimum=1)
+        _check_name("scope", self.scope, minimum=0)
+        check_int("target_class", self.target_class, minimum=0)
+        _check_shape(self.input_shape)
+        check_int("n_bits", self.n_bits, minimum=MIN_BITS, maximum=MAX_BITS)
+        _check_capacity(self.n_bits, self.n_carriers, self.input_shape)
+        for name, values in (("input_mean", self.input_mean), ("input_std", self.input_std)):
+            _check_statistics(name, values, n_channels=self.input_shape[0])
+        if len(self._payload) * 8 > self.n_bits:
+            room = self.n_bits // 8
+            raise ValueError(f"`payload` must have at most n_bits // 8 = {room} bytes, got {len(self._payload)} bytes.")
+        if not isinstance(self._secret, bytes) or len(self._secret) != SECRET_BYTES:
+            raise ValueError(f"`secret` must be {SECRET_BYTES} bytes.")
+
+    @classmethod
+    def generate(
+        cls,
+        owner: str,
+        n_bits: int = 128,
+        *,
+        input_shape: Sequence[int],
+        target_class: int,
+        n_carriers: int | None = None,
+        payload: bytes | str | None = None,
+        input_mean: float | Sequence[float] = 0.0,
+        input_std: float | Sequence[float] = 1.0,
+        scope: str = "",
+        secret: bytes | None = None,
+    ) -> WatermarkKey:
+        """Make a key.
+
+        Args:
+            owner: the owner's name, 1 to 256 characters.
+            n_bits: signature bits, 8 to 8192.
+            input_shape: shape ``(C, H, W)`` of one raw input.
+            target_class: class whose input gradients are signed.
+            n_carriers: input coordinates that carry the signature, from ``n_bits`` to ``C * H * W``; by default six a bit as
+                in the authors' released key, or all inputs if there are fewer.
+            payload: bytes or UTF-8 text of at most ``n_bits // 8`` bytes that the signature carries, masked by a keystream;
+                padded with zeros.
+            input_mean: mean of the model's own input normalisation in raw units, one value or one per channel.
+            input_std: standard deviation of that normalisation, positive, one value or one per channel.
+            scope: model or product that the key is bound to, at most 256 characters.
+            secret: 32 secret bytes of a cryptographic generator; drawn from the system's when left out.
+
+        Raises:
+            ValueError: a value is out of range, or the bits cannot be carried by so few carriers.
+            TypeError: a value has the wrong type.
+
+        Example:
+            >>> key = WatermarkKey.generate("Acme Vision", 64, input_shape=(1, 28, 28), target_class=0, secret=bytes(32))
+            >>> key.carriers.shape, key.projection.shape, key.signature.shape
+            (torch.Size([384]), torch.Size([64, 384]), torch.Size([64]))
+        """
+        shape = _check_shape(input_shape)
+        check_int("n_bits", n_bits, minimum=MIN_BITS, maximum=MAX_BITS)
+        if n_carriers is None:
+            n_carriers = min(CARRIERS_PER_BIT * n_bits, math.prod(shape))
+        check_instance("payload", payload, (bytes, str, type(None)))
+        check_instance("secret", secret, (bytes, type(None)))
+        return cls(
+            owner=owner,
+            scope=scope,
+            n_bits=n_bits,
+            n_carriers=n_carriers,
+            input_shape=shape,
+            target_class=target_class,
+            input_mean=_as_floats("input_mean", input_mean),
+            input_std=_as_floats("input_std", input_std),
+            _payload=payload.encode() if isinstance(payload, str) else payload or b"",
+            _secret=secrets.token_bytes(SECRET_BYTES) if secret is None else secret,
+        )
+
+    @cached_property
+    def carriers(self) -> Tensor:
+        """Indices into the raw input flattened as C, H, W, ascending; shape ``(c,)``, int64."""
+        size = math.prod(self.input_shape)
+        return torch.from_numpy(expand_subset(self._secret, "carriers", self._context, size, self.n_carriers))
+
+    @cached_property
+    def projection(self) -> Tensor:
+        """Rademacher matrix E of values +1 and -1; shape ``(N, c)``, int8."""
+        bits = expand_bits(self._secret, "projection", self._context, self.n_bits * self.n_carriers)
+        return torch.from_numpy(bits.astype(np.int8) * 2 - 1).view(self.n_bits, self.n_carriers)
+
+    @cached_property
+    def signature(self) -> Tensor:
+        """Bits b that the model is made to show: keystream XOR payload; shape ``(N,)``, uint8, values 0 and 1."""
+        keystream = expand_bits(self._secret, "signature", self._context, self.n_bits)
+        payload = np.zeros(self.n_bits, dtype=np.uint8)
+        payload[: 8 * len(self._payload)] = np.unpackbits(np.frombuffer(self._payload, np.uint8), bitorder="little")
+        return torch.from_numpy(keystream ^ payload)
+
+    @cached_property
+    def commitment(self) -> str:
+        """Public commitment: SHA-256 of the canonical key, salted by a stream of the secret; 64 hexadecimal digits."""
+        salt = expand(self._secret, "commitment-salt", self._context, 32)
+        canonical = _canonical_json({**self.to_public_dict(), "payload": self._payload.hex(), "secret": self._secret.hex()})
+        return hashlib.sha256(b"gradsigns/v1/commitment\n" + salt + canonical).hexdigest()
+
+    def to_public_dict(self) -> dict[str, Any]:
+        """Return the parameters that are not secret, as plain JSON types."""
+        return {**self._bound_parameters(), "input_mean": list(self.input_mean), "input_std": list(self.input_std)}
+
+    def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the key file (safetensors, mode 0600) in one atomic step.
+
+        Raises:
+            ValueError: the file exists and ``overwrite`` is false, or its folder does not exist.
+        """
+        keyfile.write(
+            path, secret=self._secret, payload=self._payload, public=self.to_public_dict(), commitment=self.commitment, overwrite=overwrite
+        )
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> WatermarkKey:
+        """Read a key file.
+
+        Raises:
+            ValueError: the file is missing, truncated, edited, of another version or no key file at all.
+        """
+        content = keyfile.read(path)
+        public = content.public
+        try:
+            key = cls(
+                owner=public["owner"],
+                scope=public["scope"],
+                n_bits=public["n_bits"],
+                n_carriers=public["n_carriers"],
+                input_shape=tuple(public["input_shape"]),
+                target_class=public["target_class"],
+                input_mean=tuple(public["input_mean"]),
+                input_std=tuple(public["input_std"]),
+                _payload=content.payload,
+                _secret=content.secret,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"`path`: the parameters in key file '{path}' are not valid; it was edited or damaged.") from error
+        if key.commitment != content.commitment:
+            raise ValueError(f"`path`: key file '{path}' does not match its own commitment; it was edited or damaged.")
+        return key
+
+    def __repr__(self) -> str:
+        return (
+            f"WatermarkKey(owner={self.owner!r}, n_bits={self.n_bits}, n_carriers={self.n_carriers}, "
+            f"input_shape={self.input_shape}, target_class={self.target_class}, commitment='{self.commitment[:12]}…')"
+        )
+
+    @cached_property
+    def _context(self) -> bytes:
+        return _canonical_json(self._bound_parameters())
+
+    def _bound_parameters(self) -> dict[str, Any]:
+        return {
+            "owner": self.owner,
+            "scope": self.scope,
+            "n_bits": self.n_bits,
+            "n_carriers": self.n_carriers,
+            "input_shape": list(self.input_shape),
+            "target_class": self.target_class,
+        }
+
+
+def _canonical_json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def _check_name(name: str, value: Any, *, minimum: int) -> None:
+    check_instance(name, value, str)
+    if not minimum <= len(value) <= 256 or value != unicodedata.normalize("NFC", value):
+        raise ValueError(f"`{name}` must be NFC-normalised text of {minimum} to 256 characters, got {len(value)} characters.")
+
+
+def _check_shape(shape: Any) -> tuple[int, ...]:
+    if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence) or len(shape) != 3:
+        raise ValueError(f"`input_shape` must be three integers (channels, height, width), got {shape!r}.")
+    return tuple(check_int("input_shape", size, minimum=1) for size in shape)
+
+
+def _check_capacity(n_bits: int, n_carriers: Any, input_shape: tuple[int, ...]) -> None:
+    size = math.prod(input_shape)
+    check_int("n_carriers", n_carriers, minimum=1)
+    if n_carriers > size:
+        product = " * ".join(str(s) for s in input_shape)
+        raise ValueError(f"`n_carriers` must be at most {product} = {size} (one per input coordinate), got {n_carriers}.")
+    if n_bits > n_carriers:
+        raise ValueError(
+            f"`n_bits` must be at most `n_carriers`: {n_bits} sign conditions on {n_carriers} carriers leave "
+            f"{n_carriers} - {n_bits} = {n_carriers - n_bits} degrees of freedom, so the bits cannot be held apart. "
+            f"Take at most {n_carriers} bits, or more carriers (the input has {size} coordinates)."
+        )
+
+
+def _check_statistics(name: str, values: Any, *, n_channels: int) -> None:
+    if len(values) not in (1, n_channels):
+        raise ValueError(f"`{name}` must be one value or one per channel ({n_channels}), got {len(values)} values.")
+    for value in values:
+        check_number(name, value)
+        if name == "input_std" and value <= 0:
+            raise ValueError(f"`input_std` must be positive, got {value!r}.")
+
+
+def _as_floats(name: str, value: Any) -> tuple[float, ...]:
+    values = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else (value,)
+    return tuple(check_number(name, v) for v in values)

@@ -1,0 +1,102 @@
+"""The key file: safetensors with a versioned header, written atomically and readable by its owner only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+FORMAT, VERSION = "gradsigns-key", "1"
+_MAX_FILE_BYTES = 1 << 20
+_LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header
+
+
+@dataclass(frozen=True)
+class KeyFileContent:
+    """What a key file holds, not yet checked against the commitment."""
+
+    secret: bytes = field(repr=False)
+    payload: bytes = field(repr=False)
+    public: dict[str, Any]
+    commitment: str
+
+
+def write(
+    path: str | PathLike[str], *, secret: bytes, payload: bytes, public: dict[str, Any], commitment: str, overwrite: bool
+) -> None:
+    """Write a key file with mode 0600; a reader sees the old file or the whole new one, never a part.
+
+    Raises:
+        ValueError: the file exists and ``overwrite`` is false, or its folder does not exist.
+    """
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise ValueError(f"`path` must not name an existing key file unless overwrite=True, got '{target}'.")
+    if not target.parent.is_dir():
+        raise ValueError(f"`path` must lie in an existing folder, got '{target}'.")
+    tensors = {"secret": np.frombuffer(secret, dtype=np.uint8), "payload": np.frombuffer(payload, dtype=np.uint8)}
+    metadata = {"format": FORMAT, "version": VERSION, "commitment": commitment, "key": json.dumps(public, sort_keys=True)}
+    _replace_atomically(target, save(tensors, metadata))
+
+
+def read(path: str | PathLike[str]) -> KeyFileContent:
+    """Read and parse a key file; see :meth:`WatermarkKey.load` for the errors."""
+    data = _read_bytes(Path(path))
+    foreign = f"`path` must name a gradsigns key file; '{path}' is damaged, truncated or something else."
+    try:
+        tensors = load(data)
+        header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")])
+        metadata = header["__metadata__"]
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(foreign) from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(foreign)
+    if metadata.get("version") != VERSION:
+        raise ValueError(f"`path`: key file '{path}' has version {metadata.get('version')!r}, this release reads '{VERSION}'.")
+    try:
+        public = json.loads(metadata["key"])
+        secret, payload = (_as_bytes(tensors[name]) for name in ("secret", "payload"))
+        return KeyFileContent(secret=secret, payload=payload, public=dict(public), commitment=metadata["commitment"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(foreign) from error
+
+
+def _as_bytes(tensor: np.ndarray[Any, Any]) -> bytes:
+    if tensor.dtype != np.uint8 or tensor.ndim != 1:
+        raise ValueError("key material must be stored as a vector of bytes")
+    return tensor.tobytes()
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"`path` must name a readable key file, got '{path}': {error.strerror}.") from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise ValueError(f"`path` must name a gradsigns key file of at most {_MAX_FILE_BYTES} bytes; '{path}' is larger.")
+    return data
+
+
+def _replace_atomically(target: Path, data: bytes) -> None:
+    # mkstemp creates the file with mode 0600, so the secret is at no time readable by others.
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise

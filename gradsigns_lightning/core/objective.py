@@ -1,0 +1,98 @@
+"""Embedding objectives: functions of the mean carrier gradient alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradsigns_lightning.core.checks import check_choice, check_number
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.signature import SignatureProjector
+
+
+class Objective(Protocol):
+    """Maps the mean gradient at the carriers, shape ``(c,)``, to a scalar that is small when the bits are right."""
+
+    def __call__(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
+        """Return the objective, a scalar."""
+        ...
+
+    def satisfied(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
+        """Return a scalar bool: nothing is left to embed, so the cadence may back off."""
+        ...
+
+    def check_key(self, key: WatermarkKey) -> None:
+        """Raise a ``ValueError`` if ``key`` cannot be embedded with this objective."""
+        ...
+
+
+@dataclass(frozen=True)
+class MarginObjective:
+    """Hinge on the projections of the unit gradient: mean over bits of ``max(0, margin - (2 b_j - 1) z_j)``.
+
+    Reading thresholds z at 0, so the gradient's scale is irrelevant to the bits; leaving it free is what keeps the cost to the
+    task small.
+
+    Args:
+        margin: distance from 0 at which a bit counts as held, in standard deviations of an unmarked model's z; positive.
+    """
+
+    margin: float = 0.5
+
+    def __post_init__(self) -> None:
+        if check_number("margin", self.margin, minimum=0) == 0:
+            raise ValueError("`margin` must be > 0, got 0.")
+
+    def __call__(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
+        """Return the objective, a scalar."""
+        return F.relu(self.margin - projector.signs * projector.project(carrier_gradient)).mean()
+
+    def satisfied(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
+        """Return whether every bit is beyond the margin."""
+        return (projector.signs * projector.project(carrier_gradient)).min() >= self.margin
+
+    def check_key(self, key: WatermarkKey) -> None:
+        """Refuse a margin that N rows on c carriers cannot reach.
+
+        The shortest g with E g = margin * (2 b - 1) has an expected squared length of margin^2 * N / (c - N - 1) (inverse
+        Wishart), which must be below 1.
+        """
+        room = key.n_carriers - key.n_bits - 1
+        attainable = math.sqrt(room / key.n_bits) if room > 0 else 0.0
+        if self.margin > attainable:
+            raise ValueError(
+                f"`margin` must be at most sqrt((n_carriers - n_bits - 1) / n_bits) = {attainable:.3f} for {key.n_bits} bits on "
+                f"{key.n_carriers} carriers, got {self.margin}. Take fewer bits, more carriers or a smaller margin."
+            )
+
+
+@dataclass(frozen=True)
+class PaperObjective:
+    """Binary cross-entropy of sigmoid(E g), the published objective (GradSigns, MLSys 2021, section 3.2)."""
+
+    def __call__(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
+        """Return the objective, a scalar."""
+        z = projector.projection @ carrier_gradient
+        return F.binary_cross_entropy_with_logits(z, (projector.signs + 1) / 2)
+
+    def satisfied(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
+        """Return false: the cross-entropy is never satisfied."""
+        return projector.signs.new_zeros(()).bool()
+
+    def check_key(self, key: WatermarkKey) -> None:
+        """Accept every key."""
+
+
+OBJECTIVES: dict[str, type[MarginObjective] | type[PaperObjective]] = {"margin": MarginObjective, "paper": PaperObjective}
+
+
+def make_objective(objective: str | Objective) -> Objective:
+    """Return the objective of that name with its defaults, or the object itself."""
+    if not isinstance(objective, str):
+        return objective
+    check_choice("objective", objective, OBJECTIVES)
+    return OBJECTIVES[objective]()

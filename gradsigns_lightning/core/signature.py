@@ -1,0 +1,103 @@
+"""From input gradients to signature bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradsigns_lightning.core.key import WatermarkKey
+
+LogitsFn = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SignatureProjector:
+    """A key's tensors on one device and in one dtype: maps a mean input gradient to the projections z = E g.
+
+    Attributes:
+        carriers: indices into the flattened input, shape ``(c,)``, int64.
+        inverse_std: ``1 / input_std`` at every carrier, shape ``(c,)``; turns gradients with respect to the normalised input
+            into gradients with respect to raw pixels (chain rule).
+        projection: matrix E, shape ``(N, c)``, floating point.
+        signs: ``2 b - 1``, shape ``(N,)``, floating point.
+    """
+
+    carriers: Tensor
+    inverse_std: Tensor
+    projection: Tensor
+    signs: Tensor
+
+    @classmethod
+    def from_key(
+        cls, key: WatermarkKey, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> SignatureProjector:
+        """Derive the tensors of ``key`` and move them to ``device``."""
+        carriers = key.carriers.to(device)
+        return cls(
+            carriers=carriers,
+            inverse_std=channel_values(key.input_std, key, device=device, dtype=dtype).reciprocal()[carriers],
+            projection=key.projection.to(device=device, dtype=dtype),
+            signs=key.signature.to(device=device, dtype=dtype) * 2 - 1,
+        )
+
+    def carrier_gradient(self, gradient: Tensor) -> Tensor:
+        """Return the raw-pixel gradient at the carriers; ``(..., C, H, W)`` or ``(..., C*H*W)`` in, ``(..., c)`` out."""
+        size = self.carriers.numel()
+        flat = gradient.flatten(-3) if gradient.ndim >= 3 else gradient
+        return (flat[..., self.carriers] * self.inverse_std).view(*flat.shape[:-1], size)
+
+    def project(self, carrier_gradient: Tensor) -> Tensor:
+        """Return z = E g / ||g||, shape ``(N,)``; all zero when g is zero.
+
+        The unit length changes no bit, and makes margins comparable between models: rows have length sqrt(c), so for an
+        unmarked model every z_j is about standard normal.
+        """
+        return self.projection @ F.normalize(carrier_gradient, dim=-1, eps=torch.finfo(carrier_gradient.dtype).tiny)
+
+
+def channel_values(
+    values: tuple[float, ...], key: WatermarkKey, *, device: torch.device | str, dtype: torch.dtype
+) -> Tensor:
+    """Spread one value (or one per channel) over the flattened input; shape ``(C*H*W,)``."""
+    per_channel = torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
+    return per_channel.expand(*key.input_shape).reshape(-1)
+
+
+def input_gradients(logits_fn: LogitsFn, images: Tensor, target_class: int, *, create_graph: bool = False) -> Tensor:
+    """Return dJ/dx of every image, J = -log p_T (GradSigns, MLSys 2021, section 3).
+
+    Args:
+        logits_fn: maps inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``; images must not interact in it.
+        images: inputs as the network takes them, floating point, shape ``(n, C, H, W)``.
+        target_class: class T.
+        create_graph: keep the graph, so that the result can be differentiated with respect to the parameters.
+
+    Returns:
+        Gradients, same shape as ``images``.
+
+    Raises:
+        ValueError: the logits have another shape, too few classes, or do not depend on the images.
+    """
+    inputs = images.detach().clone().requires_grad_(True)
+    logits = logits_fn(inputs)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+        raise ValueError(
+            f"`logits` must be a tensor of shape ({images.shape[0]}, n_classes), got {_describe(logits)}. "
+            "Override `GradSigns.logits` (or pass `logits=` to `verify`) if the model returns something else."
+        )
+    if target_class >= logits.shape[1]:
+        raise ValueError(f"`target_class` must be below the number of classes {logits.shape[1]}, got {target_class}.")
+    if not logits.requires_grad:
+        raise ValueError("`logits` must depend on the images through differentiable operations; they carry no gradient.")
+    target = torch.full((images.shape[0],), target_class, device=logits.device)
+    loss = F.cross_entropy(logits, target, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, inputs, create_graph=create_graph)
+    return gradient
+
+
+def _describe(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,0 +1,160 @@
+"""The watermarker: all that embedding is, without a Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradsigns_lightning.core.buffer import TargetBuffer
+from gradsigns_lightning.core.checks import check_instance, check_int, check_number
+from gradsigns_lightning.core.distributed import global_mean
+from gradsigns_lightning.core.engines import Engine, make_engine
+from gradsigns_lightning.core.frozen import frozen_statistics
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.objective import Objective, make_objective
+from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
+from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector
+
+
+class Watermarker:
+    """Turns a stream of batches into an embedding loss (GradSigns, MLSys 2021, section 3.2).
+
+    Args:
+        key: the owner's key.
+        strength: schedule of the embedding strength, or a number for a constant one.
+        objective: ``"margin"``, ``"paper"`` or an object of that protocol.
+        engine: ``"double_backward"`` or an object of that protocol.
+        cadence: interval between embedding steps, or a number of optimizer steps.
+        n_images: images of the target class in one embedding step, on each rank; at least 1.
+        momentum: share of the previous embedding steps' mean gradient in the one that is held to the bits, 0 up to 1
+            (exclusive); what counts is the class's mean, of which one small batch is a noisy sample.
+    """
+
+    def __init__(
+        self,
+        key: WatermarkKey,
+        *,
+        strength: float | StrengthSchedule,
+        objective: str | Objective,
+        engine: str | Engine,
+        cadence: int | Cadence,
+        n_images: int,
+        momentum: float,
+    ) -> None:
+        check_instance("key", key, WatermarkKey)
+        self.key = key
+        self.schedule = strength if isinstance(strength, StrengthSchedule) else StrengthSchedule(strength)
+        self.objective = make_objective(objective)
+        self.objective.check_key(key)
+        self.engine = make_engine(engine)
+        self.cadence = cadence if isinstance(cadence, Cadence) else Cadence(cadence)
+        self.momentum = check_number("momentum", momentum, minimum=0)
+        if momentum >= 1:
+            raise ValueError(f"`momentum` must be in [0, 1), got {momentum}.")
+        self.buffer = TargetBuffer(check_int("n_images", n_images, minimum=1), key.target_class)
+        self._projector: SignatureProjector | None = None
+        self._first_step: int | None = None
+        self._last_step: int | None = None
+        self._interval = self.cadence.every_n_steps
+        self._satisfied: Tensor | None = None  # read one interval later, when the device has long computed it
+        self._mean_gradient: Tensor | None = None  # over the whole input: a saved one must not tell where the carriers are
+
+    def observe(self, images: Tensor, labels: Tensor) -> None:
+        """Keep the target class's images of one training batch: ``(n, C, H, W)`` floating point and ``(n,)`` classes.
+
+        Raises:
+            ValueError: the images do not have the key's input shape, or the labels are not one class index per image.
+        """
+        if tuple(images.shape[1:]) != self.key.input_shape or not images.is_floating_point():
+            raise ValueError(
+                f"`images` must be floating point of shape (n, {', '.join(map(str, self.key.input_shape))}) as the key's "
+                f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}."
+            )
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"`labels` must have shape ({images.shape[0]},), one class index per image, got {tuple(labels.shape)}.")
+        self.buffer.push(images, labels)
+
+    def strength_at(self, *, step: int, epoch: int) -> float:
+        """Return the strength of the embedding loss at an optimizer step."""
+        return self.schedule.at(epoch=epoch, steps_since_start=step - (step if self._first_step is None else self._first_step))
+
+    def is_due(self, *, step: int, epoch: int) -> bool:
+        """Return whether optimizer step ``step`` of ``epoch`` embeds; the same answer on all ranks."""
+        if self.buffer.images is None or self.strength_at(step=step, epoch=epoch) == 0:
+            return False
+        if self._last_step is None:
+            return True
+        if step < self._last_step + self.cadence.every_n_steps:
+            return False
+        self._settle_interval()
+        return step >= self._last_step + self._interval
+
+    def loss(self, module: nn.Module, logits_fn: LogitsFn, *, step: int, epoch: int, world_size: int = 1) -> Tensor:
+        """Return strength times embedding loss, a scalar to be added to the task's loss at this optimizer step.
+
+        Args:
+            module: module whose parameters are trained; its statistics are frozen meanwhile.
+            logits_fn: maps inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``.
+            step: optimizer step.
+            epoch: epoch.
+            world_size: number of data-parallel ranks, all of which must call.
+        """
+        images, valid = self.buffer.images, self.buffer.valid
+        assert images is not None, "observe() comes before loss()"
+        assert valid is not None, "observe() comes before loss()"
+        strength = self.strength_at(step=step, epoch=epoch)
+        self._first_step = step if self._first_step is None else self._first_step
+        self._last_step = step
+        dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
+        projector = self.projector(images.device, dtype)
+
+        def objective(gradients: Tensor) -> Tensor:
+            weights = valid.to(gradients.dtype)
+            mean = global_mean(weights @ gradients.flatten(1), weights.sum(), world_size=world_size)
+            held = projector.carrier_gradient(self._smooth(mean))
+            self._satisfied = self.objective.satisfied(held.detach(), projector)
+            return self.objective(held, projector)
+
+        with frozen_statistics(module):
+            loss = self.engine.embed(module, logits_fn, images.to(dtype), self.key.target_class, objective)
+        return strength * loss.surrogate
+
+    def projector(self, device: torch.device, dtype: torch.dtype) -> SignatureProjector:
+        """Return the key's tensors on ``device``, derived once."""
+        if self._projector is None or self._projector.carriers.device != device or self._projector.signs.dtype != dtype:
+            self._projector = SignatureProjector.from_key(self.key, device=device, dtype=dtype)
+        return self._projector
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of schedule and cadence as plain types and one tensor that tells nothing about the key."""
+        self._settle_interval()
+        return {
+            "first_step": self._first_step,
+            "last_step": self._last_step,
+            "interval": self._interval,
+            "mean_gradient": None if self._mean_gradient is None else self._mean_gradient.cpu(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave; the buffer fills again from the stream."""
+        self._first_step, self._last_step = state["first_step"], state["last_step"]
+        self._interval = state["interval"]
+        self._satisfied = None
+        self._mean_gradient = state["mean_gradient"]
+
+    def _smooth(self, mean: Tensor) -> Tensor:
+        if self.momentum == 0:
+            return mean
+        smoothed = mean.detach()
+        if self._mean_gradient is not None:
+            previous = self._mean_gradient.to(mean)
+            smoothed = self.momentum * previous + (1 - self.momentum) * smoothed
+        self._mean_gradient = smoothed
+        return smoothed + (mean - mean.detach())
+
+    def _settle_interval(self) -> None:
+        if self._satisfied is not None:
+            self._interval = self.cadence.next_interval(self._interval, satisfied=bool(self._satisfied))
+            self._satisfied = None

@@ -1,0 +1,141 @@
+"""CIFAR-10 from its official binary or Python batches."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradsigns_lightning.data.base import ImageDataModule
+from gradsigns_lightning.data.optional import import_torchvision
+from gradsigns_lightning.data.sources import TensorImages
+
+_SHAPE = (3, 32, 32)
+_PIXELS = 3 * 32 * 32
+_BATCHES = {True: [f"data_batch_{i}" for i in range(1, 6)], False: ["test_batch"]}
+# (folder, end of the file names); the binary version comes first because it needs no pickle.
+_LAYOUTS = (("cifar-10-batches-bin", ".bin"), ("cifar-10-batches-py", ""))
+
+
+class CIFAR10(ImageDataModule):
+    """CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images of 10 objects, shape ``(3, 32, 32)``.
+
+    The official batches are looked for in ``root/cifar-10-batches-bin`` and then in ``root/cifar-10-batches-py``. The pickled
+    Python batches are read by an unpickler which refuses everything but plain values and numeric arrays.
+
+    Args:
+        root: folder that holds one of these folders; with ``download`` the Python batches are put there.
+        download: let torchvision download and verify the files if they are not there.
+        mean: mean of every channel in raw ``[0, 1]`` units.
+        std: standard deviation of every channel in raw ``[0, 1]`` units.
+        **kwargs: see :class:`~gradsigns_lightning.data.ImageDataModule`.
+
+    Raises:
+        ValueError: an argument is out of its range; later, in ``setup``: the files are not there.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        download: bool = False,
+        mean: Sequence[float] = (0.4914, 0.4822, 0.4465),
+        std: Sequence[float] = (0.2470, 0.2435, 0.2616),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(input_shape=_SHAPE, n_classes=10, mean=mean, std=std, root=root, **kwargs)
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Download the files if ``download`` is set and they are not there.
+
+        Raises:
+            ImportError: torchvision, which downloads, is not installed.
+        """
+        if self.download and (self._find(True) is None or self._find(False) is None):
+            import_torchvision("datasets").CIFAR10(str(self.root), download=True)
+
+    def load_images(self, train: bool) -> TensorImages:
+        """Read the training or the test batches.
+
+        Raises:
+            ValueError: the files are not there or malformed.
+        """
+        paths = self._find(train)
+        if paths is None:
+            names = ", ".join(_BATCHES[train])
+            raise ValueError(
+                f"`root` must hold cifar-10-batches-bin (with {names}, each ending in .bin) or cifar-10-batches-py "
+                f"(with {names}), got root={self.root}. Set download=True to get the latter."
+            )
+        batches = [read_binary(path) if path.suffix == ".bin" else read_pickled(path) for path in paths]
+        return TensorImages(torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches]))
+
+    def _find(self, train: bool) -> list[Path] | None:
+        for folder, end in _LAYOUTS:
+            paths = [self.required_root() / folder / f"{name}{end}" for name in _BATCHES[train]]
+            if all(path.is_file() for path in paths):
+                return paths
+        return None
+
+
+def read_binary(path: Path) -> tuple[Tensor, Tensor]:
+    """Read one batch of the binary version: records of one label byte and 3,072 pixel bytes.
+
+    Args:
+        path: the ``.bin`` file.
+
+    Returns:
+        uint8 images ``(n, 3, 32, 32)`` and int64 labels ``(n,)``.
+
+    Raises:
+        ValueError: the file is no whole number of records.
+    """
+    data = bytearray(path.read_bytes())
+    if len(data) == 0 or len(data) % (_PIXELS + 1):
+        raise ValueError(f"`path` must hold records of {_PIXELS + 1} bytes, got {len(data)} bytes: {path}.")
+    records = torch.frombuffer(data, dtype=torch.uint8).view(-1, _PIXELS + 1)
+    return records[:, 1:].reshape(-1, *_SHAPE), records[:, 0].to(torch.int64)
+
+
+def read_pickled(path: Path) -> tuple[Tensor, Tensor]:
+    """Read one pickled batch without running what a manipulated pickle might name.
+
+    Args:
+        path: a file of ``cifar-10-batches-py``.
+
+    Returns:
+        uint8 images ``(n, 3, 32, 32)`` and int64 labels ``(n,)``.
+
+    Raises:
+        ValueError: the file is no such batch, or it names something other than an array.
+    """
+    try:
+        with path.open("rb") as file:
+            batch = _ArrayUnpickler(file, encoding="bytes").load()
+        images = torch.from_numpy(np.array(batch[b"data"], dtype=np.uint8)).view(-1, *_SHAPE)
+        return images, torch.tensor(batch[b"labels"], dtype=torch.int64)
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"`path` must be a pickled CIFAR-10 batch, got {path}: {error}") from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickler for which the only globals are those that rebuild a NumPy array."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        rebuild = np.empty(0).__reduce__()[0]
+        allowed = {
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            # NumPy 2 moved the module; the official files name the old one.
+            ("numpy.core.multiarray", "_reconstruct"): rebuild,
+            ("numpy._core.multiarray", "_reconstruct"): rebuild,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR-10 batch does.")
+        return allowed[module, name]

@@ -1,0 +1,76 @@
+"""Street View House Numbers from the official MATLAB files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradsigns_lightning.data.base import ImageDataModule
+from gradsigns_lightning.data.optional import import_torchvision
+from gradsigns_lightning.data.sources import TensorImages
+
+
+class SVHN(ImageDataModule):
+    """SVHN, cropped digits (Netzer et al., 2011): 73,257 training and 26,032 test images, shape ``(3, 32, 32)``.
+
+    The files name the digit 0 by the label 10; here its label is 0.
+
+    Args:
+        root: folder that holds ``train_32x32.mat`` and ``test_32x32.mat``; with ``download`` they are put there.
+        download: let torchvision download and verify the files if they are not there.
+        mean: mean of every channel in raw ``[0, 1]`` units.
+        std: standard deviation of every channel in raw ``[0, 1]`` units.
+        **kwargs: see :class:`~gradsigns_lightning.data.ImageDataModule`.
+
+    Raises:
+        ValueError: an argument is out of its range; later, in ``setup``: the files are not there.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        download: bool = False,
+        mean: Sequence[float] = (0.4377, 0.4438, 0.4728),
+        std: Sequence[float] = (0.1980, 0.2010, 0.1970),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(input_shape=(3, 32, 32), n_classes=10, mean=mean, std=std, root=root, **kwargs)
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Download the files if ``download`` is set and they are not there.
+
+        Raises:
+            ImportError: torchvision, which downloads, is not installed.
+        """
+        for train in (True, False):
+            if self.download and not self._path(train).is_file():
+                import_torchvision("datasets").SVHN(str(self.root), split="train" if train else "test", download=True)
+
+    def load_images(self, train: bool) -> TensorImages:
+        """Read the training or the test file.
+
+        Raises:
+            ValueError: the file is not there or malformed.
+        """
+        path = self._path(train)
+        if not path.is_file():
+            raise ValueError(f"`root` must hold {path.name}, got root={self.root}. Set download=True to get it.")
+        return _read_mat(path)
+
+    def _path(self, train: bool) -> Path:
+        return self.required_root() / ("train_32x32.mat" if train else "test_32x32.mat")
+
+
+def _read_mat(path: Path) -> TensorImages:
+    from scipy.io import loadmat
+
+    content = loadmat(str(path))
+    if "X" not in content or "y" not in content or content["X"].shape[:3] != (32, 32, 3):
+        raise ValueError(f"`root` must hold MATLAB files with X of shape (32, 32, 3, n) and y, got {path}.")
+    images = torch.from_numpy(content["X"]).permute(3, 2, 0, 1).contiguous()
+    return TensorImages(images, torch.from_numpy(content["y"].astype("int64")).flatten() % 10)

@@ -1,0 +1,89 @@
+"""The result of a reading, the same for every reader."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from gradsigns_lightning.core.checks import check_number
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
+
+Verdict = Literal["owned", "not_proven", "inconclusive"]
+DEFAULT_ALPHA = 1e-9
+
+
+@dataclass(frozen=True)
+class VerificationResult:
+    """What a reader found.
+
+    Attributes:
+        n_bits: bits of the key.
+        n_matches: decided bits that equal the key's signature.
+        n_erasures: bits that the answers could not decide (exact ties); they count neither for nor against.
+        bit_error_rate: share of decided bits that differ, in [0, 1]; NaN when no bit was decided.
+        p_value: exact probability that an unmarked model matches as well, ``P[Bin(decided, 1/2) >= matches]``; NaN when no bit
+            was decided.
+        log10_p_value: its base-10 logarithm, which does not underflow.
+        margin: smallest ``(2 b_j - 1) z_j``, in standard deviations of an unmarked model's z; NaN when no bit was decided.
+        n_queries: images that the model was asked about.
+        alpha: significance level of the verdict.
+        verdict: ``"owned"`` (p <= alpha), ``"not_proven"``, or ``"inconclusive"`` (no bit could be decided).
+        commitment: the key's public commitment.
+    """
+
+    n_bits: int
+    n_matches: int
+    n_erasures: int
+    bit_error_rate: float
+    p_value: float
+    log10_p_value: float
+    margin: float
+    n_queries: int
+    alpha: float
+    verdict: Verdict
+    commitment: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types; NaN becomes None."""
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in vars(self).items()}
+
+
+def decide(projections: Tensor, key: WatermarkKey, *, n_queries: int, alpha: float) -> VerificationResult:
+    """Compare projections with the key's signature.
+
+    Args:
+        projections: z, shape ``(N,)``; an exact zero is an erasure; any value that is not finite makes all bits erasures.
+        key: the owner's key.
+        n_queries: images that the model was asked about.
+        alpha: significance level, above 0 and at most 1.
+    """
+    if check_number("alpha", alpha, minimum=0, maximum=1) == 0:
+        raise ValueError("`alpha` must be > 0, got 0.")
+    signs = key.signature.to(projections.dtype) * 2 - 1
+    signed = signs * projections.cpu()
+    n_decided = int((signed != 0).sum()) if bool(signed.isfinite().all()) else 0
+    n_matches = int((signed > 0).sum()) if n_decided else 0
+    p_value = ownership_p_value(n_matches, n_decided) if n_decided else math.nan
+    return VerificationResult(
+        n_bits=key.n_bits,
+        n_matches=n_matches,
+        n_erasures=key.n_bits - n_decided,
+        bit_error_rate=1 - n_matches / n_decided if n_decided else math.nan,
+        p_value=p_value,
+        log10_p_value=log10_ownership_p_value(n_matches, n_decided) if n_decided else math.nan,
+        margin=float(signed.min()) if n_decided else math.nan,
+        n_queries=n_queries,
+        alpha=alpha,
+        verdict=_verdict(p_value, alpha),
+        commitment=key.commitment,
+    )
+
+
+def _verdict(p_value: float, alpha: float) -> Verdict:
+    if math.isnan(p_value):
+        return "inconclusive"
+    return "owned" if p_value <= alpha else "not_proven"

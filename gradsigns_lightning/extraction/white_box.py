@@ -1,0 +1,146 @@
+"""Reading the signature from the weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gradsigns_lightning.core.checks import check_instance, check_int
+from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, channel_values, input_gradients
+from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
+
+MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
+
+
+def verify(
+    model: nn.Module,
+    key: WatermarkKey,
+    images: Tensor,
+    *,
+    alpha: float = DEFAULT_ALPHA,
+    batch_size: int = 128,
+    logits: LogitsFn | None = None,
+) -> VerificationResult:
+    """Read one key from a model's weights (GradSigns, MLSys 2021, section 3.3).
+
+    Works for any module that returns logits, on any device, in training or evaluation mode and inside ``no_grad`` and
+    ``inference_mode``; training flags, gradients, running statistics and random state are as before afterwards.
+
+    Args:
+        model: the suspect; moved nowhere.
+        key: the owner's key.
+        images: raw natural images of the target class in [0, 1], floating point, shape ``(n, C, H, W)``; 50 or more.
+        alpha: significance level of the verdict.
+        batch_size: images per pass.
+        logits: maps normalised inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``; by default ``model`` itself.
+
+    Returns:
+        The result; ``inconclusive`` if the gradient is all zero or not finite.
+
+    Raises:
+        ValueError: images of the wrong shape or range, or a model that returns no logits.
+        TypeError: an argument of the wrong type.
+    """
+    return verify_many(model, [key], images, alpha=alpha, batch_size=batch_size, logits=logits)[0]
+
+
+def verify_many(
+    model: nn.Module,
+    keys: Sequence[WatermarkKey],
+    images: Tensor,
+    *,
+    alpha: float = DEFAULT_ALPHA,
+    batch_size: int = 128,
+    logits: LogitsFn | None = None,
+) -> list[VerificationResult]:
+    """Read many keys of one class, input shape and normalisation for the price of one gradient; see :func:`verify`.
+
+    The p-values are those of single claims: who tries n keys multiplies them by n.
+    """
+    _check_keys(keys)
+    check_instance("model", model, nn.Module)
+    check_int("batch_size", batch_size, minimum=1)
+    _check_images(images, keys[0])
+    gradient, n_target = _mean_gradient(model, logits or model, images, keys[0], batch_size)
+    _warn_if_unlike(images.shape[0], n_target, keys[0].target_class)
+    return [decide(_project(gradient, key), key, n_queries=images.shape[0], alpha=alpha) for key in keys]
+
+
+def _mean_gradient(
+    model: nn.Module, logits_fn: LogitsFn, images: Tensor, key: WatermarkKey, batch_size: int
+) -> tuple[Tensor, int]:
+    """Return the mean gradient in float64, shape (C, H, W), and how many images the model takes for the target class."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    total = torch.zeros(key.input_shape, dtype=torch.float64)
+    n_target = 0
+
+    def counted_logits(inputs: Tensor) -> Tensor:
+        nonlocal n_target
+        answer = logits_fn(inputs)
+        if isinstance(answer, Tensor) and answer.ndim == 2:
+            n_target += int((answer.detach().argmax(1) == key.target_class).sum())
+        return answer
+
+    with gradients_enabled(), frozen_statistics(model):
+        for batch in images.split(batch_size):
+            inputs = normalise(batch.clone(), key).to(device=parameter.device, dtype=parameter.dtype)
+            with twice_differentiable_kernels(model, inputs.device.type):
+                gradient = input_gradients(counted_logits, inputs, key.target_class)
+            total += gradient.double().sum(0).cpu()
+    return total / images.shape[0], n_target
+
+
+def normalise(images: Tensor, key: WatermarkKey) -> Tensor:
+    """Make the model's inputs from raw images as the key's ``input_mean`` and ``input_std`` say."""
+    mean, std = (
+        channel_values(values, key, device=images.device, dtype=images.dtype).view(key.input_shape)
+        for values in (key.input_mean, key.input_std)
+    )
+    return (images - mean) / std
+
+
+def _project(gradient: Tensor, key: WatermarkKey) -> Tensor:
+    projector = SignatureProjector.from_key(key, dtype=gradient.dtype)
+    return projector.project(projector.carrier_gradient(gradient))
+
+
+def _check_keys(keys: Sequence[WatermarkKey]) -> None:
+    if not isinstance(keys, Sequence) or not keys:
+        raise ValueError("`keys` must be a non-empty sequence of keys.")
+    for key in keys:
+        check_instance("key", key, WatermarkKey)
+    for name in ("target_class", "input_shape", "input_mean", "input_std"):
+        values = {getattr(key, name) for key in keys}
+        if len(values) > 1:
+            raise ValueError(f"`keys` must agree in `{name}`, got {len(values)} different values.")
+
+
+def _check_images(images: Tensor, key: WatermarkKey) -> None:
+    check_instance("images", images, Tensor)
+    if not images.is_floating_point() or images.ndim != 4 or tuple(images.shape[1:]) != key.input_shape or len(images) == 0:
+        raise ValueError(
+            f"`images` must be floating point of shape (n, {', '.join(map(str, key.input_shape))}) with n >= 1, "
+            f"got {images.dtype} of shape {tuple(images.shape)}."
+        )
+    low, high = (float(v) for v in images.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"`images` must be raw pixels in [0, 1] (before any normalisation), got values from {low:g} to {high:g}.")
+
+
+def _warn_if_unlike(n_images: int, n_target: int, target_class: int) -> None:
+    if n_images < MIN_IMAGES:
+        warnings.warn(
+            f"Only {n_images} images: below {MIN_IMAGES} the mean gradient is noisy and bits get lost.", UserWarning, stacklevel=4
+        )
+    if 2 * n_target < n_images:
+        warnings.warn(
+            f"The model takes only {n_target} of {n_images} images for class {target_class}: are they of the target class, raw in "
+            "[0, 1], and do the key's `input_mean` and `input_std` fit the model?",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,292 @@
+"""The callback: signs a model while a Lightning ``Trainer`` fits it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from typing_extensions import override
+
+from gradsigns_lightning.core.checks import check_int
+from gradsigns_lightning.core.engines import Engine
+from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.objective import Objective
+from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
+from gradsigns_lightning.core.signature import input_gradients
+from gradsigns_lightning.core.statistics import log10_ownership_p_value
+from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.integration.compat import check_compatible
+from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
+from gradsigns_lightning.integration.step_patch import StepPatch
+from gradsigns_lightning.metrics import MeanInputGradient
+from gradsigns_lightning.metrics.functional import bit_error_rate, ownership_p_value, smallest_margin
+
+CHECKPOINT_ENTRY = "gradsigns"
+
+
+class GradSigns(Callback):
+    """Signs the input gradients of the key's target class during ``Trainer.fit``.
+
+    Wraps the module's ``training_step`` while fitting and adds the embedding loss to what it returns, every few optimizer steps.
+    The images come from the batches as they stream by. During validation the mark is read on held-out images and logged as
+    ``wm/ber``, ``wm/p_value``, ``wm/log10_p_value`` and ``wm/margin``. A model that is already trained is signed by a short fit
+    with the same callback.
+
+    Override :meth:`images_and_labels` for batches of another form and :meth:`logits` for modules that do not return logits.
+
+    Args:
+        key: the owner's key; batches hold inputs normalised as its ``input_mean`` and ``input_std`` say.
+        strength: weight of the embedding loss, or a schedule; 0 trains exactly as without the callback.
+        objective: ``"margin"``, ``"paper"``, or an objective.
+        engine: ``"double_backward"``, or an engine.
+        cadence: optimizer steps from one embedding step to the next, or a cadence with its back-off.
+        n_images: images of the target class in one embedding step, on each rank.
+        momentum: share of earlier embedding steps in the mean gradient that is held to the bits, 0 up to 1 (exclusive).
+        n_val_images: held-out images of the target class that the mark is read on in each validation, on each rank; 0 turns
+            reading off.
+        name: prefix of the logged names; give every callback in a Trainer its own.
+
+    Raises:
+        ValueError: a value is out of range or the key cannot carry the objective; at fit start, one message that lists all that
+            keeps this model and Trainer from being signed.
+
+    Example:
+        >>> key = WatermarkKey.generate("Acme Vision", 32, input_shape=(1, 28, 28), target_class=0)
+        >>> callback = GradSigns(key)  # Trainer(callbacks=[callback]).fit(model, datamodule)
+    """
+
+    def __init__(
+        self,
+        key: WatermarkKey,
+        *,
+        strength: float | StrengthSchedule = 1.0,
+        objective: str | Objective = "margin",
+        engine: str | Engine = "double_backward",
+        cadence: int | Cadence = 10,
+        n_images: int = 32,
+        momentum: float = 0.0,
+        n_val_images: int = 256,
+        name: str = "wm",
+    ) -> None:
+        self.watermarker = Watermarker(
+            key, strength=strength, objective=objective, engine=engine, cadence=cadence, n_images=n_images, momentum=momentum
+        )
+        self.key = key
+        self.name = name
+        self.n_val_images = check_int("n_val_images", n_val_images, minimum=0)
+        self.val_gradient = MeanInputGradient(key.input_shape)
+        self._patch: StepPatch | None = None
+        self._seen_step = -1
+        self._n_read = 0
+        self._margins: list[float] | None = None
+        self._warned = False
+
+    def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return normalised inputs ``(n, C, H, W)`` and class indices ``(n,)`` of a batch.
+
+        Takes ``(x, y)`` sequences, and mappings with exactly one of the names ``x``, ``image``, ``images``, ``pixel_values`` and
+        one of ``y``, ``label``, ``labels``, ``target``, ``targets``.
+
+        Raises:
+            TypeError: a batch of another form.
+        """
+        if isinstance(batch, Mapping):
+            images = [batch[k] for k in ("x", "image", "images", "pixel_values") if k in batch]
+            labels = [batch[k] for k in ("y", "label", "labels", "target", "targets") if k in batch]
+            if len(images) == len(labels) == 1:
+                return images[0], labels[0]
+        elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+            return batch[0], batch[1]
+        raise TypeError(
+            f"`batch` must be (images, labels) or a mapping with one images and one labels entry, got {_describe(batch)}. "
+            "Override `GradSigns.images_and_labels` for batches of another form."
+        )
+
+    def logits(self, pl_module: Any, images: Tensor) -> Tensor:
+        """Return the logits ``(n, n_classes)`` of inputs ``(n, C, H, W)``: by default ``pl_module(images)``."""
+        return pl_module(images)  # type: ignore[no-any-return]
+
+    def embedding_loss(self, trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
+        """Return strength times embedding loss if this batch opens an optimizer step that embeds, else None.
+
+        The step's first batch carries the whole term, times the number of accumulated batches by which Lightning divides, so that
+        gradient accumulation changes nothing.
+        """
+        marker, step, epoch = self.watermarker, trainer.global_step, trainer.current_epoch
+        if marker.schedule.strength == 0:
+            return None
+        marker.observe(*self.images_and_labels(batch))
+        if step == self._seen_step or not marker.is_due(step=step, epoch=epoch):
+            return None
+        self._seen_step = step
+        loss = marker.loss(pl_module, lambda x: self.logits(pl_module, x), step=step, epoch=epoch, world_size=trainer.world_size)
+        pl_module.log(f"{self.name}/loss", loss.detach(), on_step=True, on_epoch=False)
+        return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss
+
+    @property
+    def state_key(self) -> str:
+        """Name of this callback's state in a checkpoint; two keys have two states."""
+        return f"GradSigns[{self.key.commitment}]"
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"watermarker": self.watermarker.state_dict(), "seen_step": self._seen_step}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.watermarker.load_state_dict(state_dict["watermarker"])
+        self._seen_step = state_dict["seen_step"]
+
+    @override
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint.setdefault(CHECKPOINT_ENTRY, {})[self.name] = self._public_settings()
+
+    @override
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get(CHECKPOINT_ENTRY, {}).get(self.name)
+        now = self._public_settings()
+        changed = [f"{k}: {saved.get(k)} -> {now[k]}" for k in now if saved.get(k) != now[k]] if saved else []
+        if changed:
+            warnings.warn(f"GradSigns {self.name!r} differs from the checkpoint: {'; '.join(changed)}.", UserWarning, stacklevel=2)
+
+    @override
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        names = [callback.name for callback in trainer.callbacks if isinstance(callback, GradSigns)]
+        if names.count(self.name) > 1:
+            raise ValueError(f"`name` must be different for every GradSigns callback of a Trainer, got {names}.")
+
+    @override
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored yet.
+        check_compatible(trainer, pl_module, self.watermarker.engine)
+        if pl_module.automatic_optimization:
+            self._patch = StepPatch(pl_module, lambda batch: self.embedding_loss(trainer, pl_module, batch))
+        prepare_loggers(trainer, self.name, self._public_settings())
+
+    @override
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._start_reading(pl_module)
+
+    @override
+    def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._start_reading(pl_module)
+
+    @override
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        # Within the batches, because weight averaging swaps the weights that will be saved in just for them.
+        if not trainer.sanity_checking:
+            self._read(pl_module, batch)
+
+    @override
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._read(pl_module, batch)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self._log_reading(trainer, pl_module)
+
+    @override
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._log_reading(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._margins is not None:
+            log_margins(trainer, self.name, self._margins)
+
+    @override
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._unpatch()
+
+    @override
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        # After an exception Lightning calls this and no teardown hook.
+        self._unpatch()
+
+    def _unpatch(self) -> None:
+        if self._patch is not None:
+            self._patch.remove()
+            self._patch = None
+
+    def _start_reading(self, pl_module: Any) -> None:
+        self.val_gradient.to(pl_module.device).reset()
+        self._n_read = 0
+
+    def _read(self, pl_module: Any, batch: Any) -> None:
+        if self._n_read >= self.n_val_images:
+            return
+        images, labels = self.images_and_labels(batch)
+        chosen = images[labels == self.key.target_class][: self.n_val_images - self._n_read]
+        if not len(chosen):
+            return
+        self._n_read += len(chosen)
+        dtype = next(p.dtype for p in pl_module.parameters() if p.is_floating_point())
+        with gradients_enabled(), frozen_statistics(pl_module), twice_differentiable_kernels(pl_module, chosen.device.type):
+            gradients = input_gradients(lambda x: self.logits(pl_module, x), chosen.to(dtype), self.key.target_class)
+        self.val_gradient.update(gradients)
+
+    def _log_reading(self, trainer: Any, pl_module: Any) -> None:
+        if self.n_val_images == 0:
+            return
+        # Ranks share the gradient, not their bits: the signature is a property of the mean over all images.
+        gradient = self.val_gradient.compute()
+        signature = self.key.signature.to(gradient.device)
+        projector = self.watermarker.projector(gradient.device, gradient.dtype)
+        z = projector.project(projector.carrier_gradient(gradient))
+        values = dict.fromkeys(("ber", "p_value", "log10_p_value", "margin"), torch.tensor(math.nan))
+        if bool(z.isfinite().all()) and bool(z.any()):
+            bits = (z > 0).to(signature.dtype)
+            matches = int((bits == signature).sum())
+            values = {
+                "ber": bit_error_rate(bits, signature),
+                "p_value": ownership_p_value(bits, signature),
+                "log10_p_value": torch.tensor(log10_ownership_p_value(matches, self.key.n_bits)),
+                "margin": smallest_margin(z, signature),
+            }
+            self._margins = (projector.signs * z).tolist()
+        else:
+            self._warn_once_unread()
+        for name, value in values.items():
+            pl_module.log(f"{self.name}/{name}", value.to(gradient.device), sync_dist=trainer.world_size > 1)
+
+    def _warn_once_unread(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"GradSigns {self.name!r}: no usable gradient of class {self.key.target_class} in the validation images (none of "
+                "that class, or gradients all zero or not finite), so nan is logged.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _public_settings(self) -> dict[str, Any]:
+        marker = self.watermarker
+        return {
+            "commitment": self.key.commitment,
+            "n_bits": self.key.n_bits,
+            "target_class": self.key.target_class,
+            "strength": str(marker.schedule),
+            "objective": str(marker.objective),
+            "engine": marker.engine.name,
+            "cadence": str(marker.cadence),
+            "n_images": marker.buffer.capacity,
+            "momentum": marker.momentum,
+        }
+
+
+def _describe(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"a mapping with keys {sorted(map(str, batch))}"
+    size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+    return f"{type(batch).__name__}{size}"

@@ -1,0 +1,44 @@
+"""What every logger of the Trainer gets beside the scalars; acts by capability, so that any logger works."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SUMMARIES = {"ber": "min", "p_value": "min", "log10_p_value": "min", "margin": "max"}
+
+
+def prepare_loggers(trainer: Any, name: str, settings: dict[str, Any]) -> None:
+    """Write the public settings (the commitment, never the secret) into each run's configuration."""
+    for logger in trainer.loggers:
+        logger.log_hyperparams({f"{name}/{k}": v for k, v in settings.items()})
+        # Lightning itself defines a metric for everything on first use of the run, so ours comes after.
+        define_metric = getattr(logger.experiment, "define_metric", None)
+        if trainer.is_global_zero and callable(define_metric):
+            for metric, summary in _SUMMARIES.items():
+                define_metric(f"{name}/{metric}", summary=summary)
+
+
+def log_margins(trainer: Any, name: str, margins: list[float]) -> None:
+    """Log a table of bits and a histogram of margins to the loggers that can take them.
+
+    The table tells which bits match and how safely, not what they are.
+
+    Args:
+        trainer: the Trainer.
+        name: prefix of the logged names.
+        margins: ``(2 b_j - 1) z_j`` of every bit.
+    """
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_table"):
+            data = [[j, margin, margin > 0] for j, margin in enumerate(margins)]
+            logger.log_table(f"{name}/bits", columns=["bit", "margin", "matches"], data=data)
+        if type(logger).__name__ == "WandbLogger":
+            import wandb
+
+            logger.experiment.log({f"{name}/margins": wandb.Histogram(margins)})
+        elif hasattr(logger.experiment, "add_histogram"):
+            import torch
+
+            logger.experiment.add_histogram(f"{name}/margins", torch.tensor(margins), trainer.global_step)

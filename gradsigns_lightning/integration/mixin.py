@@ -1,0 +1,59 @@
+"""The mixin: a LightningModule that brings its own watermark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.integration.callback import GradSigns
+
+
+class GradSignsMixin:
+    """Put before ``LightningModule`` in the bases and call :meth:`sign_with` in the constructor.
+
+    With automatic optimization nothing else is needed. With manual optimization add :meth:`watermark_loss` to the loss before
+    ``manual_backward``.
+
+    Example:
+        >>> import lightning
+        >>> class Net(GradSignsMixin, lightning.LightningModule):
+        ...     def __init__(self, key):
+        ...         super().__init__()
+        ...         self.sign_with(key, strength=1.0)
+    """
+
+    _gradsigns: tuple[GradSigns, ...] = ()
+
+    def sign_with(self, key: WatermarkKey, **settings: Any) -> GradSigns:
+        """Sign this module with ``key`` whenever it is fitted; may be called for several keys.
+
+        Args:
+            key: the owner's key.
+            settings: arguments of :class:`GradSigns`.
+
+        Returns:
+            The callback.
+        """
+        callback = GradSigns(key, **settings)
+        self._gradsigns = (*self._gradsigns, callback)
+        return callback
+
+    def configure_callbacks(self) -> list[Any]:
+        """Hand the watermark's callbacks to the Trainer beside the module's own; they replace GradSigns callbacks given to it."""
+        own = super().configure_callbacks()  # type: ignore[misc]
+        return [*(own if isinstance(own, (list, tuple)) else [own]), *self._gradsigns]
+
+    def watermark_loss(self, batch: Any) -> Tensor:
+        """Return the embedding loss of this batch, a scalar, 0 on steps that do not embed; for manual optimization.
+
+        Raises:
+            ValueError: optimization is automatic, where the callback adds the loss by itself.
+        """
+        if self.automatic_optimization:  # type: ignore[attr-defined]
+            raise ValueError("`watermark_loss` is for automatic_optimization=False; otherwise the loss is added by itself.")
+        losses = [callback.embedding_loss(self.trainer, self, batch) for callback in self._gradsigns]  # type: ignore[attr-defined]
+        zero = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
+        return sum((loss for loss in losses if loss is not None), start=zero)

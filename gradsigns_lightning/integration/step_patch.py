@@ -1,0 +1,68 @@
+"""The only monkey-patch: a term added to the loss that a module's ``training_step`` returns.
+
+Lightning itself wraps this method on the instance (for ``torch.compile``), so strategies look it up there. A hook such as
+``on_before_backward`` would come too late: there the loss is already divided by the accumulation and scaled for float16, and the
+embedding pass would run outside the distributed strategy's forward.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+ExtraLoss = Callable[[Any], Tensor | None]
+
+
+class StepPatch:
+    """Wraps ``module.training_step`` on the instance until :meth:`remove` is called.
+
+    Args:
+        module: a LightningModule.
+        extra_loss: maps the batch to a scalar that is added to the loss, or to None.
+    """
+
+    def __init__(self, module: Any, extra_loss: ExtraLoss) -> None:
+        self._module = module
+        self._active = True
+        self._previous = vars(module).get("training_step")
+        step = module.training_step
+
+        @functools.wraps(step)
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            output = step(*args, **kwargs)
+            if not self._active or output is None:
+                return output
+            return _add(output, extra_loss(_batch_of(args, kwargs)))
+
+        # Lightning looks for `batch_idx` in the signature and unwraps only once.
+        vars(training_step)["__wrapped__"] = inspect.unwrap(step)
+        self._wrapper = training_step
+        module.training_step = training_step
+
+    def remove(self) -> None:
+        """Take the wrapper away, or silence it if another wrapper has been put on top."""
+        self._active = False
+        if vars(self._module).get("training_step") is not self._wrapper:
+            return
+        if self._previous is None:
+            del self._module.training_step
+        else:
+            self._module.training_step = self._previous
+
+
+def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _add(output: Any, extra: Tensor | None) -> Any:
+    if extra is None:
+        return output
+    if isinstance(output, Tensor):
+        return output + extra
+    if isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor):
+        return {**output, "loss": output["loss"] + extra}
+    raise TypeError(f"`training_step` must return a tensor, a mapping with a tensor `loss`, or None, got {type(output).__name__}.")

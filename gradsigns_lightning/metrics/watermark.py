@@ -1,0 +1,124 @@
+"""Watermark metrics as torchmetrics classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import BinaryHammingDistance
+
+from gradsigns_lightning.metrics.functional.watermark import count_matches, p_value_of_counts, smallest_margin
+
+
+class BitErrorRate(BinaryHammingDistance):
+    """Share of signature bits that differ; see :func:`~gradsigns_lightning.metrics.functional.bit_error_rate`.
+
+    ``update(bits, signature)`` takes ``(..., N)`` bits and the true bits.
+
+    Example:
+        >>> metric = BitErrorRate()
+        >>> metric(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
+        tensor(0.2500)
+    """
+
+
+class OwnershipPValue(Metric):
+    """Exact p-value of an ownership claim; see :func:`~gradsigns_lightning.metrics.functional.ownership_p_value`.
+
+    Bits of all updates and ranks are pooled: give every independent bit once. ``update(bits, signature)`` takes ``(..., N)``
+    bits and the true bits; ``compute()`` returns a float64 scalar.
+
+    Example:
+        >>> metric = OwnershipPValue()
+        >>> metric(torch.ones(32, dtype=torch.int), torch.ones(32, dtype=torch.int))
+        tensor(2.3283e-10, dtype=torch.float64)
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    n_matches: Tensor
+    n_bits: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("n_matches", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("n_bits", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, bits: Tensor, signature: Tensor) -> None:
+        """Count the matches of one reading."""
+        n_matches, n_bits = count_matches(bits, signature)
+        self.n_matches += n_matches
+        self.n_bits += n_bits
+
+    def compute(self) -> Tensor:
+        """Return the p-value of all bits seen."""
+        return p_value_of_counts(self.n_matches, self.n_bits)
+
+
+class SmallestMargin(Metric):
+    """Distance of the worst bit from the wrong side; see :func:`~gradsigns_lightning.metrics.functional.smallest_margin`.
+
+    ``update(projections, signature)`` takes ``(..., N)`` projections of a unit-length gradient and the true bits; ``compute()``
+    is the smallest over all updates and ranks, infinite before the first.
+
+    Example:
+        >>> metric = SmallestMargin()
+        >>> metric(torch.tensor([-0.5, 1.5]), torch.tensor([0, 1]))
+        tensor(0.5000)
+    """
+
+    is_differentiable = True
+    higher_is_better = True
+    full_state_update = False
+
+    smallest: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("smallest", torch.tensor(torch.inf), dist_reduce_fx="min")
+
+    def update(self, projections: Tensor, signature: Tensor) -> None:
+        """Take the margins of one reading."""
+        self.smallest = torch.minimum(self.smallest, smallest_margin(projections, signature))
+
+    def compute(self) -> Tensor:
+        """Return the smallest margin seen."""
+        return self.smallest
+
+
+class MeanInputGradient(Metric):
+    """Mean of dJ/dx over the images of all updates and ranks, from which the bits are read.
+
+    A signature is a property of the mean over all images, so ranks must share the gradient's sum, not their bits.
+    ``update(gradients)`` takes ``(n, C, H, W)``, n may be 0; ``compute()`` returns ``(C, H, W)``, all zero before the first image.
+
+    Args:
+        input_shape: shape ``(C, H, W)`` of one input.
+        kwargs: arguments of :class:`torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    total: Tensor
+    n_images: Tensor
+
+    def __init__(self, input_shape: tuple[int, ...], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros(input_shape), dist_reduce_fx="sum")
+        self.add_state("n_images", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, gradients: Tensor) -> None:
+        """Add the gradients of some images."""
+        self.total += gradients.detach().float().sum(0)
+        self.n_images += gradients.shape[0]
+
+    def compute(self) -> Tensor:
+        """Return the mean gradient."""
+        return self.total / self.n_images.clamp_min(1)
