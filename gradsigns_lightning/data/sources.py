@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -200,6 +200,6 @@ def decode_rgb(path: Path, size: tuple[int, int]) -> Tensor:
     return cast("Tensor", flat.view(height, width, 3).permute(2, 0, 1).contiguous())
 
 
-def keep_batch(batch: Batch) -> Batch:
+def keep_batch(batch: Any) -> Any:
     """Return ``batch``: the ``collate_fn`` for sources whose ``__getitems__`` gives finished batches."""
     return batch

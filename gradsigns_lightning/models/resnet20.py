@@ -106,7 +106,7 @@ def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 def _he_normal(module: nn.Module) -> None:
     if isinstance(module, (nn.Conv2d, nn.Linear)):
-        std = math.sqrt(2.0 / nn.init._calculate_correct_fan(module.weight, "fan_in")) / _TRUNCATED_STD
+        std = math.sqrt(2.0 / module.weight[0].numel()) / _TRUNCATED_STD
         nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -1,0 +1,39 @@
+# Two commands do everything on a bare machine, each alone: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help: ## List the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+
+demo: $(VENV)/.installed ## Sign a classifier of real handwritten digits and print the verdict beside its unmarked twin
+	$(BIN)/gradsigns train experiment=demo twin=true $(ARGS)
+
+test: $(VENV)/.installed-dev ## Run all tests with coverage
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 --cov --cov-report= $(ARGS)
+	$(BIN)/coverage report --include='*/core/*,*/extraction/*,*/integration/*' --fail-under=95
+
+lint: $(VENV)/.installed-dev ## Check style, types and the dependency direction
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## Remove what the commands made
+	rm -rf $(VENV) build dist .coverage .coverage.* outputs multirun
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || (echo "Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@ $(VENV)/.installed
