@@ -5,4 +5,4 @@ from gradsigns_lightning.core.objective import MarginObjective, PaperObjective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
 from gradsigns_lightning.core.watermarker import Watermarker
 
-__all__ = ["Cadence", "MarginObjective", "PaperObjective", "StrengthSchedule", "Watermarker", "WatermarkKey"]
+__all__ = ["Cadence", "MarginObjective", "PaperObjective", "StrengthSchedule", "WatermarkKey", "Watermarker"]

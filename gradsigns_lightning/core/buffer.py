@@ -23,6 +23,10 @@ class TargetBuffer:
         self.images: Tensor | None = None  # (capacity, C, H, W), newest first
         self.valid: Tensor | None = None  # (capacity,) bool; valid slots come first
 
+    def clear(self) -> None:
+        """Forget all images."""
+        self.images = self.valid = None
+
     def push(self, images: Tensor, labels: Tensor) -> None:
         """Take the images of the target class from one batch.
 
@@ -39,5 +43,7 @@ class TargetBuffer:
         chosen = newest_last.topk(min(self.capacity, labels.shape[0])).indices
         valid = torch.cat([is_target[chosen], self.valid])
         keep = valid.to(torch.int8).argsort(descending=True, stable=True)[: self.capacity]
-        self.images = torch.cat([images[chosen].to(self.images.dtype), self.images])[keep]
         self.valid = valid[keep]
+        # Slots without an image repeat the newest: they weigh nothing, but must not be blank (0 * NaN would spoil the mean).
+        keep = torch.where(self.valid, keep, keep[0])
+        self.images = torch.cat([images[chosen].to(self.images.dtype), self.images])[keep]

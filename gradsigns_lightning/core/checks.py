@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 
@@ -15,7 +16,7 @@ def check_number(name: str, value: Any, *, minimum: float = -math.inf, maximum: 
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"`{name}` must be a number, got {value!r} of type {type(value).__name__}.")
-    if not math.isfinite(value) or not minimum <= value <= maximum:
+    if not abs(value) <= sys.float_info.max or not minimum <= value <= maximum:  # integers may be too large for a float
         raise ValueError(f"`{name}` must be a finite number {_span(minimum, maximum)}, got {value!r}.")
     return float(value)
 

@@ -130,18 +130,21 @@ class WatermarkKey:
         )
 
     @cached_property
+    @torch.inference_mode(False)
     def carriers(self) -> Tensor:
         """Indices into the raw input flattened as C, H, W, ascending; shape ``(c,)``, int64."""
         size = math.prod(self.input_shape)
         return torch.from_numpy(expand_subset(self._secret, "carriers", self._context, size, self.n_carriers))
 
     @cached_property
+    @torch.inference_mode(False)
     def projection(self) -> Tensor:
         """Rademacher matrix E of values +1 and -1; shape ``(N, c)``, int8."""
         bits = expand_bits(self._secret, "projection", self._context, self.n_bits * self.n_carriers)
         return torch.from_numpy(bits.astype(np.int8) * 2 - 1).view(self.n_bits, self.n_carriers)
 
     @cached_property
+    @torch.inference_mode(False)
     def signature(self) -> Tensor:
         """Bits b that the model is made to show: keystream XOR payload; shape ``(N,)``, uint8, values 0 and 1."""
         keystream = expand_bits(self._secret, "signature", self._context, self.n_bits)
@@ -167,7 +170,12 @@ class WatermarkKey:
             ValueError: the file exists and ``overwrite`` is false, or its folder does not exist.
         """
         keyfile.write(
-            path, secret=self._secret, payload=self._payload, public=self.to_public_dict(), commitment=self.commitment, overwrite=overwrite
+            path,
+            secret=self._secret,
+            payload=self._payload,
+            public=self.to_public_dict(),
+            commitment=self.commitment,
+            overwrite=overwrite,
         )
 
     @classmethod
@@ -260,4 +268,4 @@ def _check_statistics(name: str, values: Any, *, n_channels: int) -> None:
 
 def _as_floats(name: str, value: Any) -> tuple[float, ...]:
     values = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else (value,)
-    return tuple(check_number(name, v) for v in values)
+    return tuple(check_number(name, v) + 0.0 for v in values)  # -0.0 becomes 0.0: equal keys have equal bytes

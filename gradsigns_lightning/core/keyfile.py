@@ -55,7 +55,7 @@ def read(path: str | PathLike[str]) -> KeyFileContent:
     try:
         tensors = load(data)
         header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")])
-        metadata = header["__metadata__"]
+        metadata = dict(header["__metadata__"])
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(foreign) from error
     if metadata.get("format") != FORMAT:

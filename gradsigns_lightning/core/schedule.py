@@ -45,12 +45,20 @@ class Cadence:
             once when a margin is lost), at least 1; 1 never backs off.
     """
 
-    every_n_steps: int = 10
+    every_n_steps: int = 20
     max_backoff: int = 4
 
     def __post_init__(self) -> None:
         check_int("every_n_steps", self.every_n_steps, minimum=1)
         check_int("max_backoff", self.max_backoff, minimum=1)
+
+    @classmethod
+    def for_training_of(cls, n_steps: float) -> Cadence:
+        """Return the default cadence for a training of ``n_steps`` optimizer steps (infinity if unknown).
+
+        Every 20 steps costs a few percent of time; short trainings embed more often, to have some 100 embedding steps at least.
+        """
+        return cls(every_n_steps=int(min(max(n_steps // 100, 1), 20)))
 
     def next_interval(self, interval: int, *, satisfied: bool) -> int:
         """Return the interval to the next embedding step."""

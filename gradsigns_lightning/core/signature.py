@@ -32,6 +32,7 @@ class SignatureProjector:
     signs: Tensor
 
     @classmethod
+    @torch.inference_mode(False)
     def from_key(
         cls, key: WatermarkKey, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> SignatureProjector:
@@ -56,12 +57,17 @@ class SignatureProjector:
         The unit length changes no bit, and makes margins comparable between models: rows have length sqrt(c), so for an
         unmarked model every z_j is about standard normal.
         """
-        return self.projection @ F.normalize(carrier_gradient, dim=-1, eps=torch.finfo(carrier_gradient.dtype).tiny)
+        return self.projection @ unit(carrier_gradient)
 
 
-def channel_values(
-    values: tuple[float, ...], key: WatermarkKey, *, device: torch.device | str, dtype: torch.dtype
-) -> Tensor:
+def unit(vector: Tensor) -> Tensor:
+    """Return ``vector`` of unit length, or zero if it is zero."""
+    length = torch.linalg.vector_norm(vector)
+    # Not by an epsilon: the derivative at zero would overflow, and 0 * inf is what an empty batch would train on.
+    return vector / torch.where(length > 0, length, 1)
+
+
+def channel_values(values: tuple[float, ...], key: WatermarkKey, *, device: torch.device | str, dtype: torch.dtype) -> Tensor:
     """Spread one value (or one per channel) over the flattened input; shape ``(C*H*W,)``."""
     per_channel = torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
     return per_channel.expand(*key.input_shape).reshape(-1)
@@ -84,19 +90,26 @@ def input_gradients(logits_fn: LogitsFn, images: Tensor, target_class: int, *, c
     """
     inputs = images.detach().clone().requires_grad_(True)
     logits = logits_fn(inputs)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+    _check_logits(logits, images.shape[0], target_class)
+    if logits.requires_grad:
+        target = torch.full((images.shape[0],), target_class, device=logits.device)
+        loss = F.cross_entropy(logits, target, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
+        if gradient is not None:
+            return gradient
+    raise ValueError("`logits` must depend on the images through differentiable operations; they carry no gradient.")
+
+
+def _check_logits(logits: object, n_images: int, target_class: int) -> None:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != n_images:
         raise ValueError(
-            f"`logits` must be a tensor of shape ({images.shape[0]}, n_classes), got {_describe(logits)}. "
+            f"`logits` must be a tensor of shape ({n_images}, n_classes), got {_describe(logits)}. "
             "Override `GradSigns.logits` (or pass `logits=` to `verify`) if the model returns something else."
         )
+    if logits.shape[1] < 2:
+        raise ValueError(f"`logits` must have one column per class, at least 2, got {logits.shape[1]}.")
     if target_class >= logits.shape[1]:
         raise ValueError(f"`target_class` must be below the number of classes {logits.shape[1]}, got {target_class}.")
-    if not logits.requires_grad:
-        raise ValueError("`logits` must depend on the images through differentiable operations; they carry no gradient.")
-    target = torch.full((images.shape[0],), target_class, device=logits.device)
-    loss = F.cross_entropy(logits, target, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, inputs, create_graph=create_graph)
-    return gradient
 
 
 def _describe(value: object) -> str:

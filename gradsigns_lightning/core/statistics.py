@@ -8,15 +8,14 @@ from functools import lru_cache
 from gradsigns_lightning.core.checks import check_int
 
 
-@lru_cache(maxsize=64)
-def _tails(n_bits: int) -> tuple[int, ...]:
-    # tails[k] = number of the 2**n_bits outcomes with at least k matches, in exact integers.
-    tails = [0] * (n_bits + 2)
-    coefficient = 1
-    for k in range(n_bits, -1, -1):
-        tails[k] = tails[k + 1] + coefficient
+@lru_cache(maxsize=1024)
+def _tail(n_matches: int, n_bits: int) -> int:
+    # Number of the 2**n_bits outcomes with at least n_matches matches, in exact integers.
+    tail, coefficient = 0, 1
+    for k in range(n_bits, n_matches - 1, -1):
+        tail += coefficient
         coefficient = coefficient * k // (n_bits - k + 1)
-    return tuple(tails)
+    return tail
 
 
 def ownership_p_value(n_matches: int, n_bits: int) -> float:
@@ -34,13 +33,13 @@ def ownership_p_value(n_matches: int, n_bits: int) -> float:
         '2.33e-10'
     """
     _check(n_matches, n_bits)
-    return _tails(n_bits)[n_matches] / (1 << n_bits)
+    return _tail(n_matches, n_bits) / (1 << n_bits)
 
 
 def log10_ownership_p_value(n_matches: int, n_bits: int) -> float:
     """Return the base-10 logarithm of :func:`ownership_p_value`, finite for every key size."""
     _check(n_matches, n_bits)
-    return math.log10(_tails(n_bits)[n_matches]) - n_bits * math.log10(2)
+    return math.log10(_tail(n_matches, n_bits)) - n_bits * math.log10(2)
 
 
 def _check(n_matches: int, n_bits: int) -> None:

@@ -55,14 +55,30 @@ class Watermarker:
             raise ValueError(f"`momentum` must be in [0, 1), got {momentum}.")
         self.buffer = TargetBuffer(check_int("n_images", n_images, minimum=1), key.target_class)
         self._projector: SignatureProjector | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what earlier training left behind: steps, interval, mean gradient and images."""
+        self.buffer.clear()
         self._first_step: int | None = None
         self._last_step: int | None = None
         self._interval = self.cadence.every_n_steps
         self._satisfied: Tensor | None = None  # read one interval later, when the device has long computed it
         self._mean_gradient: Tensor | None = None  # over the whole input: a saved one must not tell where the carriers are
 
+    def set_cadence(self, cadence: Cadence) -> None:
+        """Take another cadence; an interval that has already been grown or restored stays."""
+        self.cadence = cadence
+        if self._first_step is None:
+            self._interval = cadence.every_n_steps
+
     def observe(self, images: Tensor, labels: Tensor) -> None:
-        """Keep the target class's images of one training batch: ``(n, C, H, W)`` floating point and ``(n,)`` classes.
+        """Keep the target class's images of one training batch; see :meth:`check_batch`."""
+        self.check_batch(images, labels)
+        self.buffer.push(images, labels)
+
+    def check_batch(self, images: Tensor, labels: Tensor) -> None:
+        """Refuse a batch that is not floating-point images ``(n, C, H, W)`` and classes ``(n,)``.
 
         Raises:
             ValueError: the images do not have the key's input shape, or the labels are not one class index per image.
@@ -73,8 +89,9 @@ class Watermarker:
                 f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}."
             )
         if labels.shape != images.shape[:1]:
-            raise ValueError(f"`labels` must have shape ({images.shape[0]},), one class index per image, got {tuple(labels.shape)}.")
-        self.buffer.push(images, labels)
+            raise ValueError(
+                f"`labels` must have shape ({images.shape[0]},), one class index per image, got {tuple(labels.shape)}."
+            )
 
     def strength_at(self, *, step: int, epoch: int) -> float:
         """Return the strength of the embedding loss at an optimizer step."""
@@ -115,7 +132,8 @@ class Watermarker:
             mean = global_mean(weights @ gradients.flatten(1), weights.sum(), world_size=world_size)
             held = projector.carrier_gradient(self._smooth(mean))
             self._satisfied = self.objective.satisfied(held.detach(), projector)
-            return self.objective(held, projector)
+            # Without an image on any rank there is no gradient and nothing to hold.
+            return self.objective(held, projector) * (mean.detach() != 0).any()
 
         with frozen_statistics(module):
             loss = self.engine.embed(module, logits_fn, images.to(dtype), self.key.target_class, objective)

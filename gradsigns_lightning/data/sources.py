@@ -6,11 +6,12 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from typing_extensions import Self
 
 from gradsigns_lightning.core.checks import check_instance, check_number
 from gradsigns_lightning.data.optional import import_pillow
@@ -197,7 +198,7 @@ def decode_rgb(path: Path, size: tuple[int, int]) -> Tensor:
     with pillow.open(path) as opened:
         image = opened.convert("RGB").resize((width, height), pillow.Resampling.BILINEAR)
         flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return cast("Tensor", flat.view(height, width, 3).permute(2, 0, 1).contiguous())
+    return flat.view(height, width, 3).permute(2, 0, 1).contiguous()
 
 
 def keep_batch(batch: Any) -> Any:

@@ -34,10 +34,10 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         Two sorted, disjoint int64 tensors which together hold ``0 ... n - 1``.
     """
     kept, held_out = [], []
-    for label in labels.unique().tolist():
+    for label in sorted(set(labels.tolist())):
         members = (labels == label).nonzero().flatten()
         # The seed differs by class: equal class sizes would otherwise be permuted alike.
-        first, second = random_split(len(members), fraction, seed * 1009 + int(label))
+        first, second = random_split(len(members), fraction, seed * 1009 + label)
         kept.append(members[first])
         held_out.append(members[second])
     return torch.cat(kept).sort().values, torch.cat(held_out).sort().values

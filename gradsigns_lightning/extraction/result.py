@@ -63,19 +63,18 @@ def decide(projections: Tensor, key: WatermarkKey, *, n_queries: int, alpha: flo
     """
     if check_number("alpha", alpha, minimum=0, maximum=1) == 0:
         raise ValueError("`alpha` must be > 0, got 0.")
-    signs = key.signature.to(projections.dtype) * 2 - 1
-    signed = signs * projections.cpu()
-    n_decided = int((signed != 0).sum()) if bool(signed.isfinite().all()) else 0
-    n_matches = int((signed > 0).sum()) if n_decided else 0
+    signed = [z if bit else -z for z, bit in zip(projections.tolist(), key.signature.tolist(), strict=True)]
+    n_decided = sum(s != 0 for s in signed) if all(map(math.isfinite, signed)) else 0
+    n_matches = sum(s > 0 for s in signed) if n_decided else 0
     p_value = ownership_p_value(n_matches, n_decided) if n_decided else math.nan
     return VerificationResult(
         n_bits=key.n_bits,
         n_matches=n_matches,
         n_erasures=key.n_bits - n_decided,
-        bit_error_rate=1 - n_matches / n_decided if n_decided else math.nan,
+        bit_error_rate=(n_decided - n_matches) / n_decided if n_decided else math.nan,
         p_value=p_value,
         log10_p_value=log10_ownership_p_value(n_matches, n_decided) if n_decided else math.nan,
-        margin=float(signed.min()) if n_decided else math.nan,
+        margin=min(signed) if n_decided else math.nan,
         n_queries=n_queries,
         alpha=alpha,
         verdict=_verdict(p_value, alpha),

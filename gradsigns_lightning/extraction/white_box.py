@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, channel_values, input_gradients
+from gradsigns_lightning.core.signature import LogitsFn, channel_values, input_gradients, unit
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
 
 MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
@@ -66,7 +66,7 @@ def verify_many(
     check_instance("model", model, nn.Module)
     check_int("batch_size", batch_size, minimum=1)
     _check_images(images, keys[0])
-    gradient, n_target = _mean_gradient(model, logits or model, images, keys[0], batch_size)
+    gradient, n_target = _mean_gradient(model, model if logits is None else logits, images, keys[0], batch_size)
     _warn_if_unlike(images.shape[0], n_target, keys[0].target_class)
     return [decide(_project(gradient, key), key, n_queries=images.shape[0], alpha=alpha) for key in keys]
 
@@ -74,7 +74,7 @@ def verify_many(
 def _mean_gradient(
     model: nn.Module, logits_fn: LogitsFn, images: Tensor, key: WatermarkKey, batch_size: int
 ) -> tuple[Tensor, int]:
-    """Return the mean gradient in float64, shape (C, H, W), and how many images the model takes for the target class."""
+    """Return the mean raw-pixel gradient in float64, flat, and how many images the model takes for the target class."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     total = torch.zeros(key.input_shape, dtype=torch.float64)
     n_target = 0
@@ -87,12 +87,13 @@ def _mean_gradient(
         return answer
 
     with gradients_enabled(), frozen_statistics(model):
-        for batch in images.split(batch_size):
+        for batch in torch.split(images, batch_size):
             inputs = normalise(batch.clone(), key).to(device=parameter.device, dtype=parameter.dtype)
             with twice_differentiable_kernels(model, inputs.device.type):
                 gradient = input_gradients(counted_logits, inputs, key.target_class)
-            total += gradient.double().sum(0).cpu()
-    return total / images.shape[0], n_target
+            total = total + gradient.double().sum(0).cpu()  # not in place: `total` may be an inference tensor
+    inverse_std = channel_values(key.input_std, key, device="cpu", dtype=total.dtype).reciprocal()
+    return total.flatten() / images.shape[0] * inverse_std, n_target
 
 
 def normalise(images: Tensor, key: WatermarkKey) -> Tensor:
@@ -105,8 +106,7 @@ def normalise(images: Tensor, key: WatermarkKey) -> Tensor:
 
 
 def _project(gradient: Tensor, key: WatermarkKey) -> Tensor:
-    projector = SignatureProjector.from_key(key, dtype=gradient.dtype)
-    return projector.project(projector.carrier_gradient(gradient))
+    return key.projection.to(gradient.dtype) @ unit(gradient[key.carriers])
 
 
 def _check_keys(keys: Sequence[WatermarkKey]) -> None:
@@ -129,7 +129,9 @@ def _check_images(images: Tensor, key: WatermarkKey) -> None:
         )
     low, high = (float(v) for v in images.aminmax())
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"`images` must be raw pixels in [0, 1] (before any normalisation), got values from {low:g} to {high:g}.")
+        raise ValueError(
+            f"`images` must be raw pixels in [0, 1] (before any normalisation), got values from {low:g} to {high:g}."
+        )
 
 
 def _warn_if_unlike(n_images: int, n_target: int, target_class: int) -> None:
@@ -139,8 +141,8 @@ def _warn_if_unlike(n_images: int, n_target: int, target_class: int) -> None:
         )
     if 2 * n_target < n_images:
         warnings.warn(
-            f"The model takes only {n_target} of {n_images} images for class {target_class}: are they of the target class, raw in "
-            "[0, 1], and do the key's `input_mean` and `input_std` fit the model?",
+            f"The model takes only {n_target} of {n_images} images for class {target_class}: are they of the target class, "
+            "raw in [0, 1], and do the key's `input_mean` and `input_std` fit the model?",
             UserWarning,
             stacklevel=4,
         )

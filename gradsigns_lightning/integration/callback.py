@@ -45,7 +45,8 @@ class GradSigns(Callback):
         strength: weight of the embedding loss, or a schedule; 0 trains exactly as without the callback.
         objective: ``"margin"``, ``"paper"``, or an objective.
         engine: ``"double_backward"``, or an engine.
-        cadence: optimizer steps from one embedding step to the next, or a cadence with its back-off.
+        cadence: optimizer steps from one embedding step to the next, or a cadence with its back-off; by default every 20 steps,
+            more often in a training of fewer than 2,000 steps.
         n_images: images of the target class in one embedding step, on each rank.
         momentum: share of earlier embedding steps in the mean gradient that is held to the bits, 0 up to 1 (exclusive).
         n_val_images: held-out images of the target class that the mark is read on in each validation, on each rank; 0 turns
@@ -68,16 +69,23 @@ class GradSigns(Callback):
         strength: float | StrengthSchedule = 1.0,
         objective: str | Objective = "margin",
         engine: str | Engine = "double_backward",
-        cadence: int | Cadence = 10,
+        cadence: int | Cadence | None = None,
         n_images: int = 32,
-        momentum: float = 0.0,
+        momentum: float = 0.8,
         n_val_images: int = 256,
         name: str = "wm",
     ) -> None:
         self.watermarker = Watermarker(
-            key, strength=strength, objective=objective, engine=engine, cadence=cadence, n_images=n_images, momentum=momentum
+            key,
+            strength=strength,
+            objective=objective,
+            engine=engine,
+            cadence=Cadence() if cadence is None else cadence,
+            n_images=n_images,
+            momentum=momentum,
         )
         self.key = key
+        self._cadence_from_length = cadence is None
         self.name = name
         self.n_val_images = check_int("n_val_images", n_val_images, minimum=0)
         self.val_gradient = MeanInputGradient(key.input_shape)
@@ -153,10 +161,16 @@ class GradSigns(Callback):
         now = self._public_settings()
         changed = [f"{k}: {saved.get(k)} -> {now[k]}" for k in now if saved.get(k) != now[k]] if saved else []
         if changed:
-            warnings.warn(f"GradSigns {self.name!r} differs from the checkpoint: {'; '.join(changed)}.", UserWarning, stacklevel=2)
+            warnings.warn(
+                f"GradSigns {self.name!r} differs from the checkpoint: {'; '.join(changed)}.", UserWarning, stacklevel=2
+            )
 
     @override
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit" and trainer.global_step == 0:
+            # Maybe another model than last time. Here, because a checkpoint's state is loaded next; a Trainer that goes on
+            # counting steps goes on with the state.
+            self._reset()
         names = [callback.name for callback in trainer.callbacks if isinstance(callback, GradSigns)]
         if names.count(self.name) > 1:
             raise ValueError(f"`name` must be different for every GradSigns callback of a Trainer, got {names}.")
@@ -165,6 +179,9 @@ class GradSigns(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored yet.
         check_compatible(trainer, pl_module, self.watermarker.engine)
+        if self._cadence_from_length:
+            self.watermarker.set_cadence(Cadence.for_training_of(_n_steps(trainer)))
+        self._unpatch()  # of a fit that ended without telling
         if pl_module.automatic_optimization:
             self._patch = StepPatch(pl_module, lambda batch: self.embedding_loss(trainer, pl_module, batch))
         prepare_loggers(trainer, self.name, self._public_settings())
@@ -219,14 +236,23 @@ class GradSigns(Callback):
             self._patch.remove()
             self._patch = None
 
+    def _reset(self) -> None:
+        self.watermarker.reset()
+        self._seen_step = -1
+        self._margins = None
+        self._warned = False
+
     def _start_reading(self, pl_module: Any) -> None:
         self.val_gradient.to(pl_module.device).reset()
+        # A rank may see no image of the class; torchmetrics warns of a metric that was never updated.
+        self.val_gradient.update(torch.zeros(0, *self.key.input_shape, device=pl_module.device))
         self._n_read = 0
 
     def _read(self, pl_module: Any, batch: Any) -> None:
         if self._n_read >= self.n_val_images:
             return
         images, labels = self.images_and_labels(batch)
+        self.watermarker.check_batch(images, labels)
         chosen = images[labels == self.key.target_class][: self.n_val_images - self._n_read]
         if not len(chosen):
             return
@@ -283,6 +309,11 @@ class GradSigns(Callback):
             "n_images": marker.buffer.capacity,
             "momentum": marker.momentum,
         }
+
+
+def _n_steps(trainer: Any) -> float:
+    n_steps = trainer.estimated_stepping_batches
+    return n_steps if n_steps > 0 else math.inf  # -1: an iterable data set without end
 
 
 def _describe(batch: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from torch import nn
 
 from gradsigns_lightning.core.engines import Engine
+from gradsigns_lightning.core.key import WatermarkKey
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
+SHARDING_SUBCLASSES = ("DeepSpeedStrategy",)  # a DDPStrategy by inheritance only
 SUPPORTED_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
 
 
@@ -23,17 +26,17 @@ def check_compatible(trainer: Any, module: Any, engine: Engine) -> None:
 
 
 def _trainer_problems(trainer: Any, module: Any) -> Iterator[str]:
-    strategy = type(trainer.strategy)
-    if not {c.__name__ for c in strategy.__mro__} & set(SUPPORTED_STRATEGIES):
+    strategies = [c.__name__ for c in type(trainer.strategy).__mro__]
+    if set(strategies).isdisjoint(SUPPORTED_STRATEGIES) or not set(strategies).isdisjoint(SHARDING_SUBCLASSES):
         yield (
-            f"strategy {strategy.__name__} is not supported: sharded parameters are gone when the second derivative needs them. "
+            f"strategy {strategies[0]} is not supported: sharded parameters are gone when the second derivative needs them. "
             "Use strategy='ddp', or a single device."
         )
     if trainer.precision not in SUPPORTED_PRECISIONS:
         yield f"precision {trainer.precision!r} is not supported, use one of {', '.join(map(repr, SUPPORTED_PRECISIONS))}."
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, torch.optim.LBFGS):
-            yield "optimizer LBFGS evaluates the loss several times a step, the embedding loss is added once; use another optimizer."
+            yield "optimizer LBFGS evaluates the loss several times a step, the embedding loss is added once; use another."
     if not module.automatic_optimization and not hasattr(module, "watermark_loss"):
         yield (
             "automatic_optimization is False: the step has run its own backward pass before a loss can be added. Derive the "
@@ -41,10 +44,22 @@ def _trainer_problems(trainer: Any, module: Any) -> Iterator[str]:
         )
 
 
-def _module_problems(module: nn.Module, engine: Engine) -> Iterator[str]:
+def _module_problems(module: Any, engine: Engine) -> Iterator[str]:
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        yield "`training_step` takes a `dataloader_iter`, so its batches are never seen: let it take a batch."
+    for name, value in getattr(module, "hparams", {}).items():
+        if isinstance(getattr(value, "key", value), WatermarkKey):
+            yield (
+                f"hyperparameter {name!r} holds the key, whose secret every checkpoint would contain: "
+                f"call `save_hyperparameters(ignore={name!r})`."
+            )
+    yield from _compiled(module, engine)
+
+
+def _compiled(module: nn.Module, engine: Engine) -> Iterator[str]:
     for name, child in module.named_modules():
         compiled = hasattr(child, "_orig_mod") or getattr(child, "_compiled_call_impl", None) is not None
         if compiled and not engine.compile_safe:
-            yield f"module {name or '(root)'!r} is compiled, which engine {engine.name!r} cannot differentiate twice: do not compile it."
+            yield f"module {name or '(root)'!r} is compiled; engine {engine.name!r} cannot differentiate that: do not compile it."
     if getattr(module, "_compiler_ctx", None) and not engine.compile_safe:
-        yield f"the LightningModule is compiled, which engine {engine.name!r} cannot differentiate twice: do not compile it."
+        yield f"the LightningModule is compiled; engine {engine.name!r} cannot differentiate that: do not compile it."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 _SUMMARIES = {"ber": "min", "p_value": "min", "log10_p_value": "min", "margin": "max"}
 
 
@@ -12,7 +14,7 @@ def prepare_loggers(trainer: Any, name: str, settings: dict[str, Any]) -> None:
     for logger in trainer.loggers:
         logger.log_hyperparams({f"{name}/{k}": v for k, v in settings.items()})
         # Lightning itself defines a metric for everything on first use of the run, so ours comes after.
-        define_metric = getattr(logger.experiment, "define_metric", None)
+        define_metric = getattr(_experiment(logger), "define_metric", None)
         if trainer.is_global_zero and callable(define_metric):
             for metric, summary in _SUMMARIES.items():
                 define_metric(f"{name}/{metric}", summary=summary)
@@ -34,11 +36,14 @@ def log_margins(trainer: Any, name: str, margins: list[float]) -> None:
         if hasattr(logger, "log_table"):
             data = [[j, margin, margin > 0] for j, margin in enumerate(margins)]
             logger.log_table(f"{name}/bits", columns=["bit", "margin", "matches"], data=data)
-        if type(logger).__name__ == "WandbLogger":
+        if any(c.__name__ == "WandbLogger" for c in type(logger).__mro__):
             import wandb
 
             logger.experiment.log({f"{name}/margins": wandb.Histogram(margins)})
-        elif hasattr(logger.experiment, "add_histogram"):
-            import torch
-
+        elif hasattr(_experiment(logger), "add_histogram"):
             logger.experiment.add_histogram(f"{name}/margins", torch.tensor(margins), trainer.global_step)
+
+
+def _experiment(logger: Any) -> Any:
+    # Lightning's base class does not ask for one.
+    return getattr(logger, "experiment", None)

@@ -46,6 +46,18 @@ class GradSignsMixin:
         own = super().configure_callbacks()  # type: ignore[misc]
         return [*(own if isinstance(own, (list, tuple)) else [own]), *self._gradsigns]
 
+    def on_fit_start(self) -> None:
+        """Refuse to train unsigned.
+
+        Raises:
+            ValueError: the module's own ``configure_callbacks`` dropped the watermark's callbacks.
+        """
+        super().on_fit_start()  # type: ignore[misc]
+        if not set(self._gradsigns) <= set(self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError(
+                "`configure_callbacks` must return the watermark's callbacks too: add `*super().configure_callbacks()`."
+            )
+
     def watermark_loss(self, batch: Any) -> Tensor:
         """Return the embedding loss of this batch, a scalar, 0 on steps that do not embed; for manual optimization.
 
@@ -54,6 +66,8 @@ class GradSignsMixin:
         """
         if self.automatic_optimization:  # type: ignore[attr-defined]
             raise ValueError("`watermark_loss` is for automatic_optimization=False; otherwise the loss is added by itself.")
-        losses = [callback.embedding_loss(self.trainer, self, batch) for callback in self._gradsigns]  # type: ignore[attr-defined]
+        # All of the Trainer's, whether they came from `sign_with` or were handed to it.
+        callbacks = [c for c in self.trainer.callbacks if isinstance(c, GradSigns)]  # type: ignore[attr-defined]
+        losses = [callback.embedding_loss(self.trainer, self, batch) for callback in callbacks]  # type: ignore[attr-defined]
         zero = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
         return sum((loss for loss in losses if loss is not None), start=zero)

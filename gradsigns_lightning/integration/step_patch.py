@@ -40,22 +40,33 @@ class StepPatch:
 
         # Lightning looks for `batch_idx` in the signature and unwraps only once.
         vars(training_step)["__wrapped__"] = inspect.unwrap(step)
+        vars(training_step)["_step_patch"] = self
         self._wrapper = training_step
         module.training_step = training_step
 
     def remove(self) -> None:
-        """Take the wrapper away, or silence it if another wrapper has been put on top."""
+        """Take the wrapper away, or silence it until the wrappers put on top of it are removed."""
         self._active = False
-        if vars(self._module).get("training_step") is not self._wrapper:
-            return
+        # Lightning removes the first installed first, so the last one clears all that were silenced below it.
+        while (patch := _topmost(self._module)) is not None and not patch._active:
+            patch._restore()
+
+    def _restore(self) -> None:
         if self._previous is None:
             del self._module.training_step
         else:
             self._module.training_step = self._previous
 
 
+def _topmost(module: Any) -> StepPatch | None:
+    step = vars(module).get("training_step")
+    patch = getattr(step, "_step_patch", None)
+    # A foreign wrapper made by `functools.wraps` carries a copy of the attribute.
+    return patch if patch is not None and patch._wrapper is step else None
+
+
 def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args else next(iter(kwargs.values()))
+    return args[0] if args else kwargs["batch"] if "batch" in kwargs else next(iter(kwargs.values()))
 
 
 def _add(output: Any, extra: Tensor | None) -> Any:
@@ -65,4 +76,6 @@ def _add(output: Any, extra: Tensor | None) -> Any:
         return output + extra
     if isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor):
         return {**output, "loss": output["loss"] + extra}
-    raise TypeError(f"`training_step` must return a tensor, a mapping with a tensor `loss`, or None, got {type(output).__name__}.")
+    raise TypeError(
+        f"`training_step` must return a tensor, a mapping with a tensor `loss`, or None, got {type(output).__name__}."
+    )

@@ -96,7 +96,8 @@ class MeanInputGradient(Metric):
     """Mean of dJ/dx over the images of all updates and ranks, from which the bits are read.
 
     A signature is a property of the mean over all images, so ranks must share the gradient's sum, not their bits.
-    ``update(gradients)`` takes ``(n, C, H, W)``, n may be 0; ``compute()`` returns ``(C, H, W)``, all zero before the first image.
+    ``update(gradients)`` takes ``(n, C, H, W)``, n may be 0; ``compute()`` returns ``(C, H, W)``, all zero before the first
+    image.
 
     Args:
         input_shape: shape ``(C, H, W)`` of one input.
@@ -115,7 +116,15 @@ class MeanInputGradient(Metric):
         self.add_state("n_images", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, gradients: Tensor) -> None:
-        """Add the gradients of some images."""
+        """Add the gradients of some images.
+
+        Raises:
+            ValueError: the gradients do not have the input's shape.
+        """
+        if gradients.shape[1:] != self.total.shape or gradients.ndim != self.total.ndim + 1:
+            raise ValueError(
+                f"`gradients` must have shape (n, {', '.join(map(str, self.total.shape))}), got {tuple(gradients.shape)}."
+            )
         self.total += gradients.detach().float().sum(0)
         self.n_images += gradients.shape[0]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gradsigns_lightning.core.checks import check_int
-from gradsigns_lightning.data.optional import import_torchvision
 
 # In training mode these two return auxiliary logits too, unless told otherwise.
 _PLAIN = {"aux_logits": False, "init_weights": True}
@@ -17,6 +17,9 @@ _EXTRA: dict[str, dict[str, Any]] = {"googlenet": _PLAIN, "inception_v3": _PLAIN
 
 def torchvision_model(name: str, n_classes: int, in_channels: int = 3) -> nn.Module:
     """Return an untrained classifier of torchvision.
+
+    Hard sigmoids (MobileNetV3 has some) are replaced by the same function written as ``relu6(x + 3) / 6``: torch cannot
+    differentiate the original twice, and a signature in the input gradient needs that.
 
     Args:
         name: a name that ``torchvision.models.list_models(module=torchvision.models)`` lists, such as ``"resnet18"``.
@@ -33,20 +36,43 @@ def torchvision_model(name: str, n_classes: int, in_channels: int = 3) -> nn.Mod
     """
     check_int("n_classes", n_classes, minimum=2)
     check_int("in_channels", in_channels, minimum=1)
-    models = import_torchvision("models")
+    models = _import_models()
     names = models.list_models(module=models)
     if name not in names:
         close = difflib.get_close_matches(str(name), names, n=4) or sorted(names)[:4]
         raise ValueError(f"`name` must be a classifier of torchvision, for example {', '.join(close)}, got {name!r}.")
     model: nn.Module = models.get_model(name, weights=None, num_classes=n_classes, **_EXTRA.get(name, {}))
+    _replace_hard_sigmoids(model)
     if in_channels != 3:
         _replace_first_convolution(model, in_channels)
     return model
 
 
+def _import_models() -> Any:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise ImportError(
+            "`torchvision_model` needs torchvision, which is not installed: `pip install gradsigns-lightning[vision]`."
+        ) from error
+    return models
+
+
+class _Hardsigmoid(nn.Module):
+    """``nn.Hardsigmoid`` made of operations that have a second derivative in torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(x + 3.0) / 6.0
+
+
+def _replace_hard_sigmoids(model: nn.Module) -> None:
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.Hardsigmoid):
+            _set_submodule(model, path, _Hardsigmoid())
+
+
 def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:
     path, old = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
-    parent, _, attribute = path.rpartition(".")
     new = nn.Conv2d(
         in_channels,
         old.out_channels,
@@ -55,4 +81,9 @@ def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:
         padding=old.padding if isinstance(old.padding, str) else (old.padding[0], old.padding[1]),
         bias=old.bias is not None,
     )
+    _set_submodule(model, path, new)
+
+
+def _set_submodule(model: nn.Module, path: str, new: nn.Module) -> None:
+    parent, _, attribute = path.rpartition(".")
     setattr(model.get_submodule(parent), attribute, new)

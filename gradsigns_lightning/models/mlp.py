@@ -36,4 +36,5 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``(n, n_classes)`` of float images ``(n, C, H, W)``."""
-        return self.layers(x)
+        logits: Tensor = self.layers(x)
+        return logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from gradsigns_lightning.core.checks import check_int
 
@@ -45,7 +45,8 @@ class ResNet20(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``(n, n_classes)`` of float images ``(n, in_channels, H, W)``."""
-        return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
+        logits: Tensor = self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
+        return logits
 
 
 class SameConv2d(nn.Conv2d):
@@ -92,7 +93,8 @@ class _Block(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.residual(x) + self.shortcut(x))
+        activation: Tensor = self.relu(self.residual(x) + self.shortcut(x))
+        return activation
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

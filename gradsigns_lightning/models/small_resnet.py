@@ -40,7 +40,8 @@ class SmallResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``(n, n_classes)`` of float images ``(n, in_channels, H, W)``."""
-        return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
+        logits: Tensor = self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
+        return logits
 
 
 class _Block(nn.Module):
@@ -61,7 +62,8 @@ class _Block(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.residual(x) + self.shortcut(x))
+        activation: Tensor = self.relu(self.residual(x) + self.shortcut(x))
+        return activation
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Conv2d:

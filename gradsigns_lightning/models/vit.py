@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.models.shapes import check_input_shape
@@ -52,7 +52,8 @@ class ViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``(n, n_classes)`` of float images ``(n, C, H, W)``."""
         tokens = self.embed(x).flatten(2).transpose(1, 2) + self.position
-        return self.head(self.norm(self.blocks(tokens)).mean(dim=1))
+        logits: Tensor = self.head(self.norm(self.blocks(tokens)).mean(dim=1))
+        return logits
 
 
 class _Block(nn.Module):
@@ -67,10 +68,12 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self._attend(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        mixed: Tensor = x + self.mlp(self.norm2(x))
+        return mixed
 
     def _attend(self, x: Tensor) -> Tensor:
         n, tokens, dim = x.shape
         query, key, value = self.qkv(x).view(n, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4).unbind()
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.out(mixed.transpose(1, 2).reshape(n, tokens, dim))
+        merged: Tensor = self.out(mixed.transpose(1, 2).reshape(n, tokens, dim))
+        return merged

@@ -1,0 +1,107 @@
+"""From configuration to objects; the only call of Hydra's ``instantiate``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+ALLOWED_PACKAGES = ("gradsigns_lightning", "torchvision", "lightning", "torch")
+
+
+def build(config: Any, /, **arguments: Any) -> Any:
+    """Return what ``config`` describes by its ``_target_`` and arguments.
+
+    Args:
+        config: a configuration node or plain containers.
+        arguments: further arguments of the target.
+
+    Raises:
+        ValueError: there is no target, or one outside this package, torch, lightning and torchvision: checkpoints bring
+            configurations along, and those must not run other code.
+        TypeError, ImportError: what the target's constructor raises.
+    """
+    import hydra.utils
+    from hydra.errors import InstantiationException
+
+    plain = to_plain(config)
+    check_targets(plain)
+    if not isinstance(plain, dict) or "_target_" not in plain:
+        raise ValueError(f"`_target_` must name what to build, got {plain!r} without one.")
+    try:
+        with ExitStack() as scopes:
+            # Hydra 1.4 asks for such a scope, under a name that changed between its pre-releases.
+            scope = getattr(hydra.utils, "execution_whitelist", None) or getattr(hydra.utils, "target_whitelist", None)
+            for package in ALLOWED_PACKAGES if scope else ():
+                scopes.enter_context(scope(f"{package}.*"))  # type: ignore[misc]
+            return hydra.utils.instantiate(plain, _convert_="all", **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if cause is None or isinstance(cause, InstantiationException):
+            raise
+        if isinstance(cause, (TypeError, ValueError)) and not plain["_target_"].startswith("gradsigns_lightning."):
+            raise type(cause)(f"{plain['_target_']}: {cause}") from error
+        raise cause from error
+
+
+def to_plain(config: Any) -> Any:
+    """Return a configuration as plain containers with all references resolved.
+
+    Raises:
+        ValueError: a mandatory value is missing.
+    """
+    from omegaconf import OmegaConf
+
+    if not OmegaConf.is_config(config):
+        return config
+    missing = list(_missing_keys(config, config._get_full_key(None)))
+    if missing:
+        raise MissingValueError(missing)
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def _missing_keys(config: Any, prefix: str) -> Iterator[str]:
+    # OmegaConf's own function stops at the first reference to a missing value.
+    from omegaconf import DictConfig
+
+    for name in config:
+        node, key = config._get_node(name), f"{prefix}.{name}" if prefix else str(name)
+        if node._is_missing():
+            yield key
+        elif isinstance(node, DictConfig) and not (node._is_none() or node._is_interpolation()):
+            yield from _missing_keys(node, key)
+
+
+class MissingValueError(ValueError):
+    """Mandatory values were not given."""
+
+    def __init__(self, keys: list[str]) -> None:
+        super().__init__(f"{', '.join(f'`{key}`' for key in keys)} must be given, as in `{keys[0]}=...`.")
+
+
+def check_targets(config: Any) -> None:
+    """Raise a ``ValueError`` if any ``_target_`` lies outside the allowed packages."""
+    for target in iterate_targets(config):
+        if not isinstance(target, str) or not _is_allowed(target):
+            allowed = ", ".join(f"{package}.*" for package in ALLOWED_PACKAGES)
+            raise ValueError(f"`_target_` must be one of {allowed}, got {target!r}.")
+
+
+def _is_allowed(target: str) -> bool:
+    if target.partition(".")[0] not in ALLOWED_PACKAGES:
+        return False
+    from hydra.utils import get_object
+
+    # A path may leave its package through a module's imports, as in `torch.os.system`.
+    return str(getattr(get_object(target), "__module__", "")).partition(".")[0] in ALLOWED_PACKAGES
+
+
+def iterate_targets(config: Any) -> Iterator[Any]:
+    """Yield every ``_target_`` in plain containers."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config["_target_"]
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for value in config:
+            yield from iterate_targets(value)

@@ -1,0 +1,58 @@
+"""From the first word of the command line to its command."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "keygen": "make a key file",
+    "train": "train a classifier, sign it on the way, and read the signature back",
+    "verify": "read a key from a checkpoint of `gradsigns train`",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after ``gradsigns``; by default those of this process.
+
+    Returns:
+        The exit code: 0, 1 when the command failed, 2 when the command line is wrong.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        _write(_usage())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        from gradsigns_lightning import __version__
+
+        _write(f"gradsigns-lightning {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        print(_unknown(words[0]), file=sys.stderr)  # noqa: T201
+        return 2
+    from gradsigns_lightning.cli.runner import run_command
+
+    return run_command(words[0], words[1:])
+
+
+def _usage() -> str:
+    listing = "\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())
+    return (
+        "Usage: gradsigns COMMAND [key=value ...]\n\n"
+        "Sign a classifier's input gradients while it trains, and prove later that the model is yours.\n\n"
+        f"Commands:\n{listing}\n\n`gradsigns COMMAND --help` lists what a command can be told."
+    )
+
+
+def _unknown(word: str) -> str:
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    hint = f" Did you mean `{close[0]}`?" if close else ""
+    return f"gradsigns: there is no command {word!r}, only {', '.join(COMMANDS)}.{hint}"
+
+
+def _write(text: str) -> None:
+    print(text)  # noqa: T201

@@ -1,0 +1,134 @@
+"""The objects of a fit, built from a resolved configuration."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+from gradsigns_lightning.cli.build import build
+from gradsigns_lightning.cli.callbacks import SECONDS_METRIC, EpochTimer, progress_callbacks
+from gradsigns_lightning.cli.checkpoint import load_weights, read_checkpoint
+from gradsigns_lightning.cli.quiet import QuietWorkers
+from gradsigns_lightning.core.checks import check_int
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.integration import GradSigns
+from gradsigns_lightning.models import Classifier
+
+Settings = dict[str, Any]
+_CSV, _WANDB = "lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.WandbLogger"
+
+_FINAL = (
+    *("n_matches", "bit_error_rate", "p_value", "log10_p_value", "margin", "accuracy", "seconds_per_epoch"),
+    *("twin_accuracy", "twin_bit_error_rate", "twin_seconds_per_epoch"),
+)
+
+
+def build_classifier(settings: Settings) -> Classifier:
+    """Return the classifier, with the weights of the checkpoint ``init`` if there is one.
+
+    Raises:
+        ValueError: the checkpoint cannot be read or does not fit.
+    """
+    classifier = Classifier(
+        build(settings["model"]),
+        settings["data"]["n_classes"],
+        optimizer=build(settings["optimizer"]),
+        lr_schedule=settings["lr_schedule"],
+        label_smoothing=settings["label_smoothing"],
+    )
+    if settings["init"] is not None:
+        load_weights(classifier, read_checkpoint(settings["init"], argument="init"), argument="init")
+    return classifier
+
+
+def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
+    """Return the callback that signs."""
+    return GradSigns(
+        key,
+        strength=build(settings["schedule"]),
+        objective=build(settings["objective"]),
+        engine=build(settings["engine"]),
+        cadence=build(settings["cadence"]),
+        n_images=settings["n_images"],
+        momentum=settings["momentum"],
+        n_val_images=settings["n_val_images"],
+    )
+
+
+def build_trainer(settings: Settings, callbacks: list[Any], logger: Any, *, phase: str) -> Trainer:
+    """Return a Trainer that is quiet but for the progress that was asked for.
+
+    Raises:
+        ValueError: the strategy would run this command anew in every process.
+    """
+    if settings["trainer"].get("max_epochs") is not None:
+        check_int("trainer.max_epochs", settings["trainer"]["max_epochs"], minimum=-1)
+    bars = progress_callbacks(phase, progress=settings["progress"])
+    bar_wanted = any(type(bar).__name__ == "RichProgressBar" for bar in bars)
+    trainer: Trainer = build(
+        settings["trainer"],
+        logger=logger or False,
+        callbacks=[*callbacks, EpochTimer(), QuietWorkers(), *bars],
+        enable_progress_bar=bar_wanted,
+    )
+    spawns = type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
+    if trainer.num_devices * trainer.num_nodes > 1 and not spawns:
+        raise ValueError(
+            "`trainer.strategy` must be 'ddp_spawn' or 'ddp_fork' on several devices (others run the whole command in every "
+            "process, each with a key of its own); to train otherwise, use the GradSigns callback in a script."
+        )
+    return trainer
+
+
+def build_logger(settings: Settings) -> Any:
+    """Return the logger, which is given the resolved configuration; None if there is none.
+
+    Raises:
+        ImportError: the logger's package is not installed.
+    """
+    logger = settings["logger"]
+    if not logger:
+        return None
+    if logger.get("_target_") == _WANDB:
+        return build({**logger, "config": settings, "_recursive_": False})
+    built = build(logger)
+    built.log_hyperparams(settings)
+    return built
+
+
+def build_twin_logger(settings: Settings) -> Any:
+    """Return a CSV logger of its own for the twin; W&B keeps one run per command, whose summary has the twin's figures."""
+    logger = settings["logger"]
+    return build({**logger, "name": "twin"}) if logger and logger.get("_target_") == _CSV else None
+
+
+def log_summary(logger: Any, summary: dict[str, Any]) -> None:
+    """Log the final figures and close the logger's run; a CSV file keeps to the figures of the epochs."""
+    if logger is None or isinstance(logger, CSVLogger):
+        return
+    logger.log_metrics({f"final/{name}": summary[name] for name in _FINAL if summary[name] is not None})
+    logger.finalize("success")
+    if hasattr(logger.experiment, "finish"):
+        logger.experiment.finish()
+
+
+def test_accuracy(settings: Settings, classifier: Classifier, data: Any) -> float:
+    """Return the accuracy on the test images, on one device, so that no image counts twice."""
+    trainer = Trainer(
+        accelerator=settings["trainer"].get("accelerator", "auto"),
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        limit_test_batches=settings["trainer"].get("limit_test_batches"),
+    )
+    return float(trainer.test(classifier, datamodule=data, verbose=False)[0]["test/acc"])
+
+
+def seconds_per_epoch(trainer: Trainer) -> float:
+    """Return the median seconds of the training part of an epoch; NaN if no epoch was finished."""
+    return float(trainer.callback_metrics.get(SECONDS_METRIC, math.nan))

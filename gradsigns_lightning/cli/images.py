@@ -1,0 +1,50 @@
+"""Images of a folder as the verification takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradsigns_lightning.data.optional import import_pillow
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
+    """Return all image files in ``folder`` (not in folders below it), sorted by name, raw in [0, 1], resized where needed.
+
+    Args:
+        folder: the folder; its images should be of the key's target class.
+        input_shape: ``(C, H, W)`` of the key.
+
+    Raises:
+        ValueError: there is no such folder, no image in it, one that cannot be read, or no image has so many channels.
+        ImportError: Pillow is not installed.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"`images` must name a folder, got '{folder}'.")
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise ValueError(f"`images` must name a folder with images ({', '.join(SUFFIXES)}), got '{folder}' without any.")
+    channels, height, width = input_shape
+    if channels not in _MODES:
+        raise ValueError(f"`images`: files hold {sorted(_MODES)} channels, but the key's `input_shape` has {channels}.")
+    return torch.stack([_read(file, _MODES[channels], (width, height)) for file in files])
+
+
+def _read(file: Path, mode: str, size: tuple[int, int]) -> Tensor:
+    pillow = import_pillow()
+    try:
+        with pillow.open(file) as image:
+            pixels = image.convert(mode)
+    except OSError as error:
+        raise ValueError(f"`images`: '{file}' cannot be read as an image.") from error
+    if pixels.size != size:
+        pixels = pixels.resize(size, pillow.Resampling.BILINEAR)
+    values = torch.from_numpy(np.array(pixels, dtype=np.float32)) / 255
+    return values.unsqueeze(0) if values.ndim == 2 else values.permute(2, 0, 1)

@@ -1,0 +1,44 @@
+"""Keeps the frameworks' advice from the terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Show no warning but this package's own, each in one line."""
+    with warnings.catch_warnings():
+        silence()
+        yield
+
+
+def silence() -> None:
+    """Do what :func:`quiet` does, for good."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", module=r"gradsigns_lightning\.")
+    warnings.showwarning = _show
+
+
+class QuietWorkers(Callback):
+    """Carries the silence into processes that a Trainer spawns, by being unpickled there."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        silence()
+        self.__dict__.update(state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return QuietWorkers, (), {"quiet": True}
+
+
+def _show(message: Any, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)  # noqa: T201

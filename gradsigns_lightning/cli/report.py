@@ -1,0 +1,102 @@
+"""The table that a command prints and the JSON object that it writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gradsigns_lightning.extraction import VerificationResult
+
+_STYLES = {"owned": "bold green", "not_proven": "bold yellow", "inconclusive": "bold red"}
+
+
+def print_rows(rows: dict[str, str], *, title: str, note: str = "") -> None:
+    """Print a table of names and values; nothing is cut off where there is no terminal."""
+    console = Console(highlight=False)
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(value, style=_STYLES.get(value.replace(" ", "_"), "")))
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, 30 + max(map(len, rows.values()))))
+    console.print(table)
+    if note:
+        console.print(note, soft_wrap=True)
+
+
+def short_path(path: str | Path) -> str:
+    """Return ``path`` from the current folder if it lies below."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def verification_rows(result: VerificationResult) -> dict[str, str]:
+    """Return what was read, in words."""
+    decided = result.n_bits - result.n_erasures
+    return {
+        "verdict": result.verdict.replace("_", " "),
+        "matching bits": f"{result.n_matches} of {decided}" + (f" ({result.n_erasures} erased)" if result.n_erasures else ""),
+        "bit error rate": f"{result.bit_error_rate:.4f}",
+        "p-value": f"{format_p_value(result)} (owned at <= {result.alpha:g})",
+        "smallest margin": f"{result.margin:+.3f}",
+        "images read": str(result.n_queries),
+    }
+
+
+def format_p_value(result: VerificationResult) -> str:
+    """Return the p-value, by its logarithm where a double underflows."""
+    if result.p_value > 0 or math.isnan(result.p_value):
+        return f"{result.p_value:.3g}"
+    return f"10^{result.log10_p_value:.1f}"
+
+
+def write_json(path: str, content: dict[str, Any]) -> None:
+    """Write ``content`` as one JSON object; a reader sees the old file or the whole new one. Non-finite numbers become null.
+
+    Raises:
+        ValueError: the folder does not exist or cannot be written to.
+    """
+    target = Path(path).expanduser()
+    check_json_path(path)
+    text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+
+
+def check_json_path(path: str | None) -> None:
+    """Raise a ``ValueError`` if no file can be written at ``path``, before hours of training rather than after."""
+    if path is None:
+        return
+    target = Path(path).expanduser()
+    if not target.parent.is_dir() or target.is_dir():
+        raise ValueError(f"`json` must name a file in an existing folder, got '{path}'.")
+    if not os.access(target.parent, os.W_OK):
+        raise ValueError(f"`json` must name a file in a folder that can be written to, got '{path}'.")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,105 @@
+"""Runs a command under Hydra and turns what goes wrong into one message and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gradsigns_lightning.cli.schema import check_root_keys, config_folder, register_schemas
+from gradsigns_lightning.cli.suggest import explain
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+class _Reported(SystemExit):
+    """The message is out; only the exit code is left."""
+
+
+def run_command(command: str, overrides: list[str]) -> int:
+    """Run ``command`` with Hydra overrides and options; see :func:`gradsigns_lightning.cli.main`."""
+    full_error = os.environ.get(_FULL_ERROR) == "1"
+    overrides = [_with_key_file(command, word) for word in overrides]
+    try:
+        with _process_state(command, overrides):
+            _hydra_main(command, full_error=full_error)()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except KeyboardInterrupt:
+        return _report("interrupted", 130)
+    except Exception as error:
+        if full_error:
+            raise
+        return _report(*explain(command, overrides, error))
+    return 0
+
+
+def _with_key_file(command: str, word: str) -> str:
+    """Let ``key=FILE`` mean ``key.path=FILE``: to Hydra ``key=...`` is a choice in the group of key sizes."""
+    name, _, value = word.partition("=")
+    if name == "key" and (command == "verify" or value.endswith(".gskey")):
+        return f"key.path={value}"
+    return word
+
+
+def _hydra_main(command: str, *, full_error: bool) -> Callable[[], None]:
+    import hydra
+
+    register_schemas()
+    decorate = hydra.main(version_base="1.3", config_path=config_folder(), config_name=command)
+    return decorate(Task(command, full_error=full_error))  # type: ignore[no-any-return]
+
+
+class Task:
+    """The function that Hydra calls with the composed configuration, in this process or a launcher's.
+
+    Args:
+        command: the command.
+        full_error: let errors through with their tracebacks.
+    """
+
+    def __init__(self, command: str, *, full_error: bool) -> None:
+        self.command = command
+        self.full_error = full_error
+
+    def __call__(self, config: Any) -> Any:
+        """Run the command; the return value is what a sweeper minimises."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        # Lightning takes seconds to import, and not every command line gets this far.
+        quiet = importlib.import_module("gradsigns_lightning.cli.quiet").quiet
+        run = importlib.import_module(f"gradsigns_lightning.cli.{self.command}").run
+        try:
+            check_root_keys(self.command, config)
+            with quiet():
+                return run(config)
+        except Exception as error:
+            # Otherwise Hydra adds lines of its own. In a sweep they tell which job failed.
+            if self.full_error or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            raise _Reported(_report(*explain(self.command, HydraConfig.get().overrides.task, error))) from error
+
+
+@contextmanager
+def _process_state(command: str, overrides: list[str]) -> Iterator[None]:
+    """Let Hydra see this command line and raise its errors instead of printing them; put everything back."""
+    argv, before = sys.argv, os.environ.get(_FULL_ERROR)
+    sys.argv = [f"gradsigns {command}", *overrides]
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if before is None:
+            os.environ.pop(_FULL_ERROR, None)
+        else:
+            os.environ[_FULL_ERROR] = before
+
+
+def _report(message: str, code: int) -> int:
+    print(f"gradsigns: {message}", file=sys.stderr)  # noqa: T201
+    return code

@@ -1,0 +1,156 @@
+"""What went wrong, in one message: errors of Hydra and of this package, with suggestions for misspelt words."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+# Distribution to import name to extra, for what is not always installed.
+_EXTRAS = {"wandb": "wandb", "torchvision": "vision", "PIL": "vision", "hydra_plugins": "sweep", "joblib": "sweep"}
+# What people write, and what it is called here.
+_ALIASES = {
+    "lambda": "schedule.strength",
+    "lamda": "schedule.strength",
+    "strength": "schedule.strength",
+    "epochs": "trainer.max_epochs",
+    "max_epochs": "trainer.max_epochs",
+    "lr": "optimizer.lr",
+    "bits": "key.n_bits",
+    "kee": "key",
+    "dataset": "data",
+    "batch_size": "data.module.batch_size",
+}
+BAD_COMMAND_LINE, FAILED = 2, 1
+
+
+def explain(command: str, overrides: list[str], error: BaseException) -> tuple[str, int]:
+    """Return a message for the user and the exit code.
+
+    Args:
+        command: the command that failed.
+        overrides: its command line.
+        error: what was raised.
+    """
+    from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from gradsigns_lightning.cli.build import MissingValueError
+    from gradsigns_lightning.cli.schema import UnknownKeyError
+
+    if isinstance(error, MissingConfigException):
+        return _unknown_option(error), BAD_COMMAND_LINE
+    if isinstance(error, (ConfigCompositionException, OverrideParseException)):
+        return _bad_override(command, overrides, error), BAD_COMMAND_LINE
+    if isinstance(error, UnknownKeyError):
+        return _unknown_key(command, overrides, error.key), BAD_COMMAND_LINE
+    if isinstance(error, MissingValueError):
+        return str(error).replace("key.path", "key"), BAD_COMMAND_LINE
+    if isinstance(error, OmegaConfBaseException):
+        return _bad_value(error), BAD_COMMAND_LINE
+    if isinstance(error, ImportError):
+        return _missing_package(error), FAILED
+    if type(error).__name__ == "ProcessRaisedException":  # of a spawned process; its message is a traceback
+        return str(error).strip().splitlines()[-1], FAILED
+    return str(error) or type(error).__name__, FAILED
+
+
+def _unknown_option(error: Any) -> str:
+    missing, options = error.missing_cfg_file or "", list(error.options or [])
+    group, _, option = missing.rpartition("/")
+    if group == "hydra/launcher" and option == "joblib":
+        return "`hydra/launcher=joblib` needs a package that is not installed: `pip install gradsigns-lightning[sweep]`."
+    if not options:
+        return _first_line(error)
+    close = difflib.get_close_matches(option, options, n=1)
+    hint = f" Did you mean `{group}={close[0]}`?" if close else ""
+    return f"`{group}` must be one of {', '.join(options)}, got {option!r}.{hint}"
+
+
+def _bad_override(command: str, overrides: list[str], error: BaseException) -> str:
+    cause = error.__cause__
+    text = f"{error} {cause or ''}"
+    found = re.search(r"Could not (?:override|append to config)[^']*'([^']+)'", text)
+    found = found or re.search(r"Could not append value to config.*Key '([^']+)'", text, re.S)
+    key = found.group(1) if found else _unknown_key_of(text, overrides)
+    if key is None:
+        return ": ".join(_first_line(e) for e in (error, cause) if e is not None)
+    return _unknown_key(command, overrides, key.partition("@")[0])
+
+
+def _unknown_key(command: str, overrides: list[str], key: str) -> str:
+    return f"there is no `{key}` in the configuration of `gradsigns {command}`.{_suggestion(command, overrides, key)}"
+
+
+def _unknown_key_of(text: str, overrides: list[str]) -> str | None:
+    found = re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')", text)
+    if found is None:
+        return None
+    for override in overrides:
+        name = override.lstrip("+~").partition("=")[0]
+        if name.split(".")[-1] == found.group(1):
+            return name
+    return found.group(1)
+
+
+def _suggestion(command: str, overrides: list[str], key: str) -> str:
+    keys = sorted(set(_all_keys(command, overrides, key)))
+    if key in _ALIASES and _ALIASES[key] in keys:
+        return f" Did you mean `{_ALIASES[key]}`?"
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+    if not close and not key.startswith("hydra."):
+        leaves = {name.split(".")[-1]: name for name in reversed(keys)}
+        close = [leaves[leaf] for leaf in difflib.get_close_matches(key.split(".")[-1], leaves, n=1, cutoff=0.7)]
+    if close:
+        return f" Did you mean `{close[0]}`?"
+    return f" `gradsigns {command} --help` lists what there is."
+
+
+def _all_keys(command: str, overrides: list[str], wrong: str) -> Iterator[str]:
+    """Yield the dotted keys of the configuration that the rest of the command line composes, or of the default one."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from gradsigns_lightning.cli.schema import config_folder
+
+    choices = [o for o in overrides if re.fullmatch(r"\w+=\w+", o) and o.partition("=")[0] != wrong]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_folder(), version_base="1.3"):
+        for chosen in (choices, []):
+            try:
+                yield from _walk(compose(command, overrides=chosen))
+            except Exception:  # noqa: S112  (other words of the command line may be wrong as well)
+                continue
+            return
+
+
+def _walk(config: Any, prefix: str = "") -> Iterator[str]:
+    from omegaconf import DictConfig
+
+    for name in config:
+        yield f"{prefix}{name}"
+        node = config._get_node(name)
+        if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
+            yield from _walk(node, f"{prefix}{name}.")
+
+
+def _bad_value(error: Any) -> str:
+    key = getattr(error, "full_key", None)
+    text = _first_line(error)
+    if "Missing mandatory value" in text:
+        return f"`{key}` must be given, as in `{key}=...`."
+    return f"`{key}`: {text}" if key else text
+
+
+def _missing_package(error: ImportError) -> str:
+    text = _first_line(error)
+    if "gradsigns-lightning[" in text:
+        return text
+    name = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(name) or next((extra for package, extra in _EXTRAS.items() if package in text), None)
+    return f"{text} It comes with `pip install gradsigns-lightning[{extra}]`." if extra else text
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

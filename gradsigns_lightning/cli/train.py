@@ -1,0 +1,128 @@
+"""``gradsigns train``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import seed_everything
+from rich.console import Console
+
+from gradsigns_lightning.cli import fitting
+from gradsigns_lightning.cli.build import build, to_plain
+from gradsigns_lightning.cli.checkpoint import describe
+from gradsigns_lightning.cli.report import check_json_path, print_rows, short_path, verification_rows, write_json
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.extraction import VerificationResult, verify
+
+
+@dataclass
+class Arm:
+    """One trained model and what was measured on it."""
+
+    name: str
+    checkpoint: Path
+    accuracy: float
+    seconds_per_epoch: float
+    result: VerificationResult
+
+
+def run(config: Any) -> float:
+    """Train, sign, read back, report.
+
+    Returns:
+        The bit error rate, for sweeps; NaN if no bit could be read.
+
+    Raises:
+        ValueError: the configuration does not fit together.
+    """
+    settings = to_plain(config)
+    folder = Path(settings["paths"]["output_dir"])
+    check_json_path(settings["json"])
+    seed_everything(settings["seed"], verbose=False)
+    data = build(settings["data"]["module"])
+    key: WatermarkKey = build(settings["key"])
+    key_file = _key_file(key, settings, folder)
+    logger = fitting.build_logger(settings)
+    main = _train(settings, folder, data, key, logger=logger, name="signed" if settings["watermark"] else "unmarked")
+    twin = None
+    if settings["twin"]:
+        twin_logger = fitting.build_twin_logger(settings)
+        twin = _train(settings, folder, data, key, logger=twin_logger, name="twin")
+    summary = _summary(settings, main, twin, key_file)
+    fitting.log_summary(logger, summary)
+    print_rows(_rows(summary, main, twin), title="gradsigns train")
+    if settings["json"]:
+        write_json(settings["json"], {**summary, "config": settings})
+    return main.result.bit_error_rate
+
+
+def _key_file(key: WatermarkKey, settings: dict[str, Any], folder: Path) -> Path:
+    if settings["key"].get("path") is not None:
+        return Path(settings["key"]["path"]).expanduser()
+    file = folder / "key.gskey"
+    key.save(file)
+    return file
+
+
+def _train(settings: dict[str, Any], folder: Path, data: Any, key: WatermarkKey, *, logger: Any, name: str) -> Arm:
+    """Train one model; the same for the signed model and its twin but for the callback."""
+    console = Console(highlight=False)
+    if settings["progress"]:
+        network = settings["model"]["_target_"].rpartition(".")[2]
+        console.print(f"training the {name} model: {network} on {settings['data']['name']}")
+    seed_everything(settings["seed"], verbose=False)
+    classifier = fitting.build_classifier(settings)
+    callbacks = [fitting.build_watermark(settings, key)] if name == "signed" else []
+    trainer = fitting.build_trainer(settings, callbacks, logger, phase=name)
+    trainer.fit(classifier, datamodule=data)
+    # After the fit, so that the loggers' own hyperparameters stay theirs.
+    classifier.hparams.update(describe(settings["model"], settings["data"], key.commitment))
+    checkpoint = folder / ("twin.ckpt" if name == "twin" else "model.ckpt")
+    trainer.save_checkpoint(checkpoint, weights_only=True)
+    if settings["progress"]:
+        console.print(f"testing the {name} model and reading the signature")
+    accuracy = fitting.test_accuracy(settings, classifier, data)
+    result = verify(classifier, key, data.raw_images("test", key.target_class), alpha=settings["alpha"])
+    return Arm(name, checkpoint, accuracy, fitting.seconds_per_epoch(trainer), result)
+
+
+def _summary(settings: dict[str, Any], main: Arm, twin: Arm | None, key_file: Path) -> dict[str, Any]:
+    return {
+        **main.result.to_dict(),
+        "accuracy": main.accuracy,
+        "twin_accuracy": twin.accuracy if twin else None,
+        "twin_n_matches": twin.result.n_matches if twin else None,
+        "twin_bit_error_rate": twin.result.bit_error_rate if twin else None,
+        "twin_p_value": twin.result.p_value if twin else None,
+        "twin_verdict": twin.result.verdict if twin else None,
+        "seconds_per_epoch": main.seconds_per_epoch,
+        "twin_seconds_per_epoch": twin.seconds_per_epoch if twin else None,
+        "checkpoint": str(main.checkpoint),
+        "twin_checkpoint": str(twin.checkpoint) if twin else None,
+        "key": str(key_file),
+        "data": settings["data"]["name"],
+        "epochs": settings["trainer"].get("max_epochs"),
+        "seed": settings["seed"],
+        "watermark": settings["watermark"],
+    }
+
+
+def _rows(summary: dict[str, Any], main: Arm, twin: Arm | None) -> dict[str, str]:
+    rows = {**verification_rows(main.result), "accuracy": f"{main.accuracy:.2%}"}
+    seconds = f"{main.seconds_per_epoch:.2f}"
+    if twin:
+        points = 100 * (main.accuracy - twin.accuracy)
+        rows["accuracy"] += f" ({points:+.2f} points against the unmarked twin's {twin.accuracy:.2%})"
+        rows["twin's bits"] = f"{twin.result.n_matches} of {twin.result.n_bits} (p = {twin.result.p_value:.2g})"
+        ratio = main.seconds_per_epoch / twin.seconds_per_epoch if twin.seconds_per_epoch else math.nan
+        seconds += f" ({ratio:.2f} times the twin's {twin.seconds_per_epoch:.2f})"
+    return {
+        **rows,
+        "seconds per epoch": seconds,
+        "key file": short_path(summary["key"]),
+        "checkpoint": short_path(summary["checkpoint"]),
+        "commitment": main.result.commitment,
+    }

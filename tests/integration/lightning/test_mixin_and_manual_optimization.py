@@ -1,0 +1,205 @@
+"""The mixin, manual optimization, and the mirror package."""
+
+import lightning.pytorch as L
+import pytest
+import torch
+from signed_digits import (
+    SECRET,
+    TARGET,
+    Net,
+    held_out_target_images,
+    make_key,
+    make_mark,
+    make_trainer,
+    train_loader,
+    val_loader,
+)
+from torch.nn import functional as F
+
+from gradsigns_lightning import GradSigns, GradSignsMixin, verify
+
+pytestmark = pytest.mark.usefixtures("seeded")
+
+
+class Mixed(GradSignsMixin, Net):
+    pass
+
+
+class Manual(Net):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.added = []
+
+    def extra(self, batch):
+        return 0.0
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        loss = F.cross_entropy(self(batch[0]), batch[1]) + self.extra(batch)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+
+class ManualMixed(GradSignsMixin, Manual):
+    def extra(self, batch):
+        loss = self.watermark_loss(batch)
+        self.added.append(float(loss))
+        return loss
+
+
+def errors(model, key=None):
+    return verify(model, key or make_key(), held_out_target_images()).bit_error_rate
+
+
+def test_manual_optimization_is_signed_through_the_mixin():
+    model = ManualMixed()
+    mark = model.sign_with(make_key(), cadence=2)
+    assert isinstance(mark, GradSigns)
+    trainer = make_trainer(max_epochs=5)
+    trainer.fit(model, train_loader(), val_loader())
+    assert errors(model) == float(trainer.callback_metrics["wm/ber"]) == 0
+    assert model.added[0] > 0
+    assert model.added[1] == 0
+    assert "training_step" not in vars(model)
+
+
+def test_a_callback_given_to_the_trainer_feeds_watermark_loss_too():
+    model = ManualMixed()
+    make_trainer(make_mark(), max_epochs=5).fit(model, train_loader())
+    assert errors(model) == 0
+
+
+def test_the_callback_alone_is_refused_under_manual_optimization():
+    with pytest.raises(ValueError, match=r"automatic_optimization is False: .* GradSignsMixin .*self.watermark_loss\(batch\)"):
+        make_trainer(make_mark()).fit(Manual(), train_loader())
+
+
+def test_automatic_optimization_is_signed_through_the_mixin():
+    model = Mixed()
+    model.sign_with(make_key(), cadence=2)
+    trainer = make_trainer(max_epochs=5)
+    trainer.fit(model, train_loader(), val_loader())
+    assert errors(model) == float(trainer.callback_metrics["wm/ber"]) == 0
+    trainer.fit_loop.max_epochs = 6
+    trainer.fit(model, train_loader())
+    assert sum(isinstance(c, GradSigns) for c in trainer.callbacks) == 1
+
+
+def test_a_mixin_that_signs_with_nothing_trains_as_ever():
+    weights = []
+    for kind in (Net, Mixed):
+        torch.manual_seed(1)
+        model = kind()
+        make_trainer(max_epochs=1).fit(model, train_loader(200))
+        weights.append(model.net[1].weight)
+    assert torch.equal(*weights)
+
+
+class Counter(L.Callback):
+    batches = 0
+
+    def on_train_batch_end(self, *args):
+        self.batches += 1
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_a_base_class_with_callbacks_of_its_own(as_list):
+    counter = Counter()
+
+    class WithOwn(Net):
+        def configure_callbacks(self):
+            return [counter] if as_list else counter
+
+    class Signed(GradSignsMixin, WithOwn):
+        pass
+
+    model = Signed()
+    model.sign_with(make_key(), cadence=2)
+    make_trainer().fit(model, train_loader())
+    assert counter.batches > 0
+    assert errors(model) == 0
+
+
+def test_own_callbacks_beside_super():
+    counter = Counter()
+
+    class Signed(Mixed):
+        def configure_callbacks(self):
+            return [counter, *super().configure_callbacks()]
+
+    model = Signed()
+    model.sign_with(make_key(), cadence=2)
+    make_trainer().fit(model, train_loader())
+    assert counter.batches > 0
+    assert errors(model) == 0
+
+
+@pytest.mark.parametrize("kind", [Mixed, ManualMixed])
+def test_own_callbacks_that_drop_the_watermark_are_refused(kind):
+    class Dropped(kind):
+        def configure_callbacks(self):
+            return []
+
+    model = Dropped()
+    model.sign_with(make_key())
+    with pytest.raises(ValueError, match=r"`configure_callbacks` must return the watermark's callbacks too"):
+        make_trainer().fit(model, train_loader())
+
+
+def test_watermark_loss_under_automatic_optimization_is_refused():
+    class Wrong(Mixed):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + self.watermark_loss(batch)
+
+    model = Wrong()
+    model.sign_with(make_key())
+    with pytest.raises(ValueError, match="`watermark_loss` is for automatic_optimization=False"):
+        make_trainer().fit(model, train_loader())
+
+
+@pytest.mark.parametrize("kind", [Mixed, ManualMixed])
+def test_two_keys(kind):
+    first, second = make_key(8), make_key(8, secret=SECRET[::-1], target_class=TARGET + 1)
+    model = kind()
+    model.sign_with(first, cadence=2)
+    model.sign_with(second, cadence=2, name="wm2")
+    trainer = make_trainer(max_epochs=5)
+    trainer.fit(model, train_loader(), val_loader())
+    assert errors(model, first) == 0
+    assert trainer.callback_metrics["wm/ber"] == trainer.callback_metrics["wm2/ber"] == 0
+    assert "training_step" not in vars(model)
+
+
+@pytest.mark.parametrize("mixin", [False, True])
+def test_the_mirror_package(mixin):
+    mirror = pytest.importorskip("pytorch_lightning")
+
+    class Body(mirror.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = Net().net
+
+        forward = Net.forward
+        training_step = Net.training_step
+        configure_optimizers = Net.configure_optimizers
+        validation_step = Net.validation_step
+        optimizer = "adam"
+
+    kind = type("Mirrored", (GradSignsMixin, Body), {}) if mixin else Body
+    model, mark = kind(), make_mark()
+    if mixin:
+        model.sign_with(make_key(), cadence=2)
+    trainer = mirror.Trainer(
+        callbacks=[] if mixin else [mark],
+        accelerator="cpu",
+        max_epochs=5,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, train_loader(), val_loader())
+    assert errors(model) == float(trainer.callback_metrics["wm/ber"]) == 0
+    assert "training_step" not in vars(model)

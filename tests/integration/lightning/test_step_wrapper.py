@@ -1,0 +1,272 @@
+"""The wrapper around ``training_step``: which forms it takes, and that nothing of it stays behind."""
+
+import functools
+import pickle
+
+import lightning.pytorch as L
+import pytest
+import torch
+from signed_digits import SECRET, TARGET, Net, held_out_target_images, make_key, make_mark, make_trainer, train_loader, val_loader
+from torch.nn import functional as F
+
+from gradsigns_lightning import verify
+from gradsigns_lightning.integration.step_patch import StepPatch
+
+pytestmark = pytest.mark.usefixtures("seeded")
+STEP = Net.training_step
+
+
+def loss_of(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def decorated(step):
+    @functools.wraps(step)
+    def wrapper(self, *args, **kwargs):
+        return step(self, *args, **kwargs)
+
+    return wrapper
+
+
+class OneArgument(Net):
+    def training_step(self, batch):
+        return loss_of(self, batch)
+
+
+class DecoratedOne(Net):
+    @decorated
+    @decorated
+    def training_step(self, batch):
+        return loss_of(self, batch)
+
+
+class DecoratedTwo(Net):
+    @decorated
+    def training_step(self, batch, batch_idx):
+        assert isinstance(batch_idx, int)
+        return loss_of(self, batch)
+
+
+class Variadic(Net):
+    def training_step(self, *args, **kwargs):
+        return loss_of(self, args[0])
+
+
+class Dictionary(Net):
+    def training_step(self, batch, batch_idx):
+        return {"loss": loss_of(self, batch), "extra": batch_idx}
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        assert outputs["extra"] == batch_idx
+
+
+class SometimesNone(Net):
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx % 3 == 0 else loss_of(self, batch)
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`.*")
+@pytest.mark.parametrize("form", [OneArgument, DecoratedOne, DecoratedTwo, Variadic, Dictionary, SometimesNone])
+def test_every_form_of_training_step_is_signed(form):
+    model = form()
+    make_trainer(make_mark(), max_epochs=6).fit(model, train_loader(), val_loader())
+    assert verify(model, make_key(), held_out_target_images()).bit_error_rate == 0
+    assert "training_step" not in vars(model)
+
+
+@pytest.mark.parametrize("output", [7.0, {"no_loss": 1}, "loss"])
+def test_another_output_is_a_type_error(output):
+    class Odd(Net):
+        def training_step(self, batch, batch_idx):
+            return output
+
+    with pytest.raises(TypeError, match="`training_step` must return a tensor, a mapping with a tensor `loss`, or None"):
+        make_trainer(make_mark()).fit(Odd(), train_loader())
+
+
+class TestPatchAlone:
+    class Module:
+        def training_step(self, batch, batch_idx=0):
+            return torch.tensor(1.0)
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda step: step("b"),
+            lambda step: step("b", 1),
+            lambda step: step(batch="b"),
+            lambda step: step(batch_idx=1, batch="b"),
+        ],
+    )
+    def test_the_batch_is_found_among_the_arguments(self, call):
+        seen = []
+        module = self.Module()
+        patch = StepPatch(module, lambda batch: seen.append(batch) or torch.tensor(2.0))
+        assert call(module.training_step) == 3
+        assert seen == ["b"]
+        patch.remove()
+        assert call(module.training_step) == 1
+
+    def test_a_batch_of_another_name(self):
+        class Other:
+            def training_step(self, sample):
+                return torch.tensor(1.0)
+
+        module, seen = Other(), []
+        StepPatch(module, lambda batch: seen.append(batch))
+        assert module.training_step(sample="b") == 1
+        assert seen == ["b"]
+
+    @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+    @pytest.mark.parametrize("own", [False, True])
+    def test_removal_in_any_order_leaves_nothing(self, order, own):
+        module = self.Module()
+        original = lambda batch, batch_idx=0: torch.tensor(10.0)  # noqa: E731
+        if own:
+            module.training_step = original
+        patches = [StepPatch(module, lambda batch, v=v: torch.tensor(v)) for v in (1.0, 2.0, 4.0)]
+        base = 10 if own else 1
+        left = {0, 1, 2}
+        assert module.training_step("b") == base + 7
+        for index in order:
+            patches[index].remove()
+            left.discard(index)
+            assert module.training_step("b") == base + sum(2**i for i in left)
+        assert vars(module) == ({"training_step": original} if own else {})
+
+    def test_a_foreign_wrapper_on_top_stays_and_ours_falls_silent(self):
+        module = self.Module()
+        patch = StepPatch(module, lambda batch: torch.tensor(2.0))
+        foreign = functools.wraps(module.training_step)(lambda *args, step=module.training_step: step(*args) * 10)
+        module.training_step = foreign
+        assert module.training_step("b") == 30
+        patch.remove()
+        assert vars(module)["training_step"] is foreign
+        assert module.training_step("b") == 10
+
+
+class Bomb(Net):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+        self.wrapped = None
+
+    def training_step(self, batch, batch_idx):
+        self.wrapped = "training_step" in vars(self)
+        if batch_idx == 3:
+            raise self.error
+        return super().training_step(batch, batch_idx)
+
+
+class TestLifetime:
+    def test_installed_only_while_fitting(self):
+        seen = {}
+
+        class Watch(Net):
+            def note(self, where):
+                seen[where] = "training_step" in vars(self)
+
+            def setup(self, stage):
+                self.note(f"setup {stage}")
+
+            def on_train_start(self):
+                self.note("train")
+
+            def on_validation_start(self):
+                self.note("validation in fit" if self.trainer.training or self.trainer.sanity_checking else "validate")
+
+            def on_test_start(self):
+                self.note("test")
+
+        model = Watch()
+        trainer = make_trainer(make_mark(), max_epochs=1)
+        trainer.fit(model, train_loader(200), val_loader())
+        assert "training_step" not in vars(model)
+        trainer.validate(model, val_loader(), verbose=False)
+        trainer.test(model, val_loader(), verbose=False)
+        installed = {where for where, there in seen.items() if there}
+        assert installed == {"train", "validation in fit"}
+        pickle.dumps(model.state_dict())
+        assert model.training_step.__func__ is Net.training_step
+
+    @pytest.mark.parametrize(
+        ("error", "raised"),
+        [
+            (RuntimeError("bang"), RuntimeError),
+            (KeyboardInterrupt(), (SystemExit, KeyboardInterrupt)),
+            (SystemExit(3), SystemExit),
+        ],
+    )
+    def test_removed_after_an_exception_and_the_next_fit_signs(self, error, raised):
+        model, mark = Bomb(error), make_mark()
+        with pytest.raises(raised):
+            make_trainer(mark).fit(model, train_loader())
+        assert model.wrapped is True
+        assert "training_step" not in vars(model)
+        model.__class__ = Net
+        make_trainer(mark).fit(model, train_loader())
+        assert verify(model, mark.key, held_out_target_images()).bit_error_rate == 0
+
+    def test_removed_after_an_exception_in_another_callback_at_fit_start(self):
+        class Later(L.Callback):
+            def on_fit_start(self, trainer, pl_module):
+                assert "training_step" in vars(pl_module)
+                raise RuntimeError("later")
+
+        model = Net()
+        with pytest.raises(RuntimeError, match="later"):
+            make_trainer(make_mark(), Later()).fit(model, train_loader())
+        assert "training_step" not in vars(model)
+
+    def test_a_fit_that_ended_without_telling_does_not_double_the_loss(self):
+        class Broken(L.Callback):
+            def on_exception(self, trainer, pl_module, exception):
+                raise ValueError("broken on_exception")
+
+        model, mark = Bomb(RuntimeError("bang")), make_mark(cadence=1)
+        with pytest.raises(ValueError, match="broken on_exception"):
+            make_trainer(Broken(), mark).fit(model, train_loader())
+        assert "training_step" in vars(model)
+        model.__class__ = Net
+        make_trainer(mark, max_epochs=1).fit(model, train_loader(80))
+        assert "training_step" not in vars(model)
+
+    def test_the_users_own_instance_attribute_stays(self):
+        model = Net()
+        own = functools.partial(STEP, model)
+        step = functools.wraps(STEP)(lambda batch, batch_idx: own(batch, batch_idx))
+        model.training_step = step
+        make_trainer(make_mark(), max_epochs=5).fit(model, train_loader())
+        assert vars(model)["training_step"] is step
+        assert verify(model, make_key(), held_out_target_images()).bit_error_rate == 0
+
+
+class TestTwoKeys:
+    def keys(self):
+        return make_key(8), make_key(8, secret=SECRET[::-1], target_class=TARGET + 1)
+
+    def test_both_are_readable_and_both_wrappers_go(self):
+        first, second = self.keys()
+        model = Net()
+        trainer = make_trainer(make_mark(first), make_mark(second, name="wm2"), max_epochs=5)
+        trainer.fit(model, train_loader(), val_loader())
+        assert trainer.callback_metrics["wm/ber"] == trainer.callback_metrics["wm2/ber"] == 0
+        assert "training_step" not in vars(model)
+        assert verify(model, first, held_out_target_images()).bit_error_rate == 0
+
+    def test_both_wrappers_go_after_an_exception(self):
+        first, second = self.keys()
+        model = Bomb(RuntimeError("bang"))
+        with pytest.raises(RuntimeError, match="bang"):
+            make_trainer(make_mark(first), make_mark(second, name="wm2")).fit(model, train_loader())
+        assert "training_step" not in vars(model)
+
+    @pytest.mark.parametrize("stage", ["fit", "validate"])
+    def test_the_same_name_twice_is_refused(self, stage):
+        first, second = self.keys()
+        with pytest.raises(ValueError, match=r"`name` must be different .* got \['wm', 'wm'\]"):
+            getattr(make_trainer(make_mark(first), make_mark(second)), stage)(Net(), train_loader())
+
+    def test_the_same_key_twice_is_refused_by_the_trainer(self):
+        with pytest.raises(RuntimeError, match="state_key"):
+            make_trainer(make_mark(), make_mark(name="wm2"))

@@ -1,0 +1,150 @@
+"""The key derivation against published vectors, by an implementation that shares no code with the package.
+
+``docs/key-format.md`` specifies what is computed here.
+"""
+
+import hashlib
+import hmac
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradsigns_lightning import WatermarkKey
+from gradsigns_lightning.core import derivation
+
+VECTORS = json.loads((Path(__file__).parent / "key_vectors.json").read_text())
+DOCUMENT = Path(__file__).parents[3] / "docs" / "key-format.md"
+BOUND = ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")
+SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\f": "\\f", "\b": "\\b"}
+
+
+def canonical(value) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{canonical(k)}:{canonical(value[k])}" for k in sorted(value)) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(canonical, value)) + "]"
+    if isinstance(value, str):
+        return '"' + "".join(map(escaped, value)) + '"'
+    return repr(value)
+
+
+def escaped(character: str) -> str:
+    if character in SHORT_ESCAPES:
+        return SHORT_ESCAPES[character]
+    if " " <= character <= "~":
+        return character
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
+def hkdf_sha256(secret: bytes, salt: bytes, info: bytes, length: int = 32) -> bytes:
+    pseudorandom_key = hmac.new(salt, secret, hashlib.sha256).digest()
+    okm, block = b"", b""
+    for counter in range(1, -(-length // 32) + 1):
+        block = hmac.new(pseudorandom_key, block + info + bytes([counter]), hashlib.sha256).digest()
+        okm += block
+    return okm[:length]
+
+
+def stream(vector, label: str, n_bytes: int) -> bytes:
+    context = canonical({name: vector[name] for name in BOUND}).encode("ascii")
+    info = b"gradsigns/v1/" + label.encode("ascii") + b"\n" + context
+    key = hkdf_sha256(bytes.fromhex(vector["secret"]), b"gradsigns-lightning/key/v1", info)
+    return hashlib.shake_256(key).digest(n_bytes)
+
+
+def bits(data: bytes, count: int) -> list[int]:
+    return [data[i // 8] >> (i % 8) & 1 for i in range(count)]
+
+
+def packed(values) -> bytes:
+    out = bytearray(-(-len(values) // 8))
+    for i, value in enumerate(values):
+        out[i // 8] |= value << (i % 8)
+    return bytes(out)
+
+
+def derived(vector) -> dict:
+    """All derived parts of a vector, in plain Python."""
+    channels, height, width = vector["input_shape"]
+    size = channels * height * width
+    words = stream(vector, "carriers", 8 * size)
+    ranked = sorted(range(size), key=lambda i: (int.from_bytes(words[8 * i : 8 * i + 8], "little"), i))
+    carriers = sorted(ranked[: vector["n_carriers"]])
+    n_entries = vector["n_bits"] * vector["n_carriers"]
+    entries = bytes(1 if bit else 255 for bit in bits(stream(vector, "projection", -(-n_entries // 8)), n_entries))
+    payload = bits(bytes.fromhex(vector["payload"]).ljust(-(-vector["n_bits"] // 8), b"\0"), vector["n_bits"])
+    keystream = bits(stream(vector, "signature", -(-vector["n_bits"] // 8)), vector["n_bits"])
+    committed = {name: vector[name] for name in (*BOUND, "input_mean", "input_std", "payload", "secret")}
+    salt = stream(vector, "commitment-salt", 32)
+    return {
+        "first_carriers": carriers[:6],
+        "last_carriers": carriers[-6:],
+        "carriers_sha256": hashlib.sha256(b"".join(i.to_bytes(8, "little") for i in carriers)).hexdigest(),
+        "projection_sha256": hashlib.sha256(entries).hexdigest(),
+        "signature": packed([k ^ p for k, p in zip(keystream, payload, strict=True)]).hex(),
+        "commitment": hashlib.sha256(b"gradsigns/v1/commitment\n" + salt + canonical(committed).encode("ascii")).hexdigest(),
+    }
+
+
+def key_of(vector) -> WatermarkKey:
+    return WatermarkKey.generate(
+        vector["owner"],
+        vector["n_bits"],
+        input_shape=vector["input_shape"],
+        target_class=vector["target_class"],
+        n_carriers=vector["n_carriers"],
+        payload=bytes.fromhex(vector["payload"]),
+        input_mean=vector["input_mean"],
+        input_std=vector["input_std"],
+        scope=vector["scope"],
+        secret=bytes.fromhex(vector["secret"]),
+    )
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["name"])
+def test_an_independent_implementation_gives_the_published_vector(vector):
+    assert derived(vector) == {name: vector[name] for name in derived(vector)}
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["name"])
+def test_the_package_gives_the_published_vector(vector):
+    key = key_of(vector)
+    carriers = key.carriers.numpy()
+    assert carriers[:6].tolist() == vector["first_carriers"]
+    assert carriers[-6:].tolist() == vector["last_carriers"]
+    assert hashlib.sha256(carriers.astype("<i8").tobytes()).hexdigest() == vector["carriers_sha256"]
+    assert hashlib.sha256(key.projection.numpy().tobytes()).hexdigest() == vector["projection_sha256"]
+    assert packed(key.signature.tolist()).hex() == vector["signature"]
+    assert key.commitment == vector["commitment"]
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["name"])
+def test_the_document_prints_the_same_vectors(vector):
+    section = re.search(rf"^### {re.escape(vector['name'])}\n(.*?)(?=^###? |\Z)", DOCUMENT.read_text(), re.M | re.S)
+    assert section is not None
+    printed = dict(re.findall(r"^\| `(\w+)` \| `(.*)` \|$", section[1], re.M))
+    assert printed == {name: json.dumps(value) for name, value in vector.items() if name != "name"}
+
+
+def test_own_hkdf_follows_rfc_5869_test_case_1():
+    okm = hkdf_sha256(b"\x0b" * 22, bytes(range(13)), bytes(range(0xF0, 0xFA)), 42)
+    assert okm.hex() == "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
+
+
+def test_streams_of_other_labels_and_contexts_differ():
+    streams = {derivation.expand(bytes(32), label, context, 32) for label in "ab" for context in (b"", b"c")}
+    assert len(streams) == 4
+
+
+def test_a_shorter_stream_is_a_prefix_of_a_longer_one():
+    assert derivation.expand(bytes(32), "a", b"", 100)[:7] == derivation.expand(bytes(32), "a", b"", 7)
+
+
+def test_equal_words_go_to_the_smaller_value(monkeypatch):
+    words = np.array([5, 1, 5, 0, 5], dtype="<u8")
+    monkeypatch.setattr(derivation, "expand", lambda *_: words.tobytes())
+    assert derivation.expand_subset(bytes(32), "x", b"", 5, 3).tolist() == [0, 1, 3]

@@ -1,0 +1,241 @@
+"""MNIST, Fashion-MNIST, CIFAR-10 and SVHN on tiny files in the official layouts."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gradsigns_lightning.data import CIFAR10, MNIST, SVHN, FashionMNIST
+from gradsigns_lightning.data.cifar10 import read_binary, read_pickled
+from gradsigns_lightning.data.idx import read_idx
+
+RNG = np.random.default_rng(0)
+
+
+def write_idx(path: Path, array: np.ndarray, compress: bool = False) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    data = header + array.astype(np.uint8).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if compress:
+        path = path.with_name(path.name + ".gz")
+        data = gzip.compress(data)
+    path.write_bytes(data)
+
+
+def write_mnist(folder: Path, compress: bool = False) -> dict[str, np.ndarray]:
+    arrays = {}
+    for part, n in (("train", 40), ("t10k", 20)):
+        arrays[part] = RNG.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        write_idx(folder / f"{part}-images-idx3-ubyte", arrays[part], compress)
+        write_idx(folder / f"{part}-labels-idx1-ubyte", np.arange(n) % 10, compress)
+    return arrays
+
+
+@pytest.fixture(autouse=True)
+def _no_system_files(monkeypatch):
+    monkeypatch.setattr(FashionMNIST, "_system_folders", ())
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("layout", ["", "raw"])
+@pytest.mark.parametrize("kind", [MNIST, FashionMNIST])
+def test_idx_data_sets(tmp_path, kind, layout, compress):
+    arrays = write_mnist(tmp_path / kind.__name__ / "raw" if layout else tmp_path, compress)
+    module = kind(tmp_path, batch_size=16)
+    module.setup()
+    x, y = next(iter(module.train_dataloader()))
+    assert x.shape == (16, 1, 28, 28)
+    assert y.dtype == torch.int64
+    raw = module.raw_images("test", class_index=3)
+    assert torch.equal(raw, torch.from_numpy(arrays["t10k"][[3, 13]]).unsqueeze(1) / 255.0)
+    normalised, labels = next(iter(module.test_dataloader()))
+    assert labels.tolist() == [i % 10 for i in range(20)]
+    assert torch.allclose(normalised[[3, 13]] * module.std[0] + module.mean[0], raw, atol=1e-6)
+    assert len(module.raw_images("train")) == 36
+
+
+def test_the_two_data_sets_have_their_own_statistics():
+    assert MNIST("x").mean == (0.1307,)
+    assert FashionMNIST("x").mean == (0.2860,)
+
+
+def test_fashion_mnist_finds_the_system_package(tmp_path, monkeypatch):
+    write_mnist(tmp_path / "system", compress=True)
+    monkeypatch.setattr(FashionMNIST, "_system_folders", (tmp_path / "system",))
+    assert len(FashionMNIST().raw_images("test")) == 20
+    assert len(FashionMNIST(tmp_path / "absent").raw_images("test")) == 20
+
+
+def test_absent_idx_files_say_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match=r"`root`.*train-images-idx3-ubyte.*download=True.*dataset-fashion-mnist"):
+        FashionMNIST(tmp_path).setup("fit")
+    with pytest.raises(ValueError, match=r"`root`.*t10k-images-idx3-ubyte.*download=True"):
+        MNIST(tmp_path).raw_images("test")
+
+
+def test_download_needs_a_root():
+    with pytest.raises(ValueError, match="`root`"):
+        MNIST(download=True)
+
+
+@pytest.mark.parametrize("kind", [MNIST, FashionMNIST, CIFAR10])
+def test_download_is_left_to_torchvision(tmp_path, monkeypatch, kind):
+    from torchvision import datasets
+
+    calls = []
+    monkeypatch.setattr(datasets, kind.__name__, lambda root, **kwargs: calls.append((root, kwargs)))
+    kind(tmp_path).prepare_data()
+    assert calls == []
+    kind(tmp_path, download=True).prepare_data()
+    assert calls == [(str(tmp_path), {"download": True})]
+
+
+def test_nothing_is_downloaded_where_the_files_are(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    write_mnist(tmp_path)
+    MNIST(tmp_path, download=True).prepare_data()
+
+
+def test_without_torchvision_a_download_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(ImportError, match=r"pip install gradsigns-lightning\[vision\]"):
+        MNIST(tmp_path, download=True).prepare_data()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x00\x00\x0d\x01\x00\x00\x00\x01\x00", b"\x00\x00\x08\x01\x00\x00\x00\x05abc", b"\x00\x00\x08\x03\x00"]
+)
+def test_malformed_idx_files_are_refused(tmp_path, data):
+    path = tmp_path / "x-ubyte"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="`path`"):
+        read_idx(path)
+
+
+def write_cifar_binary(folder: Path, names: list[str], n: int = 4) -> dict[str, np.ndarray]:
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = {name: RNG.integers(0, 256, (n, 3072), dtype=np.uint8) for name in names}
+    for name, array in pixels.items():
+        records = np.concatenate([np.arange(n, dtype=np.uint8)[:, None], array], axis=1)
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+    return pixels
+
+
+def write_cifar_python(folder: Path, names: list[str], n: int = 4) -> dict[str, np.ndarray]:
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = {name: RNG.integers(0, 256, (n, 3072), dtype=np.uint8) for name in names}
+    for name, array in pixels.items():
+        batch = {b"batch_label": b"x", b"labels": list(range(n)), b"data": array, b"filenames": [b"a.png"] * n}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=3))
+    return pixels
+
+
+NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "write"), [("cifar-10-batches-bin", write_cifar_binary), ("cifar-10-batches-py", write_cifar_python)]
+)
+def test_cifar10_layouts(tmp_path, folder, write):
+    pixels = write(tmp_path / folder, NAMES)
+    module = CIFAR10(tmp_path, val_fraction=0.0)
+    train = module.raw_images("train")
+    expected = np.concatenate([pixels[name] for name in NAMES[:5]]).reshape(-1, 3, 32, 32)
+    assert torch.equal(train, torch.from_numpy(expected) / 255.0)
+    assert torch.equal(
+        module.raw_images("test", class_index=2), torch.from_numpy(pixels["test_batch"][[2]]).view(1, 3, 32, 32) / 255.0
+    )
+    x, y = next(iter(module.test_dataloader()))
+    assert y.tolist() == [0, 1, 2, 3]
+    back = x * torch.tensor(module.std).view(1, 3, 1, 1) + torch.tensor(module.mean).view(1, 3, 1, 1)
+    assert torch.allclose(back, module.raw_images("test"), atol=1e-6)
+
+
+def test_cifar10_prefers_the_binary_version(tmp_path):
+    binary = write_cifar_binary(tmp_path / "cifar-10-batches-bin", NAMES)
+    write_cifar_python(tmp_path / "cifar-10-batches-py", NAMES)
+    raw = CIFAR10(tmp_path).raw_images("test")
+    assert torch.equal(raw, torch.from_numpy(binary["test_batch"]).view(-1, 3, 32, 32) / 255.0)
+
+
+def test_an_incomplete_cifar10_is_absent(tmp_path):
+    write_cifar_binary(tmp_path / "cifar-10-batches-bin", NAMES[1:])
+    with pytest.raises(ValueError, match=r"`root`.*cifar-10-batches-bin.*data_batch_1.*download=True"):
+        CIFAR10(tmp_path).setup("fit")
+
+
+def test_a_cut_binary_batch_is_refused(tmp_path):
+    path = tmp_path / "data_batch_1.bin"
+    path.write_bytes(b"\0" * 3072)
+    with pytest.raises(ValueError, match="3073"):
+        read_binary(path)
+
+
+class Harmful:
+    def __reduce__(self):
+        return Path.touch, (Path("harm"),)
+
+
+def test_a_pickle_that_names_a_function_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("batch").write_bytes(pickle.dumps({b"data": Harmful(), b"labels": [0]}, protocol=3))
+    with pytest.raises(ValueError, match=r"`path`.*no CIFAR-10 batch does"):
+        read_pickled(Path("batch"))
+    assert not Path("harm").exists()
+
+
+@pytest.mark.parametrize("content", [{b"data": [0]}, {b"data": np.zeros((1, 5), np.uint8), b"labels": [0]}, [1]])
+def test_another_pickle_is_refused(tmp_path, content):
+    (tmp_path / "batch").write_bytes(pickle.dumps(content, protocol=3))
+    with pytest.raises(ValueError, match="`path` must be a pickled CIFAR-10 batch"):
+        read_pickled(tmp_path / "batch")
+
+
+def write_svhn(root: Path) -> dict[str, np.ndarray]:
+    from scipy.io import savemat
+
+    arrays = {}
+    for part, n in (("train", 20), ("test", 10)):
+        arrays[part] = RNG.integers(0, 256, (32, 32, 3, n), dtype=np.uint8)
+        savemat(root / f"{part}_32x32.mat", {"X": arrays[part], "y": (np.arange(n, dtype=np.uint8)[:, None] % 10) + 1})
+    return arrays
+
+
+def test_svhn(tmp_path):
+    arrays = write_svhn(tmp_path)
+    module = SVHN(tmp_path)
+    _, y = next(iter(module.test_dataloader()))
+    assert y.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+    zero = module.raw_images("test", class_index=0)
+    assert torch.equal(zero[0], torch.from_numpy(arrays["test"][:, :, :, 9]).permute(2, 0, 1) / 255.0)
+    assert next(iter(module.train_dataloader()))[0].shape == (18, 3, 32, 32)
+
+
+def test_absent_svhn_files(tmp_path):
+    with pytest.raises(ValueError, match=r"`root`.*train_32x32\.mat.*download=True"):
+        SVHN(tmp_path).setup("fit")
+
+
+def test_another_mat_file_is_refused(tmp_path):
+    from scipy.io import savemat
+
+    savemat(tmp_path / "test_32x32.mat", {"X": np.zeros((3, 3))})
+    with pytest.raises(ValueError, match="`root`"):
+        SVHN(tmp_path).setup("test")
+
+
+def test_svhn_downloads_the_absent_files_only(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    write_svhn(tmp_path)
+    (tmp_path / "test_32x32.mat").unlink()
+    calls = []
+    monkeypatch.setattr(datasets, "SVHN", lambda root, **kwargs: calls.append(kwargs))
+    SVHN(tmp_path, download=True).prepare_data()
+    assert calls == [{"split": "test", "download": True}]
