@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -46,12 +47,13 @@ def build_classifier(settings: Settings) -> Classifier:
 
 def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
     """Return the callback that signs."""
+    by_length = settings["cadence"].get("every_n_steps") is None
     return GradSigns(
         key,
         strength=build(settings["schedule"]),
         objective=build(settings["objective"]),
         engine=build(settings["engine"]),
-        cadence=build(settings["cadence"]),
+        cadence=None if by_length else build(settings["cadence"]),
         n_images=settings["n_images"],
         momentum=settings["momentum"],
         n_val_images=settings["n_val_images"],
@@ -93,6 +95,8 @@ def build_logger(settings: Settings) -> Any:
     if not logger:
         return None
     if logger.get("_target_") == _WANDB:
+        if find_spec("wandb") is None:
+            raise ImportError("`logger=wandb` needs wandb, which is not installed: `pip install gradsigns-lightning[wandb]`.")
         return build({**logger, "config": settings, "_recursive_": False})
     built = build(logger)
     built.log_hyperparams(settings)

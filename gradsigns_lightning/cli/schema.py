@@ -30,18 +30,17 @@ class TrainConfig(CommonConfig):
     model: Group = field(default_factory=dict)
     optimizer: Group = field(default_factory=dict)
     lr_schedule: str = "onecycle"
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     key: Group = field(default_factory=dict)
     objective: Group = field(default_factory=dict)
     engine: Group = field(default_factory=dict)
     schedule: Group = field(default_factory=dict)
     cadence: Group = field(default_factory=dict)
     n_images: int = 32
-    momentum: float = 0.0
+    momentum: float = 0.8
     n_val_images: int = 256
     trainer: Group = field(default_factory=dict)
     logger: Group = field(default_factory=dict)
-    experiment: Optional[Group] = None  # noqa: UP045
     seed: int = 0
     watermark: bool = True
     twin: bool = False

@@ -17,7 +17,7 @@ class StrengthSchedule:
         start_epoch: first epoch (from 0) that embeds.
     """
 
-    strength: float = 1.0
+    strength: float = 0.5
     warmup_steps: int = 0
     start_epoch: int = 0
 
@@ -58,7 +58,7 @@ class Cadence:
 
         Every 20 steps costs a few percent of time; short trainings embed more often, to have some 100 embedding steps at least.
         """
-        return cls(every_n_steps=int(min(max(n_steps // 100, 1), 20)))
+        return cls(every_n_steps=int(min(max(n_steps / 100, 1), 20)))
 
     def next_interval(self, interval: int, *, satisfied: bool) -> int:
         """Return the interval to the next embedding step."""

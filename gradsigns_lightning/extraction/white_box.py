@@ -46,7 +46,7 @@ def verify(
         ValueError: images of the wrong shape or range, or a model that returns no logits.
         TypeError: an argument of the wrong type.
     """
-    return verify_many(model, [key], images, alpha=alpha, batch_size=batch_size, logits=logits)[0]
+    return _read(model, [key], images, alpha, batch_size, logits)[0]
 
 
 def verify_many(
@@ -62,6 +62,12 @@ def verify_many(
 
     The p-values are those of single claims: who tries n keys multiplies them by n.
     """
+    return _read(model, keys, images, alpha, batch_size, logits)
+
+
+def _read(
+    model: nn.Module, keys: Sequence[WatermarkKey], images: Tensor, alpha: float, batch_size: int, logits: LogitsFn | None
+) -> list[VerificationResult]:
     _check_keys(keys)
     check_instance("model", model, nn.Module)
     check_int("batch_size", batch_size, minimum=1)

@@ -7,25 +7,20 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
 from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.engines import Engine
-from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
-from gradsigns_lightning.core.signature import input_gradients
-from gradsigns_lightning.core.statistics import log10_ownership_p_value
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.compat import check_compatible
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
+from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.step_patch import StepPatch
-from gradsigns_lightning.metrics import MeanInputGradient
-from gradsigns_lightning.metrics.functional import bit_error_rate, ownership_p_value, smallest_margin
 
 CHECKPOINT_ENTRY = "gradsigns"
 
@@ -66,7 +61,7 @@ class GradSigns(Callback):
         self,
         key: WatermarkKey,
         *,
-        strength: float | StrengthSchedule = 1.0,
+        strength: float | StrengthSchedule = 0.5,
         objective: str | Objective = "margin",
         engine: str | Engine = "double_backward",
         cadence: int | Cadence | None = None,
@@ -87,12 +82,8 @@ class GradSigns(Callback):
         self.key = key
         self._cadence_from_length = cadence is None
         self.name = name
-        self.n_val_images = check_int("n_val_images", n_val_images, minimum=0)
-        self.val_gradient = MeanInputGradient(key.input_shape)
+        self.reader = HeldOutReader(key, self.watermarker.projector, check_int("n_val_images", n_val_images, minimum=0))
         self._patch: StepPatch | None = None
-        self._seen_step = -1
-        self._n_read = 0
-        self._margins: list[float] | None = None
         self._warned = False
 
     def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -130,9 +121,8 @@ class GradSigns(Callback):
         if marker.schedule.strength == 0:
             return None
         marker.observe(*self.images_and_labels(batch))
-        if step == self._seen_step or not marker.is_due(step=step, epoch=epoch):
+        if not marker.is_due(step=step, epoch=epoch):
             return None
-        self._seen_step = step
         loss = marker.loss(pl_module, lambda x: self.logits(pl_module, x), step=step, epoch=epoch, world_size=trainer.world_size)
         pl_module.log(f"{self.name}/loss", loss.detach(), on_step=True, on_epoch=False)
         return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss
@@ -144,12 +134,11 @@ class GradSigns(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"watermarker": self.watermarker.state_dict(), "seen_step": self._seen_step}
+        return {"watermarker": self.watermarker.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.watermarker.load_state_dict(state_dict["watermarker"])
-        self._seen_step = state_dict["seen_step"]
 
     @override
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -159,6 +148,8 @@ class GradSigns(Callback):
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get(CHECKPOINT_ENTRY, {}).get(self.name)
         now = self._public_settings()
+        if self._cadence_from_length:
+            del now["cadence"]  # the training's length is not known yet, and a longer one is no other setting
         changed = [f"{k}: {saved.get(k)} -> {now[k]}" for k in now if saved.get(k) != now[k]] if saved else []
         if changed:
             warnings.warn(
@@ -188,11 +179,11 @@ class GradSigns(Callback):
 
     @override
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self._start_reading(pl_module)
+        self.reader.start(pl_module.device)
 
     @override
     def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self._start_reading(pl_module)
+        self.reader.start(pl_module.device)
 
     @override
     def on_validation_batch_end(
@@ -219,8 +210,8 @@ class GradSigns(Callback):
 
     @override
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        if self._margins is not None:
-            log_margins(trainer, self.name, self._margins)
+        if self.reader.margins is not None:
+            log_margins(trainer, self.name, self.reader.margins)
 
     @override
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -238,53 +229,23 @@ class GradSigns(Callback):
 
     def _reset(self) -> None:
         self.watermarker.reset()
-        self._seen_step = -1
-        self._margins = None
+        self.reader.margins = None
         self._warned = False
 
-    def _start_reading(self, pl_module: Any) -> None:
-        self.val_gradient.to(pl_module.device).reset()
-        # A rank may see no image of the class; torchmetrics warns of a metric that was never updated.
-        self.val_gradient.update(torch.zeros(0, *self.key.input_shape, device=pl_module.device))
-        self._n_read = 0
-
     def _read(self, pl_module: Any, batch: Any) -> None:
-        if self._n_read >= self.n_val_images:
-            return
-        images, labels = self.images_and_labels(batch)
-        self.watermarker.check_batch(images, labels)
-        chosen = images[labels == self.key.target_class][: self.n_val_images - self._n_read]
-        if not len(chosen):
-            return
-        self._n_read += len(chosen)
-        dtype = next(p.dtype for p in pl_module.parameters() if p.is_floating_point())
-        with gradients_enabled(), frozen_statistics(pl_module), twice_differentiable_kernels(pl_module, chosen.device.type):
-            gradients = input_gradients(lambda x: self.logits(pl_module, x), chosen.to(dtype), self.key.target_class)
-        self.val_gradient.update(gradients)
+        if self.reader.wants_more:
+            images, labels = self.images_and_labels(batch)
+            self.watermarker.check_batch(images, labels)
+            self.reader.read(pl_module, lambda x: self.logits(pl_module, x), images, labels)
 
     def _log_reading(self, trainer: Any, pl_module: Any) -> None:
-        if self.n_val_images == 0:
+        if self.reader.n_images == 0:
             return
-        # Ranks share the gradient, not their bits: the signature is a property of the mean over all images.
-        gradient = self.val_gradient.compute()
-        signature = self.key.signature.to(gradient.device)
-        projector = self.watermarker.projector(gradient.device, gradient.dtype)
-        z = projector.project(projector.carrier_gradient(gradient))
-        values = dict.fromkeys(("ber", "p_value", "log10_p_value", "margin"), torch.tensor(math.nan))
-        if bool(z.isfinite().all()) and bool(z.any()):
-            bits = (z > 0).to(signature.dtype)
-            matches = int((bits == signature).sum())
-            values = {
-                "ber": bit_error_rate(bits, signature),
-                "p_value": ownership_p_value(bits, signature),
-                "log10_p_value": torch.tensor(log10_ownership_p_value(matches, self.key.n_bits)),
-                "margin": smallest_margin(z, signature),
-            }
-            self._margins = (projector.signs * z).tolist()
-        else:
+        values = self.reader.finish()
+        if values is None:
             self._warn_once_unread()
-        for name, value in values.items():
-            pl_module.log(f"{self.name}/{name}", value.to(gradient.device), sync_dist=trainer.world_size > 1)
+        for name, value in (values or self.reader.missing()).items():
+            pl_module.log(f"{self.name}/{name}", value, sync_dist=trainer.world_size > 1)
 
     def _warn_once_unread(self) -> None:
         if not self._warned:

@@ -13,7 +13,7 @@ from gradsigns_lightning.core.engines import Engine
 from gradsigns_lightning.core.key import WatermarkKey
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
-SHARDING_SUBCLASSES = ("DeepSpeedStrategy",)  # a DDPStrategy by inheritance only
+UNSUPPORTED_SUBCLASSES = ("DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")  # one of them by inheritance only
 SUPPORTED_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
 
 
@@ -27,10 +27,10 @@ def check_compatible(trainer: Any, module: Any, engine: Engine) -> None:
 
 def _trainer_problems(trainer: Any, module: Any) -> Iterator[str]:
     strategies = [c.__name__ for c in type(trainer.strategy).__mro__]
-    if set(strategies).isdisjoint(SUPPORTED_STRATEGIES) or not set(strategies).isdisjoint(SHARDING_SUBCLASSES):
+    if set(strategies).isdisjoint(SUPPORTED_STRATEGIES) or not set(strategies).isdisjoint(UNSUPPORTED_SUBCLASSES):
         yield (
-            f"strategy {strategies[0]} is not supported: sharded parameters are gone when the second derivative needs them. "
-            "Use strategy='ddp', or a single device."
+            f"strategy {strategies[0]} is not supported: sharded parameters are gone when the second derivative needs them, and "
+            "XLA is untested. Use strategy='ddp', or a single device."
         )
     if trainer.precision not in SUPPORTED_PRECISIONS:
         yield f"precision {trainer.precision!r} is not supported, use one of {', '.join(map(repr, SUPPORTED_PRECISIONS))}."

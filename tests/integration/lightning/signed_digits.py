@@ -138,7 +138,7 @@ def make_trainer(*callbacks, **settings):
 
 
 def make_mark(key=None, **settings):
-    return GradSigns(make_key() if key is None else key, **({"cadence": 2} | settings))
+    return GradSigns(make_key() if key is None else key, **({"cadence": 2, "momentum": 0.0, "strength": 1.0} | settings))
 
 
 class Recorder(L.Callback):

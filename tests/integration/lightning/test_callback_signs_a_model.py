@@ -5,6 +5,7 @@ import math
 import pickle
 import warnings
 
+import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -23,7 +24,7 @@ from signed_digits import (
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from gradsigns_lightning import Cadence, StrengthSchedule, verify
+from gradsigns_lightning import Cadence, GradSigns, StrengthSchedule, verify
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -54,6 +55,64 @@ def test_an_unmarked_model_reads_as_chance():
     assert 0.2 < trainer.callback_metrics["wm/ber"] < 0.8
     assert trainer.callback_metrics["wm/p_value"] > 1e-3
     assert "wm/loss" not in trainer.callback_metrics
+
+
+class TestDefaults:
+    """A callback with nothing but a key; its cadence follows the length of the training."""
+
+    def test_sign(self):
+        mark, model = GradSigns(make_key(16)), Net()
+        trainer = make_trainer(mark, max_epochs=12)
+        trainer.fit(model, train_loader(), val_loader())
+        result = verify(model, mark.key, held_out_target_images())
+        assert result.bit_error_rate <= 1 / 16
+        assert_metrics_equal_verify(trainer.callback_metrics, result)
+
+    @pytest.mark.parametrize(
+        ("settings", "every_n_steps"),
+        [
+            ({"max_epochs": 1}, 1),
+            ({"max_epochs": 20}, 6),
+            ({"max_epochs": 20, "accumulate_grad_batches": 3}, 2),
+            ({"max_epochs": 1000}, 20),
+            ({"max_epochs": 1000, "max_steps": 500}, 5),
+            ({"max_epochs": -1}, 20),
+        ],
+    )
+    def test_cadence_follows_the_length(self, settings, every_n_steps):
+        class Stop(L.Callback):
+            def on_train_batch_start(self, trainer, *args):
+                trainer.should_stop = True
+                return -1
+
+        mark = GradSigns(make_key())
+        make_trainer(mark, Stop(), **settings).fit(Net(), train_loader())
+        assert mark.watermarker.cadence.every_n_steps == every_n_steps
+
+    def test_data_without_length(self):
+        mark = GradSigns(make_key())
+        make_trainer(mark, max_epochs=1, limit_train_batches=3).fit(Net(), DataLoader(_Stream(), 40))
+        assert mark.watermarker.cadence.every_n_steps == 1
+        make_trainer(mark, max_epochs=1).fit(Net(), DataLoader(_Stream(), 40))
+        assert mark.watermarker.cadence.every_n_steps == 20
+        make_trainer(mark, max_steps=200, max_epochs=-1, limit_train_batches=3).fit(Net(), DataLoader(_Stream(), 40))
+        assert mark.watermarker.cadence.every_n_steps == 2
+
+    def test_a_resume_does_not_warn_of_the_cadence(self, tmp_path, recwarn):
+        trainer = make_trainer(GradSigns(make_key()), max_epochs=5)
+        trainer.fit(Net(), train_loader())
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+        make_trainer(GradSigns(make_key()), max_epochs=10).fit(Net(), train_loader(), ckpt_path=tmp_path / "a.ckpt")
+        assert not [w for w in recwarn if "differs from the checkpoint" in str(w.message)]
+
+    def test_strength_zero_is_still_bit_for_bit_training_without_the_callback(self):
+        weights = []
+        for callbacks in ([], [GradSigns(make_key(), strength=0.0)]):
+            torch.manual_seed(5)
+            model = Net(conv_net(dropout=0.3))
+            make_trainer(*callbacks, max_epochs=2).fit(model, train_loader(400), val_loader())
+            weights.append([*model.state_dict().values(), torch.get_rng_state()])
+        assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
 @pytest.mark.parametrize("objective", ["margin", "paper"])
@@ -186,7 +245,7 @@ class TestBatches:
                 return pl_module(images)["logits"]
 
         data = [(pair, i) for i, pair in enumerate(train_set())]
-        self.assert_signs(Odd(), OddMark(make_key(), cadence=2), DataLoader(data, 40, shuffle=True))
+        self.assert_signs(Odd(), OddMark(make_key(), cadence=2, momentum=0.0), DataLoader(data, 40, shuffle=True))
 
     @pytest.mark.parametrize(
         ("collate", "described"),

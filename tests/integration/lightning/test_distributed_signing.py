@@ -146,7 +146,6 @@ def test_a_ddp_spawn_fit_resumes_from_a_checkpoint_and_ends_signed(tmp_path):
     saved, after = records(tmp_path / "first", 1)[0]["state"], assert_ranks_agree(tmp_path / "second")
     for record in records(tmp_path / "second"):
         restored = record["restored"]
-        assert restored["seen_step"] == saved["seen_step"]
         assert torch.equal(restored["watermarker"].pop("mean_gradient"), saved["watermarker"]["mean_gradient"])
         assert restored["watermarker"] == {k: v for k, v in saved["watermarker"].items() if k != "mean_gradient"}
     assert after["state"]["watermarker"]["last_step"] > saved["watermarker"]["last_step"]

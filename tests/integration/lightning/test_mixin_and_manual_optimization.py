@@ -20,6 +20,8 @@ from gradsigns_lightning import GradSigns, GradSignsMixin, verify
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
+FAST = {"cadence": 2, "momentum": 0.0}
+
 
 class Mixed(GradSignsMixin, Net):
     pass
@@ -55,7 +57,7 @@ def errors(model, key=None):
 
 def test_manual_optimization_is_signed_through_the_mixin():
     model = ManualMixed()
-    mark = model.sign_with(make_key(), cadence=2)
+    mark = model.sign_with(make_key(), **FAST)
     assert isinstance(mark, GradSigns)
     trainer = make_trainer(max_epochs=5)
     trainer.fit(model, train_loader(), val_loader())
@@ -78,7 +80,7 @@ def test_the_callback_alone_is_refused_under_manual_optimization():
 
 def test_automatic_optimization_is_signed_through_the_mixin():
     model = Mixed()
-    model.sign_with(make_key(), cadence=2)
+    model.sign_with(make_key(), **FAST)
     trainer = make_trainer(max_epochs=5)
     trainer.fit(model, train_loader(), val_loader())
     assert errors(model) == float(trainer.callback_metrics["wm/ber"]) == 0
@@ -116,7 +118,7 @@ def test_a_base_class_with_callbacks_of_its_own(as_list):
         pass
 
     model = Signed()
-    model.sign_with(make_key(), cadence=2)
+    model.sign_with(make_key(), **FAST)
     make_trainer().fit(model, train_loader())
     assert counter.batches > 0
     assert errors(model) == 0
@@ -130,7 +132,7 @@ def test_own_callbacks_beside_super():
             return [counter, *super().configure_callbacks()]
 
     model = Signed()
-    model.sign_with(make_key(), cadence=2)
+    model.sign_with(make_key(), **FAST)
     make_trainer().fit(model, train_loader())
     assert counter.batches > 0
     assert errors(model) == 0
@@ -163,8 +165,8 @@ def test_watermark_loss_under_automatic_optimization_is_refused():
 def test_two_keys(kind):
     first, second = make_key(8), make_key(8, secret=SECRET[::-1], target_class=TARGET + 1)
     model = kind()
-    model.sign_with(first, cadence=2)
-    model.sign_with(second, cadence=2, name="wm2")
+    model.sign_with(first, **FAST)
+    model.sign_with(second, **FAST, name="wm2")
     trainer = make_trainer(max_epochs=5)
     trainer.fit(model, train_loader(), val_loader())
     assert errors(model, first) == 0
@@ -190,7 +192,7 @@ def test_the_mirror_package(mixin):
     kind = type("Mirrored", (GradSignsMixin, Body), {}) if mixin else Body
     model, mark = kind(), make_mark()
     if mixin:
-        model.sign_with(make_key(), cadence=2)
+        model.sign_with(make_key(), **FAST)
     trainer = mirror.Trainer(
         callbacks=[] if mixin else [mark],
         accelerator="cpu",

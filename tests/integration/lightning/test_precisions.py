@@ -49,7 +49,7 @@ def test_each_precision_signs(precision, logits, weights, net):
             dtypes.append((images.dtype, answer.dtype))
             return answer
 
-    trainer = make_trainer(Mark(key, cadence=2), precision=precision, max_epochs=5)
+    trainer = make_trainer(Mark(key, cadence=2, momentum=0.0), precision=precision, max_epochs=5)
     trainer.fit(model, train_loader(600), val_loader())
     assert model.seen is logits
     assert set(dtypes) == {(weights, weights)}  # autocast is off in the embedding and in the reading pass

@@ -114,6 +114,6 @@ def test_cadence_counts_optimizer_steps():
             return loss
 
     mark = make_mark()
-    mark = Watch(mark.key, cadence=2, strength=1e-6)
+    mark = Watch(mark.key, cadence=2, strength=1e-6, momentum=0.0)
     make_trainer(mark, accumulate_grad_batches=3, max_steps=8).fit(Net(), train_loader())
     assert steps == [0, 2, 4, 6]

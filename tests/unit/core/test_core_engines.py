@@ -33,7 +33,11 @@ class Attention(nn.Module):
 
     def forward(self, x):
         tokens = x.squeeze(1)
-        mixed = F.scaled_dot_product_attention(tokens, tokens, tokens) if self.fused else self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        mixed = (
+            F.scaled_dot_product_attention(tokens, tokens, tokens)
+            if self.fused
+            else self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        )
         return self.head((tokens + mixed).mean(1))
 
 
@@ -142,7 +146,9 @@ class GraphDroppingCopy(torch.autograd.Function):
 
 
 def test_a_lost_graph_is_not_embedded_in_silence(monkeypatch):
-    monkeypatch.setattr("gradsigns_lightning.core.engines.double_backward.input_gradients", lambda *a, **k: torch.zeros(3, 1, 6, 6))
+    monkeypatch.setattr(
+        "gradsigns_lightning.core.engines.double_backward.input_gradients", lambda *a, **k: torch.zeros(3, 1, 6, 6)
+    )
     with pytest.raises(RuntimeError, match="carries no graph, so the watermark cannot be embedded"):
         embed(Smooth(), images(dtype=torch.float32))
 
@@ -151,7 +157,7 @@ def test_an_operation_without_second_derivative_is_an_error():
     weight = nn.Parameter(torch.randn(36, 4))
     model = nn.Module()
     model.weight = weight
-    with pytest.raises(RuntimeError, match="once_differentiable|carries no graph"):
+    with pytest.raises(RuntimeError, match=r"once_differentiable|carries no graph"):
         DoubleBackward().embed(
             model, lambda x: GraphDroppingCopy.apply(x.flatten(1), weight), images(dtype=torch.float32), 1, quadratic
         ).surrogate.backward()

@@ -33,7 +33,14 @@ def network() -> nn.Module:
 def snapshot(model):
     flags = [m.training for m in model.modules()]
     buffers = {k: v.clone() for k, v in model.state_dict().items()}
-    return flags, buffers, torch.get_rng_state(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+    return (
+        flags,
+        buffers,
+        torch.get_rng_state(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+    )
 
 
 def assert_same(before, after):

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_the_secret_is_at_no_time_readable_by_others(path, monkeypatch):
     replace = os.replace
 
     def spy(source, target):
-        modes.append(stat.S_IMODE(os.stat(source).st_mode))
+        modes.append(stat.S_IMODE(Path(source).stat().st_mode))
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", spy)
@@ -98,7 +99,7 @@ def test_an_existing_file_is_not_overwritten(path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match="`path` must lie in an existing folder, got '.*nowhere/k'"):
+    with pytest.raises(ValueError, match=r"`path` must lie in an existing folder, got '.*nowhere/k'"):
         KEY.save(tmp_path / "nowhere" / "k")
 
 
@@ -115,14 +116,14 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(path, monkeypatch,
     with pytest.raises(type(error)):
         other.save(path, overwrite=True)
     assert path.read_bytes() == before
-    assert os.listdir(path.parent) == [path.name]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_failing_first_write_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
     with pytest.raises(OSError, match="no"):
         KEY.save(tmp_path / "k")
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_truncated_file_is_refused_at_every_length(path):
@@ -139,7 +140,8 @@ def test_no_flipped_bit_makes_another_key(path, monkeypatch):
     data = path.read_bytes()
     refused = 0
     for position, bit in itertools.product(range(len(data)), range(8)):
-        monkeypatch.setattr(keyfile, "_read_bytes", lambda _, flipped=flip(data, position, bit): flipped)
+        flipped = flip(data, position, bit)
+        monkeypatch.setattr(keyfile, "_read_bytes", lambda _, flipped=flipped: flipped)
         try:
             assert WatermarkKey.load(path) == KEY, (position, bit)
         except ValueError:
@@ -197,7 +199,12 @@ def test_files_that_are_no_key_are_refused(path, data, message):
 def test_key_material_of_another_dtype_is_refused(path, dtype):
     width = {"BF16": 2, "F16": 2, "I64": 8, "C64": 8}.get(dtype, 1)
     header = {
-        "__metadata__": {"format": "gradsigns-key", "version": "1", "commitment": KEY.commitment, "key": json.dumps(KEY.to_public_dict())},
+        "__metadata__": {
+            "format": "gradsigns-key",
+            "version": "1",
+            "commitment": KEY.commitment,
+            "key": json.dumps(KEY.to_public_dict()),
+        },
         "secret": {"dtype": dtype, "shape": [32], "data_offsets": [0, 32 * width]},
         "payload": {"dtype": "U8", "shape": [0], "data_offsets": [32 * width, 32 * width]},
     }
@@ -253,7 +260,11 @@ def test_arbitrary_parameters_are_refused_or_mean_the_same_key(scratch, changes)
 
 
 @settings(max_examples=100, deadline=None)
-@given(header=st.dictionaries(st.sampled_from(["__metadata__", "secret", "payload"]), json_values | st.dictionaries(st.text(max_size=8), json_values)))
+@given(
+    header=st.dictionaries(
+        st.sampled_from(["__metadata__", "secret", "payload"]), json_values | st.dictionaries(st.text(max_size=8), json_values)
+    )
+)
 def test_arbitrary_headers_are_refused(scratch, header):
     assert outcome(scratch, raw_file(header)) is None
 

@@ -1,0 +1,58 @@
+"""Names and signatures that callers and the documentation rely on; change them knowingly."""
+
+import inspect
+
+import pytest
+
+import gradsigns_lightning
+from gradsigns_lightning import GradSigns, VerificationResult, WatermarkKey, verify, verify_many
+
+NAMES = [
+    "Cadence",
+    "GradSigns",
+    "GradSignsMixin",
+    "MarginObjective",
+    "PaperObjective",
+    "StrengthSchedule",
+    "VerificationResult",
+    "WatermarkKey",
+    "verify",
+    "verify_many",
+]
+
+SIGNATURES = {
+    GradSigns: (
+        "key, *, strength=1.0, objective='margin', engine='double_backward', cadence=None, n_images=32, momentum=0.8, "
+        "n_val_images=256, name='wm'"
+    ),
+    WatermarkKey.generate: (
+        "owner, n_bits=128, *, input_shape, target_class, n_carriers=None, payload=None, input_mean=0.0, input_std=1.0, "
+        "scope='', secret=None"
+    ),
+    WatermarkKey.load: "path",
+    WatermarkKey.save: "self, path, *, overwrite=False",
+    verify: "model, key, images, *, alpha=1e-09, batch_size=128, logits=None",
+    verify_many: "model, keys, images, *, alpha=1e-09, batch_size=128, logits=None",
+    VerificationResult: (
+        "n_bits, n_matches, n_erasures, bit_error_rate, p_value, log10_p_value, margin, n_queries, alpha, verdict, commitment"
+    ),
+}
+
+
+def text_of(function) -> str:
+    signature = inspect.signature(function)
+    plain = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return str(inspect.Signature(plain))[1:-1]
+
+
+def test_the_public_names_contain_the_promised_ones():
+    assert sorted(gradsigns_lightning.__all__) == NAMES
+
+
+def test_every_public_name_exists():
+    assert all(hasattr(gradsigns_lightning, name) for name in gradsigns_lightning.__all__)
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda f: f.__qualname__)
+def test_signatures_are_frozen(function):
+    assert text_of(function) == SIGNATURES[function]

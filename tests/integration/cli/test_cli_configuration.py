@@ -1,0 +1,177 @@
+"""The configuration files: they compose, fit the code they name, and misspelt words are refused."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_object
+
+from gradsigns_lightning.cli import main
+from gradsigns_lightning.cli.build import build, to_plain
+from gradsigns_lightning.cli.schema import config_folder, register_schemas
+
+CONF = Path(config_folder())
+OUT = "paths.output_dir=."
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+GROUPS = sorted(
+    (folder.name, file.stem)
+    for folder in CONF.iterdir()
+    if folder.name not in ("experiment", "hydra", "paths", "sweep", "data") and folder.is_dir()
+    for file in folder.glob("*.yaml")
+)
+DATA = sorted(file.stem for file in (CONF / "data").glob("*.yaml"))
+NOT_GIVEN = ["data.n_classes=10", "data.module.root=x"]
+
+
+def composed(*overrides):
+    register_schemas()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_plain(compose("train", overrides=[OUT, *overrides]))
+
+
+def targets(config):
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config
+        for value in config.values():
+            yield from targets(value)
+
+
+def unknown_arguments(node):
+    """Return the keys of a node that its target does not take; a class passes `**kwargs` on to its bases."""
+    target = get_object(node["_target_"])
+    callables = (
+        [target] if not inspect.isclass(target) else [base.__init__ for base in target.__mro__ if "__init__" in vars(base)]
+    )
+    accepted = set()
+    for function in callables:
+        parameters = inspect.signature(function).parameters.values()
+        accepted |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return set(node) - {"_target_", "_partial_"} - accepted
+
+
+WANDB_INIT = {"group", "job_type", "tags"}  # WandbLogger hands these to wandb.init
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_with_arguments_that_its_targets_take(experiment):
+    config = composed(f"experiment={experiment}")
+    nodes = list(targets(config))
+    assert len(nodes) >= 8
+    assert {node["_target_"]: unknown_arguments(node) for node in nodes if unknown_arguments(node)} == {}
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_every_data_group_has_arguments_that_its_target_takes(data):
+    config = composed(f"data={data}", *(NOT_GIVEN if data in ("image_folder", "ytf") else []))
+    assert unknown_arguments(config["data"]["module"]) == set()
+
+
+@pytest.mark.parametrize(("group", "option"), GROUPS)
+def test_every_other_group_is_built(group, option):
+    big = ["data=cifar10"] if group in ("model", "key") else []
+    node = composed(*big, f"{group}={option}", *(["logger.offline=true"] if option == "wandb" else []))[group]
+    assert unknown_arguments(node) <= (WANDB_INIT if option == "wandb" else set()) if node else option == "none"
+    if option == "gpu" or not node or (group, option) == ("cadence", "default"):
+        return
+    assert build(node) is not None
+
+
+def test_the_check_of_arguments_can_fail():
+    node = {"_target_": "gradsigns_lightning.StrengthSchedule", "strength": 1.0, "strenght": 2.0}
+    assert unknown_arguments(node) == {"strenght"}
+    assert unknown_arguments({"_target_": "gradsigns_lightning.data.Digits", "batch": 1, "batch_size": 2}) == {"batch"}
+
+
+def test_the_paper_experiment_is_the_published_recipe():
+    config = composed("experiment=paper_cifar10")
+    assert config["trainer"]["max_epochs"] == 200
+    assert (config["key"]["n_bits"], config["key"]["n_carriers"]) == (64, 384)
+    assert config["schedule"]["strength"] == 0.3
+    assert config["cadence"]["every_n_steps"] == 1
+    assert config["optimizer"]["_target_"] == "torch.optim.Adam"
+    assert config["lr_schedule"] == "steps"
+    assert config["data"]["module"]["augment"]["shift"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("schedule.strenght=1", "`schedule.strength`"),
+        ("lamda=1", "`schedule.strength`"),
+        ("+lamda=1", "`schedule.strength`"),
+        ("trainer.max_epoch=3", "`trainer.max_epochs`"),
+        ("lr=1", "`optimizer.lr`"),
+        ("key=b12", "`key=b128`"),
+        ("model=smal_resnet", "`model=small_resnet`"),
+        ("experiment=dmo", "`experiment=demo`"),
+        ("+nonsense=1", "--help"),
+        ("seed=abc", "seed=abc"),
+        ("watermark=maybe", "watermark=maybe"),
+        ("data=image_folder", "`data.n_classes`"),
+    ],
+)
+def test_a_wrong_word_gives_one_line_and_exit_code_2(word, hint, capsys):
+    assert main(["train", word]) == 2
+    captured = capsys.readouterr()
+    assert hint in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["momentum=1.5"], "`momentum`"),
+        (["key=b256"], "`n_bits` must be at most `n_carriers`"),
+        (["key.n_bits=many"], "`n_bits`"),
+        (["trainer.max_epochs=two"], "`trainer.max_epochs`"),
+        (["json=nowhere/x.json"], "`json`"),
+        (["init=nowhere.ckpt"], "`init`"),
+        (["experiment=sign_trained"], "`init`"),
+        (["key=nowhere.gskey"], "key file"),
+        (["model._target_=os.getcwd"], "`_target_`"),
+        (["model._target_=gradsigns_lightning.cli.report.os.getcwd"], "`_target_`"),
+        (["trainer.devices=2", "trainer.strategy=ddp"], "`trainer.strategy`"),
+    ],
+)
+def test_other_errors_give_one_line_and_exit_code_1(words, message, capsys):
+    assert main(["train", "data=digits", "model=mlp", "key=b32", "trainer.accelerator=cpu", "progress=false", *words]) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert err.count("\n") == 1
+
+
+def test_the_full_error_is_to_be_had(monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="`momentum`"):
+        main(["train", "data=digits", "model=mlp", "key=b32", "momentum=1.5", "progress=false"])
+
+
+def test_an_absent_optional_package_names_its_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(["train", "data=digits", "model=mlp", "key=b32", "logger=wandb", "progress=false"]) == 1
+    assert "gradsigns-lightning[wandb]" in capsys.readouterr().err
+
+
+def test_the_sweep_file_makes_command_lines_that_compose():
+    sweep = yaml.safe_load((CONF / "sweep" / "wandb.yaml").read_text())
+    assert sweep["command"] == ["${env}", "${program}", "train", "${args_no_hyphens}"]
+    assert sweep["metric"] == {"name": "wm/ber", "goal": "minimize"}
+    choices = {name: entry.get("values", [entry.get("value")]) for name, entry in sweep["parameters"].items()}
+    for position in (0, -1):
+        # W&B writes `name=value` for every parameter.
+        config = composed(*(f"{name}={values[position]}" for name, values in choices.items()))
+        assert config["schedule"]["strength"] == choices["schedule.strength"][position]
+        assert config["key"]["n_bits"] == int(choices["key"][position][1:])
+        assert config["logger"]["_target_"].endswith("WandbLogger")

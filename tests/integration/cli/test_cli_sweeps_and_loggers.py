@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gradsigns_lightning import WatermarkKey
+from gradsigns_lightning.cli import main
+
+QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false", "trainer.max_epochs=1", "logger=none"]
+
+
+def test_a_sweep_over_key_sizes_and_strengths():
+    words = ["key=b32,b64", "schedule.strength=0.3,1", "objective=paper", "json=out_${key.n_bits}_${schedule.strength}.json"]
+    assert main(["train", "-m", *QUICK, *words, "hydra.sweep.dir=sweep"]) == 0
+    found = {path.name: json.loads(path.read_text())["n_bits"] for path in Path().glob("out_*.json")}
+    assert found == {"out_32_0.3.json": 32, "out_32_1.json": 32, "out_64_0.3.json": 64, "out_64_1.json": 64}
+    keys = {WatermarkKey.load(path).commitment for path in Path("sweep").glob("*/key.gskey")}
+    assert len(keys) == 4  # every job has a key of its own
+
+
+def test_a_failing_job_fails_the_sweep(capsys):
+    assert main(["train", "-m", *QUICK, "key=b32,b256", "hydra.sweep.dir=sweep"]) == 1
+    assert "`n_bits` must be at most" in capsys.readouterr().err
+
+
+def test_the_joblib_launcher():
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "seed=0,1", "key=b32", "json=out_${seed}.json"]
+    assert main(["train", "-m", *QUICK, *words, "hydra.sweep.dir=sweep"]) == 0
+    assert [json.loads(Path(f"out_{seed}.json").read_text())["seed"] for seed in (0, 1)] == [0, 1]
+
+
+def test_the_csv_logger_writes_the_figures():
+    words = ["logger=csv", "key=b32", "hydra.run.dir=run"]
+    assert main(["train", *QUICK, *words]) == 0
+    header = Path("run/logs/metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"wm/ber", "wm/p_value", "val/acc", "time/seconds_per_epoch"} <= set(header)
+    assert WatermarkKey.load("run/key.gskey").commitment in Path("run/logs/hparams.yaml").read_text()
+
+
+def test_an_offline_wandb_run_has_the_commitment_and_not_the_secret(monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    assert main(["train", *QUICK, "logger=wandb", "logger.offline=true", "key=b32", "hydra.run.dir=run"]) == 0
+    key = WatermarkKey.load("run/key.gskey")
+    files = [file for file in Path("run").rglob("*") if file.is_file() and file.suffix != ".gskey"]
+    record = next(file for file in files if file.suffix == ".wandb")
+    assert key.commitment.encode() in record.read_bytes()
+    assert b"schedule" in record.read_bytes()  # the configuration is there
+    for file in files:
+        content = file.read_bytes()
+        assert key._secret not in content, file
+        assert key._secret.hex().encode() not in content, file

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gradsigns_lightning import WatermarkKey
+from gradsigns_lightning.cli import main
+from gradsigns_lightning.data import Digits
+
+RESULT = {
+    *(
+        "n_bits",
+        "n_matches",
+        "n_erasures",
+        "bit_error_rate",
+        "p_value",
+        "log10_p_value",
+        "margin",
+        "n_queries",
+        "alpha",
+        "verdict",
+    ),
+    "commitment",
+}
+
+
+def read_json(name):
+    return json.loads(Path(name).read_text())
+
+
+def files_with(folder, needle):
+    return [file.name for file in folder.rglob("*") if file.is_file() and needle in file.read_bytes()]
+
+
+def test_keygen_prints_the_commitment_and_refuses_to_overwrite(capsys):
+    words = [
+        "keygen",
+        "owner=Acme Vision",
+        "data=digits",
+        "key=b32",
+        "out=k.gskey",
+        "scope=demo",
+        "target_class=2",
+        "json=k.json",
+    ]
+    assert main(words) == 0
+    key = WatermarkKey.load("k.gskey")
+    assert (key.owner, key.scope, key.n_bits, key.target_class) == ("Acme Vision", "demo", 32, 2)
+    assert (key.input_shape, key.input_mean, key.input_std) == ((1, 8, 8), (0.305,), (0.376,))
+    out = capsys.readouterr().out
+    assert key.commitment in out
+    assert key._secret.hex() not in out
+    assert read_json("k.json")["commitment"] == key.commitment
+    assert main(words) == 1
+    assert "existing key file" in capsys.readouterr().err
+    assert WatermarkKey.load("k.gskey").commitment == key.commitment
+
+
+def test_train_signs_and_its_twin_is_not_signed(signed):
+    content = signed.content
+    assert set(content) >= RESULT
+    assert content["n_bits"] == 32
+    assert content["bit_error_rate"] <= 0.1 < content["twin_bit_error_rate"]
+    assert content["p_value"] < 1e-5 < content["twin_p_value"]
+    assert content["twin_verdict"] == "not_proven"
+    assert 0.8 < content["accuracy"] <= 1
+    assert 0.8 < content["twin_accuracy"] <= 1
+    assert content["seconds_per_epoch"] > 0
+    assert content["twin_seconds_per_epoch"] > 0
+    assert (content["epochs"], content["seed"]) == (3, 5)
+    assert content["config"]["schedule"]["_target_"] == "gradsigns_lightning.StrengthSchedule"
+    assert content["commitment"] == WatermarkKey.load(signed.key).commitment
+
+
+def test_train_prints_one_table_and_nothing_else(signed):
+    assert signed.content["commitment"] in signed.printed
+    assert "points against the unmarked twin's" in signed.printed
+    assert signed.printed.splitlines()[0].strip() == "gradsigns train"
+
+
+def test_no_file_of_the_run_but_the_key_holds_the_secret(signed):
+    secret = WatermarkKey.load(signed.key)._secret
+    assert files_with(signed.folder.parent, secret) == ["acme.gskey"]
+    assert files_with(signed.folder.parent, secret.hex().encode()) == []
+    assert secret.hex() not in signed.printed
+
+
+def test_verify_reads_what_train_read(signed, capsys):
+    words = [f"checkpoint={signed.folder / 'model.ckpt'}", f"key={signed.key}", "json=v.json"]
+    assert main(["verify", *words]) == 0
+    content = read_json("v.json")
+    for name in RESULT:
+        assert content[name] == pytest.approx(signed.content[name]), name
+    assert content["commitment"] in capsys.readouterr().out
+
+
+def test_verify_of_the_twin_exits_with_0(signed):
+    words = [f"checkpoint={signed.folder / 'twin.ckpt'}", f"key={signed.key}", "json=v.json"]
+    assert main(["verify", *words]) == 0
+    content = read_json("v.json")
+    assert content["verdict"] == "not_proven"
+    assert content["n_matches"] == signed.content["twin_n_matches"]
+
+
+def test_verify_with_a_folder_of_images(signed, tmp_path):
+    raw = Digits().raw_images("test", 3)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, image in enumerate(raw):
+        pixels = (image[0] * 255).round().numpy().astype(np.uint8)
+        # Every second one in another size, which is undone by the reader.
+        Image.fromarray(np.kron(pixels, np.ones((2, 2), np.uint8)) if i % 2 else pixels).save(folder / f"{i:03}.png")
+    (folder / "notes.txt").write_text("no image")
+    words = [f"checkpoint={signed.folder / 'model.ckpt'}", f"key={signed.key}", f"images={folder}", "json=v.json"]
+    assert main(["verify", *words]) == 0
+    content = read_json("v.json")
+    assert content["n_queries"] == len(raw)
+    assert content["n_matches"] >= signed.content["n_matches"] - 2
+    assert main(["verify", *words[:2], f"images={tmp_path}"]) == 1
+
+
+def test_alpha_decides_the_verdict(signed):
+    words = [f"checkpoint={signed.folder / 'model.ckpt'}", f"key={signed.key}", "json=v.json"]
+    assert main(["verify", *words, "alpha=0.01"]) == 0
+    assert read_json("v.json")["verdict"] == "owned"
+    assert main(["verify", *words, "alpha=1e-30"]) == 0
+    assert read_json("v.json")["verdict"] == "not_proven"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda content: {"state_dict": content["state_dict"]}, "not written by `gradsigns train`"),
+        (lambda content: [1, 2], "no `state_dict`"),
+        (lambda content: {**content, "hyper_parameters": _with_target(content, "os.getcwd")}, "none of this package's"),
+        (lambda content: {**content, "hyper_parameters": _with_target(content, "torch.hub.load")}, "none of this package's"),
+        (lambda content: {**content, "state_dict": {}}, "do not fit the model"),
+        (lambda content: Digits, "damaged"),
+    ],
+)
+def test_foreign_checkpoints_are_refused(signed, make, message, capsys):
+    content = torch.load(signed.folder / "model.ckpt", weights_only=True)
+    torch.save(make(content), "foreign.ckpt")
+    assert main(["verify", "checkpoint=foreign.ckpt", f"key={signed.key}"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def _with_target(content, target):
+    entry = content["hyper_parameters"]["gradsigns"]
+    return {"gradsigns": {**entry, "model": {**entry["model"], "_target_": target}}}
+
+
+def test_a_key_of_other_images_is_refused(signed, capsys):
+    WatermarkKey.generate("x", 32, input_shape=(1, 28, 28), target_class=0).save("other.gskey")
+    assert main(["verify", f"checkpoint={signed.folder / 'model.ckpt'}", "key=other.gskey"]) == 1
+    assert "`input_shape`" in capsys.readouterr().err
+    assert main(["train", "data=digits", "model=mlp", "key=other.gskey"]) == 1
+    assert "`input_shape`" in capsys.readouterr().err
+
+
+def test_verify_names_what_is_missing(capsys):
+    assert main(["verify"]) == 2
+    assert "`checkpoint`, `key` must be given" in capsys.readouterr().err
+
+
+def test_a_trained_model_is_signed_afterwards(signed):
+    """Both models start from the given weights, so one short epoch keeps the accuracy."""
+    words = ["train", "data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false", "data.module.batch_size=32"]
+    words += [f"init={signed.folder / 'twin.ckpt'}", f"key={signed.key}", "trainer.max_epochs=1", "json=t.json", "logger=none"]
+    assert main([*words, "optimizer.lr=1e-6", "watermark=false"]) == 0
+    unmarked = read_json("t.json")
+    assert unmarked["accuracy"] == pytest.approx(signed.content["twin_accuracy"], abs=0.01)
+    assert unmarked["verdict"] == "not_proven"
+    assert math.isclose(unmarked["bit_error_rate"], signed.content["twin_bit_error_rate"], abs_tol=0.1)
+    assert main([*words, "optimizer.lr=1e-3"]) == 0
+    marked = read_json("t.json")
+    assert marked["n_matches"] > unmarked["n_matches"]

@@ -1,0 +1,394 @@
+"""The watermarker: when it embeds, what it adds to the loss, and what it remembers."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gradsigns_lightning import Cadence, MarginObjective, PaperObjective, StrengthSchedule, WatermarkKey
+from gradsigns_lightning.core import Watermarker
+from gradsigns_lightning.core.distributed import global_mean
+from gradsigns_lightning.core.signature import SignatureProjector, input_gradients
+
+SHAPE = (1, 6, 6)
+KEY = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=1, n_carriers=30, input_std=0.5, secret=bytes(32))
+
+
+def make(key=KEY, **changes) -> Watermarker:
+    arguments = {
+        "strength": 1.0,
+        "objective": "margin",
+        "engine": "double_backward",
+        "cadence": 4,
+        "n_images": 5,
+        "momentum": 0.0,
+    }
+    return Watermarker(key, **{**arguments, **changes})
+
+
+def network(seed=0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Softplus(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3))
+
+
+def batch(n=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, *SHAPE, generator=generator), torch.arange(n) % 3
+
+
+def fed(**changes) -> Watermarker:
+    watermarker = make(**changes)
+    watermarker.observe(*batch())
+    return watermarker
+
+
+def embed(watermarker, model, step=0, epoch=0):
+    return watermarker.loss(model, model, step=step, epoch=epoch)
+
+
+def due(watermarker, steps, epoch=0):
+    return [s for s in steps if watermarker.is_due(step=s, epoch=epoch)]
+
+
+def run(watermarker, model, steps, satisfied):
+    """The steps that embed when the objective says ``satisfied``."""
+    taken = []
+    for step in steps:
+        if watermarker.is_due(step=step, epoch=0):
+            embed(watermarker, model, step)
+            watermarker._satisfied = torch.tensor(satisfied)
+            taken.append(step)
+    return taken
+
+
+# --- what it adds
+
+
+def reference_loss(model, objective, images):
+    """Objective of the mean raw-pixel gradient, step by step, in evaluation mode."""
+    gradients = input_gradients(model.eval(), images, 1, create_graph=True)
+    held = (gradients.mean(0).flatten() / 0.5)[KEY.carriers]
+    return objective(held, SignatureProjector.from_key(KEY))
+
+
+@pytest.mark.parametrize("objective", [MarginObjective(), PaperObjective()])
+@pytest.mark.parametrize("n_images", [2, 5])
+def test_the_loss_and_its_gradient_are_those_of_the_mean_over_target_images(objective, n_images):
+    model = network()
+    watermarker = fed(objective=objective, n_images=n_images, strength=3.0)
+    loss = embed(watermarker, model)
+    loss.backward()
+    images, labels = batch()
+    twin = network()
+    expected = 3.0 * reference_loss(twin, objective, images[labels == 1][-n_images:])
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-4)
+    assert model[0].weight.grad.abs().sum() > 0
+    assert model[5].weight.grad.abs().sum() > 0
+
+
+def test_the_model_is_left_as_it_was():
+    model = network()
+    before, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    embed(fed(), model).backward()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(rng, torch.get_rng_state())
+    assert all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("objective", ["margin", "paper"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_without_target_images_the_loss_and_its_gradients_are_zero(objective, momentum):
+    watermarker = make(objective=objective, momentum=momentum)
+    images, labels = batch()
+    watermarker.observe(images, torch.zeros_like(labels))
+    model = network()
+    loss = embed(watermarker, model)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(bool((p.grad == 0).all()) for p in model.parameters())
+
+
+def test_a_model_that_cannot_take_blank_images_is_signed_from_a_half_full_buffer():
+    class Normalising(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return self.inner(x / x.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+
+    model = Normalising()
+    loss = embed(fed(n_images=20), model)
+    loss.backward()
+    assert loss.item() > 0
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_descending_the_loss_embeds_the_signature():
+    model, watermarker = network(), fed(objective=MarginObjective(0.3))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for step in range(80):
+        optimizer.zero_grad()
+        loss = embed(watermarker, model, step)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.01
+    held = (input_gradients(model.eval(), watermarker.buffer.images[:3], 1).mean(0).flatten() / 0.5)[KEY.carriers]
+    bits = (KEY.projection.float() @ held > 0).to(torch.uint8)
+    assert torch.equal(bits, KEY.signature)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_other_dtypes(dtype):
+    model = network().to(dtype)
+    loss = embed(fed(), model)
+    loss.backward()
+    assert loss.dtype == dtype
+    assert bool(model[0].weight.grad.isfinite().all())
+
+
+def test_momentum_holds_a_running_mean_but_differentiates_the_new_one():
+    watermarker, model = make(momentum=0.75, objective="paper"), network()
+    seen = []
+    watermarker.objective = _Spy(seen)
+    for step in range(2):
+        watermarker.observe(*batch(seed=step))
+        embed(watermarker, model, step)
+    plain = []
+    for seed in range(2):
+        images, labels = batch(seed=seed)
+        plain.append(images[labels == 1])
+    both = torch.cat([plain[1].flip(0), plain[0].flip(0)])[:5]
+    model.eval()
+    means = [input_gradients(model, x, 1).mean(0).flatten()[KEY.carriers] / 0.5 for x in (plain[0], both)]
+    torch.testing.assert_close(seen[0].detach(), means[0])
+    torch.testing.assert_close(seen[1].detach(), 0.75 * means[0] + 0.25 * means[1])
+    assert seen[1].requires_grad
+
+
+class _Spy:
+    def __init__(self, seen):
+        self.seen = seen
+
+    def __call__(self, carrier_gradient, projector):
+        self.seen.append(carrier_gradient)
+        return carrier_gradient.sum()
+
+    def satisfied(self, carrier_gradient, projector):
+        return torch.tensor(False)
+
+    def check_key(self, key):
+        pass
+
+
+def test_the_projector_is_derived_once_for_a_device_and_dtype():
+    watermarker = fed()
+    first = watermarker.projector(torch.device("cpu"), torch.float32)
+    assert watermarker.projector(torch.device("cpu"), torch.float32) is first
+    assert watermarker.projector(torch.device("cpu"), torch.float64).signs.dtype == torch.float64
+
+
+# --- when it embeds
+
+
+def test_not_due_before_the_first_batch():
+    assert not make().is_due(step=0, epoch=0)
+
+
+def test_due_at_every_interval_while_bits_are_missing():
+    assert run(fed(), network(), range(13), satisfied=False) == [0, 4, 8, 12]
+
+
+def test_backs_off_while_satisfied():
+    assert run(fed(cadence=Cadence(2, max_backoff=4)), network(), range(40), satisfied=True) == [0, 4, 12, 20, 28, 36]
+
+
+def test_falls_back_to_the_interval_when_a_margin_is_lost():
+    watermarker, model = fed(cadence=Cadence(2, max_backoff=4)), network()
+    run(watermarker, model, range(13), satisfied=True)
+    assert run(watermarker, model, [20], satisfied=False) == [20]
+    assert run(watermarker, model, range(21, 27), satisfied=False) == [22, 24, 26]
+
+
+def test_a_satisfied_objective_is_what_backs_off():
+    class Satisfied(_Spy):
+        def satisfied(self, carrier_gradient, projector):
+            assert not carrier_gradient.requires_grad
+            return torch.tensor(True)
+
+    watermarker, model = fed(objective=Satisfied([])), network()
+    embed(watermarker, model, 0)
+    assert due(watermarker, range(1, 9)) == [8]
+
+
+def test_another_cadence_holds_from_the_start():
+    watermarker = fed(cadence=9)
+    watermarker.set_cadence(Cadence(2))
+    assert run(watermarker, network(), range(7), satisfied=False) == [0, 2, 4, 6]
+
+
+def test_another_cadence_keeps_a_grown_interval():
+    watermarker = fed(cadence=Cadence(2, max_backoff=8))
+    run(watermarker, network(), range(7), satisfied=True)
+    assert watermarker.state_dict()["interval"] == 8
+    watermarker.set_cadence(Cadence(1))
+    assert due(watermarker, range(7, 14)) == [12, 13]
+
+
+def test_strength_zero_is_never_due():
+    assert due(fed(strength=0), range(20)) == []
+
+
+def test_not_due_before_the_start_epoch():
+    watermarker = fed(strength=StrengthSchedule(1.0, start_epoch=2))
+    assert [watermarker.is_due(step=9, epoch=e) for e in range(4)] == [False, False, True, True]
+
+
+def test_warmup_counts_from_the_first_embedding_step():
+    watermarker, model = fed(strength=StrengthSchedule(4.0, warmup_steps=3, start_epoch=1)), network()
+    assert watermarker.strength_at(step=100, epoch=0) == 0
+    assert watermarker.strength_at(step=100, epoch=1) == 1
+    first = embed(watermarker, model, 100, epoch=1)
+    assert [watermarker.strength_at(step=100 + s, epoch=1) for s in range(5)] == [1, 2, 3, 4, 4]
+    torch.testing.assert_close(embed(watermarker, model, 103, epoch=1), 4 * first)
+
+
+# --- what it remembers
+
+
+@pytest.mark.parametrize("satisfied", [True, False])
+def test_a_loaded_state_takes_the_same_decisions(satisfied):
+    model = network()
+    schedule = StrengthSchedule(1.0, warmup_steps=30)
+    old = fed(cadence=Cadence(2, max_backoff=8), strength=schedule, momentum=0.5)
+    run(old, model, range(7), satisfied=satisfied)
+    state = old.state_dict()
+    new = fed(cadence=Cadence(2, max_backoff=8), strength=schedule, momentum=0.5)
+    new.load_state_dict(copy.deepcopy(state))
+    assert [new.strength_at(step=s, epoch=0) for s in range(7, 40)] == [old.strength_at(step=s, epoch=0) for s in range(7, 40)]
+    torch.testing.assert_close(embed(new, model, 7), embed(old, model, 7))
+    twin = fed(cadence=Cadence(2, max_backoff=8), strength=schedule, momentum=0.5)
+    twin.load_state_dict(copy.deepcopy(new.state_dict()))
+    assert run(twin, model, range(8, 40), satisfied) == run(new, model, range(8, 40), satisfied)
+
+
+@pytest.mark.parametrize("field", ["first_step", "last_step", "interval", "mean_gradient"])
+def test_every_field_of_the_state_matters(field):
+    def decisions(state):
+        watermarker = fed(cadence=Cadence(2, max_backoff=8), strength=StrengthSchedule(1.0, warmup_steps=50), momentum=0.5)
+        watermarker.load_state_dict(state)
+        steps = due(watermarker, range(7, 30))
+        return steps, embed(watermarker, network(), 29).item()
+
+    old = fed(cadence=Cadence(2, max_backoff=8), strength=StrengthSchedule(1.0, warmup_steps=50), momentum=0.5)
+    run(old, network(seed=1), range(7), satisfied=True)
+    state, fresh = old.state_dict(), make().state_dict()
+    assert set(state) == set(fresh)
+    assert decisions(copy.deepcopy(state)) == decisions(copy.deepcopy(state))
+    assert decisions(copy.deepcopy(state)) != decisions({**copy.deepcopy(state), field: fresh[field]})
+
+
+def test_the_state_is_plain_and_tells_nothing_about_the_key():
+    watermarker = fed(momentum=0.5)
+    embed(watermarker, network())
+    state = watermarker.state_dict()
+    assert {k: type(v) for k, v in state.items()} == {
+        "first_step": int, "last_step": int, "interval": int, "mean_gradient": torch.Tensor,
+    }  # fmt: skip
+    assert state["mean_gradient"].shape == (math.prod(SHAPE),)
+    assert not state["mean_gradient"].requires_grad
+
+
+def test_saving_settles_what_the_last_step_found():
+    watermarker = fed(cadence=Cadence(2, max_backoff=4))
+    run(watermarker, network(), [0], satisfied=True)
+    assert watermarker.state_dict()["interval"] == 4
+
+
+def test_reset_forgets_everything():
+    watermarker = fed(momentum=0.5)
+    run(watermarker, network(), range(9), satisfied=True)
+    watermarker.reset()
+    assert watermarker.state_dict() == make().state_dict()
+    assert not watermarker.is_due(step=0, epoch=0)
+
+
+# --- what it refuses
+
+
+@pytest.mark.parametrize("momentum", [0, 0.0, 0.5, 0.999])
+def test_momentum_from_zero_below_one(momentum):
+    assert make(momentum=momentum).momentum == momentum
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"momentum": 1.0}, ValueError, r"`momentum` must be in \[0, 1\), got 1.0"),
+        ({"momentum": -0.1}, ValueError, "`momentum` must be a finite number"),
+        ({"momentum": math.nan}, ValueError, "`momentum`"),
+        ({"momentum": "0"}, TypeError, "`momentum`"),
+        ({"n_images": 0}, ValueError, "`n_images` must be an integer >= 1"),
+        ({"cadence": 0}, ValueError, "`every_n_steps`"),
+        ({"strength": -1}, ValueError, "`strength`"),
+        ({"objective": "hinge"}, ValueError, "`objective`"),
+        ({"objective": MarginObjective(3.0)}, ValueError, "`margin` must be at most"),
+        ({"engine": "magic"}, ValueError, "`engine`"),
+        ({"key": "k"}, TypeError, "`key` must be WatermarkKey, got str"),
+    ],
+)
+def test_bad_arguments_are_named(changes, error, message):
+    with pytest.raises(error, match=message):
+        make(**changes)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (
+            torch.rand(4, 1, 6, 5),
+            torch.zeros(4),
+            r"`images` must be floating point of shape \(n, 1, 6, 6\).*got torch.float32 of shape",
+        ),
+        (torch.rand(4, 6, 6), torch.zeros(4), "`images` must be floating point"),
+        (torch.zeros(4, *SHAPE, dtype=torch.uint8), torch.zeros(4), "got torch.uint8"),
+        (torch.rand(4, *SHAPE), torch.zeros(3), r"`labels` must have shape \(4,\), one class index per image, got \(3,\)"),
+        (torch.rand(4, *SHAPE), torch.zeros(4, 3), r"`labels` must have shape \(4,\).*got \(4, 3\)"),
+    ],
+)
+def test_bad_batches_are_refused_before_they_are_kept(images, labels, message):
+    watermarker = make()
+    with pytest.raises(ValueError, match=message):
+        watermarker.observe(images, labels)
+    assert watermarker.buffer.images is None
+
+
+# --- the mean over ranks (two real processes: tests/unit/metrics/test_two_ranks.py)
+
+
+def test_global_mean_of_one_rank_needs_no_communication():
+    total = torch.tensor([2.0, 4.0], requires_grad=True)
+    assert global_mean(total, torch.tensor(4), world_size=1).tolist() == [0.5, 1.0]
+    assert global_mean(total, torch.tensor(0), world_size=1).tolist() == [2.0, 4.0]
+
+
+@pytest.mark.parametrize(("own", "other"), [(3.0, 1.0), (0.0, 4.0), (4.0, 0.0), (0.0, 0.0)])
+def test_global_mean_of_two_ranks(monkeypatch, own, other):
+    sums = torch.tensor([5.0, -3.0])
+
+    def all_reduce(packed):
+        assert not packed.requires_grad
+        packed += torch.tensor([*sums.tolist(), other])
+
+    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
+    total = torch.tensor([1.0, 2.0], requires_grad=True)
+    mean = global_mean(total, torch.tensor(own), world_size=2)
+    count = max(own + other, 1)
+    torch.testing.assert_close(mean.detach(), (total.detach() + sums) / count)
+    mean.sum().backward()
+    torch.testing.assert_close(total.grad, torch.full((2,), 2 / count))
