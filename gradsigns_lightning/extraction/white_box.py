@@ -94,7 +94,7 @@ def _mean_gradient(
 
     with gradients_enabled(), frozen_statistics(model):
         for batch in torch.split(images, batch_size):
-            inputs = normalise(batch.clone(), key).to(device=parameter.device, dtype=parameter.dtype)
+            inputs = normalise(batch, key).to(device=parameter.device, dtype=parameter.dtype)
             with twice_differentiable_kernels(model, inputs.device.type):
                 gradient = input_gradients(counted_logits, inputs, key.target_class)
             total = total + gradient.double().sum(0).cpu()  # not in place: `total` may be an inference tensor

@@ -89,9 +89,9 @@ def test_dropout_is_off_and_samples_are_not_coupled():
     torch.testing.assert_close(whole, model.eval()(x))
 
 
-def test_modules_that_override_eval_are_frozen_too():
+def test_modules_that_override_train_are_frozen_too():
     class Never(nn.Dropout):
-        def eval(self):
+        def train(self, mode=True):
             return self
 
     model = nn.Sequential(Never(0.9))

@@ -5,8 +5,8 @@ import pytest
 from gradsigns_lightning import Cadence, StrengthSchedule
 
 
-def test_constant_by_default():
-    assert [StrengthSchedule().at(epoch=e, steps_since_start=s) for e, s in ((0, 0), (9, 999))] == [1.0, 1.0]
+def test_constant_without_warmup():
+    assert [StrengthSchedule(2.0).at(epoch=e, steps_since_start=s) for e, s in ((0, 0), (9, 999))] == [2.0, 2.0]
 
 
 def test_linear_warmup_by_hand():
