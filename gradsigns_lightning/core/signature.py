@@ -62,9 +62,12 @@ class SignatureProjector:
 
 def unit(vector: Tensor) -> Tensor:
     """Return ``vector`` of unit length, or zero if it is zero."""
-    length = torch.linalg.vector_norm(vector)
-    # Not by an epsilon: the derivative at zero would overflow, and 0 * inf is what an empty batch would train on.
-    return vector / torch.where(length > 0, length, 1)
+    # Scaled first, because a confident model's gradients underflow when squared. Not by an epsilon: the derivative at zero would
+    # overflow, and 0 * inf is what an empty batch would train on.
+    largest = vector.detach().abs().amax()
+    scaled = vector / torch.where(largest > 0, largest, 1)
+    length = torch.linalg.vector_norm(scaled)
+    return scaled / torch.where(length > 0, length, 1)
 
 
 def channel_values(values: tuple[float, ...], key: WatermarkKey, *, device: torch.device | str, dtype: torch.dtype) -> Tensor:

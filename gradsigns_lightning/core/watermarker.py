@@ -165,12 +165,12 @@ class Watermarker:
     def _smooth(self, mean: Tensor) -> Tensor:
         if self.momentum == 0:
             return mean
-        smoothed = mean.detach()
-        if self._mean_gradient is not None:
-            previous = self._mean_gradient.to(mean)
-            smoothed = self.momentum * previous + (1 - self.momentum) * smoothed
-        self._mean_gradient = smoothed
-        return smoothed + (mean - mean.detach())
+        new = mean.detach()
+        previous = None if self._mean_gradient is None else self._mean_gradient.to(mean)
+        smoothed = new if previous is None else self.momentum * previous + (1 - self.momentum) * new
+        # One step that overflowed must not spoil all that follow.
+        self._mean_gradient = torch.where(new.isfinite().all(), smoothed, torch.zeros_like(new) if previous is None else previous)
+        return smoothed + (mean - new)
 
     def _settle_interval(self) -> None:
         if self._satisfied is not None:

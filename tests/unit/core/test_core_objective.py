@@ -125,6 +125,7 @@ def test_objectives_by_name():
 def test_unit_is_one_long_or_zero():
     assert unit(torch.tensor([3.0, 4.0])).tolist() == pytest.approx([0.6, 0.8])
     assert unit(torch.zeros(2)).tolist() == [0, 0]
+    assert unit(torch.tensor([3e-30, 4e-30])).tolist() == pytest.approx([0.6, 0.8])  # whose squares underflow
 
 
 def test_the_projector_scales_gradients_back_to_raw_pixels():

@@ -392,3 +392,12 @@ def test_global_mean_of_two_ranks(monkeypatch, own, other):
     torch.testing.assert_close(mean.detach(), (total.detach() + sums) / count)
     mean.sum().backward()
     torch.testing.assert_close(total.grad, torch.full((2,), 2 / count))
+
+
+def test_one_overflowed_step_does_not_spoil_the_smoothed_gradient():
+    marker = make(momentum=0.5)
+    first = torch.ones(4)
+    marker._smooth(first)
+    marker._smooth(torch.full((4,), torch.nan))
+    assert torch.equal(marker._mean_gradient, first)
+    assert torch.equal(marker._smooth(3 * first), 2 * first)

@@ -1,0 +1,46 @@
+"""A wheel built from the tree works outside the repository and ships the configuration."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from gradsigns_lightning import WatermarkKey
+
+ROOT = Path(__file__).parents[2]
+pytest.importorskip("build")
+pytest.importorskip("hatchling")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_ships_types_configuration_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    configuration = {f"gradsigns_lightning/{p.relative_to(ROOT)}" for p in (ROOT / "conf").rglob("*.yaml")}
+    assert configuration <= set(names)
+    assert "gradsigns_lightning/py.typed" in names
+    assert {n.split("/")[0] for n in names} == {"gradsigns_lightning", "gradsigns_lightning-0.1.0.dist-info"}
+
+
+def test_the_wheel_works_outside_the_repository(wheel, tmp_path):
+    target = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    subprocess.run(pip, check=True, capture_output=True, text=True)
+    code = "import gradsigns_lightning as g, sys; from gradsigns_lightning.cli import main; print(g.__file__); main()"
+    words = ["keygen", "owner=Acme", "data=digits", "key=b32", "out=acme.gskey"]
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(target) in done.stdout
+    assert WatermarkKey.load(tmp_path / "acme.gskey").n_bits == 32
