@@ -13,9 +13,10 @@ help: ## List the commands
 demo: $(VENV)/.installed ## Sign a classifier of real handwritten digits and print the verdict beside its unmarked twin
 	$(BIN)/gradsigns train experiment=demo twin=true $(ARGS)
 
+# Two workers of one thread each: two threads each would wait for each other on two cores.
 test: $(VENV)/.installed-dev ## Run all tests with coverage
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 --cov --cov-report= $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --include='*/core/*,*/extraction/*,*/integration/*' --fail-under=95
 
 lint: $(VENV)/.installed-dev ## Check style, types and the dependency direction

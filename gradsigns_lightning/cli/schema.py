@@ -37,7 +37,7 @@ class TrainConfig(CommonConfig):
     schedule: Group = field(default_factory=dict)
     cadence: Group = field(default_factory=dict)
     n_images: int = 32
-    momentum: float = 0.8
+    momentum: float = 0.5
     n_val_images: int = 256
     trainer: Group = field(default_factory=dict)
     logger: Group = field(default_factory=dict)

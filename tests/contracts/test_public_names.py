@@ -22,7 +22,7 @@ NAMES = [
 
 SIGNATURES = {
     GradSigns: (
-        "key, *, strength=0.5, objective='margin', engine='double_backward', cadence=None, n_images=32, momentum=0.8, "
+        "key, *, strength=0.3, objective='margin', engine='double_backward', cadence=None, n_images=32, momentum=0.5, "
         "n_val_images=256, name='wm'"
     ),
     WatermarkKey.generate: (
