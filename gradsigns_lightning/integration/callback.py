@@ -40,8 +40,8 @@ class GradSigns(Callback):
         strength: weight of the embedding loss, or a schedule; 0 trains exactly as without the callback.
         objective: ``"margin"``, ``"paper"``, or an objective.
         engine: ``"double_backward"``, or an engine.
-        cadence: optimizer steps from one embedding step to the next, or a cadence with its back-off; by default every 20 steps,
-            more often in a training of fewer than 2,000 steps.
+        cadence: optimizer steps from one embedding step to the next, or a cadence with its back-off; by default every 25 steps,
+            more often in a training of fewer than 2,500 steps.
         n_images: images of the target class in one embedding step, on each rank.
         momentum: share of earlier embedding steps in the mean gradient that is held to the bits, 0 up to 1 (exclusive).
         n_val_images: held-out images of the target class that the mark is read on in each validation, on each rank; 0 turns
