@@ -32,9 +32,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || (echo "Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	@echo "Installing into $(VENV); torch is large, this takes some minutes."
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
+	@echo "Installing into $(VENV); torch is large, this takes some minutes."
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@ $(VENV)/.installed
