@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,56 @@ from gradsigns_lightning.core.derivation import SECRET_BYTES, expand, expand_bit
 
 MIN_BITS, MAX_BITS = 8, 8192
 CARRIERS_PER_BIT = 6  # the ratio of the authors' released key (64 bits on 384 carriers)
+
+
+@runtime_checkable
+class SignatureKey(Protocol):
+    """What a reader needs of a key, where to look and which bits to expect; see :class:`WatermarkKey`."""
+
+    @property
+    def n_bits(self) -> int:
+        """Number of signature bits N."""
+        ...
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape ``(C, H, W)`` of one raw input."""
+        ...
+
+    @property
+    def target_class(self) -> int:
+        """Class T whose input gradients are signed."""
+        ...
+
+    @property
+    def input_mean(self) -> tuple[float, ...]:
+        """Mean that the model's preprocessing subtracts, one value or one per channel."""
+        ...
+
+    @property
+    def input_std(self) -> tuple[float, ...]:
+        """Standard deviation that it divides by."""
+        ...
+
+    @property
+    def carriers(self) -> Tensor:
+        """Indices into the flattened raw input, ascending; shape ``(c,)``, int64."""
+        ...
+
+    @property
+    def projection(self) -> Tensor:
+        """Matrix E; shape ``(N, c)``."""
+        ...
+
+    @property
+    def signature(self) -> Tensor:
+        """Bits b; shape ``(N,)``, uint8."""
+        ...
+
+    @property
+    def commitment(self) -> str:
+        """Public digest of the key."""
+        ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,7 +191,10 @@ class WatermarkKey:
     def projection(self) -> Tensor:
         """Rademacher matrix E of values +1 and -1; shape ``(N, c)``, int8."""
         bits = expand_bits(self._secret, "projection", self._context, self.n_bits * self.n_carriers)
-        return torch.from_numpy(bits.astype(np.int8) * 2 - 1).view(self.n_bits, self.n_carriers)
+        signs = bits.view(np.int8)
+        signs += signs  # in place: a verifier may derive thousands of keys
+        signs -= 1
+        return torch.from_numpy(signs).view(self.n_bits, self.n_carriers)
 
     @cached_property
     @torch.inference_mode(False)

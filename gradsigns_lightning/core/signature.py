@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
 
 LogitsFn = Callable[[Tensor], Tensor]
 
@@ -70,7 +70,7 @@ def unit(vector: Tensor) -> Tensor:
     return scaled / torch.where(length > 0, length, 1)
 
 
-def channel_values(values: tuple[float, ...], key: WatermarkKey, *, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+def channel_values(values: tuple[float, ...], key: SignatureKey, *, device: torch.device | str, dtype: torch.dtype) -> Tensor:
     """Spread one value (or one per channel) over the flattened input; shape ``(C*H*W,)``."""
     per_channel = torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
     return per_channel.expand(*key.input_shape).reshape(-1)

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 from gradsigns_lightning.core.checks import check_number
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import SignatureKey
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
 
 Verdict = Literal["owned", "not_proven", "inconclusive"]
@@ -52,7 +53,7 @@ class VerificationResult:
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in vars(self).items()}
 
 
-def decide(projections: Tensor, key: WatermarkKey, *, n_queries: int, alpha: float) -> VerificationResult:
+def decide(projections: Tensor, key: SignatureKey, *, n_queries: int, alpha: float) -> VerificationResult:
     """Compare projections with the key's signature.
 
     Args:
@@ -63,9 +64,10 @@ def decide(projections: Tensor, key: WatermarkKey, *, n_queries: int, alpha: flo
     """
     if check_number("alpha", alpha, minimum=0, maximum=1) == 0:
         raise ValueError("`alpha` must be > 0, got 0.")
-    signed = [z if bit else -z for z, bit in zip(projections.tolist(), key.signature.tolist(), strict=True)]
-    n_decided = sum(s != 0 for s in signed) if all(map(math.isfinite, signed)) else 0
-    n_matches = sum(s > 0 for s in signed) if n_decided else 0
+    bits = key.signature.numpy().astype(np.float64)
+    signed = (2 * bits - 1) * projections.numpy(force=True)
+    n_decided = int(np.count_nonzero(signed)) if np.isfinite(signed).all() else 0
+    n_matches = int(np.count_nonzero(signed > 0)) if n_decided else 0
     p_value = ownership_p_value(n_matches, n_decided) if n_decided else math.nan
     return VerificationResult(
         n_bits=key.n_bits,
@@ -74,7 +76,7 @@ def decide(projections: Tensor, key: WatermarkKey, *, n_queries: int, alpha: flo
         bit_error_rate=(n_decided - n_matches) / n_decided if n_decided else math.nan,
         p_value=p_value,
         log10_p_value=log10_ownership_p_value(n_matches, n_decided) if n_decided else math.nan,
-        margin=min(signed) if n_decided else math.nan,
+        margin=float(signed.min()) if n_decided else math.nan,
         n_queries=n_queries,
         alpha=alpha,
         verdict=_verdict(p_value, alpha),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
 from gradsigns_lightning.core.signature import LogitsFn, channel_values, input_gradients, unit
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
 
@@ -19,7 +19,7 @@ MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
 
 def verify(
     model: nn.Module,
-    key: WatermarkKey,
+    key: SignatureKey,
     images: Tensor,
     *,
     alpha: float = DEFAULT_ALPHA,
@@ -51,7 +51,7 @@ def verify(
 
 def verify_many(
     model: nn.Module,
-    keys: Sequence[WatermarkKey],
+    keys: Sequence[SignatureKey],
     images: Tensor,
     *,
     alpha: float = DEFAULT_ALPHA,
@@ -66,7 +66,7 @@ def verify_many(
 
 
 def _read(
-    model: nn.Module, keys: Sequence[WatermarkKey], images: Tensor, alpha: float, batch_size: int, logits: LogitsFn | None
+    model: nn.Module, keys: Sequence[SignatureKey], images: Tensor, alpha: float, batch_size: int, logits: LogitsFn | None
 ) -> list[VerificationResult]:
     _check_keys(keys)
     check_instance("model", model, nn.Module)
@@ -78,7 +78,7 @@ def _read(
 
 
 def _mean_gradient(
-    model: nn.Module, logits_fn: LogitsFn, images: Tensor, key: WatermarkKey, batch_size: int
+    model: nn.Module, logits_fn: LogitsFn, images: Tensor, key: SignatureKey, batch_size: int
 ) -> tuple[Tensor, int]:
     """Return the mean raw-pixel gradient in float64, flat, and how many images the model takes for the target class."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
@@ -102,7 +102,7 @@ def _mean_gradient(
     return total.flatten() / images.shape[0] * inverse_std, n_target
 
 
-def normalise(images: Tensor, key: WatermarkKey) -> Tensor:
+def normalise(images: Tensor, key: SignatureKey) -> Tensor:
     """Make the model's inputs from raw images as the key's ``input_mean`` and ``input_std`` say."""
     mean, std = (
         channel_values(values, key, device=images.device, dtype=images.dtype).view(key.input_shape)
@@ -111,22 +111,22 @@ def normalise(images: Tensor, key: WatermarkKey) -> Tensor:
     return (images - mean) / std
 
 
-def _project(gradient: Tensor, key: WatermarkKey) -> Tensor:
+def _project(gradient: Tensor, key: SignatureKey) -> Tensor:
     return key.projection.to(gradient.dtype) @ unit(gradient[key.carriers])
 
 
-def _check_keys(keys: Sequence[WatermarkKey]) -> None:
+def _check_keys(keys: Sequence[SignatureKey]) -> None:
     if not isinstance(keys, Sequence) or not keys:
         raise ValueError("`keys` must be a non-empty sequence of keys.")
     for key in keys:
-        check_instance("key", key, WatermarkKey)
+        check_instance("key", key, (WatermarkKey, SignatureKey))
     for name in ("target_class", "input_shape", "input_mean", "input_std"):
         values = {getattr(key, name) for key in keys}
         if len(values) > 1:
             raise ValueError(f"`keys` must agree in `{name}`, got {len(values)} different values.")
 
 
-def _check_images(images: Tensor, key: WatermarkKey) -> None:
+def _check_images(images: Tensor, key: SignatureKey) -> None:
     check_instance("images", images, Tensor)
     if not images.is_floating_point() or images.ndim != 4 or tuple(images.shape[1:]) != key.input_shape or len(images) == 0:
         raise ValueError(

@@ -293,7 +293,7 @@ def test_a_result_is_json():
         ({"images": raw_images(channels=3)}, ValueError, "`images` must be floating point of shape"),
         ({"images": raw_images().numpy()}, TypeError, "`images` must be Tensor, got ndarray"),
         ({"model": lambda x: x}, TypeError, "`model` must be Module, got function"),
-        ({"key": "acme.gskey"}, TypeError, "`key` must be WatermarkKey, got str"),
+        ({"key": "acme.gskey"}, TypeError, "`key` must be WatermarkKey or SignatureKey, got str"),
         ({"batch_size": 0}, ValueError, "`batch_size` must be an integer >= 1"),
         ({"batch_size": 1.0}, TypeError, "`batch_size`"),
         ({"alpha": 0}, ValueError, "`alpha` must be > 0, got 0"),
