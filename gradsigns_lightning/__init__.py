@@ -1,12 +1,13 @@
 """Sign a classifier's input gradients while it trains, and prove later that the model is yours."""
 
 from gradsigns_lightning.core import Cadence, MarginObjective, PaperObjective, StrengthSchedule, WatermarkKey
-from gradsigns_lightning.extraction import VerificationResult, verify, verify_many
+from gradsigns_lightning.extraction import ApiVerificationResult, VerificationResult, verify, verify_api, verify_many
 from gradsigns_lightning.integration import GradSigns, GradSignsMixin
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ApiVerificationResult",
     "Cadence",
     "GradSigns",
     "GradSignsMixin",
@@ -16,5 +17,6 @@ __all__ = [
     "VerificationResult",
     "WatermarkKey",
     "verify",
+    "verify_api",
     "verify_many",
 ]

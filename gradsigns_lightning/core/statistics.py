@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 from gradsigns_lightning.core.checks import check_int
@@ -40,6 +41,51 @@ def log10_ownership_p_value(n_matches: int, n_bits: int) -> float:
     """Return the base-10 logarithm of :func:`ownership_p_value`, finite for every key size."""
     _check(n_matches, n_bits)
     return math.log10(_tail(n_matches, n_bits)) - n_bits * math.log10(2)
+
+
+def sign_flip_p_value(scores: Sequence[int]) -> float:
+    """Return the exact probability that random signs give a sum at least as large as that of ``scores``.
+
+    The randomisation test for weighted bits (Fisher, The Design of Experiments, 1935, section 21). A score is a bit's weight
+    with the sign ``+`` where the answer agrees with the signature. The weights may depend on all answers but not on the
+    signature; then, for a model not signed with the key, every sign is a fair coin and
+    ``p = P[sum of +-|score_j| >= sum of score_j]``. With weights of one it equals :func:`ownership_p_value`.
+
+    Args:
+        scores: whole numbers; a zero is an erasure. Time grows with their count times the sum of their sizes.
+
+    Example:
+        >>> sign_flip_p_value([3, 2, 1])  # only + + + reaches 6
+        0.125
+        >>> sign_flip_p_value([3, 2, -1]) == 2 / 8
+        True
+    """
+    tail, n_bits = _sign_flip_tail(scores)
+    return tail / (1 << n_bits)
+
+
+def log10_sign_flip_p_value(scores: Sequence[int]) -> float:
+    """Return the base-10 logarithm of :func:`sign_flip_p_value`, finite for every number of scores."""
+    tail, n_bits = _sign_flip_tail(scores)
+    return math.log10(tail) - n_bits * math.log10(2)
+
+
+def _sign_flip_tail(scores: Sequence[int]) -> tuple[int, int]:
+    weights = [abs(check_int("scores", score)) for score in scores if score]
+    divisor = math.gcd(*weights)
+    if divisor == 0 or all(weight == divisor for weight in weights):
+        return _tail(sum(score > 0 for score in scores), len(weights)), len(weights)
+    # The number of sign patterns by the sum of the weights with plus: a polynomial whose coefficients stand side by side in one
+    # integer, so that each weight costs a shift and an addition.
+    width = len(weights) + 1
+    counts = 1
+    for weight in weights:
+        counts += counts << (width * (weight // divisor))
+    total = sum(weights) // divisor
+    least = -(-(total + sum(scores) // divisor) // 2)
+    # The sum of the digits of a number in base B is its remainder modulo B - 1, if the sum is less than that.
+    tail = (counts >> (width * least)) % ((1 << width) - 1)
+    return tail, len(weights)
 
 
 def _check(n_matches: int, n_bits: int) -> None:

@@ -62,8 +62,7 @@ def decide(projections: Tensor, key: SignatureKey, *, n_queries: int, alpha: flo
         n_queries: images that the model was asked about.
         alpha: significance level, above 0 and at most 1.
     """
-    if check_number("alpha", alpha, minimum=0, maximum=1) == 0:
-        raise ValueError("`alpha` must be > 0, got 0.")
+    check_alpha(alpha)
     bits = key.signature.numpy().astype(np.float64)
     signed = (2 * bits - 1) * projections.numpy(force=True)
     n_decided = int(np.count_nonzero(signed)) if np.isfinite(signed).all() else 0
@@ -79,12 +78,19 @@ def decide(projections: Tensor, key: SignatureKey, *, n_queries: int, alpha: flo
         margin=float(signed.min()) if n_decided else math.nan,
         n_queries=n_queries,
         alpha=alpha,
-        verdict=_verdict(p_value, alpha),
+        verdict=verdict_of(p_value, alpha),
         commitment=key.commitment,
     )
 
 
-def _verdict(p_value: float, alpha: float) -> Verdict:
+def check_alpha(alpha: float) -> None:
+    """Refuse a significance level outside (0, 1]."""
+    if check_number("alpha", alpha, minimum=0, maximum=1) == 0:
+        raise ValueError("`alpha` must be > 0, got 0.")
+
+
+def verdict_of(p_value: float, alpha: float) -> Verdict:
+    """Return the verdict on a p-value; NaN when no bit was decided."""
     if math.isnan(p_value):
         return "inconclusive"
     return "owned" if p_value <= alpha else "not_proven"

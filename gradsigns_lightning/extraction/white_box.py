@@ -71,7 +71,7 @@ def _read(
     _check_keys(keys)
     check_instance("model", model, nn.Module)
     check_int("batch_size", batch_size, minimum=1)
-    _check_images(images, keys[0])
+    check_images(images, keys[0])
     gradient, n_target = _mean_gradient(model, model if logits is None else logits, images, keys[0], batch_size)
     _warn_if_unlike(images.shape[0], n_target, keys[0].target_class)
     return [decide(_project(gradient, key), key, n_queries=images.shape[0], alpha=alpha) for key in keys]
@@ -126,7 +126,8 @@ def _check_keys(keys: Sequence[SignatureKey]) -> None:
             raise ValueError(f"`keys` must agree in `{name}`, got {len(values)} different values.")
 
 
-def _check_images(images: Tensor, key: SignatureKey) -> None:
+def check_images(images: Tensor, key: SignatureKey) -> None:
+    """Refuse images that are not raw, of the key's shape and at least one."""
     check_instance("images", images, Tensor)
     if not images.is_floating_point() or images.ndim != 4 or tuple(images.shape[1:]) != key.input_shape or len(images) == 0:
         raise ValueError(

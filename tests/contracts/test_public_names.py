@@ -5,9 +5,10 @@ import inspect
 import pytest
 
 import gradsigns_lightning
-from gradsigns_lightning import GradSigns, VerificationResult, WatermarkKey, verify, verify_many
+from gradsigns_lightning import GradSigns, VerificationResult, WatermarkKey, verify, verify_api, verify_many
 
 NAMES = [
+    "ApiVerificationResult",
     "Cadence",
     "GradSigns",
     "GradSignsMixin",
@@ -17,6 +18,7 @@ NAMES = [
     "VerificationResult",
     "WatermarkKey",
     "verify",
+    "verify_api",
     "verify_many",
 ]
 
@@ -33,6 +35,10 @@ SIGNATURES = {
     WatermarkKey.save: "self, path, *, overwrite=False",
     verify: "model, key, images, *, alpha=1e-09, batch_size=128, logits=None",
     verify_many: "model, keys, images, *, alpha=1e-09, batch_size=128, logits=None",
+    verify_api: (
+        "predict, key, images, *, max_queries=1000, alpha=1e-09, estimator='blocks', answers=None, alignments=('identity',), "
+        "batch_size=32, journal=None"
+    ),
     VerificationResult: (
         "n_bits, n_matches, n_erasures, bit_error_rate, p_value, log10_p_value, margin, n_queries, alpha, verdict, commitment"
     ),

@@ -1,6 +1,8 @@
 """The exact test, against scipy, fractions and the published table of thresholds."""
 
+import itertools
 import math
+import random
 from fractions import Fraction
 
 import pytest
@@ -8,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
+from gradsigns_lightning.core.statistics import (
+    log10_ownership_p_value,
+    log10_sign_flip_p_value,
+    ownership_p_value,
+    sign_flip_p_value,
+)
 
 THRESHOLDS = {  # matches needed at p <= 1e-3, 1e-6, 1e-9, 1e-12
     32: (26, 30, 32, None),
@@ -79,3 +86,38 @@ def test_no_decided_bit_proves_nothing():
 def test_impossible_counts_are_refused(function, counts, error, message):
     with pytest.raises(error, match=message):
         function(*counts)
+
+
+# --- weighted bits
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_sign_flip_test_counts_all_signs(seed):
+    generator = random.Random(seed)
+    scores = [generator.randint(-6, 6) for _ in range(generator.randint(1, 10))]
+    weights = [abs(score) for score in scores if score]
+    sums = [sum(s * w for s, w in zip(signs, weights, strict=True)) for signs in itertools.product((1, -1), repeat=len(weights))]
+    assert sign_flip_p_value(scores) == sum(total >= sum(scores) for total in sums) / len(sums)
+
+
+@pytest.mark.parametrize("weight", [1, 7])
+@pytest.mark.parametrize(("n_matches", "n_bits"), [(0, 5), (3, 5), (60, 64), (128, 128)])
+def test_equal_weights_are_the_binomial_test(weight, n_matches, n_bits):
+    scores = [weight] * n_matches + [-weight] * (n_bits - n_matches) + [0, 0]
+    assert sign_flip_p_value(scores) == ownership_p_value(n_matches, n_bits)
+    assert log10_sign_flip_p_value(scores) == log10_ownership_p_value(n_matches, n_bits)
+
+
+def test_the_sign_flip_test_does_not_underflow():
+    scores = [3] * 600 + [2] * 600
+    assert sign_flip_p_value(scores) == 0.0
+    assert log10_sign_flip_p_value(scores) == pytest.approx(-1200 * math.log10(2))
+
+
+def test_no_evidence_proves_nothing():
+    assert sign_flip_p_value([]) == sign_flip_p_value([0, 0]) == 1.0
+
+
+def test_scores_must_be_whole():
+    with pytest.raises(TypeError, match="`scores` must be an integer"):
+        sign_flip_p_value([0.5])

@@ -1,0 +1,271 @@
+"""Black-box reading: the signature from the answers of a prediction API."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradsigns_lightning.core.checks import check_choice, check_instance
+from gradsigns_lightning.core.frozen import frozen_statistics
+from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
+from gradsigns_lightning.extraction.answers import KINDS, AnswerReader, Kind, Values
+from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle
+from gradsigns_lightning.extraction.pool import ImagePool
+from gradsigns_lightning.extraction.probes import alignment, block_directions, carrier_directions
+from gradsigns_lightning.extraction.readings import FIRST_STEP, CoordinateReading, RowReading
+from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, check_alpha, verdict_of
+from gradsigns_lightning.extraction.sequential import FIRST_LOOK, Evidence, integer_scores, is_futile, look_schedule
+from gradsigns_lightning.extraction.white_box import check_images, normalise
+
+Estimator = Literal["blocks", "rows", "coordinate"]
+_LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
+_WORTH_FOLDING = 1.5
+Stopped = Literal["proven", "futile", "budget", "images"]
+
+
+@dataclass(frozen=True)
+class ApiVerificationResult(VerificationResult):
+    """What a black-box reading found; see :class:`VerificationResult`, with these differences.
+
+    With ``estimator="blocks"`` a bit may be the sign of a block of the key's bits, and ``n_bits`` the number of blocks. The
+    p-value weighs each bit by how clearly it was read (:func:`sign_flip_p_value`) and is corrected for every look at the evidence
+    and every alignment; the margin is in root mean squares of the evidence.
+
+    Attributes:
+        answers: kind of the answers that were read, None if there were none.
+        estimator: how it was asked.
+        alignment: geometry of the server that fits best.
+        step: distance of the last probes from their image, in units of the raw range [0, 1].
+        n_images: images around which was probed.
+        n_looks: times that the evidence was looked at.
+        stopped: why reading ended: ``"proven"``, ``"futile"`` (the rest of the budget could not suffice any more), ``"budget"``
+            or ``"images"`` (all of them used).
+    """
+
+    answers: Kind | None
+    estimator: Estimator
+    alignment: str
+    step: float
+    n_images: int
+    n_looks: int
+    stopped: Stopped
+
+
+def verify_api(
+    predict: nn.Module | Oracle,
+    key: SignatureKey,
+    images: Tensor,
+    *,
+    max_queries: int = 1000,
+    alpha: float = DEFAULT_ALPHA,
+    estimator: Estimator = "blocks",
+    answers: Kind | None = None,
+    alignments: Sequence[str] = ("identity",),
+    batch_size: int = 32,
+    journal: str | PathLike[str] | None = None,
+) -> ApiVerificationResult:
+    """Read a key through a prediction API, without weights.
+
+    Probes are 8-bit images ``x + h d`` around images near the decision boundary; how much less sure of the target class the model
+    is there than at the image's other probes tells the sign of the loss's slope along d. The directions d are rows of the key's
+    projection, or sums of a few of them (:func:`block_directions`). The published method (GradSigns, MLSys 2021, section 4) asks
+    ``2 * n_carriers`` times an image along single coordinates instead.
+
+    What is asked next depends on answers only, never on whether they agree with the signature, so the test is exact; it is
+    sequential, valid however it stops (:mod:`gradsigns_lightning.extraction.sequential`), and ends when the evidence suffices
+    or cannot suffice any more. Who reads again with other images until one reading succeeds multiplies the p-value by the
+    number of readings.
+
+    Args:
+        predict: takes raw images ``(n, C, H, W)``, float32 in [0, 1] (multiples of 1/255), and returns scores
+            ``(n, n_classes)``, NaN for classes that the API does not name, or predicted classes ``(n,)``. A ``torch.nn.Module``
+            that returns logits gets its inputs normalised as the key says.
+        key: the owner's key.
+        images: natural images of the target class, raw in [0, 1], shape ``(n, C, H, W)``; rounded to 8 bits. 50 or more.
+        max_queries: images that may be asked about.
+        alpha: significance level of the verdict, above 0 and at most 1.
+        estimator: ``"blocks"`` folds the bits of long keys into about ``2 log2(1 / alpha)`` signs, which takes fewest queries;
+            ``"rows"`` reads every bit by itself; ``"coordinate"`` is the published method.
+        answers: ``"probabilities"``, ``"log_probabilities"``, ``"logits"`` or ``"labels"``; by default found from the first
+            answers.
+        alignments: what the server may do to images: ``"identity"``, ``"hflip"``, ``"shift(dy,dx)"`` in pixels. Each is tested,
+            and the p-value corrected for their number.
+        batch_size: most images in one call.
+        journal: file to keep the answers in. A reading that was cut off goes on from it and asks nothing twice.
+
+    Raises:
+        ValueError: an argument is out of range, or an answer is not what ``predict`` must return.
+        TypeError: an argument has the wrong type.
+    """
+    check_instance("key", key, (WatermarkKey, SignatureKey))
+    check_images(images, key)
+    check_choice("estimator", estimator, ("blocks", "rows", "coordinate"))
+    if answers is not None:
+        check_choice("answers", answers, KINDS)
+    check_alpha(alpha)
+    if not callable(predict):
+        raise TypeError(f"`predict` must be a module or a callable, got {type(predict).__name__}.")
+    names = _check_alignments(alignments)
+    pixels = (images * 255).round().to("cpu", torch.uint8)
+    settings = {
+        "estimator": estimator,
+        "answers": answers,
+        "alignments": names,
+        "batch_size": batch_size,
+        "max_queries": max_queries,
+        "alpha": alpha,
+    }
+    asker = Asker(
+        _module_oracle(predict, key) if isinstance(predict, nn.Module) else predict,
+        AnswerReader(key.target_class, answers),
+        max_queries=max_queries,
+        batch_size=batch_size,
+        journal=Journal(journal, _identity(key, pixels, settings)) if journal is not None else None,
+    )
+    claims = _claims(key, asker, pixels, names, estimator, alpha)
+    stopped = _read(claims, asker, alpha)
+    best = min(claims, key=lambda claim: claim.evidence.log10_p_value)
+    return _result(best, key, asker, alpha, estimator, stopped)
+
+
+@dataclass
+class _Claim:
+    """One alignment, read and judged by itself."""
+
+    name: str
+    reading: RowReading | CoordinateReading
+    bits: Tensor
+    evidence: Evidence
+    ended: Stopped | None = None
+
+
+def _check_alignments(alignments: Any) -> list[str]:
+    if isinstance(alignments, str) or not isinstance(alignments, Sequence) or not alignments:
+        raise ValueError(f"`alignments` must be a non-empty sequence of names, got {alignments!r}.")
+    for name in alignments:
+        alignment(name)
+    return list(dict.fromkeys(alignments))
+
+
+def _identity(key: SignatureKey, pixels: Tensor, settings: dict[str, Any]) -> dict[str, Any]:
+    images = hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest()
+    return {"commitment": key.commitment, "images": images, **settings}
+
+
+def _module_oracle(model: nn.Module, key: SignatureKey) -> Oracle:
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def predict(images: Tensor) -> Tensor:
+        with torch.inference_mode(), frozen_statistics(model):
+            logits: Tensor = model(normalise(images, key).to(device=parameter.device, dtype=parameter.dtype))
+        return logits
+
+    return predict
+
+
+def _claims(
+    key: SignatureKey, asker: Asker, pixels: Tensor, names: Sequence[str], estimator: Estimator, alpha: float
+) -> list[_Claim]:
+    n_blocks = max(_LEAST_BLOCKS, math.ceil(-_BLOCKS_PER_BIT * math.log2(alpha)))
+    n_coins = n_blocks if estimator == "blocks" and key.n_bits > _WORTH_FOLDING * n_blocks else key.n_bits
+    directions, bits = block_directions(key, n_coins)
+    pool = ImagePool(pixels, asker, direction=directions[0], step=FIRST_STEP)
+
+    def reading(name: str) -> RowReading | CoordinateReading:
+        align = alignment(name)
+        if estimator == "coordinate":
+            return CoordinateReading(asker, pool, align(carrier_directions(key)), key.projection)
+        return RowReading(asker, pool, align(directions))
+
+    signature = key.signature if estimator == "coordinate" else bits
+    return [_Claim(name, reading(name), signature, Evidence(n_hypotheses=len(names))) for name in names]
+
+
+def _read(claims: Sequence[_Claim], asker: Asker, alpha: float) -> Stopped:
+    """Let the claims ask in turns until one is proven or none can be.
+
+    A look is valid if its time does not depend on the signature. So looks stand at fixed numbers of a claim's own probes, where
+    its images end, and, for a single claim, where the budget ends.
+    """
+    schedule = look_schedule(len(claims[0].bits), asker.max_queries, alpha)
+    active = list(claims)
+    while active and not asker.exhausted:
+        claim = _most_promising(active)
+        goes_on = claim.reading.advance()
+        if goes_on and claim.reading.n_probes < schedule[min(claim.evidence.n_looks, len(schedule) - 1)]:
+            continue
+        signed = _look(claim)
+        if claim.evidence.log10_p_value <= math.log10(alpha):
+            return "proven"
+        if not goes_on:
+            claim.ended = "images"
+        elif is_futile(signed, n_probes=claim.reading.n_probes, max_probes=_reachable(claim, asker), alpha=alpha):
+            claim.ended = "futile"
+        active = [claim for claim in claims if claim.ended is None]
+    if active and len(claims) == 1:
+        _look(claims[0])
+        return "proven" if claims[0].evidence.log10_p_value <= math.log10(alpha) else "budget"
+    return claims[0].ended or "budget"
+
+
+def _most_promising(active: Sequence[_Claim]) -> _Claim:
+    """Return the claim that should ask next: each in turn at first, then the one with the smallest p-value."""
+    fewest = min(active, key=lambda claim: claim.reading.n_probes)
+    if fewest.reading.n_probes < 2 * FIRST_LOOK:
+        return fewest
+    return min(active, key=lambda claim: claim.evidence.log10_p_value)
+
+
+def _reachable(claim: _Claim, asker: Asker) -> int:
+    return claim.reading.n_probes + asker.max_queries - asker.n_queries
+
+
+def _look(claim: _Claim) -> Values:
+    signed = _signed(claim)
+    claim.evidence.look(integer_scores(signed))
+    return signed
+
+
+def _signed(claim: _Claim) -> Values:
+    """Return the evidence for each bit, positive where it agrees with the signature."""
+    bits = claim.bits.numpy().astype(np.float64)
+    signed: Values = (2 * bits - 1) * claim.reading.evidence()
+    return signed
+
+
+def _result(
+    claim: _Claim, key: SignatureKey, asker: Asker, alpha: float, estimator: Estimator, stopped: Stopped
+) -> ApiVerificationResult:
+    signed = _signed(claim)
+    n_decided = int(np.count_nonzero(signed))
+    n_matches = int(np.count_nonzero(signed > 0))
+    log10_p_value = claim.evidence.log10_p_value if n_decided else math.nan
+    p_value = 10**log10_p_value
+    return ApiVerificationResult(
+        n_bits=len(signed),
+        n_matches=n_matches,
+        n_erasures=len(signed) - n_decided,
+        bit_error_rate=(n_decided - n_matches) / n_decided if n_decided else math.nan,
+        p_value=p_value,
+        log10_p_value=log10_p_value,
+        margin=float(signed.min() / np.sqrt(np.mean(signed[signed != 0] ** 2))) if n_decided else math.nan,
+        n_queries=asker.n_queries,
+        alpha=alpha,
+        verdict=verdict_of(p_value, alpha),
+        commitment=key.commitment,
+        answers=asker.reader.kind,
+        estimator=estimator,
+        alignment=claim.name,
+        step=claim.reading.step / 255,
+        n_images=claim.reading.n_images,
+        n_looks=claim.evidence.n_looks,
+        stopped=stopped,
+    )

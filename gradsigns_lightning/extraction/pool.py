@@ -1,0 +1,117 @@
+"""Images on which an answer says much: near the decision boundary of the target class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from gradsigns_lightning.extraction.asking import Asker
+from gradsigns_lightning.extraction.probes import blended, moved, permutation, shuffled
+
+_SCREENED_AT_ONCE = 8
+_FINE = 1e-3  # resolution of probabilities that still shows how a sure model moves
+_FAVOURITE, _NEAR = 2.0, 4.0  # log-odds: on the target class's side of the boundary, where the signature is embedded
+_COARSE_FAVOURITE, _COARSE_NEAR = 0.0, 2.0  # where rounding hides least
+_BISECTIONS = 6
+
+
+@dataclass(frozen=True)
+class ProbeImage:
+    """An 8-bit image to probe around; ``certainty`` is the log-odds of T there (NaN if only labels are known)."""
+
+    image: Tensor
+    certainty: float
+
+
+class ImagePool:
+    """Finds images near the decision boundary, best first in each group that is screened.
+
+    Images of which the model is too sure, and all images where only labels come back, are blended towards one that it does not
+    take for class T until the answer turns. Each blend takes another such image, because what the probes around blends with the
+    same image have in common is not the signature.
+
+    Args:
+        images: uint8 images of class T, ``(n, C, H, W)``.
+        asker: asks the model.
+        direction: a direction ``(C, H, W)`` that stands for a typical probe.
+        step: grey levels of a typical probe.
+    """
+
+    def __init__(self, images: Tensor, asker: Asker, *, direction: Tensor, step: int) -> None:
+        self._images = images[permutation(len(images), "images")].clamp(step, 255 - step)
+        self._asker, self._direction, self._step = asker, direction, step
+        self._ready: list[ProbeImage] = []
+        self._sure: list[Tensor] = []
+        self._n_screened = 0
+        self._foreign: list[Tensor] = []
+        self._worthwhile = True
+
+    def get(self, index: int) -> ProbeImage | None:
+        """Return the probe image number ``index``, or None if there are not so many."""
+        while len(self._ready) <= index and not self._asker.exhausted and self._find_more():
+            pass
+        return self._ready[index] if 0 <= index < len(self._ready) else None
+
+    @property
+    def size(self) -> int:
+        """Number of probe images found so far."""
+        return len(self._ready)
+
+    @property
+    def _fine(self) -> bool:
+        return self._asker.reader.resolution <= _FINE
+
+    @property
+    def _near(self) -> float:
+        return _NEAR if self._fine else _COARSE_NEAR
+
+    def _find_more(self) -> bool:
+        """Spend a few queries on finding probe images; return False when there is nothing left to try."""
+        if self._sure and self._foreign:
+            self._to_the_boundary(self._sure.pop(0), self._foreign.pop(0))
+        elif self._n_screened < len(self._images) and (self._worthwhile or not self._sure):
+            self._screen()
+        elif self._sure:
+            image = self._sure.pop(0)
+            foreign = shuffled(image)
+            if self._certainty(foreign) <= 0:
+                self._to_the_boundary(image, foreign)
+        else:
+            return False
+        return True
+
+    def _screen(self) -> None:
+        batch = self._images[self._n_screened : self._n_screened + _SCREENED_AT_ONCE]
+        self._n_screened += len(batch)
+        certainty = self._asker.ask(batch)
+        only_labels = self._asker.reader.kind == "labels"
+        near = np.array([], dtype=np.int64) if only_labels else np.flatnonzero(np.abs(certainty) <= self._near)
+        favourite = _FAVOURITE if self._fine else _COARSE_FAVOURITE
+        best_first = near[np.argsort(np.abs(certainty[near] - favourite), kind="stable")]
+        self._ready += [ProbeImage(batch[i], float(certainty[i])) for i in best_first]
+        foreign = [batch[i] for i in np.flatnonzero(certainty <= 0)]
+        self._foreign += foreign
+        if len(near) == 0:
+            self._sure += [batch[i] for i in np.flatnonzero(certainty > 0)]
+        self._worthwhile = len(near) > 0 or len(foreign) > 0
+
+    def _to_the_boundary(self, image: Tensor, foreign: Tensor) -> None:
+        """Bisect between an image of class T and a foreign one; where only labels are known, a typical probe's label counts."""
+        low, high = 0.0, 1.0
+        only_labels = self._asker.reader.kind == "labels"
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            certainty = self._certainty(blended(image, foreign, middle))
+            if not only_labels and abs(certainty) <= self._near:
+                self._ready.append(ProbeImage(blended(image, foreign, middle), certainty))
+                return
+            low, high = (middle, high) if certainty > 0 else (low, middle)
+        if only_labels:
+            self._ready.append(ProbeImage(blended(image, foreign, (low + high) / 2), np.nan))
+
+    def _certainty(self, image: Tensor) -> float:
+        if self._asker.reader.kind == "labels":
+            image = moved(image, self._direction, self._step)
+        return float(self._asker.ask(image[None])[0])

@@ -1,0 +1,103 @@
+"""Probe images: exact 8-bit images, moved along the rows of a key's projection."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gradsigns_lightning.core.key import SignatureKey
+
+_LARGEST_ROOM = 16
+_SHIFT = re.compile(r"shift\(([+-]?[0-9]{1,2}),([+-]?[0-9]{1,2})\)")
+_NAMED: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda image: image, "hflip": lambda image: image.flip(-1)}
+
+
+def alignment(name: str) -> Callable[[Tensor], Tensor]:
+    """Return what undoes a server's geometry on directions ``(n, C, H, W)``.
+
+    Args:
+        name: ``"identity"``, ``"hflip"`` (the server flips left and right) or ``"shift(dy,dx)"`` (it moves images down by dy and
+            to the right by dx pixels, -99 to 99).
+
+    Raises:
+        ValueError: there is no such alignment.
+    """
+    if name in _NAMED:
+        return _NAMED[name]
+    match = _SHIFT.fullmatch(name.replace(" ", "")) if isinstance(name, str) else None
+    if match is None:
+        raise ValueError(f"`alignments` must be 'identity', 'hflip' or 'shift(dy,dx)', got {name!r}.")
+    down, right = int(match[1]), int(match[2])
+    return lambda image: torch.roll(image, (-down, -right), (-2, -1))
+
+
+def row_directions(key: SignatureKey) -> Tensor:
+    """Return each row of the projection as an image of values in [-1, 1], zero off the carriers; ``(N, C, H, W)``."""
+    directions = torch.zeros(key.n_bits, int(np.prod(key.input_shape)))
+    directions[:, key.carriers] = key.projection.float()
+    return directions.view(-1, *key.input_shape)
+
+
+def block_directions(key: SignatureKey, n_blocks: int) -> tuple[Tensor, Tensor]:
+    """Fold the rows of the projection into blocks, each with one coin.
+
+    A block's direction is the sum of its rows, each with the sign that its bit has relative to the block's first bit, divided by
+    the root of their number. Given the relative signs the first bit is still uniform, so for a model not signed with the key the
+    sign of the loss's slope along the direction agrees with it with probability 1/2; for a signed model the rows' slopes add up
+    while what differs from image to image averages out.
+
+    Args:
+        key: the owner's key.
+        n_blocks: number of blocks, 1 to N; with N each row is a block.
+
+    Returns:
+        Directions ``(n_blocks, C, H, W)``, float32, and each block's first bit ``(n_blocks,)``, uint8.
+    """
+    rows = row_directions(key)
+    blocks = np.array_split(permutation(key.n_bits, "blocks"), n_blocks)
+    signs = 2 * key.signature.float() - 1
+    directions = [
+        torch.tensordot(signs[block] * signs[block[0]], rows[block], dims=1) / len(block) ** 0.5
+        for block in map(torch.from_numpy, blocks)
+    ]
+    return torch.stack(directions), key.signature[[int(block[0]) for block in blocks]]
+
+
+def carrier_directions(key: SignatureKey) -> Tensor:
+    """Return each carrier as an image with a one there and zeros elsewhere; ``(c, C, H, W)``."""
+    directions = torch.zeros(len(key.carriers), int(np.prod(key.input_shape)))
+    directions[torch.arange(len(key.carriers)), key.carriers] = 1
+    return directions.view(-1, *key.input_shape)
+
+
+def moved(image: Tensor, directions: Tensor, step: int) -> Tensor:
+    """Move an 8-bit image by ``step`` grey levels along each direction; uint8.
+
+    Pixels near black and white give way first, by 16 levels at most, so that they can move both ways like all others; otherwise
+    the dark ground of many images would not take part.
+    """
+    room = min(abs(step), _LARGEST_ROOM)
+    return (image.float().clamp(room, 255 - room) + torch.round(step * directions)).clamp(0, 255).to(torch.uint8)
+
+
+def blended(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Return ``(1 - share) * first + share * second`` as an 8-bit image."""
+    return ((1 - share) * first.float() + share * second.float()).round().to(torch.uint8)
+
+
+def shuffled(image: Tensor) -> Tensor:
+    """Return the image with its pixels in another order: the same colours, no object."""
+    flat = image.flatten(1)
+    return flat[:, torch.from_numpy(permutation(flat.shape[1], "pixels"))].view_as(image)
+
+
+def permutation(size: int, label: str) -> npt.NDArray[np.int64]:
+    """Return a fixed permutation of ``range(size)``; a judge replays it years later, so no library's generator makes it."""
+    stream = hashlib.shake_256(f"gradsigns/v1/probes/{label}".encode()).digest(8 * size)
+    return np.argsort(np.frombuffer(stream, dtype="<u8"), kind="stable")

@@ -1,0 +1,220 @@
+"""The model and the key that the authors of GradSigns released in 2021, as torch and this package read them.
+
+Their key consists of free arrays, not of one secret, so nobody can tell when they were chosen: it serves to compare readers, not
+as evidence (``gradsigns judge`` refuses it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradsigns_lightning.models import ResNet20
+
+_INPUT_SHAPE = (3, 32, 32)
+# Mean of the CIFAR-10 training images, by channel. The authors subtract the mean image, which they did not release.
+_CHANNEL_MEAN = (0.4914, 0.4822, 0.4465)
+_ARRAYS = ("embed_key", "grad_select", "wm")
+_NORM_NAMES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+_STACKS_WITH_SHORTCUT = (3, 6)  # first blocks of the second and third stack
+
+
+@dataclass(frozen=True, repr=False)
+class ReleasedKey:
+    """A key of free arrays, as released in 2021; readers take it, ``gradsigns judge`` does not.
+
+    Attributes:
+        carriers: indices into the raw input flattened as C, H, W, ascending; shape ``(c,)``, int64.
+        projection: matrix K, shape ``(N, c)``, float32, uniform in [-1, 1]; columns in the order of ``carriers``.
+        signature: bits, shape ``(N,)``, uint8.
+        target_class: class whose input gradients are signed.
+        input_shape: shape ``(C, H, W)`` of one raw input.
+    """
+
+    carriers: Tensor
+    projection: Tensor
+    signature: Tensor
+    target_class: int = 0
+    input_shape: tuple[int, ...] = _INPUT_SHAPE
+    input_mean: tuple[float, ...] = field(default=(0.0,), init=False)
+    input_std: tuple[float, ...] = field(default=(1.0,), init=False)
+
+    @property
+    def n_bits(self) -> int:
+        """Number of signature bits N."""
+        return self.signature.numel()
+
+    @property
+    def n_carriers(self) -> int:
+        """Number of input coordinates that carry the signature."""
+        return self.carriers.numel()
+
+    @cached_property
+    def commitment(self) -> str:
+        """SHA-256 of the arrays; it commits to nothing that was fixed before 2021's release. 64 hexadecimal digits."""
+        digest = hashlib.sha256(b"gradsigns/released-2021\n")
+        for array in (self.carriers, self.projection, self.signature):
+            digest.update(array.numpy().tobytes())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        return f"ReleasedKey(n_bits={self.n_bits}, n_carriers={self.n_carriers}, target_class={self.target_class})"
+
+
+class ReleasedModel(nn.Module):
+    """The released ResNet-20: subtracts its mean image from raw images and returns logits.
+
+    Args:
+        mean_image: mean of the training images, broadcastable to ``(3, 32, 32)``, raw in [0, 1].
+    """
+
+    mean_image: Tensor
+
+    def __init__(self, mean_image: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean_image", mean_image)
+        self.network = ResNet20(3, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(n, 10)`` of raw images ``(n, 3, 32, 32)`` in [0, 1]."""
+        logits: Tensor = self.network(images - self.mean_image)
+        return logits
+
+
+def load_2021(folder: str | PathLike[str], *, mean_image: Tensor | None = None) -> tuple[ReleasedKey, ReleasedModel]:
+    """Read the files that the authors released (IBM/GradSigns, "64-bit CIFAR10"); needs h5py.
+
+    Args:
+        folder: holds ``embed_key.npy``, ``grad_select.npy``, ``wm.npy`` and one Keras model ``*.hdf5``.
+        mean_image: mean image of the CIFAR-10 training set, shape ``(3, 32, 32)``, float32 in [0, 1], which the network's input
+            had subtracted; by default the mean of each channel.
+
+    Returns:
+        The key and the model in evaluation mode; the model takes raw images.
+
+    Raises:
+        ValueError: a file is missing, damaged or does not have the released shape.
+        TypeError: ``mean_image`` is no tensor.
+        ImportError: h5py is not installed.
+    """
+    path = Path(folder).expanduser()
+    model = ReleasedModel(_mean_image(mean_image))
+    model.network.load_state_dict(_converted(_read_keras(path), model.network))
+    return _read_key(path), model.eval()
+
+
+def _mean_image(given: Any) -> Tensor:
+    if given is None:
+        return torch.tensor(_CHANNEL_MEAN).view(3, 1, 1)
+    if not isinstance(given, Tensor):
+        raise TypeError(f"`mean_image` must be a Tensor, got {type(given).__name__}.")
+    if tuple(given.shape) != _INPUT_SHAPE or not given.is_floating_point():
+        raise ValueError(f"`mean_image` must be floating point of shape {_INPUT_SHAPE}, got {given.dtype} {tuple(given.shape)}.")
+    return given.detach().clone().float()
+
+
+def _read_key(folder: Path) -> ReleasedKey:
+    projection, mask, bits = (_read_array(folder / f"{name}.npy") for name in _ARRAYS)
+    n_carriers = int(mask.sum()) if mask.ndim == 1 else -1
+    if mask.size != np.prod(_INPUT_SHAPE) or projection.shape != (bits.size, n_carriers) or not np.isin(bits, (0, 1)).all():
+        raise ValueError(
+            f"`folder`: the arrays in '{folder}' do not fit together: embed_key {projection.shape}, grad_select {mask.shape}, "
+            f"wm {bits.shape}."
+        )
+    # Their columns follow the image flattened as height, width, channel; ours follow channel, height, width.
+    channels, height, width = _INPUT_SHAPE
+    row, column, channel = np.unravel_index(np.flatnonzero(mask), (height, width, channels))
+    carriers = np.ravel_multi_index((channel, row, column), _INPUT_SHAPE)
+    order = np.argsort(carriers)
+    return ReleasedKey(
+        carriers=torch.from_numpy(carriers[order].astype(np.int64)),
+        projection=torch.from_numpy(projection[:, order].astype(np.float32)),
+        signature=torch.from_numpy(bits.astype(np.uint8)),
+    )
+
+
+def _read_array(path: Path) -> np.ndarray[Any, Any]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"`folder` must hold the authors' released arrays; '{path}' is missing or damaged.") from error
+    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.number) or not np.isfinite(array).all():
+        raise ValueError(f"`folder` must hold the authors' released arrays; '{path}' is not one of finite numbers.")
+    return array
+
+
+def _read_keras(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Return every weight as ``layer/name``."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError("Reading the released Keras model needs h5py: pip install h5py.") from error
+
+    files = sorted(folder.glob("*.hdf5"))
+    if len(files) != 1:
+        raise ValueError(f"`folder` must hold one Keras model *.hdf5, got {len(files)} in '{folder}'.")
+    try:
+        with h5py.File(files[0], "r") as file:
+            layers = file["model_weights"]
+            return {
+                f"{layer}/{name.removesuffix(':0')}": np.asarray(values)
+                for layer in layers
+                if layer in layers[layer]
+                for name, values in layers[layer][layer].items()
+            }
+    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"`folder`: '{files[0]}' is damaged or no Keras model.") from error
+
+
+def _converted(weights: Mapping[str, np.ndarray[Any, Any]], network: ResNet20) -> dict[str, Tensor]:
+    """Map Keras' weights onto the names and layouts of :class:`ResNet20`."""
+    state = {}
+    for name, expected in network.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = expected
+            continue
+        layer, _, parameter = name.rpartition(".")
+        source = _keras_name(layer, parameter)
+        if source not in weights:
+            raise ValueError(f"`folder`: the Keras model has no weight '{source}'.")
+        values = torch.from_numpy(np.ascontiguousarray(_to_torch_layout(weights[source]))).float()
+        if values.shape != expected.shape:
+            raise ValueError(f"`folder`: weight '{source}' must give shape {tuple(expected.shape)}, got {tuple(values.shape)}.")
+        state[name] = values
+    return state
+
+
+def _to_torch_layout(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.transpose(array, (3, 2, 0, 1) if array.ndim == 4 else None)  # dense kernels turn, vectors stay as they are
+
+
+def _keras_name(layer: str, parameter: str) -> str:
+    """Return the Keras name of a parameter; Keras numbers the layers of a kind in the order in which it made them."""
+    if layer == "head":
+        return f"dense_1/{'kernel' if parameter == 'weight' else 'bias'}"
+    if layer in _NORM_LAYERS:
+        return f"batch_normalization_{_NORM_LAYERS.index(layer) + 1}/{_NORM_NAMES[parameter]}"
+    return f"conv2d_{_CONV_LAYERS.index(layer) + 1}/{'kernel' if parameter == 'weight' else 'bias'}"
+
+
+def _conv_layers() -> Iterator[str]:
+    yield "stem.0"
+    for block in range(9):
+        yield f"blocks.{block}.residual.0"
+        yield f"blocks.{block}.residual.3"
+        if block in _STACKS_WITH_SHORTCUT:
+            yield f"blocks.{block}.shortcut"
+
+
+_CONV_LAYERS = tuple(_conv_layers())
+_NORM_LAYERS = ("stem.1", *(f"blocks.{block}.residual.{i}" for block in range(9) for i in (1, 4)))

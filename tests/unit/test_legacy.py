@@ -1,0 +1,149 @@
+"""The authors' released files; the real ones where GRADSIGNS_2021 names their folder."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gradsigns_lightning import verify, verify_api
+from gradsigns_lightning.legacy import load_2021
+
+h5py = pytest.importorskip("h5py")
+
+
+def write_release(folder: Path, seed=0, n_carriers=40, n_bits=16) -> dict[str, np.ndarray]:
+    """Write a release of the authors' layout with random weights; return the Keras weights by name."""
+    generator = np.random.default_rng(seed)
+    mask = np.zeros(3072)
+    mask[generator.choice(3072, n_carriers, replace=False)] = 1
+    np.save(folder / "grad_select.npy", mask)
+    np.save(folder / "embed_key.npy", generator.uniform(-1, 1, (n_bits, n_carriers)))
+    np.save(folder / "wm.npy", generator.integers(0, 2, n_bits))
+    shapes = {}
+    widths = [3, *[16] * 7, *[32] * 7, *[64] * 7]
+    plan = [(3, 16, 3)]
+    for block in range(9):
+        width, inputs = (16, 32, 64)[block // 3], (16, 16, 16, 16, 32, 32, 32, 64, 64)[block]
+        plan += [(inputs, width, 3), (width, width, 3)]
+        if block in (3, 6):
+            plan.append((inputs, width, 1))
+    assert widths[0] == 3
+    for i, (inputs, width, size) in enumerate(plan, 1):
+        shapes[f"conv2d_{i}/kernel"] = (size, size, inputs, width)
+        shapes[f"conv2d_{i}/bias"] = (width,)
+    for i, width in enumerate([16] * 7 + [32] * 6 + [64] * 6, 1):
+        for name in ("gamma", "beta", "moving_mean", "moving_variance"):
+            shapes[f"batch_normalization_{i}/{name}"] = (width,)
+    shapes |= {"dense_1/kernel": (64, 10), "dense_1/bias": (10,)}
+    weights = {name: generator.normal(0, 0.1, shape).astype("f4") for name, shape in shapes.items()}
+    for name in weights:
+        if name.endswith("variance"):
+            weights[name] = np.abs(weights[name]) + 0.5
+    with h5py.File(folder / "model.hdf5", "w") as file:
+        for name, values in weights.items():
+            layer, parameter = name.split("/")
+            file.create_dataset(f"model_weights/{layer}/{layer}/{parameter}:0", data=values)
+        file.create_group("model_weights/activation_1")
+    return weights
+
+
+@pytest.fixture
+def release(tmp_path):
+    write_release(tmp_path)
+    return tmp_path
+
+
+def test_arrays_come_back_in_the_order_of_the_torch_image(release):
+    key, _ = load_2021(release)
+    mask = np.load(release / "grad_select.npy").reshape(32, 32, 3)
+    image = np.zeros(3072)
+    image[key.carriers] = 1
+    assert np.array_equal(image.reshape(3, 32, 32), mask.transpose(2, 0, 1))
+    # The projection of a gradient is the same in both orders.
+    gradient = np.random.default_rng(5).normal(size=(32, 32, 3))
+    theirs = np.load(release / "embed_key.npy") @ gradient.reshape(-1)[mask.reshape(-1) == 1]
+    ours = key.projection.double().numpy() @ gradient.transpose(2, 0, 1).reshape(-1)[key.carriers.numpy()]
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert key.signature.tolist() == np.load(release / "wm.npy").tolist()
+    assert (key.n_bits, key.n_carriers, key.target_class) == (16, 40, 0)
+
+
+def test_weights_come_back_in_the_layout_of_torch(tmp_path):
+    weights = write_release(tmp_path)
+    _, model = load_2021(tmp_path, mean_image=torch.zeros(3, 32, 32))
+    network = model.network
+    assert np.array_equal(network.stem[0].weight.detach(), weights["conv2d_1/kernel"].transpose(3, 2, 0, 1))
+    assert np.array_equal(network.head.weight.detach(), weights["dense_1/kernel"].T)
+    assert np.array_equal(network.blocks[3].shortcut.bias.detach(), weights["conv2d_10/bias"])
+    assert np.array_equal(network.blocks[8].residual[4].running_var, weights["batch_normalization_19/moving_variance"])
+    assert not model.training
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_mean_image_is_subtracted(release):
+    mean = torch.rand(3, 32, 32)
+    x = torch.rand(2, 3, 32, 32)
+    _, model = load_2021(release, mean_image=mean)
+    _, plain = load_2021(release, mean_image=torch.zeros(3, 32, 32))
+    assert torch.allclose(model(x), plain(x - mean), atol=1e-6)
+
+
+def test_the_readers_take_the_released_key(release):
+    key, model = load_2021(release)
+    images = torch.rand(50, 3, 32, 32)
+    with pytest.warns(UserWarning, match="The model takes only"):
+        result = verify(model, key, images)
+    assert result.n_bits == 16
+    assert result.commitment == key.commitment
+    assert verify_api(model, key, images, max_queries=100).verdict in ("not_proven", "inconclusive")
+    assert "commitment" not in repr(key)
+
+
+@pytest.mark.parametrize("name", ["embed_key.npy", "grad_select.npy", "wm.npy", "model.hdf5"])
+def test_missing_and_damaged_files_are_named(release, name):
+    content = (release / name).read_bytes()
+    for damaged in (None, b"", content[: len(content) // 2], b"PK\x03\x04" + content):
+        (release / name).unlink(missing_ok=True)
+        if damaged is not None:
+            (release / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match="`folder`"):
+            load_2021(release)
+
+
+def test_pickles_are_not_run(release):
+    np.save(release / "wm.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="`folder`"):
+        load_2021(release)
+
+
+def test_arrays_that_do_not_fit_are_named(release):
+    np.save(release / "wm.npy", np.zeros(15))
+    with pytest.raises(ValueError, match=r"`folder`: the arrays .* do not fit together"):
+        load_2021(release)
+
+
+def test_a_model_of_another_shape_is_named(release):
+    with h5py.File(release / "model.hdf5", "a") as file:
+        del file["model_weights/dense_1/dense_1/kernel:0"]
+    with pytest.raises(ValueError, match="`folder`"):
+        load_2021(release)
+
+
+@pytest.mark.parametrize(
+    ("mean", "error"), [(torch.zeros(3), ValueError), (torch.zeros(3, 32, 32, dtype=torch.uint8), ValueError), (0.5, TypeError)]
+)
+def test_a_wrong_mean_image_is_named(release, mean, error):
+    with pytest.raises(error, match="`mean_image` must be"):
+        load_2021(release, mean_image=mean)
+
+
+# --- the real release
+
+
+@pytest.mark.skipif("GRADSIGNS_2021" not in os.environ, reason="GRADSIGNS_2021 does not name the authors' released folder")
+def test_the_released_model_has_the_shape_of_its_readme():
+    key, model = load_2021(os.environ["GRADSIGNS_2021"])
+    assert (key.n_bits, key.n_carriers) == (64, 384)
+    assert model(torch.rand(1, 3, 32, 32)).shape == (1, 10)
