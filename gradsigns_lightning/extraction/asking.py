@@ -15,10 +15,17 @@ import torch
 from torch import Tensor
 
 from gradsigns_lightning.core.checks import check_int
+from gradsigns_lightning.core.key import SignatureKey
 from gradsigns_lightning.extraction.answers import AnswerReader, Values
+from gradsigns_lightning.extraction.white_box import normalise
 
 Oracle = Callable[[Tensor], Any]
 _FORMAT = "gradsigns-journal/1"
+
+
+def normalised(predict: Oracle, key: SignatureKey) -> Oracle:
+    """Let an oracle that expects normalised inputs take raw images: subtract the key's mean, divide by its deviation."""
+    return lambda images: predict(normalise(images, key))
 
 
 class Journal:

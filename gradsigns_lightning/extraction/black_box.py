@@ -17,17 +17,18 @@ from gradsigns_lightning.core.checks import check_choice, check_instance
 from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
 from gradsigns_lightning.extraction.answers import KINDS, AnswerReader, Kind, Values
-from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle
+from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, normalised
 from gradsigns_lightning.extraction.pool import ImagePool
 from gradsigns_lightning.extraction.probes import alignment, block_directions, carrier_directions
 from gradsigns_lightning.extraction.readings import FIRST_STEP, CoordinateReading, RowReading
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, check_alpha, verdict_of
 from gradsigns_lightning.extraction.sequential import FIRST_LOOK, Evidence, integer_scores, is_futile, look_schedule
-from gradsigns_lightning.extraction.white_box import check_images, normalise
+from gradsigns_lightning.extraction.white_box import check_images
 
 Estimator = Literal["blocks", "rows", "coordinate"]
 _LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
 _WORTH_FOLDING = 1.5
+_STEPS_TRIED = 4  # images until every length of step has been used
 Stopped = Literal["proven", "futile", "budget", "images"]
 
 
@@ -163,12 +164,12 @@ def _identity(key: SignatureKey, pixels: Tensor, settings: dict[str, Any]) -> di
 def _module_oracle(model: nn.Module, key: SignatureKey) -> Oracle:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
 
-    def predict(images: Tensor) -> Tensor:
+    def logits(inputs: Tensor) -> Tensor:
         with torch.inference_mode(), frozen_statistics(model):
-            logits: Tensor = model(normalise(images, key).to(device=parameter.device, dtype=parameter.dtype))
-        return logits
+            answer: Tensor = model(inputs.to(device=parameter.device, dtype=parameter.dtype))
+        return answer
 
-    return predict
+    return normalised(logits, key)
 
 
 def _claims(
@@ -207,7 +208,7 @@ def _read(claims: Sequence[_Claim], asker: Asker, alpha: float) -> Stopped:
             return "proven"
         if not goes_on:
             claim.ended = "images"
-        elif is_futile(signed, n_probes=claim.reading.n_probes, max_probes=_reachable(claim, asker), alpha=alpha):
+        elif _cannot_suffice(claim, signed, asker, alpha):
             claim.ended = "futile"
         active = [claim for claim in claims if claim.ended is None]
     if active and len(claims) == 1:
@@ -224,8 +225,11 @@ def _most_promising(active: Sequence[_Claim]) -> _Claim:
     return min(active, key=lambda claim: claim.evidence.log10_p_value)
 
 
-def _reachable(claim: _Claim, asker: Asker) -> int:
-    return claim.reading.n_probes + asker.max_queries - asker.n_queries
+def _cannot_suffice(claim: _Claim, signed: Values, asker: Asker, alpha: float) -> bool:
+    n_probes = claim.reading.n_probes
+    left = asker.max_queries - asker.n_queries
+    tried = claim.reading.n_images > _STEPS_TRIED
+    return tried and is_futile(signed, n_probes=n_probes, max_probes=n_probes + left, alpha=alpha)
 
 
 def _look(claim: _Claim) -> Values:

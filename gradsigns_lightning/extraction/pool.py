@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -11,9 +13,8 @@ from gradsigns_lightning.extraction.asking import Asker
 from gradsigns_lightning.extraction.probes import blended, moved, permutation, shuffled
 
 _SCREENED_AT_ONCE = 8
-_FINE = 1e-3  # resolution of probabilities that still shows how a sure model moves
-_FAVOURITE, _NEAR = 2.0, 4.0  # log-odds: on the target class's side of the boundary, where the signature is embedded
-_COARSE_FAVOURITE, _COARSE_NEAR = 0.0, 2.0  # where rounding hides least
+_RESOLVED = 20  # smallest 1 - p of use, in steps of the resolution
+_LEAST_NEAR, _NEAR_OUTSIDE = 2.0, 1.0  # log-odds; rounding hides least at 0, and outside the class the mark is weaker
 _BISECTIONS = 6
 
 
@@ -60,12 +61,12 @@ class ImagePool:
         return len(self._ready)
 
     @property
-    def _fine(self) -> bool:
-        return self._asker.reader.resolution <= _FINE
+    def _resolved(self) -> float:
+        """Log-odds up to which the answers' resolution shows how the model moves."""
+        return max(0.0, -math.log(_RESOLVED * self._asker.reader.resolution))
 
-    @property
-    def _near(self) -> float:
-        return _NEAR if self._fine else _COARSE_NEAR
+    def _is_near(self, certainty: Any) -> Any:
+        return (certainty >= -_NEAR_OUTSIDE) & (certainty <= max(_LEAST_NEAR, self._resolved + 1))
 
     def _find_more(self) -> bool:
         """Spend a few queries on finding probe images; return False when there is nothing left to try."""
@@ -87,9 +88,10 @@ class ImagePool:
         self._n_screened += len(batch)
         certainty = self._asker.ask(batch)
         only_labels = self._asker.reader.kind == "labels"
-        near = np.array([], dtype=np.int64) if only_labels else np.flatnonzero(np.abs(certainty) <= self._near)
-        favourite = _FAVOURITE if self._fine else _COARSE_FAVOURITE
-        best_first = near[np.argsort(np.abs(certainty[near] - favourite), kind="stable")]
+        near = np.array([], dtype=np.int64) if only_labels else np.flatnonzero(self._is_near(certainty))
+        # The signature is embedded where the class's typical images are.
+        typical = np.median(certainty[certainty > 0]) if (certainty > 0).any() else 0.0
+        best_first = near[np.argsort(np.abs(certainty[near] - min(typical, self._resolved)), kind="stable")]
         self._ready += [ProbeImage(batch[i], float(certainty[i])) for i in best_first]
         foreign = [batch[i] for i in np.flatnonzero(certainty <= 0)]
         self._foreign += foreign
@@ -104,7 +106,7 @@ class ImagePool:
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             certainty = self._certainty(blended(image, foreign, middle))
-            if not only_labels and abs(certainty) <= self._near:
+            if not only_labels and self._is_near(certainty):
                 self._ready.append(ProbeImage(blended(image, foreign, middle), certainty))
                 return
             low, high = (middle, high) if certainty > 0 else (low, middle)

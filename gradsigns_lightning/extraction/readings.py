@@ -15,6 +15,8 @@ from gradsigns_lightning.extraction.pool import ImagePool
 from gradsigns_lightning.extraction.probes import moved, permutation
 
 FIRST_STEP, _LARGEST_STEP = 8, 64  # grey levels
+_SECOND_STEP = 2 * FIRST_STEP
+_IMAGES_PER_STEP = 1
 _COORDINATE_STEP = 32
 _ROWS_PER_IMAGE = 128  # more would all share one image's own deviation from the class
 _CALIBRATION, _BATCH = 8, 24  # probes asked before the step is judged, and at once afterwards
@@ -96,6 +98,8 @@ class RowReading:
         if found is None:
             return None
         side = side if index % 2 == 0 else -side
+        if self.n_images and self.n_images % _IMAGES_PER_STEP == 0:
+            self.step = self.step * 2 if self.step < _LARGEST_STEP else _SECOND_STEP
         self.n_images += 1
         n_rows = len(self._order)
         rows = self._order[np.arange(self._next_row, self._next_row + min(n_rows, _ROWS_PER_IMAGE)) % n_rows]

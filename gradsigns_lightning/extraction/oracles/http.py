@@ -1,0 +1,144 @@
+"""A prediction API behind HTTP."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradsigns_lightning.core.checks import check_int, check_number
+from gradsigns_lightning.extraction.oracles.protocols import Json, WireProtocol
+
+if TYPE_CHECKING:
+    import requests
+
+_RETRIED = (408, 425, 429, 500, 502, 503, 504)
+_LARGEST_REPLY = 64 << 20  # bytes
+_CHUNK = 1 << 16
+
+
+class OracleError(RuntimeError):
+    """An endpoint cannot be reached, keeps failing, or answers with something else than scores."""
+
+
+class HttpOracle:
+    """Asks an HTTP endpoint for scores, patiently.
+
+    Failures that may pass (no connection, time-outs, status 408, 425, 429 and 5xx) are repeated after a growing pause, or after
+    the time that ``Retry-After`` asks for. Redirects are not followed, so that images and credentials go nowhere else.
+
+    Args:
+        url: the endpoint, ``http://`` or ``https://``.
+        protocol: how it speaks: :class:`OpenInferenceProtocol`, :class:`MlflowProtocol` or :class:`JsonTemplate`.
+        headers: sent with every request, for example ``{"Authorization": "Bearer ..."}``; never shown.
+        timeout: seconds until a reply must be complete.
+        retries: repetitions of a failed request, 0 or more.
+        pause: seconds before the first repetition; each further one doubles it.
+        longest_pause: seconds; a server that asks for more patience ends the reading.
+
+    Raises:
+        ValueError: an argument is out of range.
+        ImportError: requests is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        protocol: WireProtocol,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+        retries: int = 5,
+        pause: float = 0.5,
+        longest_pause: float = 120.0,
+    ) -> None:
+        try:
+            import requests
+        except ImportError as error:
+            raise ImportError("Asking an endpoint needs requests: pip install 'gradsigns-lightning[http]'.") from error
+        if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+            raise ValueError(f"`url` must start with http:// or https://, got {url!r}.")
+        self._url, self._protocol = url, protocol
+        self._timeout = check_number("timeout", timeout, minimum=0.001)
+        self._retries = check_int("retries", retries, minimum=0)
+        self._pause = check_number("pause", pause, minimum=0)
+        self._longest_pause = check_number("longest_pause", longest_pause, minimum=0)
+        self._session = requests.Session()
+        self._session.headers.update(headers or {})
+        self._prepared = False
+
+    def __call__(self, images: Tensor) -> Json:
+        """Return scores or labels of raw images ``(n, C, H, W)``, float32.
+
+        Raises:
+            OracleError: the endpoint does not give them.
+        """
+        images = images.detach().cpu()
+        try:
+            if not self._prepared:
+                self._protocol.prepare(self._url, lambda url: self._exchange("GET", url, None))
+                self._prepared = True
+            address = self._protocol.address(self._url)
+            rows: list[Any] = []
+            for batch in [images] if self._protocol.batched else torch.split(images, 1):
+                reply = self._exchange("POST", address, self._protocol.request(batch))
+                rows += list(self._protocol.scores(reply, len(batch)))
+            return rows
+        except (ValueError, TypeError, RecursionError) as error:
+            raise OracleError(f"The endpoint's reply cannot be used: {str(error).rstrip('.')}.") from error
+
+    def _exchange(self, method: str, url: str, body: Json) -> Json:
+        """Send a request until there is a reply, and return its JSON."""
+        import requests
+
+        for attempt in range(self._retries + 1):
+            wait = self._pause * 2**attempt
+            try:
+                with self._session.request(
+                    method, url, json=body, timeout=self._timeout, stream=True, allow_redirects=False
+                ) as response:
+                    if response.ok and not response.is_redirect:
+                        return json.loads(self._content(response))
+                    reason = f"status {response.status_code}"
+                    if response.status_code not in _RETRIED:
+                        raise OracleError(f"The endpoint refused the request with {reason}.")
+                    wait = max(wait, _retry_after(response))
+            except requests.exceptions.InvalidURL as error:
+                raise OracleError("The endpoint's address is not valid.") from error
+            except requests.RequestException as error:
+                reason = "a time-out" if isinstance(error, requests.Timeout) else "a broken connection"
+            if wait > self._longest_pause:
+                raise OracleError(f"The endpoint failed with {reason} and asks to wait {wait:.0f} s; try again later.")
+            if attempt < self._retries:
+                time.sleep(wait)
+        raise OracleError(f"The endpoint failed {self._retries + 1} times, at last with {reason}.")
+
+    def _content(self, response: requests.Response) -> bytes:
+        """Read a reply within the time and size allowed; ``timeout`` alone bounds the silence between two bytes only."""
+        import requests
+
+        end = time.monotonic() + self._timeout
+        content = bytearray()
+        for chunk in response.iter_content(_CHUNK):
+            content += chunk
+            if len(content) > _LARGEST_REPLY:
+                raise OracleError(f"The endpoint's reply is larger than {_LARGEST_REPLY >> 20} MiB.")
+            if time.monotonic() > end:
+                raise requests.Timeout("the reply did not end")
+        return bytes(content)
+
+
+def _retry_after(response: requests.Response) -> float:
+    """Return the seconds that ``Retry-After`` asks for, as a number or a date (RFC 9110, section 10.2.3); 0 without it."""
+    from urllib3.exceptions import InvalidHeader
+    from urllib3.util import Retry
+
+    header = response.headers.get("Retry-After")
+    try:
+        return float(Retry().parse_retry_after(header)) if header else 0.0
+    except (InvalidHeader, ValueError, OverflowError):
+        return 0.0
