@@ -57,22 +57,23 @@ def behaviours(scores: Predict) -> dict[str, Predict]:
         "temperature 5": tempered(5),
         "temperature 0.2": tempered(0.2),
         "log-probabilities": lambda x: scores(x).log(),
-        "JPEG upload, quality 95": lambda x: scores(as_jpeg(x, 95)),
-        "JPEG upload, quality 75": lambda x: scores(as_jpeg(x, 75)),
+        "JPEG upload (quality 100)": lambda x: scores(as_jpeg(x, 100, subsampling=0)),
+        "recompressed as JPEG, quality 95, all colours": lambda x: scores(as_jpeg(x, 95, subsampling=0)),
+        "recompressed as JPEG, quality 95": lambda x: scores(as_jpeg(x, 95)),
         "resized to twice the size and back": lambda x: scores(resized(x)),
         "labels only": lambda x: scores(x).argmax(1),
     }
 
 
-def as_jpeg(images: Tensor, quality: int) -> Tensor:
-    """Return images as a server sees them that were uploaded as JPEG."""
+def as_jpeg(images: Tensor, quality: int, subsampling: int = 2) -> Tensor:
+    """Return images as JPEG keeps them; a subsampling of 2 keeps a quarter of the colours, 0 all."""
     from PIL import Image
 
     arrays = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).squeeze(3).numpy()
     received = []
     for array in arrays:
         file = io.BytesIO()
-        Image.fromarray(array).save(file, format="JPEG", quality=quality)
+        Image.fromarray(array).save(file, format="JPEG", quality=quality, subsampling=subsampling)
         received.append(np.array(Image.open(file)))
     stack = torch.from_numpy(np.stack(received)).float() / 255
     return stack.permute(0, 3, 1, 2) if stack.ndim == 4 else stack[:, None]

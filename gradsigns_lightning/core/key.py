@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import secrets
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from typing import Any, Protocol, runtime_checkable
@@ -18,10 +17,13 @@ import torch
 from torch import Tensor
 
 from gradsigns_lightning.core import keyfile
+from gradsigns_lightning.core.canonical import canonical_json
 from gradsigns_lightning.core.checks import check_instance, check_int, check_number
 from gradsigns_lightning.core.derivation import SECRET_BYTES, expand, expand_bits, expand_subset
 
 MIN_BITS, MAX_BITS = 8, 8192
+_MAX_INPUTS, _MAX_PROJECTION = 1 << 26, 1 << 31  # what a foreign key may make its reader allocate
+_PUBLIC_NAMES = {"owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class", "input_mean", "input_std"}
 CARRIERS_PER_BIT = 6  # the ratio of the authors' released key (64 bits on 384 carriers)
 
 
@@ -209,7 +211,7 @@ class WatermarkKey:
     def commitment(self) -> str:
         """Public commitment: SHA-256 of the canonical key, salted by a stream of the secret; 64 hexadecimal digits."""
         salt = expand(self._secret, "commitment-salt", self._context, 32)
-        canonical = _canonical_json({**self.to_public_dict(), "payload": self._payload.hex(), "secret": self._secret.hex()})
+        canonical = canonical_json({**self.to_public_dict(), "payload": self._payload.hex(), "secret": self._secret.hex()})
         return hashlib.sha256(b"gradsigns/v1/commitment\n" + salt + canonical).hexdigest()
 
     def to_public_dict(self) -> dict[str, Any]:
@@ -239,25 +241,45 @@ class WatermarkKey:
             ValueError: the file is missing, truncated, edited, of another version or no key file at all.
         """
         content = keyfile.read(path)
-        public = content.public
         try:
-            key = cls(
-                owner=public["owner"],
-                scope=public["scope"],
-                n_bits=public["n_bits"],
-                n_carriers=public["n_carriers"],
-                input_shape=tuple(public["input_shape"]),
-                target_class=public["target_class"],
-                input_mean=tuple(public["input_mean"]),
-                input_std=tuple(public["input_std"]),
-                _payload=content.payload,
-                _secret=content.secret,
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            key = cls.from_parts(content.public, payload=content.payload, secret=content.secret)
+        except ValueError as error:
             raise ValueError(f"`path`: the parameters in key file '{path}' are not valid; it was edited or damaged.") from error
         if key.commitment != content.commitment:
             raise ValueError(f"`path`: key file '{path}' does not match its own commitment; it was edited or damaged.")
         return key
+
+    @classmethod
+    def from_parts(cls, public: Mapping[str, Any], *, payload: bytes, secret: bytes) -> WatermarkKey:
+        """Rebuild a key from its public parameters, payload and secret, as files and opened evidence hold them.
+
+        Raises:
+            ValueError: a parameter is missing, unknown or not valid.
+        """
+        if set(public) != _PUBLIC_NAMES:
+            raise ValueError(f"`public` must have the members {sorted(_PUBLIC_NAMES)}, got {sorted(map(str, public))}.")
+        try:
+            sequences = {name: tuple(public[name]) for name in ("input_shape", "input_mean", "input_std")}
+            return cls(**{**public, **sequences}, _payload=payload, _secret=secret)
+        except TypeError as error:
+            raise ValueError(f"`public` holds a value of the wrong type: {error}") from error
+
+    def reveal(self) -> dict[str, Any]:
+        """Return all of the key, the secret included, as plain JSON types: what is handed over to prove a claim."""
+        return {"public": self.to_public_dict(), "payload": self._payload.hex(), "secret": self._secret.hex()}
+
+    def with_payload(self, payload: bytes | str) -> WatermarkKey:
+        """Return the key with the same secret, carriers and projection but another payload, so another signature."""
+        check_instance("payload", payload, (bytes, str))
+        other = replace(self, _payload=payload.encode() if isinstance(payload, str) else payload)
+        derived = {name: value for name, value in vars(self).items() if name in ("carriers", "projection")}
+        vars(other).update(derived)
+        return other
+
+    @property
+    def has_payload(self) -> bool:
+        """Whether the signature carries a payload."""
+        return bool(self._payload)
 
     def __repr__(self) -> str:
         return (
@@ -267,7 +289,7 @@ class WatermarkKey:
 
     @cached_property
     def _context(self) -> bytes:
-        return _canonical_json(self._bound_parameters())
+        return canonical_json(self._bound_parameters())
 
     def _bound_parameters(self) -> dict[str, Any]:
         return {
@@ -280,10 +302,6 @@ class WatermarkKey:
         }
 
 
-def _canonical_json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
-
-
 def _check_name(name: str, value: Any, *, minimum: int) -> None:
     check_instance(name, value, str)
     if not minimum <= len(value) <= 256 or value != unicodedata.normalize("NFC", value):
@@ -293,7 +311,9 @@ def _check_name(name: str, value: Any, *, minimum: int) -> None:
 def _check_shape(shape: Any) -> tuple[int, ...]:
     if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence) or len(shape) != 3:
         raise ValueError(f"`input_shape` must be three integers (channels, height, width), got {shape!r}.")
-    return tuple(check_int("input_shape", size, minimum=1) for size in shape)
+    if math.prod(check_int("input_shape", size, minimum=1) for size in shape) > _MAX_INPUTS:
+        raise ValueError(f"`input_shape` must have at most {_MAX_INPUTS} coordinates, got {tuple(shape)}.")
+    return tuple(shape)
 
 
 def _check_capacity(n_bits: int, n_carriers: Any, input_shape: tuple[int, ...]) -> None:
@@ -302,6 +322,10 @@ def _check_capacity(n_bits: int, n_carriers: Any, input_shape: tuple[int, ...]) 
     if n_carriers > size:
         product = " * ".join(str(s) for s in input_shape)
         raise ValueError(f"`n_carriers` must be at most {product} = {size} (one per input coordinate), got {n_carriers}.")
+    if n_bits * n_carriers > _MAX_PROJECTION:
+        raise ValueError(
+            f"`n_bits` * `n_carriers` must be <= {_MAX_PROJECTION}, the size of the projection, got {n_bits} * {n_carriers}."
+        )
     if n_bits > n_carriers:
         raise ValueError(
             f"`n_bits` must be at most `n_carriers`: {n_bits} sign conditions on {n_carriers} carriers leave "

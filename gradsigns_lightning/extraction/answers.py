@@ -15,7 +15,7 @@ Values = npt.NDArray[np.float64]
 
 _FINEST = 1e-7  # float32 scores say no more about 1 - p
 _MAX_DECIMALS = 6
-_SLACK = 0.25  # by which noise may carry probabilities out of their range
+_SLACK = 0.5  # by which noise may carry probabilities out of their range, and their sums away from one
 _TOLERANCE = 1e-3
 
 
@@ -112,7 +112,9 @@ def _kind_of(values: Values) -> Kind | None:
     known = values[~np.isnan(values)]
     if known.size == 0:
         return None
-    if known.min() >= -_SLACK and known.max() <= 1 + _SLACK:
+    sums = values.sum(axis=1)
+    add_up = bool(np.isnan(sums).any()) or abs(float(sums.mean()) - 1) <= _SLACK  # missing classes may hold the rest
+    if known.min() >= -_SLACK and known.max() <= 1 + _SLACK and add_up:
         return "probabilities"
     if known.max() <= _TOLERANCE and np.nansum(np.exp(values), axis=1).max() <= 1 + values.shape[1] * _TOLERANCE:
         return "log_probabilities"

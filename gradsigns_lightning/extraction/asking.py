@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,25 +28,28 @@ def normalised(predict: Oracle, key: SignatureKey) -> Oracle:
     return lambda images: predict(normalise(images, key))
 
 
-class Journal:
-    """Answers in the order in which they came, one JSON line for each batch; a line cut off by a crash is dropped.
+class Transcript:
+    """Answers in the order in which they came, each with the digest of the images that were asked about.
 
     Args:
-        path: the file; it is made, or continued if it is of the same reading.
+        lines: a header and one record for each batch, as JSON types; empty for a new reading.
         reading: what identifies the reading: commitment, images and settings.
+        name: what error messages call it.
 
     Raises:
-        ValueError: the file is of another reading, or no journal.
+        ValueError: the lines are of another reading.
     """
 
-    def __init__(self, path: str | PathLike[str], reading: dict[str, Any]) -> None:
-        self._path = Path(path).expanduser()
-        header = {"format": _FORMAT, **reading}
-        lines = self._read_lines()
-        if lines and lines[0] != header:
-            raise ValueError(f"`journal` must be new or of the same reading, got '{path}' of another key, images or settings.")
-        self._recorded = lines[1:]
-        self._rewrite([header, *self._recorded])
+    def __init__(self, lines: Sequence[Any], reading: dict[str, Any], *, name: str) -> None:
+        self.header = {"format": _FORMAT, **reading}
+        if lines and lines[0] != self.header:
+            raise ValueError(f"`journal` must be new or of the same reading, got '{name}' of another key, images or settings.")
+        self._recorded, self._name = list(lines[1:]), name
+
+    @property
+    def n_left(self) -> int:
+        """Recorded answers that were not asked for yet."""
+        return len(self._recorded)
 
     def recorded(self, digest: str) -> Any:
         """Return the recorded answer to the next batch, or None when there is none left."""
@@ -58,7 +61,28 @@ class Journal:
                 return [_from_json(row) for row in record["answer"]]
         except (TypeError, KeyError, ValueError):
             pass
-        raise ValueError(f"`journal`: '{self._path}' does not fit this reading; it was edited or made by another version.")
+        raise ValueError(f"`journal`: '{self._name}' does not fit this reading; it was edited or made by another version.")
+
+    def record(self, digest: str, answer: Values) -> None:
+        """Take note of a new answer."""
+
+
+class Journal(Transcript):
+    """A transcript in a file, one JSON line for each batch; a line cut off by a crash is dropped.
+
+    Args:
+        path: the file; it is made, or continued if it is of the same reading.
+        reading: what identifies the reading.
+
+    Raises:
+        ValueError: the file is of another reading, or no journal.
+    """
+
+    def __init__(self, path: str | PathLike[str], reading: dict[str, Any]) -> None:
+        self._path = Path(path).expanduser()
+        lines = read_journal(self._path) if self._path.exists() else []
+        super().__init__(lines, reading, name=str(path))
+        self._rewrite([self.header, *lines[1:]])
 
     def record(self, digest: str, answer: Values) -> None:
         """Append an answer and see it to the disk."""
@@ -66,19 +90,6 @@ class Journal:
             file.write(json.dumps({"images": digest, "answer": _to_json(answer)}) + "\n")
             file.flush()
             os.fsync(file.fileno())
-
-    def _read_lines(self) -> list[Any]:
-        if not self._path.exists():
-            return []
-        lines: list[Any] = []
-        try:
-            text = self._path.read_text(encoding="utf-8")
-            for line in text.splitlines(keepends=True):
-                if line.endswith("\n"):
-                    lines.append(json.loads(line))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"`journal` must name a journal or no file, got '{self._path}'.") from error
-        return lines
 
     def _rewrite(self, lines: list[Any]) -> None:
         try:
@@ -89,6 +100,19 @@ class Journal:
             raise ValueError(f"`journal` must name a file in a writable folder, got '{self._path}': {error.strerror}.") from error
 
 
+def read_journal(path: str | PathLike[str]) -> list[Any]:
+    """Return the lines of a journal as JSON types, without one that was cut off.
+
+    Raises:
+        ValueError: the file cannot be read or is no journal.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"`journal` must name a journal or no file, got '{path}'.") from error
+
+
 class Asker:
     """Asks an oracle about 8-bit images until the budget is spent.
 
@@ -97,16 +121,16 @@ class Asker:
         reader: what its answers mean.
         max_queries: images that may be asked about.
         batch_size: images in one call.
-        journal: where answers are kept, or None.
+        transcript: where answers are kept and taken from, or None.
     """
 
     def __init__(
-        self, predict: Oracle, reader: AnswerReader, *, max_queries: int, batch_size: int, journal: Journal | None
+        self, predict: Oracle, reader: AnswerReader, *, max_queries: int, batch_size: int, transcript: Transcript | None
     ) -> None:
         self.reader = reader
         self.n_queries = 0
         self.max_queries = check_int("max_queries", max_queries, minimum=1)
-        self._predict, self._journal = predict, journal
+        self._predict, self._transcript = predict, transcript
         self._batch_size = check_int("batch_size", batch_size, minimum=1)
 
     @property
@@ -125,13 +149,13 @@ class Asker:
 
     def _answer(self, batch: Tensor) -> Values:
         digest = hashlib.sha256(batch.contiguous().numpy().tobytes()).hexdigest()
-        recorded = self._journal.recorded(digest) if self._journal else None
+        recorded = self._transcript.recorded(digest) if self._transcript else None
         if recorded is not None:
             answer = self.reader.array(recorded, len(batch))
         else:
             answer = self.reader.array(self._predict(batch.to(torch.float32) / 255), len(batch))
-            if self._journal:
-                self._journal.record(digest, answer)
+            if self._transcript:
+                self._transcript.record(digest, answer)
         self.n_queries += len(batch)
         return answer
 

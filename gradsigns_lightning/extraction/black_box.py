@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import Any, Literal
 
@@ -17,9 +18,9 @@ from gradsigns_lightning.core.checks import check_choice, check_instance
 from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
 from gradsigns_lightning.extraction.answers import KINDS, AnswerReader, Kind, Values
-from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, normalised
+from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, Transcript, normalised
 from gradsigns_lightning.extraction.pool import ImagePool
-from gradsigns_lightning.extraction.probes import alignment, block_directions, carrier_directions
+from gradsigns_lightning.extraction.probes import alignment, block_directions, carrier_directions, row_directions
 from gradsigns_lightning.extraction.readings import FIRST_STEP, CoordinateReading, RowReading
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, check_alpha, verdict_of
 from gradsigns_lightning.extraction.sequential import FIRST_LOOK, Evidence, integer_scores, is_futile, look_schedule
@@ -28,6 +29,8 @@ from gradsigns_lightning.extraction.white_box import check_images
 Estimator = Literal["blocks", "rows", "coordinate"]
 _LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
 _WORTH_FOLDING = 1.5
+_SETTINGS = ("estimator", "answers", "alignments", "batch_size", "max_queries", "alpha")
+_BATCH_SIZE = 32
 _STEPS_TRIED = 4  # images until every length of step has been used
 Stopped = Literal["proven", "futile", "budget", "images"]
 
@@ -70,7 +73,7 @@ def verify_api(
     estimator: Estimator = "blocks",
     answers: Kind | None = None,
     alignments: Sequence[str] = ("identity",),
-    batch_size: int = 32,
+    batch_size: int = _BATCH_SIZE,
     journal: str | PathLike[str] | None = None,
 ) -> ApiVerificationResult:
     """Read a key through a prediction API, without weights.
@@ -106,35 +109,103 @@ def verify_api(
         ValueError: an argument is out of range, or an answer is not what ``predict`` must return.
         TypeError: an argument has the wrong type.
     """
-    check_instance("key", key, (WatermarkKey, SignatureKey))
-    check_images(images, key)
-    check_choice("estimator", estimator, ("blocks", "rows", "coordinate"))
-    if answers is not None:
-        check_choice("answers", answers, KINDS)
-    check_alpha(alpha)
-    if not callable(predict):
-        raise TypeError(f"`predict` must be a module or a callable, got {type(predict).__name__}.")
-    names = _check_alignments(alignments)
-    pixels = (images * 255).round().to("cpu", torch.uint8)
     settings = {
         "estimator": estimator,
         "answers": answers,
-        "alignments": names,
+        "alignments": alignments,
         "batch_size": batch_size,
         "max_queries": max_queries,
         "alpha": alpha,
     }
+    check_instance("key", key, (WatermarkKey, SignatureKey))
+    check_images(images, key)
+    return _verify(predict, key, _pixels(images), settings, partial(Journal, journal) if journal is not None else None)
+
+
+def replay(key: SignatureKey, pixels: Tensor, lines: Sequence[Any]) -> ApiVerificationResult:
+    """Repeat a reading from its transcript, without asking anybody.
+
+    Args:
+        key: the owner's key.
+        pixels: the images of the reading, uint8, shape ``(n, C, H, W)``.
+        lines: the lines of its journal (:func:`read_journal`).
+
+    Raises:
+        ValueError: the transcript is of another key or other images, or not what such a reading asks and is answered.
+    """
+
+    def unanswered(_: Tensor) -> Any:
+        raise ValueError("`lines`: the transcript ends before the reading does.")
+
+    try:
+        settings = {name: lines[0][name] for name in _SETTINGS}
+        transcript: list[Transcript] = []
+
+        def open_transcript(header: dict[str, Any]) -> Transcript:
+            transcript.append(Transcript(lines, header, name="the transcript"))
+            return transcript[0]
+
+        result = _verify(unanswered, key, pixels, settings, open_transcript)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError("`lines` must be the lines of a journal, of which the first says what was read and how.") from error
+    if transcript[0].n_left:
+        raise ValueError(f"`lines`: the transcript goes on for {transcript[0].n_left} answers after the reading has ended.")
+    return result
+
+
+def _verify(
+    predict: nn.Module | Oracle,
+    key: SignatureKey,
+    pixels: Tensor,
+    settings: dict[str, Any],
+    open_transcript: Callable[[dict[str, Any]], Transcript] | None,
+) -> ApiVerificationResult:
+    estimator, answers, alpha = settings["estimator"], settings["answers"], settings["alpha"]
+    check_choice("estimator", estimator, ("blocks", "rows", "coordinate"))
+    if answers is not None:
+        check_choice("answers", answers, KINDS)
+    check_alpha(alpha)
+    names = _check_alignments(settings["alignments"])
+    identity = {
+        "commitment": key.commitment,
+        "images": hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest(),
+        **settings,
+        "alignments": names,
+    }
     asker = Asker(
-        _module_oracle(predict, key) if isinstance(predict, nn.Module) else predict,
+        _oracle(predict, key),
         AnswerReader(key.target_class, answers),
-        max_queries=max_queries,
-        batch_size=batch_size,
-        journal=Journal(journal, _identity(key, pixels, settings)) if journal is not None else None,
+        max_queries=settings["max_queries"],
+        batch_size=settings["batch_size"],
+        transcript=open_transcript(identity) if open_transcript is not None else None,
     )
     claims = _claims(key, asker, pixels, names, estimator, alpha)
     stopped = _read(claims, asker, alpha)
     best = min(claims, key=lambda claim: claim.evidence.log10_p_value)
     return _result(best, key, asker, alpha, estimator, stopped)
+
+
+def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int) -> tuple[Values, int]:
+    """Spend a budget on the bits of a key, not compared with its signature.
+
+    Args:
+        predict: see :func:`verify_api`, as ``images``.
+        key: the owner's key.
+        images: natural images of the target class.
+        max_queries: images that may be asked about.
+
+    Returns:
+        The evidence for each bit being 1, shape ``(N,)``, 0 where there is none; and the queries spent.
+    """
+    check_images(images, key)
+    asker = Asker(
+        _oracle(predict, key), AnswerReader(key.target_class), max_queries=max_queries, batch_size=_BATCH_SIZE, transcript=None
+    )
+    directions = row_directions(key)
+    reading = RowReading(asker, ImagePool(_pixels(images), asker, direction=directions[0], step=FIRST_STEP), directions)
+    while not asker.exhausted and reading.advance():
+        pass
+    return reading.evidence(), asker.n_queries
 
 
 @dataclass
@@ -156,9 +227,14 @@ def _check_alignments(alignments: Any) -> list[str]:
     return list(dict.fromkeys(alignments))
 
 
-def _identity(key: SignatureKey, pixels: Tensor, settings: dict[str, Any]) -> dict[str, Any]:
-    images = hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest()
-    return {"commitment": key.commitment, "images": images, **settings}
+def _pixels(images: Tensor) -> Tensor:
+    return (images * 255).round().to("cpu", torch.uint8)
+
+
+def _oracle(predict: Any, key: SignatureKey) -> Oracle:
+    if not callable(predict):
+        raise TypeError(f"`predict` must be a module or a callable, got {type(predict).__name__}.")
+    return _module_oracle(predict, key) if isinstance(predict, nn.Module) else predict
 
 
 def _module_oracle(model: nn.Module, key: SignatureKey) -> Oracle:

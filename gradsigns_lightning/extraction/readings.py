@@ -114,10 +114,12 @@ class RowReading:
             repeats = [certainty, *self._asker.ask(image[None])]
             if repeats[1] != certainty:
                 repeats += [*self._asker.ask(image.expand(2, *image.shape))]
-            self._deviation = _deviation(np.array(repeats))
-            self._limit = -np.log(max(_deviation(1 / (1 + np.exp(-np.array(repeats)))), 1e-7))
-        rounding = self._asker.reader.resolution * (2 + np.exp(certainty) + np.exp(-certainty)) / np.sqrt(12)
-        return float(np.hypot(self._deviation, rounding))
+            # Of the probability, because the same noise moves log-odds the more the surer the model is.
+            self._deviation = _deviation(1 / (1 + np.exp(-np.array(repeats))))
+            self._limit = -np.log(max(self._deviation, 1e-7))
+        certainty = float(np.clip(certainty, -self._limit, self._limit))
+        per_probability = 2 + np.exp(certainty) + np.exp(-certainty)
+        return float(np.hypot(self._deviation, self._asker.reader.resolution / np.sqrt(12)) * per_probability)
 
     def _judge(self, around: _Around) -> None:
         """Take a longer step if the answers hardly differ; leave images around which they do not differ at all."""

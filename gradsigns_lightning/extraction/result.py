@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,7 +51,12 @@ class VerificationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types; NaN becomes None."""
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in vars(self).items()}
+        return without_nan(vars(self))
+
+
+def without_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result's fields as JSON types; NaN becomes None."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields.items()}
 
 
 def decide(projections: Tensor, key: SignatureKey, *, n_queries: int, alpha: float) -> VerificationResult:

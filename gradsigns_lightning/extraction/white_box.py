@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
 from gradsigns_lightning.core.signature import LogitsFn, channel_values, input_gradients, unit
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
 
+_BATCH_SIZE = 128
 MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
 
 
@@ -23,7 +26,7 @@ def verify(
     images: Tensor,
     *,
     alpha: float = DEFAULT_ALPHA,
-    batch_size: int = 128,
+    batch_size: int = _BATCH_SIZE,
     logits: LogitsFn | None = None,
 ) -> VerificationResult:
     """Read one key from a model's weights (GradSigns, MLSys 2021, section 3.3).
@@ -55,7 +58,7 @@ def verify_many(
     images: Tensor,
     *,
     alpha: float = DEFAULT_ALPHA,
-    batch_size: int = 128,
+    batch_size: int = _BATCH_SIZE,
     logits: LogitsFn | None = None,
 ) -> list[VerificationResult]:
     """Read many keys of one class, input shape and normalisation for the price of one gradient; see :func:`verify`.
@@ -75,6 +78,15 @@ def _read(
     gradient, n_target = _mean_gradient(model, model if logits is None else logits, images, keys[0], batch_size)
     _warn_if_unlike(images.shape[0], n_target, keys[0].target_class)
     return [decide(_project(gradient, key), key, n_queries=images.shape[0], alpha=alpha) for key in keys]
+
+
+def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> npt.NDArray[np.float64]:
+    """Return z of one key, shape ``(N,)``, not compared with its signature; arguments and errors as for :func:`verify`."""
+    check_images(images, key)
+    gradient, n_target = _mean_gradient(model, model, images, key, _BATCH_SIZE)
+    _warn_if_unlike(images.shape[0], n_target, key.target_class)
+    projections: npt.NDArray[np.float64] = _project(gradient, key).numpy()
+    return projections
 
 
 def _mean_gradient(

@@ -115,7 +115,7 @@ class JsonTemplate:
     Args:
         request: the body; in it ``"$images"`` stands for all images as nested lists ``(n, C, H, W)`` of floats, ``"$pixels"`` for
             ``(n, H, W, C)`` of integers, ``"$pngs"`` for a list of PNG files in base64. ``"$image"``, ``"$png"`` and ``"$jpeg"``
-            (quality 95) stand for one; then every image is a request of its own.
+            (quality 100) stand for one; then every image is a request of its own.
         answer: JSON pointer (RFC 6901) to what stands for the images, ``"/predictions"``; empty for the whole reply.
         classes: names of all classes in the order of the model's outputs, where the service answers with names.
 
@@ -221,10 +221,11 @@ def _as_files(images: Tensor, kind: str) -> list[str]:
     from PIL import Image
 
     arrays = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}  # anything coarser erases the probes
     files = []
     for array in arrays:
         file = io.BytesIO()
-        Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(file, format=kind, quality=95)
+        Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(file, format=kind, **options)
         files.append(base64.b64encode(file.getvalue()).decode())
     return files
 

@@ -1,0 +1,202 @@
+"""Payloads that survive bit errors: a shortened binary BCH code over the bits of the signature.
+
+The code is the narrow-sense primitive BCH code (Bose and Ray-Chaudhuri, Information and Control 3, 1960) that corrects most
+errors among those that fit; encoding and decoding are the library galois'.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradsigns_lightning.core.checks import check_instance, check_int
+from gradsigns_lightning.core.key import WatermarkKey
+
+MAX_CUSTOMERS = 65536
+CUSTOMER_BYTES = 2
+BITS_PER_MESSAGE_BYTE = 32  # a quarter of the bits for the message, three quarters to mend errors
+_SMALLEST_FIELD, _LARGEST_FIELD = 4, 13  # code lengths 15 to 8191
+
+
+@dataclass(frozen=True)
+class PayloadCode:
+    """The code for ``n_bytes`` bytes of data in a signature of ``n_bits`` bits.
+
+    Attributes:
+        n_bits: bits of the key, 8 to 8192.
+        n_bytes: bytes of data, 1 or more.
+
+    Raises:
+        ValueError: so much data does not fit with any error corrected.
+
+    Example:
+        >>> code = PayloadCode(n_bits=128, n_bytes=2)
+        >>> code.n_correctable, code.length
+        (23, 121)
+    """
+
+    n_bits: int
+    n_bytes: int
+
+    def __post_init__(self) -> None:
+        check_int("n_bits", self.n_bits, minimum=8)
+        check_int("n_bytes", self.n_bytes, minimum=1)
+        if self._parameters is None:
+            raise ValueError(f"`n_bytes`: {self.n_bytes} bytes leave no room for error correction in {self.n_bits} bits.")
+
+    @property
+    def n_correctable(self) -> int:
+        """Bit errors that decoding is sure to correct."""
+        return self._chosen[1]
+
+    @property
+    def length(self) -> int:
+        """Bits of a codeword; the rest of the signature is not used."""
+        return 8 * self.n_bytes + _n_check_bits(*self._chosen)
+
+    def encode(self, data: bytes) -> bytes:
+        """Return the payload for ``data``, to be given to :meth:`WatermarkKey.with_payload`.
+
+        Raises:
+            ValueError: the data does not have ``n_bytes`` bytes.
+        """
+        check_instance("data", data, bytes)
+        if len(data) != self.n_bytes:
+            raise ValueError(f"`data` must have {self.n_bytes} bytes, got {len(data)}.")
+        return bytes(self.encode_many(np.frombuffer(data, np.uint8)[None])[0])
+
+    def encode_many(self, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Return the payloads for rows of data, ``(n, n_bytes)`` to ``(n, n_payload_bytes)``, uint8."""
+        messages = np.unpackbits(data, axis=1, bitorder="little")
+        return np.packbits(np.asarray(self._library_code.encode(messages), np.uint8), axis=1, bitorder="little")
+
+    def decode(self, bits: npt.NDArray[np.uint8]) -> tuple[bytes, int]:
+        """Return data and number of corrected errors of unmasked bits ``(n_bits,)``, values 0 and 1.
+
+        Raises:
+            ValueError: there are more errors than the code corrects.
+        """
+        word = np.asarray(bits[: self.length], np.uint8)
+        message, n_errors = self._library_code.decode(word, errors=True)
+        if n_errors < 0:
+            raise ValueError(f"`bits` hold no codeword within {self.n_correctable} errors.")
+        return np.packbits(np.asarray(message, np.uint8), bitorder="little").tobytes(), int(n_errors)
+
+    @property
+    def _chosen(self) -> tuple[int, int]:
+        assert self._parameters is not None
+        return self._parameters
+
+    @property
+    def _parameters(self) -> tuple[int, int] | None:
+        return _best_parameters(8 * (self.n_bits // 8), 8 * self.n_bytes)
+
+    @cached_property
+    def _library_code(self) -> Any:
+        try:
+            import galois
+        except ImportError as error:
+            raise ImportError("Coded payloads need galois: pip install 'gradsigns-lightning[payload]'.") from error
+        field, n_correctable = self._chosen
+        n = 2**field - 1
+        return galois.BCH(n, n - _n_check_bits(field, n_correctable))
+
+
+def customer_key(master: WatermarkKey, customer: int) -> WatermarkKey:
+    """Return the key of one customer's copy: the master's secret, carriers and projection, the customer's number as payload.
+
+    Args:
+        master: a key without payload, 32 bits or more; 128 let :func:`trace` be sure.
+        customer: the customer's number, 0 to 65535.
+
+    Raises:
+        ValueError: the number is out of range, or the master has a payload or too few bits.
+    """
+    check_int("customer", customer, minimum=0, maximum=MAX_CUSTOMERS - 1)
+    return master.with_payload(customer_code(master).encode(customer.to_bytes(CUSTOMER_BYTES, "little")))
+
+
+def customer_code(master: WatermarkKey) -> PayloadCode:
+    """Return the code of customers' numbers, little-endian; the errors are those of :func:`customer_key`."""
+    _check_master(master)
+    return PayloadCode(master.n_bits, CUSTOMER_BYTES)
+
+
+def message_key(master: WatermarkKey, message: str) -> WatermarkKey:
+    """Return the key with a short text as payload, which :func:`read_message` reads back through bit errors.
+
+    Args:
+        master: a key without payload, 64 bits or more.
+        message: at most ``n_bits // 32`` bytes of UTF-8, without zero bytes; for 128 bits four bytes, of which 15 wrong bits are
+            mended.
+
+    Raises:
+        ValueError: the message is too long, or the master has a payload or too few bits.
+    """
+    check_instance("message", message, str)
+    code = message_code(master)
+    data = message.encode()
+    if len(data) > code.n_bytes or b"\0" in data:
+        raise ValueError(f"`message` must be at most {code.n_bytes} bytes of UTF-8 without zeros, got {len(data)} bytes.")
+    return master.with_payload(code.encode(data.ljust(code.n_bytes, b"\0")))
+
+
+def message_code(master: WatermarkKey) -> PayloadCode:
+    """Return the code of messages; the errors are those of :func:`message_key`."""
+    _check_master(master)
+    return PayloadCode(master.n_bits, max(1, master.n_bits // BITS_PER_MESSAGE_BYTE))
+
+
+def _check_master(master: WatermarkKey) -> None:
+    check_instance("master", master, WatermarkKey)
+    if master.has_payload:
+        raise ValueError("`master` must be a key without payload, got one with a payload of its own.")
+
+
+def freedom(payload: bytes, n_bits: int) -> float:
+    """Return how many bits of choice a payload leaves to who makes the key, in [0, 8 * len(payload)].
+
+    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a bit. A codeword is
+    chosen by its data alone; the number of codes that it may be of is counted in.
+    """
+    sizes = range(1, len(payload))
+    for n_bytes in sizes:
+        try:
+            code = PayloadCode(n_bits, n_bytes)
+        except ValueError:
+            break
+        if -(-code.length // 8) == len(payload) and code.encode(payload[:n_bytes]) == payload:
+            return min(8.0 * len(payload), 8 * n_bytes + math.log2(len(sizes) + 1))
+    return 8.0 * len(payload)
+
+
+@lru_cache(maxsize=256)
+def _best_parameters(length: int, n_data_bits: int) -> tuple[int, int] | None:
+    """Return field size m and number of corrected errors t of the code that corrects most, or None if no code fits."""
+    best = None
+    for field in range(_SMALLEST_FIELD, _LARGEST_FIELD + 1):
+        room = min(length, 2**field - 1) - n_data_bits
+        most = _most_correctable(field, room)
+        if most and (best is None or most > best[1]):
+            best = field, most
+    return best
+
+
+def _most_correctable(field: int, room: int) -> int:
+    low, high = 0, max(0, room // 2)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _n_check_bits(field, middle) <= room else (low, middle - 1)
+    return low
+
+
+@lru_cache(maxsize=4096)
+def _n_check_bits(field: int, n_correctable: int) -> int:
+    """Return the degree of the generator polynomial: the powers 1 to 2 t of the primitive element and their conjugates."""
+    n = 2**field - 1
+    return len({power * 2**i % n for power in range(1, 2 * n_correctable, 2) for i in range(field)})
