@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradsigns_lightning.core.writing import write_file
 from gradsigns_lightning.extraction import VerificationResult
 
 _STYLES = {"owned": "bold green", "not_proven": "bold yellow", "inconclusive": "bold red"}
@@ -68,19 +67,9 @@ def write_json(path: str, content: dict[str, Any]) -> None:
     Raises:
         ValueError: the folder does not exist or cannot be written to.
     """
-    target = Path(path).expanduser()
     check_json_path(path)
     text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+    write_file(path, text.encode(), argument="json", overwrite=True, mode=0o644)
 
 
 def check_json_path(path: str | None) -> None:

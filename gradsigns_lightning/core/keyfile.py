@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -14,6 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+
+from gradsigns_lightning.core.writing import write_file
 
 FORMAT, VERSION = "gradsigns-key", "1"
 _MAX_FILE_BYTES = 1 << 20
@@ -38,14 +37,11 @@ def write(
     Raises:
         ValueError: the file exists and ``overwrite`` is false, or its folder does not exist.
     """
-    target = Path(path)
-    if target.exists() and not overwrite:
-        raise ValueError(f"`path` must not name an existing key file unless overwrite=True, got '{target}'.")
-    if not target.parent.is_dir():
-        raise ValueError(f"`path` must lie in an existing folder, got '{target}'.")
+    if Path(path).expanduser().exists() and not overwrite:
+        raise ValueError(f"`path` must not name an existing key file unless overwrite=True, got '{path}'.")
     tensors = {"secret": np.frombuffer(secret, dtype=np.uint8), "payload": np.frombuffer(payload, dtype=np.uint8)}
     metadata = {"format": FORMAT, "version": VERSION, "commitment": commitment, "key": json.dumps(public, sort_keys=True)}
-    _replace_atomically(target, save(tensors, metadata))
+    write_file(path, save(tensors, metadata), argument="path", overwrite=overwrite)
 
 
 def read(path: str | PathLike[str]) -> KeyFileContent:
@@ -85,18 +81,3 @@ def _read_bytes(path: Path) -> bytes:
     if len(data) > _MAX_FILE_BYTES:
         raise ValueError(f"`path` must name a gradsigns key file of at most {_MAX_FILE_BYTES} bytes; '{path}' is larger.")
     return data
-
-
-def _replace_atomically(target: Path, data: bytes) -> None:
-    # mkstemp creates the file with mode 0600, so the secret is at no time readable by others.
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise

@@ -48,6 +48,7 @@ class ImagePool:
         self._n_screened = 0
         self._foreign: list[Tensor] = []
         self._worthwhile = True
+        self._outside = 0.0  # log-odds up to which an image counts as foreign
 
     def get(self, index: int) -> ProbeImage | None:
         """Return the probe image number ``index``, or None if there are not so many."""
@@ -66,7 +67,7 @@ class ImagePool:
         return max(0.0, -math.log(_RESOLVED * self._asker.reader.resolution))
 
     def _is_near(self, certainty: Any) -> Any:
-        return (certainty >= -_NEAR_OUTSIDE) & (certainty <= max(_LEAST_NEAR, self._resolved + 1))
+        return (certainty >= self._outside - _NEAR_OUTSIDE) & (certainty <= max(_LEAST_NEAR, self._resolved + 1))
 
     def _find_more(self) -> bool:
         """Spend a few queries on finding probe images; return False when there is nothing left to try."""
@@ -77,7 +78,7 @@ class ImagePool:
         elif self._sure:
             image = self._sure.pop(0)
             foreign = shuffled(image)
-            if self._certainty(foreign) <= 0:
+            if self._certainty(foreign) <= self._outside:
                 self._to_the_boundary(image, foreign)
         else:
             return False
@@ -88,15 +89,18 @@ class ImagePool:
         self._n_screened += len(batch)
         certainty = self._asker.ask(batch)
         only_labels = self._asker.reader.kind == "labels"
+        if self._outside == 0 and np.isfinite(certainty).any():
+            # At a high temperature no class has half of the probability; most images are inside all the same.
+            self._outside = min(0.0, float(np.nanmedian(certainty)))
         near = np.array([], dtype=np.int64) if only_labels else np.flatnonzero(self._is_near(certainty))
         # The signature is embedded where the class's typical images are.
-        typical = np.median(certainty[certainty > 0]) if (certainty > 0).any() else 0.0
+        typical = np.median(certainty[certainty > self._outside]) if (certainty > self._outside).any() else self._outside
         best_first = near[np.argsort(np.abs(certainty[near] - min(typical, self._resolved)), kind="stable")]
         self._ready += [ProbeImage(batch[i], float(certainty[i])) for i in best_first]
-        foreign = [batch[i] for i in np.flatnonzero(certainty <= 0)]
+        foreign = [batch[i] for i in np.flatnonzero(certainty <= self._outside)]
         self._foreign += foreign
         if len(near) == 0:
-            self._sure += [batch[i] for i in np.flatnonzero(certainty > 0)]
+            self._sure += [batch[i] for i in np.flatnonzero(certainty > self._outside)]
         self._worthwhile = len(near) > 0 or len(foreign) > 0
 
     def _to_the_boundary(self, image: Tensor, foreign: Tensor) -> None:
@@ -109,7 +113,7 @@ class ImagePool:
             if not only_labels and self._is_near(certainty):
                 self._ready.append(ProbeImage(blended(image, foreign, middle), certainty))
                 return
-            low, high = (middle, high) if certainty > 0 else (low, middle)
+            low, high = (middle, high) if certainty > self._outside else (low, middle)
         if only_labels:
             self._ready.append(ProbeImage(blended(image, foreign, (low + high) / 2), np.nan))
 

@@ -14,9 +14,9 @@ from gradsigns_lightning.extraction.asking import Asker
 from gradsigns_lightning.extraction.pool import ImagePool
 from gradsigns_lightning.extraction.probes import moved, permutation
 
-FIRST_STEP, _LARGEST_STEP = 8, 64  # grey levels
-_SECOND_STEP = 2 * FIRST_STEP
-_IMAGES_PER_STEP = 1
+FIRST_STEP, _LARGEST_STEP = 4, 64  # grey levels
+_SECOND_STEP = 8
+_IMAGES_PER_STEP, _IMAGES_PER_LABEL_STEP = 2, 1
 _COORDINATE_STEP = 32
 _ROWS_PER_IMAGE = 128  # more would all share one image's own deviation from the class
 _CALIBRATION, _BATCH = 8, 24  # probes asked before the step is judged, and at once afterwards
@@ -98,7 +98,8 @@ class RowReading:
         if found is None:
             return None
         side = side if index % 2 == 0 else -side
-        if self.n_images and self.n_images % _IMAGES_PER_STEP == 0:
+        per_step = _IMAGES_PER_LABEL_STEP if self._asker.reader.kind == "labels" else _IMAGES_PER_STEP
+        if self.n_images and self.n_images % per_step == 0:
             self.step = self.step * 2 if self.step < _LARGEST_STEP else _SECOND_STEP
         self.n_images += 1
         n_rows = len(self._order)

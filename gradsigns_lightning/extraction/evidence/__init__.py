@@ -1,0 +1,25 @@
+"""Evidence that a third party can check: commitment before release, claim, judgement."""
+
+from gradsigns_lightning.extraction.evidence.bundle import Bundle
+from gradsigns_lightning.extraction.evidence.commitment import (
+    Statement,
+    check_timestamp,
+    load_signer,
+    make_statement,
+    signer_pem,
+    timestamp_request,
+)
+from gradsigns_lightning.extraction.evidence.judging import GRINDING_BITS, Judgement, judge
+
+__all__ = [
+    "GRINDING_BITS",
+    "Bundle",
+    "Judgement",
+    "Statement",
+    "check_timestamp",
+    "judge",
+    "load_signer",
+    "make_statement",
+    "signer_pem",
+    "timestamp_request",
+]
