@@ -116,7 +116,7 @@ class RowReading:
             if repeats[1] != certainty:
                 repeats += [*self._asker.ask(image.expand(2, *image.shape))]
             # Of the probability, because the same noise moves log-odds the more the surer the model is.
-            self._deviation = _deviation(1 / (1 + np.exp(-np.array(repeats))))
+            self._deviation = _deviation(np.tanh(np.array(repeats) / 2) / 2)
             self._limit = -np.log(max(self._deviation, 1e-7))
         certainty = float(np.clip(certainty, -self._limit, self._limit))
         per_probability = 2 + np.exp(certainty) + np.exp(-certainty)

@@ -33,8 +33,8 @@ class Bundle:
     """An owner's evidence for a claim to a model. Handing it over reveals the key: open one key for each dispute.
 
     The file is one line of canonical JSON with the members ``evidence`` and ``signature`` (Ed25519, over the canonical
-    ``evidence``). It holds the secret and no carrier, projection or signature bit; a file with any further member is refused, so that nothing
-    chosen by hand can stand in for what must be derived.
+    ``evidence``). It holds the secret and no carrier, projection or signature bit; a file with any further member is refused, so
+    that nothing chosen by hand can stand in for what must be derived.
 
     Attributes:
         key: the key that is opened.

@@ -99,7 +99,7 @@ def test_an_existing_file_is_not_overwritten(path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"`path` must lie in an existing folder, got '.*nowhere/k'"):
+    with pytest.raises(ValueError, match=r"`path` must name a file in an existing folder, got '.*nowhere/k'"):
         KEY.save(tmp_path / "nowhere" / "k")
 
 
