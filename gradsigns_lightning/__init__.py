@@ -1,7 +1,18 @@
 """Sign a classifier's input gradients while it trains, and prove later that the model is yours."""
 
 from gradsigns_lightning.core import Cadence, MarginObjective, PaperObjective, StrengthSchedule, WatermarkKey
-from gradsigns_lightning.extraction import ApiVerificationResult, VerificationResult, verify, verify_api, verify_many
+from gradsigns_lightning.core.payload import customer_key, message_key
+from gradsigns_lightning.extraction import (
+    ApiVerificationResult,
+    Message,
+    TraceResult,
+    VerificationResult,
+    read_message,
+    trace,
+    verify,
+    verify_api,
+    verify_many,
+)
 from gradsigns_lightning.integration import GradSigns, GradSignsMixin
 
 __version__ = "0.1.0"
@@ -12,10 +23,16 @@ __all__ = [
     "GradSigns",
     "GradSignsMixin",
     "MarginObjective",
+    "Message",
     "PaperObjective",
     "StrengthSchedule",
+    "TraceResult",
     "VerificationResult",
     "WatermarkKey",
+    "customer_key",
+    "message_key",
+    "read_message",
+    "trace",
     "verify",
     "verify_api",
     "verify_many",

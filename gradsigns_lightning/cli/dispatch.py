@@ -9,7 +9,11 @@ from collections.abc import Sequence
 COMMANDS = {
     "keygen": "make a key file",
     "train": "train a classifier, sign it on the way, and read the signature back",
-    "verify": "read a key from a checkpoint of `gradsigns train`",
+    "verify": "read a key from a checkpoint of `gradsigns train`, an ONNX file or a prediction API",
+    "trace": "tell which customer's copy a model is",
+    "commit": "write a key's public commitment and have it time-stamped",
+    "judge": "check an evidence bundle and read the suspect",
+    "import-2021": "read the authors' released model",
 }
 
 
@@ -40,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    listing = "\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())
+    listing = "\n".join(f"  {name:<13}{text}" for name, text in COMMANDS.items())
     return (
         "Usage: gradsigns COMMAND [key=value ...]\n\n"
         "Sign a classifier's input gradients while it trains, and prove later that the model is yours.\n\n"

@@ -8,6 +8,7 @@ from typing import Any
 from gradsigns_lightning.cli.build import build
 from gradsigns_lightning.cli.report import print_rows, write_json
 from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.payload import customer_key, message_key
 
 
 def run(config: Any) -> None:
@@ -17,7 +18,7 @@ def run(config: Any) -> None:
         ValueError: the file exists, or the key cannot be made as asked.
     """
     out = Path(config.out).expanduser()
-    key: WatermarkKey = build(config.key)
+    key = _derived(config) if config.master is not None else _new(config)
     key.save(out)
     public = key.to_public_dict()
     rows = {
@@ -30,3 +31,18 @@ def run(config: Any) -> None:
     print_rows(rows, title="key", note="Keep the file secret; publish the commitment before the model.")
     if config.json:
         write_json(config.json, {"key": str(out), "commitment": key.commitment, **public})
+
+
+def _new(config: Any) -> WatermarkKey:
+    if config.customer is not None:
+        raise ValueError("`customer` needs `master=FILE`, the key from which all customers' keys are made.")
+    key: WatermarkKey = build(config.key)
+    return key if config.message is None else message_key(key, config.message)
+
+
+def _derived(config: Any) -> WatermarkKey:
+    """Return the key of a customer's copy, or of a copy with a message: the master's secret with another payload."""
+    master = WatermarkKey.load(config.master)
+    if (config.customer is None) == (config.message is None):
+        raise ValueError("`customer` or `message` must be given beside `master`, and not both.")
+    return customer_key(master, config.customer) if config.message is None else message_key(master, config.message)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradsigns_lightning.core.writing import write_file
-from gradsigns_lightning.extraction import VerificationResult
+from gradsigns_lightning.extraction import TraceResult, VerificationResult
 
 _STYLES = {"owned": "bold green", "not_proven": "bold yellow", "inconclusive": "bold red"}
 
@@ -43,10 +43,9 @@ def short_path(path: str | Path) -> str:
 
 def verification_rows(result: VerificationResult) -> dict[str, str]:
     """Return what was read, in words."""
-    decided = result.n_bits - result.n_erasures
     return {
         "verdict": result.verdict.replace("_", " "),
-        "matching bits": f"{result.n_matches} of {decided}" + (f" ({result.n_erasures} erased)" if result.n_erasures else ""),
+        "matching bits": matches(result),
         "bit error rate": f"{result.bit_error_rate:.4f}",
         "p-value": f"{format_p_value(result)} (owned at <= {result.alpha:g})",
         "smallest margin": f"{result.margin:+.3f}",
@@ -54,7 +53,13 @@ def verification_rows(result: VerificationResult) -> dict[str, str]:
     }
 
 
-def format_p_value(result: VerificationResult) -> str:
+def matches(result: VerificationResult | TraceResult) -> str:
+    """Return how many bits match, in words."""
+    decided = result.n_bits - result.n_erasures
+    return f"{result.n_matches} of {decided}" + (f" ({result.n_erasures} erased)" if result.n_erasures else "")
+
+
+def format_p_value(result: VerificationResult | TraceResult) -> str:
     """Return the p-value, by its logarithm where a double underflows."""
     if result.p_value > 0 or math.isnan(result.p_value):
         return f"{result.p_value:.3g}"

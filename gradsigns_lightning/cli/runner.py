@@ -13,6 +13,7 @@ from gradsigns_lightning.cli.schema import check_root_keys, config_folder, regis
 from gradsigns_lightning.cli.suggest import explain
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+_KEY_FILE_COMMANDS = ("verify", "trace", "commit")
 
 
 class _Reported(SystemExit):
@@ -40,7 +41,7 @@ def run_command(command: str, overrides: list[str]) -> int:
 def _with_key_file(command: str, word: str) -> str:
     """Let ``key=FILE`` mean ``key.path=FILE``: to Hydra ``key=...`` is a choice in the group of key sizes."""
     name, _, value = word.partition("=")
-    if name == "key" and (command == "verify" or value.endswith(".gskey")):
+    if name == "key" and (command in _KEY_FILE_COMMANDS or value.endswith(".gskey")):
         return f"key.path={value}"
     return word
 
@@ -72,7 +73,7 @@ class Task:
 
         # Lightning takes seconds to import, and not every command line gets this far.
         quiet = importlib.import_module("gradsigns_lightning.cli.quiet").quiet
-        run = importlib.import_module(f"gradsigns_lightning.cli.{self.command}").run
+        run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
         try:
             check_root_keys(self.command, config)
             with quiet():

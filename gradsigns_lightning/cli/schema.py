@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Dict, Optional  # noqa: UP035  (OmegaConf reads these annotations)
+from typing import Any, Dict, List, Optional  # noqa: UP035  (OmegaConf reads these annotations)
 
 from gradsigns_lightning.extraction import DEFAULT_ALPHA
+from gradsigns_lightning.extraction.evidence import GRINDING_BITS
 
 Group = Dict[str, Any]  # noqa: UP006
 
@@ -50,12 +51,88 @@ class TrainConfig(CommonConfig):
 
 
 @dataclass
-class VerifyConfig(CommonConfig):
+class ApiConfig:
+    """How a prediction API is asked; see ``verify_api``."""
+
+    max_queries: int = 1000
+    estimator: str = "blocks"
+    answers: Optional[str] = None  # noqa: UP045
+    alignments: List[str] = field(default_factory=lambda: ["identity"])  # noqa: UP006
+    batch_size: int = 32
+    journal: Optional[str] = None  # noqa: UP045
+
+
+@dataclass
+class HttpConfig:
+    """How patiently an endpoint is asked; see ``HttpOracle``."""
+
+    headers: Dict[str, str] = field(default_factory=dict)  # noqa: UP006
+    timeout: float = 30.0
+    retries: int = 5
+
+
+@dataclass
+class SuspectConfig(CommonConfig):
+    """Keys of every command that reads a suspect: one of ``checkpoint``, ``onnx`` and ``endpoint``."""
+
+    checkpoint: Optional[str] = None  # noqa: UP045
+    onnx: Optional[str] = None  # noqa: UP045
+    endpoint: Optional[str] = None  # noqa: UP045
+    protocol: Group = field(default_factory=dict)
+    http: HttpConfig = field(default_factory=HttpConfig)
+    api: ApiConfig = field(default_factory=ApiConfig)
+    normalised: bool = False
+    images: Optional[str] = None  # noqa: UP045
+    alpha: float = DEFAULT_ALPHA
+
+
+@dataclass
+class VerifyConfig(SuspectConfig):
     """Keys of ``gradsigns verify``."""
 
-    checkpoint: str = "???"
     key: Group = field(default_factory=lambda: {"path": "???"})
-    images: Optional[str] = None  # noqa: UP045
+    bundle: Optional[str] = None  # noqa: UP045
+    commitment: Optional[str] = None  # noqa: UP045
+
+
+@dataclass
+class TraceConfig(SuspectConfig):
+    """Keys of ``gradsigns trace``."""
+
+    key: Group = field(default_factory=lambda: {"path": "???"})
+    n_customers: int = 10_000
+
+
+@dataclass
+class JudgeConfig(SuspectConfig):
+    """Keys of ``gradsigns judge``."""
+
+    bundle: str = "???"
+    controls: List[str] = field(default_factory=list)  # noqa: UP006
+    authority: Optional[str] = None  # noqa: UP045
+    suspect_since: Optional[str] = None  # noqa: UP045
+    grinding_bits: float = GRINDING_BITS
+
+
+@dataclass
+class CommitConfig(CommonConfig):
+    """Keys of ``gradsigns commit``."""
+
+    key: Dict[str, Any] = field(default_factory=lambda: {"path": "???"})  # noqa: UP006
+    out: Optional[str] = None  # noqa: UP045
+    signer: Optional[str] = None  # noqa: UP045
+    attach: Optional[str] = None  # noqa: UP045
+    authority: Optional[str] = None  # noqa: UP045
+
+
+@dataclass
+class ImportConfig(CommonConfig):
+    """Keys of ``gradsigns import-2021``."""
+
+    folder: str = "???"
+    images: str = "???"
+    mean_image: Optional[str] = None  # noqa: UP045
+    api: ApiConfig = field(default_factory=ApiConfig)
     alpha: float = DEFAULT_ALPHA
 
 
@@ -69,9 +146,20 @@ class KeygenConfig(CommonConfig):
     target_class: int = 0
     scope: str = ""
     payload: Optional[str] = None  # noqa: UP045
+    master: Optional[str] = None  # noqa: UP045
+    customer: Optional[int] = None  # noqa: UP045
+    message: Optional[str] = None  # noqa: UP045
 
 
-SCHEMAS = {"train": TrainConfig, "verify": VerifyConfig, "keygen": KeygenConfig}
+SCHEMAS = {
+    "train": TrainConfig,
+    "verify": VerifyConfig,
+    "keygen": KeygenConfig,
+    "commit": CommitConfig,
+    "judge": JudgeConfig,
+    "trace": TraceConfig,
+    "import-2021": ImportConfig,
+}
 
 
 class UnknownKeyError(ValueError):

@@ -2,73 +2,77 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from gradsigns_lightning.cli.build import build, to_plain
-from gradsigns_lightning.cli.checkpoint import description_of, load_classifier, read_checkpoint
-from gradsigns_lightning.cli.images import read_folder
-from gradsigns_lightning.cli.keys import check_key_fits
+from gradsigns_lightning.cli.build import to_plain
+from gradsigns_lightning.cli.commit import CommitmentFiles
 from gradsigns_lightning.cli.report import check_json_path, print_rows, verification_rows, write_json
+from gradsigns_lightning.cli.suspect import open_suspect, read, suspect_images
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.extraction import verify
+from gradsigns_lightning.extraction.asking import read_journal
+from gradsigns_lightning.extraction.evidence import Bundle
 
 
 def run(config: Any) -> float:
-    """Read a key from a checkpoint and report; the verdict does not change the exit code.
+    """Read a key from a suspect and report; the verdict does not change the exit code.
 
     Returns:
         The bit error rate; NaN if no bit could be read.
 
     Raises:
-        ValueError: checkpoint, key and images do not fit together.
+        ValueError: suspect, key and images do not fit together, or there is nothing to make a bundle of.
     """
     settings = to_plain(config)
     check_json_path(settings["json"])
     key_file = settings["key"]["path"]
     key = WatermarkKey.load(key_file)
-    checkpoint = read_checkpoint(settings["checkpoint"])
-    description = description_of(checkpoint, settings["checkpoint"])
-    classifier = load_classifier(checkpoint, description)
-    data = description["data"]
-    check_key_fits(key, input_shape=data["input_shape"], input_mean=data["mean"], input_std=data["std"])
-    images = _images(settings, data["name"], key)
-    result = verify(classifier, key, images, alpha=settings["alpha"])
+    files = _check_bundle(settings, key)
+    suspect = open_suspect(settings, key)
+    images = suspect_images(settings, "verify", key, suspect.data_name)
+    result = read(suspect, key, images, settings)
     rows = {
         **verification_rows(result),
         "key file": key_file,
-        "checkpoint": settings["checkpoint"],
+        suspect.kind: suspect.source,
         "commitment": result.commitment,
     }
+    if files is not None:
+        _write_bundle(settings, files, key, images)
+        rows["evidence bundle"] = settings["bundle"]
     print_rows(rows, title="gradsigns verify")
     if settings["json"]:
-        sources = {"checkpoint": settings["checkpoint"], "key": key_file, "images": settings["images"], "data": data["name"]}
-        write_json(settings["json"], {**result.to_dict(), **sources})
+        sources = {suspect.kind: suspect.source, "key": key_file, "images": settings["images"], "data": suspect.data_name}
+        write_json(settings["json"], {**result.to_dict(), **sources, "bundle": settings["bundle"]})
     return result.bit_error_rate
 
 
-def _images(settings: dict[str, Any], data_name: str, key: WatermarkKey) -> Tensor:
-    if settings["images"] is not None:
-        return read_folder(settings["images"], key.input_shape)
-    data = settings["data"] or _compose_data(data_name)
-    images: Tensor = build(data["module"]).raw_images("test", key.target_class)
-    return images
+def _check_bundle(settings: dict[str, Any], key: WatermarkKey) -> CommitmentFiles | None:
+    """Return what a bundle is made of; hours of queries must not be lost to a wrong path."""
+    if settings["bundle"] is None:
+        return None
+    target = Path(settings["bundle"]).expanduser()
+    if target.exists() or not target.parent.is_dir():
+        raise ValueError(f"`bundle` must name a new file in an existing folder, got '{target}'.")
+    if settings["commitment"] is None:
+        raise ValueError("`commitment` must name the file that `gradsigns commit` wrote, to make a `bundle`.")
+    if settings["checkpoint"] is None and settings["api"]["journal"] is None:
+        raise ValueError("`api.journal` must name a file for the answers, to make a `bundle` of them.")
+    files = CommitmentFiles(Path(settings["commitment"]))
+    Bundle(key=key, statement=files.read_statement())
+    files.read_signer()
+    return files
 
 
-def _compose_data(name: str) -> dict[str, Any]:
-    """Compose the data group that the checkpoint names, beside what the command line says.
-
-    Raises:
-        ValueError: there is no such group or it needs more, for example a folder.
-    """
-    from hydra import compose
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import MissingConfigException
-
-    try:
-        config = compose("verify", overrides=[*HydraConfig.get().overrides.task, f"data={name}"])
-        data: dict[str, Any] = to_plain(config.data)
-    except MissingConfigException as error:
-        raise ValueError(f"`data`: the checkpoint names data {name!r}, which is not shipped; give `images=FOLDER`.") from error
-    return data
+def _write_bundle(settings: dict[str, Any], files: CommitmentFiles, key: WatermarkKey, images: Tensor) -> None:
+    journal = settings["api"]["journal"] if settings["checkpoint"] is None else None
+    Bundle(
+        key=key,
+        statement=files.read_statement(),
+        timestamp=files.read_timestamp(),
+        images=(images * 255).round().to(torch.uint8) if journal is not None else None,
+        transcript=read_journal(journal) if journal is not None else None,
+    ).save(settings["bundle"], files.read_signer())

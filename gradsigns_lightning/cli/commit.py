@@ -1,0 +1,134 @@
+"""``gradsigns commit``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from gradsigns_lightning.cli.build import to_plain
+from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.writing import write_file
+from gradsigns_lightning.extraction.evidence import (
+    Statement,
+    check_timestamp,
+    load_signer,
+    make_statement,
+    signer_pem,
+    timestamp_request,
+)
+
+_SUFFIX = ".commitment.json"
+
+
+@dataclass(frozen=True)
+class CommitmentFiles:
+    """A published commitment and what lies beside it.
+
+    Attributes:
+        statement: ``NAME.commitment.json``, to be published.
+    """
+
+    statement: Path
+
+    @property
+    def request(self) -> Path:
+        """``NAME.commitment.tsq``, to be sent to a time-stamp authority."""
+        return self.statement.with_suffix(".tsq")
+
+    @property
+    def reply(self) -> Path:
+        """``NAME.commitment.tsr``, the authority's reply."""
+        return self.statement.with_suffix(".tsr")
+
+    @property
+    def signer(self) -> Path:
+        """``NAME.commitment.pem``, to be kept secret."""
+        return self.statement.with_suffix(".pem")
+
+    def read_statement(self) -> Statement:
+        """Return the commitment."""
+        return Statement.from_bytes(read_bytes(self.statement, "commitment"))
+
+    def read_signer(self) -> Ed25519PrivateKey:
+        """Return the signing key."""
+        return load_signer(read_bytes(self.signer, "signer"))
+
+    def read_timestamp(self) -> bytes | None:
+        """Return the authority's reply, or None if there is none."""
+        return read_bytes(self.reply, "timestamp") if self.reply.exists() else None
+
+
+def run(config: Any) -> None:
+    """Write a commitment to one or several keys, or attach the time-stamp authority's reply to it.
+
+    Raises:
+        ValueError: a file is missing, damaged, or would be overwritten.
+    """
+    settings = to_plain(config)
+    check_json_path(settings["json"])
+    paths = settings["key"]["path"]
+    paths = [paths] if isinstance(paths, str) else list(paths)
+    keys = [WatermarkKey.load(path) for path in paths]
+    files = CommitmentFiles(Path(settings["out"] or Path(paths[0]).with_suffix(_SUFFIX)).expanduser())
+    if settings["attach"] is None:
+        statement, time = _commit(files, keys, settings["signer"]), None
+        note = f"Publish {files.statement}; send {files.request} to a time-stamp authority; keep {files.signer} secret."
+    else:
+        statement, time = _attach(files, settings)
+        note = "The commitment is time-stamped. Publish both files."
+    rows = {
+        "commitment file": str(files.statement),
+        **{f"commitment {i}": digest for i, digest in enumerate(statement.commitments, 1)},
+        "signer": statement.signer,
+        "time-stamp": "not yet" if time is None else f"{time.isoformat()} in {files.reply}",
+    }
+    print_rows(rows, title="gradsigns commit", note=note)
+    if settings["json"]:
+        content = {
+            "commitment_file": str(files.statement),
+            "commitments": list(statement.commitments),
+            "signer": statement.signer,
+            "committed_at": time.isoformat() if time else None,
+        }
+        write_json(settings["json"], content)
+
+
+def _commit(files: CommitmentFiles, keys: list[WatermarkKey], signer_file: str | None) -> Statement:
+    for path in (files.statement, files.request, files.signer):
+        if path.exists() and (path != files.signer or signer_file is None):
+            raise ValueError(f"`out` must not name an existing commitment, but there is '{path}'.")
+    signer = Ed25519PrivateKey.generate() if signer_file is None else load_signer(read_bytes(Path(signer_file), "signer"))
+    statement = make_statement([key.commitment for key in keys], signer)
+    request = timestamp_request(statement)
+    if not files.signer.exists():
+        write_file(files.signer, signer_pem(signer), argument="out", overwrite=False)
+    write_file(files.request, request, argument="out", overwrite=False, mode=0o644)
+    write_file(files.statement, statement.to_bytes(), argument="out", overwrite=False, mode=0o644)
+    return statement
+
+
+def _attach(files: CommitmentFiles, settings: dict[str, Any]) -> tuple[Statement, datetime]:
+    if settings["authority"] is None:
+        raise ValueError("`authority` must name a PEM file with the time-stamp authority's certificates, to check its reply.")
+    statement = files.read_statement()
+    reply = read_bytes(Path(settings["attach"]), "attach")
+    time = check_timestamp(reply, statement, read_bytes(Path(settings["authority"]), "authority"))
+    write_file(files.reply, reply, argument="out", overwrite=True, mode=0o644)
+    return statement, time
+
+
+def read_bytes(path: Path, argument: str) -> bytes:
+    """Return a small file's content.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(f"`{argument}` must name a readable file, got '{path}': {error.strerror}.") from error

@@ -1,0 +1,50 @@
+"""``gradsigns import-2021``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradsigns_lightning.cli.build import to_plain
+from gradsigns_lightning.cli.images import read_folder
+from gradsigns_lightning.cli.report import check_json_path, print_rows, verification_rows, write_json
+from gradsigns_lightning.extraction import verify, verify_api
+from gradsigns_lightning.legacy import load_2021
+
+
+def run(config: Any) -> None:
+    """Read the authors' key from their model, from its weights and through its probabilities, and report both.
+
+    Raises:
+        ValueError: the release or the images cannot be read.
+    """
+    settings = to_plain(config)
+    check_json_path(settings["json"])
+    key, model = load_2021(settings["folder"], mean_image=_mean_image(settings["mean_image"]))
+    images = read_folder(settings["images"], key.input_shape)
+    white_box = verify(model, key, images, alpha=settings["alpha"])
+
+    @torch.inference_mode()
+    def predict(probes: Tensor) -> Tensor:
+        probabilities: Tensor = model(probes).softmax(1)
+        return probabilities
+
+    black_box = verify_api(predict, key, images, alpha=settings["alpha"], **settings["api"])
+    print_rows(verification_rows(white_box), title="from the weights")
+    print_rows(verification_rows(black_box), title="from the probabilities alone")
+    if settings["json"]:
+        write_json(settings["json"], {"white_box": white_box.to_dict(), "black_box": black_box.to_dict()})
+
+
+def _mean_image(path: str | None) -> Tensor | None:
+    if path is None:
+        return None
+    try:
+        array = np.load(Path(path).expanduser(), allow_pickle=False)
+        return torch.from_numpy(np.asarray(array, dtype=np.float32))
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"`mean_image` must name a .npy file of numbers, got '{path}'.") from error
