@@ -6,9 +6,8 @@ errors among those that fit; encoding and decoding are the library galois'.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -96,15 +95,9 @@ class PayloadCode:
     def _parameters(self) -> tuple[int, int] | None:
         return _best_parameters(8 * (self.n_bits // 8), 8 * self.n_bytes)
 
-    @cached_property
+    @property
     def _library_code(self) -> Any:
-        try:
-            import galois
-        except ImportError as error:
-            raise ImportError("Coded payloads need galois: pip install 'gradsigns-lightning[payload]'.") from error
-        field, n_correctable = self._chosen
-        n = 2**field - 1
-        return galois.BCH(n, n - _n_check_bits(field, n_correctable))
+        return _bch(*self._chosen)
 
 
 def customer_key(master: WatermarkKey, customer: int) -> WatermarkKey:
@@ -149,7 +142,7 @@ def message_key(master: WatermarkKey, message: str) -> WatermarkKey:
 def message_code(master: WatermarkKey) -> PayloadCode:
     """Return the code of messages; the errors are those of :func:`message_key`."""
     _check_master(master)
-    return PayloadCode(master.n_bits, max(1, master.n_bits // BITS_PER_MESSAGE_BYTE))
+    return PayloadCode(master.n_bits, _message_bytes(master.n_bits))
 
 
 def _check_master(master: WatermarkKey) -> None:
@@ -159,20 +152,36 @@ def _check_master(master: WatermarkKey) -> None:
 
 
 def freedom(payload: bytes, n_bits: int) -> float:
-    """Return how many bits of choice a payload leaves to who makes the key, in [0, 8 * len(payload)].
+    """Return how many bits of choice a payload leaves to who makes the key, 0 to ``8 * len(payload)``.
 
-    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a bit. A codeword is
-    chosen by its data alone; the number of codes that it may be of is counted in.
+    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a bit. The payloads of
+    :func:`customer_key` and :func:`message_key` are chosen by their data alone, and by which of the two they are.
     """
-    sizes = range(1, len(payload))
-    for n_bytes in sizes:
-        try:
-            code = PayloadCode(n_bits, n_bytes)
-        except ValueError:
-            break
-        if -(-code.length // 8) == len(payload) and code.encode(payload[:n_bytes]) == payload:
-            return min(8.0 * len(payload), 8 * n_bytes + math.log2(len(sizes) + 1))
+    for n_bytes in (CUSTOMER_BYTES, _message_bytes(n_bits)):
+        if len(payload) > n_bytes and _is_codeword(payload, n_bits, n_bytes):
+            return min(8.0 * len(payload), 8.0 * n_bytes + 1)
     return 8.0 * len(payload)
+
+
+def _is_codeword(payload: bytes, n_bits: int, n_bytes: int) -> bool:
+    try:
+        return PayloadCode(n_bits, n_bytes).encode(payload[:n_bytes]) == payload
+    except ValueError:  # so few bits hold no such code
+        return False
+
+
+def _message_bytes(n_bits: int) -> int:
+    return max(1, n_bits // BITS_PER_MESSAGE_BYTE)
+
+
+@lru_cache(maxsize=64)  # galois compiles for seconds
+def _bch(field: int, n_correctable: int) -> Any:
+    try:
+        import galois
+    except ImportError as error:
+        raise ImportError("Coded payloads need galois: pip install 'gradsigns-lightning[payload]'.") from error
+    n = 2**field - 1
+    return galois.BCH(n, n - _n_check_bits(field, n_correctable))
 
 
 @lru_cache(maxsize=256)

@@ -118,12 +118,13 @@ def judge(
     check_instance("bundle", bundle, Bundle)
     check_number("grinding_bits", grinding_bits, minimum=0)
     check_alpha(alpha)
+    since = _aware(suspect_since) if suspect_since is not None else None
     controls = controls or {}
     if images is None and (suspect is not None or controls):
         raise ValueError("`images` must be given to read a suspect or controls: the judge's own, of the key's target class.")
     key = bundle.key
     committed_at = check_timestamp(bundle.timestamp, bundle.statement, authority) if bundle.timestamp and authority else None
-    precedes = None if suspect_since is None else committed_at is not None and committed_at < _aware(suspect_since)
+    precedes = None if since is None else committed_at is not None and committed_at < since
     payload_bits = freedom(bytes.fromhex(key.reveal()["payload"]), key.n_bits)
     factor = (grinding_bits + (0.0 if precedes else payload_bits)) * math.log10(2)
 

@@ -25,29 +25,9 @@ KEY = key_number(7)
 IMAGES = 0.2 + 0.6 * torch.rand(60, *SHAPE, generator=torch.Generator().manual_seed(1))
 
 
-class Planted(nn.Module):
-    """Three logits; every image's gradient is the key's pattern plus noise of its own, as strong as given."""
-
-    def __init__(self, key=KEY, noise=0.5, scale=6.0):
-        super().__init__()
-        signs = 2 * key.signature.float() - 1
-        pattern = torch.zeros(768)
-        pattern[key.carriers] = signs @ key.projection.float()
-        generator = torch.Generator().manual_seed(3)
-        self.register_buffer("pattern", scale * pattern / pattern.norm())
-        self.register_buffer("curvature", noise * scale * torch.randn(768, 768, generator=generator) / 768**0.5)
-
-    def forward(self, x):
-        # Centred, so that images of both sides of the boundary are there.
-        x = x.flatten(1) - 0.5
-        own = ((x @ self.curvature) * x).sum(1) / x.norm(dim=1)
-        sure = 0.5 - x @ self.pattern + own  # J rises along the pattern
-        return torch.stack([torch.zeros_like(sure), -0.5 + 0 * sure, sure], 1)
-
-
 @pytest.fixture(scope="module")
-def model():
-    return Planted()
+def model(planted):
+    return planted(KEY)
 
 
 def probabilities(model, temperature=1.0):
@@ -226,9 +206,9 @@ def test_the_published_estimator_costs_more(model):
     assert coordinate.n_queries > 1.5 * verify_api(probabilities(model), KEY, IMAGES).n_queries
 
 
-def test_long_keys_are_folded_into_blocks():
+def test_long_keys_are_folded_into_blocks(planted):
     key = key_number(9, n_bits=128)
-    predict = probabilities(Planted(key))
+    predict = probabilities(planted(key))
     blocks, rows = (verify_api(predict, key, IMAGES, estimator=estimator) for estimator in ("blocks", "rows"))
     assert (blocks.verdict, rows.verdict) == ("owned", "owned")
     assert (blocks.n_bits, rows.n_bits) == (63, 128)

@@ -1,0 +1,104 @@
+"""Payloads that survive bit errors, and the keys of customers and messages."""
+
+import numpy as np
+import pytest
+import torch
+
+from gradsigns_lightning import WatermarkKey, customer_key, message_key
+from gradsigns_lightning.core.payload import PayloadCode, freedom
+
+galois = pytest.importorskip("galois")
+
+MASTER = WatermarkKey.generate("Acme", 128, input_shape=(1, 28, 28), target_class=0, secret=bytes(32))
+NUMBERS = PayloadCode(128, 2)
+
+
+def as_bits(payload: bytes, n_bits=128):
+    bits = np.zeros(n_bits, np.uint8)
+    bits[: 8 * len(payload)] = np.unpackbits(np.frombuffer(payload, np.uint8), bitorder="little")
+    return bits
+
+
+@pytest.mark.parametrize(
+    ("n_bits", "n_bytes"), [(16, 1), (31, 1), (64, 2), (128, 1), (128, 4), (255, 8), (1024, 32), (8192, 256)]
+)
+def test_the_parameters_are_those_of_a_bch_code(n_bits, n_bytes):
+    # galois' own tables: the designed distance 2 t + 1 gives the dimension k.
+    code = PayloadCode(n_bits, n_bytes)
+    n = max(n for n in (2**m - 1 for m in range(4, 14)) if n < 2 * code.length)
+    if n <= 1023:
+        k = galois.BCH(n, d=2 * code.n_correctable + 1).k
+        assert n - k + 8 * n_bytes == code.length
+    assert code.length <= 8 * (n_bits // 8)
+    assert code.n_correctable >= 1
+
+
+def test_published_vector():
+    assert NUMBERS.encode(b"ab").hex() == "61628b68e29edcc45ba4bd778b5f0501"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_as_many_errors_as_promised_are_mended(seed):
+    generator = np.random.default_rng(seed)
+    data = generator.bytes(2)
+    bits = as_bits(NUMBERS.encode(data))
+    bits[generator.choice(NUMBERS.length, NUMBERS.n_correctable, replace=False)] ^= 1
+    bits[NUMBERS.length :] ^= 1  # beyond the codeword nothing is read
+    assert NUMBERS.decode(bits) == (data, NUMBERS.n_correctable)
+
+
+def test_far_too_many_errors_are_reported():
+    noise = np.random.default_rng(0).integers(0, 2, (5, 128)).astype(np.uint8)
+    for bits in noise:
+        with pytest.raises(ValueError, match="no codeword within 23 errors"):
+            NUMBERS.decode(bits)
+
+
+@pytest.mark.parametrize(("n_bits", "n_bytes"), [(8, 1), (128, 16), (64, 8)])
+def test_what_leaves_no_room_is_refused(n_bits, n_bytes):
+    with pytest.raises(ValueError, match=r"`n_bytes`: .* leave no room for error correction"):
+        PayloadCode(n_bits, n_bytes)
+
+
+def test_data_must_have_the_codes_length():
+    with pytest.raises(ValueError, match="`data` must have 2 bytes, got 3"):
+        NUMBERS.encode(b"abc")
+
+
+def test_customers_share_all_but_the_signature():
+    first, second = customer_key(MASTER, 17), customer_key(MASTER, 9_999)
+    assert torch.equal(first.carriers, second.carriers)
+    assert torch.equal(first.projection, MASTER.projection)
+    # Codewords of the code differ in at least 2 t + 1 places.
+    assert int((first.signature != second.signature).sum()) > 2 * NUMBERS.n_correctable
+    assert len({first.commitment, second.commitment, MASTER.commitment}) == 3
+    assert NUMBERS.decode(first.signature.numpy() ^ MASTER.signature.numpy()) == ((17).to_bytes(2, "little"), 0)
+
+
+def test_a_message_key_carries_its_text():
+    code = PayloadCode(128, 4)
+    key = message_key(MASTER, "v2é")
+    assert code.decode(key.signature.numpy() ^ MASTER.signature.numpy()) == ("v2é".encode(), 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: customer_key(MASTER, 65536), r"`customer` must be an integer in \[0, 65535\], got 65536"),
+        (lambda: customer_key(customer_key(MASTER, 1), 2), "`master` must be a key without payload"),
+        (lambda: message_key(MASTER, "hello"), "`message` must be at most 4 bytes of UTF-8 without zeros, got 5"),
+        (lambda: message_key(MASTER, "a\0b"), "`message` must be at most 4 bytes of UTF-8 without zeros"),
+    ],
+)
+def test_wrong_customers_and_messages_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_freedom_counts_what_could_be_chosen():
+    assert freedom(b"", 128) == 0
+    assert freedom(bytes(range(16)), 128) == 128  # a free payload: every bit of the signature
+    assert freedom(NUMBERS.encode(b"ab"), 128) == 16 + 1  # two bytes of one of two codes
+    assert freedom(PayloadCode(128, 4).encode(b"v2.1"), 128) == 32 + 1
+    assert freedom(bytes(range(4)), 32) == 32
+    assert freedom(b"x", 128) == 8

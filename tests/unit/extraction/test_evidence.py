@@ -1,0 +1,369 @@
+"""Commitment, evidence bundle and judgement; the published forgeries fail."""
+
+import base64
+import json
+from datetime import datetime, timedelta, timezone
+
+import numpy as np
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from gradsigns_lightning import WatermarkKey, customer_key, verify, verify_api
+from gradsigns_lightning.core.canonical import canonical_json
+from gradsigns_lightning.core.signature import input_gradients
+from gradsigns_lightning.extraction.asking import read_journal
+from gradsigns_lightning.extraction.evidence import (
+    Bundle,
+    Statement,
+    check_timestamp,
+    judge,
+    load_signer,
+    make_statement,
+    signer_pem,
+    timestamp_request,
+)
+
+SHAPE, T = (3, 16, 16), 2
+SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+IMAGES = 0.2 + 0.6 * torch.rand(120, *SHAPE, generator=torch.Generator().manual_seed(1))
+OWN, JUDGES = IMAGES[:60], IMAGES[60:]
+NOW = datetime.now(timezone.utc)
+
+
+def key_number(i: int, n_bits=128, **options) -> WatermarkKey:
+    return WatermarkKey.generate(
+        "Acme", n_bits, input_shape=SHAPE, target_class=T, n_carriers=700, secret=i.to_bytes(32, "big"), **options
+    )
+
+
+KEY = key_number(7)
+STATEMENT = make_statement([key_number(1).commitment, KEY.commitment], SIGNER)
+
+
+@pytest.fixture(scope="module")
+def model(planted):
+    return planted(KEY)
+
+
+@pytest.fixture(scope="module")
+def unmarked(planted):
+    return planted(key_number(99))
+
+
+def scores(model):
+    return lambda x: model(x).double().softmax(1).detach()
+
+
+@pytest.fixture(scope="module")
+def transcript(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("journal") / "answers.jsonl"
+    result = verify_api(scores(model), KEY, OWN, journal=path)
+    return result, (OWN * 255).round().to(torch.uint8), read_journal(path)
+
+
+@pytest.fixture
+def bundle_file(tmp_path, transcript):
+    path = tmp_path / "acme.gsbundle"
+    Bundle(key=KEY, statement=STATEMENT, images=transcript[1], transcript=transcript[2]).save(path, SIGNER)
+    return path
+
+
+def edited(path, change, *, sign_with=None):
+    """Change the content of a bundle file; sign it anew if somebody does."""
+    content = json.loads(path.read_text())
+    change(content["evidence"])
+    if sign_with is not None:
+        content["signature"] = sign_with.sign(canonical_json(content["evidence"])).hex()
+    return canonical_json(content) + b"\n"
+
+
+# --- commitment
+
+
+def test_a_statement_reveals_nothing_and_reads_back():
+    data = STATEMENT.to_bytes()
+    assert Statement.from_bytes(data) == STATEMENT
+    assert json.loads(data).keys() == {"format", "commitments", "signer"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[:-2],
+        lambda data: data.replace(b"commitments", b"commitment5"),
+        lambda data: data.replace(b",", b", ", 1),
+        lambda data: data.replace(b'"format"', b'"extra":1,"format"'),
+        lambda data: b"[1]\n",
+        lambda data: b"[" * 100_000,
+        lambda data: b"\xff\xfe",
+    ],
+)
+def test_other_bytes_are_no_statement(change):
+    with pytest.raises(ValueError, match="`commitment`"):
+        Statement.from_bytes(change(STATEMENT.to_bytes()))
+
+
+@pytest.mark.parametrize("values", [(), ("ab",), ("G" * 64,), (1,)])
+def test_statements_hold_digests(values):
+    with pytest.raises(ValueError, match="`commitments`"):
+        Statement(values, "0" * 64)
+
+
+def test_signing_keys_read_back_and_others_are_refused():
+    assert signer_pem(load_signer(signer_pem(SIGNER))) == signer_pem(SIGNER)
+    rsa = generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    for pem in (b"", b"hello", rsa):
+        with pytest.raises(ValueError, match="`signer` must be an Ed25519 private key"):
+            load_signer(pem)
+
+
+def test_a_time_stamp_is_checked(authority, other_authority):
+    reply = authority.stamp(timestamp_request(STATEMENT))
+    certificates = authority.certificates.read_bytes()
+    time = check_timestamp(reply, STATEMENT, certificates)
+    assert abs(time - datetime.now(timezone.utc)) < timedelta(minutes=5)
+    other = make_statement([KEY.commitment], SIGNER)
+    refused = [
+        (reply, other, certificates),
+        (reply, STATEMENT, other_authority.certificates.read_bytes()),
+        (reply[:-5], STATEMENT, certificates),
+        (b"", STATEMENT, certificates),
+        (reply[:300] + bytes([reply[300] ^ 1]) + reply[301:], STATEMENT, certificates),
+    ]
+    for arguments in refused:
+        with pytest.raises(ValueError, match="`timestamp` must be a trusted authority's reply"):
+            check_timestamp(*arguments)
+    for pem in (b"", b"hello", (authority.folder / "stamping.pem").read_bytes()):
+        with pytest.raises(ValueError, match="`authority` must"):
+            check_timestamp(reply, STATEMENT, pem)
+
+
+# --- bundle
+
+
+def test_a_bundle_reads_back(bundle_file, transcript):
+    bundle = Bundle.load(bundle_file)
+    assert bundle.key == KEY
+    assert (bundle.statement, bundle.transcript) == (STATEMENT, transcript[2])
+    assert torch.equal(bundle.images, transcript[1])
+    assert bundle.software.startswith("gradsigns-lightning ")
+
+
+def test_a_bundle_holds_no_array(bundle_file):
+    assert json.loads(bundle_file.read_text())["evidence"]["key"].keys() == {"public", "payload", "secret"}
+
+
+@pytest.mark.parametrize("name", ["carriers", "projection", "signature", "extra"])
+@pytest.mark.parametrize("where", ["evidence", "key", "public"])
+def test_loose_arrays_are_refused_even_when_signed(bundle_file, name, where):
+    def add(evidence):
+        place = {"evidence": evidence, "key": evidence["key"], "public": evidence["key"]["public"]}[where]
+        place[name] = [1, -1, 1]
+
+    with pytest.raises(ValueError, match="must have the members"):
+        Bundle.from_bytes(edited(bundle_file, add, sign_with=SIGNER))
+
+
+def test_who_reads_the_evidence_cannot_claim_with_it(bundle_file):
+    # The secret is open now; but only who committed to it can sign.
+    thief = Ed25519PrivateKey.generate()
+    with pytest.raises(ValueError, match="signed by who committed"):
+        Bundle.from_bytes(edited(bundle_file, lambda evidence: evidence.update(software="x"), sign_with=thief))
+    stolen = Bundle.load(bundle_file).key
+    with pytest.raises(ValueError, match="`signer` must be the one that was committed to"):
+        Bundle(key=stolen, statement=STATEMENT).save(bundle_file.with_suffix(".2"), thief)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e.update(format="gradsigns-bundle/9"), "has format 'gradsigns-bundle/9'"),
+        (lambda e: e.pop("transcript"), "must have the members"),
+        (lambda e: e["key"].update(secret="00" * 32), "`statement` must commit to the key"),
+        (lambda e: e["key"].update(payload="ff"), "`statement` must commit to the key"),
+        (lambda e: e["key"]["public"].update(owner="Eve"), "`statement` must commit to the key"),
+        (lambda e: e["key"]["public"].update(n_bits=10**9), "`n_bits`"),
+        (lambda e: e["key"]["public"].update(input_shape=[10**6] * 3), "`input_shape`"),
+        (lambda e: e["key"]["public"].update(input_shape="abc"), "wrong type"),
+        (lambda e: e["key"].update(public=[]), "must be an object"),
+        (lambda e: e["key"].update(secret="zz"), "hexadecimal"),
+        (lambda e: e["images"].update(shape=[60, 3, 16]), "images must have a shape"),
+        (lambda e: e["images"].update(pixels="AAAA"), "images must have a shape"),
+        (lambda e: e["images"].update(pixels="?"), "base64"),
+        (lambda e: e["images"].update(shape=[1, 3, 16, 960]), "key's shape"),
+        (lambda e: e.update(images=None), "both or not at all"),
+        (lambda e: e.update(statement=7), "must be text"),
+        (lambda e: e.update(statement="{}"), "`commitment`"),
+        (lambda e: e.update(timestamp="%"), "base64"),
+    ],
+)
+def test_edited_bundles_are_refused_even_when_signed(bundle_file, change, message):
+    with pytest.raises(ValueError, match=message):
+        Bundle.from_bytes(edited(bundle_file, change, sign_with=SIGNER))
+
+
+def test_unsigned_changes_and_other_files_are_refused(bundle_file, tmp_path):
+    data = bundle_file.read_bytes()
+    with pytest.raises(ValueError, match="signature does not fit"):
+        Bundle.from_bytes(edited(bundle_file, lambda evidence: evidence.update(software="other")))
+    for content in (data[:-3], data.replace(b":", b": ", 1), b"", b"[]\n", b"{}\n", b"\x80\x04N.", b"[" * 100_000):
+        with pytest.raises(ValueError, match="`bundle`"):
+            Bundle.from_bytes(content)
+    with pytest.raises(ValueError, match="`bundle` must name a readable file"):
+        Bundle.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="`bundle` must not name an existing file"):
+        Bundle(key=KEY, statement=STATEMENT).save(bundle_file, SIGNER)
+    assert bundle_file.read_bytes() == data
+
+
+# --- judgement
+
+
+def test_a_genuine_claim_stands(bundle_file, model, unmarked, transcript):
+    judgement = judge(Bundle.load(bundle_file), suspect=model, images=JUDGES, controls={"other": unmarked})
+    assert (judgement.verdict, judgement.objections, judgement.owner) == ("owned", (), "Acme")
+    assert judgement.reading.n_matches > 120
+    assert judgement.transcript == transcript[0]
+    assert judgement.controls["other"].p_value > 1e-3
+    assert judgement.log10_adjusted_p_value == pytest.approx(judgement.log10_p_value + 64 * np.log10(2))
+    assert json.dumps(judgement.to_dict(), allow_nan=False)
+
+
+def test_a_suspect_behind_an_api_is_asked_until_the_adjusted_evidence_suffices(bundle_file, model):
+    judgement = judge(Bundle.load(bundle_file), suspect=scores(model), images=JUDGES)
+    assert judgement.verdict == "owned"
+    assert judgement.adjusted_p_value <= 1e-9
+    assert judgement.reading.n_queries > 100
+
+
+def test_without_suspect_the_transcript_is_replayed(bundle_file, transcript):
+    judgement = judge(Bundle.load(bundle_file), grinding_bits=0)
+    assert (judgement.verdict, judgement.reading) == ("owned", None)
+    assert judgement.p_value == judgement.adjusted_p_value == transcript[0].p_value
+    assert judge(Bundle.load(bundle_file)).verdict == "not_proven"  # 2**64 keys tried are more than this transcript bears
+
+
+def test_another_model_is_not_proven(bundle_file, unmarked):
+    for suspect in (unmarked, scores(unmarked)):
+        judgement = judge(Bundle.load(bundle_file), suspect=suspect, images=JUDGES)
+        assert (judgement.verdict, judgement.adjusted_p_value) == ("not_proven", 1.0)
+
+
+def test_a_mark_that_controls_show_too_is_no_proof(bundle_file, model, planted):
+    judgement = judge(Bundle.load(bundle_file), suspect=model, images=JUDGES, controls={"copy": planted(KEY, noise=0.4)})
+    assert judgement.verdict == "not_proven"
+    assert "control model 'copy' shows the signature too" in judgement.objections[0]
+
+
+def test_edited_answers_do_not_replay(bundle_file, transcript):
+    _, images, lines = transcript
+
+    def bundle(changed):
+        return Bundle(key=KEY, statement=STATEMENT, images=images, transcript=changed)
+
+    better = json.loads(json.dumps(lines))
+    better[0]["alpha"] = 1e-5
+    for changed, message in [
+        (lines[:-1], "ends before the reading does"),
+        ([*lines, lines[-1]], "goes on for 1 answers"),
+        ([lines[0], *reversed(lines[1:])], "does not fit this reading"),
+        ([{**lines[0], "commitment": "0" * 64}, *lines[1:]], "another key, images or settings"),
+        (better, "does not fit this reading|goes on for|ends before"),
+        ([], "must be the lines of a journal"),
+        ([7], "must be the lines of a journal"),
+        (lines[0], "must be the lines of a journal|must be"),
+        ([{**lines[0], "batch_size": 0}], "`batch_size`"),
+        ([{**lines[0], "estimator": ["rows"]}], "must be"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            judge(bundle(changed))
+    other = Bundle(key=KEY, statement=STATEMENT, images=images.flip(0), transcript=lines)
+    with pytest.raises(ValueError, match="another key, images or settings"):
+        judge(other)
+
+
+def test_dates_decide_who_was_first(authority, other_authority, model):
+    reply = authority.stamp(timestamp_request(STATEMENT))
+    bundle = Bundle(key=KEY, statement=STATEMENT, timestamp=reply)
+    trusted = {"suspect": model, "images": JUDGES, "authority": authority.certificates.read_bytes()}
+    before = judge(bundle, **trusted, suspect_since=NOW + timedelta(days=1))
+    assert (before.verdict, before.precedes_suspect) == ("owned", True)
+    assert before.committed_at is not None
+    later = judge(bundle, **trusted, suspect_since=NOW - timedelta(days=1))
+    assert (later.verdict, later.precedes_suspect) == ("not_proven", False)
+    assert "older than the suspect" in later.objections[0]
+    undated = judge(Bundle(key=KEY, statement=STATEMENT), **trusted, suspect_since=NOW)
+    assert (undated.verdict, undated.committed_at) == ("not_proven", None)
+    assert judge(bundle, suspect=model, images=JUDGES).committed_at is None  # no authority, no date
+    with pytest.raises(ValueError, match="trusted authority"):
+        judge(bundle, **{**trusted, "authority": other_authority.certificates.read_bytes()})
+    with pytest.raises(ValueError, match="`suspect_since` must have a time zone"):
+        judge(bundle, **trusted, suspect_since=datetime(2026, 1, 1))
+
+
+def gradient_of(model):
+    return input_gradients(model, OWN, T).mean(0).flatten().double()
+
+
+def test_forgery_by_a_projection_chosen_after_seeing_the_model(unmarked, bundle_file):
+    # Published forgery 1: flip every row of the projection that disagrees. With loose arrays the bit error rate is 0 ...
+    gradient = gradient_of(unmarked)[KEY.carriers]
+    projection, signs = KEY.projection.double(), 2 * KEY.signature.double() - 1
+    forged = projection * (signs * torch.sign(projection @ gradient))[:, None]
+    assert ((forged @ gradient > 0) == (signs > 0)).all()
+
+    # ... but a bundle takes no arrays, and what the secret gives does not fit.
+    def smuggle(evidence):
+        evidence["key"]["projection"] = base64.b64encode(forged.to(torch.int8).numpy().tobytes()).decode()
+
+    with pytest.raises(ValueError, match="no other"):
+        Bundle.from_bytes(edited(bundle_file, smuggle, sign_with=SIGNER))
+    assert judge(Bundle(key=KEY, statement=STATEMENT), suspect=unmarked, images=JUDGES).verdict == "not_proven"
+
+
+def test_forgery_by_a_signature_chosen_after_seeing_the_model(unmarked):
+    # Published forgery 2: let the signature be what the model shows. The payload is the one free choice, so it is all of it.
+    gradient = gradient_of(unmarked)[KEY.carriers]
+    shown = (KEY.projection.double() @ gradient > 0).numpy().astype(np.uint8)
+    forged = KEY.with_payload(np.packbits(shown ^ KEY.signature.numpy(), bitorder="little").tobytes())
+    assert verify(unmarked, forged, OWN).p_value < 1e-30  # the raw p-value is worthless for a key made afterwards
+    bundle = Bundle(key=forged, statement=make_statement([forged.commitment], SIGNER))
+    judgement = judge(bundle, suspect=unmarked, images=JUDGES, grinding_bits=0)
+    assert (judgement.verdict, judgement.payload_bits, judgement.adjusted_p_value) == ("not_proven", 128, 1.0)
+
+
+def test_a_customers_number_costs_little(planted):
+    pytest.importorskip("galois")
+    key = customer_key(KEY, 123)
+    bundle = Bundle(key=key, statement=make_statement([key.commitment], SIGNER))
+    judgement = judge(bundle, suspect=planted(key), images=JUDGES)
+    assert (judgement.verdict, judgement.payload_bits) == ("owned", 17)
+
+
+def test_a_free_payload_costs_nothing_if_it_was_committed_to_before(authority, planted):
+    key = KEY.with_payload(bytes(range(16)))
+    statement = make_statement([key.commitment], SIGNER)
+    bundle = Bundle(key=key, statement=statement, timestamp=authority.stamp(timestamp_request(statement)))
+    since = {"authority": authority.certificates.read_bytes(), "suspect_since": NOW + timedelta(days=1)}
+    assert judge(bundle, suspect=planted(key), images=JUDGES, **since).verdict == "owned"
+    assert judge(bundle, suspect=planted(key), images=JUDGES).verdict == "not_proven"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"bundle": 7}, TypeError, "`bundle` must be Bundle"),
+        ({"grinding_bits": -1}, ValueError, "`grinding_bits`"),
+        ({"alpha": 0}, ValueError, "`alpha`"),
+        ({"images": None}, ValueError, "`images` must be given"),
+        ({"suspect": None}, ValueError, "`suspect` must be given"),
+        ({"suspect_since": "today"}, TypeError, "`suspect_since`"),
+    ],
+)
+def test_bad_arguments_are_named(model, changes, error, message):
+    arguments = {"bundle": Bundle(key=KEY, statement=STATEMENT), "suspect": model, "images": JUDGES, **changes}
+    with pytest.raises(error, match=message):
+        judge(**arguments)
