@@ -66,7 +66,7 @@ class ApiConfig:
 class HttpConfig:
     """How patiently an endpoint is asked; see ``HttpOracle``."""
 
-    headers: Dict[str, str] = field(default_factory=dict)  # noqa: UP006
+    headers: Optional[Dict[str, str]] = None  # noqa: UP006, UP045
     timeout: float = 30.0
     retries: int = 5
 

@@ -5,7 +5,16 @@ import inspect
 import pytest
 
 import gradsigns_lightning
-from gradsigns_lightning import GradSigns, VerificationResult, WatermarkKey, verify, verify_api, verify_many
+from gradsigns_lightning import (
+    GradSigns,
+    VerificationResult,
+    WatermarkKey,
+    customer_key,
+    trace,
+    verify,
+    verify_api,
+    verify_many,
+)
 
 NAMES = [
     "ApiVerificationResult",
@@ -13,10 +22,16 @@ NAMES = [
     "GradSigns",
     "GradSignsMixin",
     "MarginObjective",
+    "Message",
     "PaperObjective",
     "StrengthSchedule",
+    "TraceResult",
     "VerificationResult",
     "WatermarkKey",
+    "customer_key",
+    "message_key",
+    "read_message",
+    "trace",
     "verify",
     "verify_api",
     "verify_many",
@@ -34,6 +49,8 @@ SIGNATURES = {
     WatermarkKey.load: "path",
     WatermarkKey.save: "self, path, *, overwrite=False",
     verify: "model, key, images, *, alpha=1e-09, batch_size=128, logits=None",
+    trace: "suspect, master, images, *, n_customers=10000, alpha=1e-09, max_queries=1000",
+    customer_key: "master, customer",
     verify_many: "model, keys, images, *, alpha=1e-09, batch_size=128, logits=None",
     verify_api: (
         "predict, key, images, *, max_queries=1000, alpha=1e-09, estimator='blocks', answers=None, alignments=('identity',), "

@@ -22,18 +22,18 @@ EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 GROUPS = sorted(
     (folder.name, file.stem)
     for folder in CONF.iterdir()
-    if folder.name not in ("experiment", "hydra", "paths", "sweep", "data") and folder.is_dir()
+    if folder.name not in ("experiment", "hydra", "paths", "sweep", "data", "protocol") and folder.is_dir()
     for file in folder.glob("*.yaml")
 )
 DATA = sorted(file.stem for file in (CONF / "data").glob("*.yaml"))
 NOT_GIVEN = ["data.n_classes=10", "data.module.root=x"]
 
 
-def composed(*overrides):
+def composed(*overrides, command="train"):
     register_schemas()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_plain(compose("train", overrides=[OUT, *overrides]))
+        return to_plain(compose(command, overrides=[OUT, *overrides]))
 
 
 def targets(config):
@@ -84,6 +84,16 @@ def test_every_other_group_is_built(group, option):
     if option == "gpu" or not node or (group, option) == ("cadence", "default"):
         return
     assert build(node) is not None
+
+
+@pytest.mark.parametrize("command", ["verify", "trace", "judge"])
+@pytest.mark.parametrize("protocol", sorted(file.stem for file in (CONF / "protocol").glob("*.yaml")))
+def test_every_protocol_is_built(command, protocol):
+    given = ["key.path=a.gskey"] if command != "judge" else ["bundle=b"]
+    request = ["protocol.request={x: $images}"] if protocol == "json" else []
+    node = composed(*given, f"protocol={protocol}", *request, command=command)["protocol"]
+    assert unknown_arguments(node) == set()
+    assert callable(build(node).request)
 
 
 def test_the_check_of_arguments_can_fail():

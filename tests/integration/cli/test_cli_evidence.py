@@ -1,0 +1,193 @@
+"""`gradsigns commit`, `judge`, `trace`, `import-2021`, and `verify` of files and endpoints, from word to verdict."""
+
+import json
+import stat
+import threading
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from gradsigns_lightning.cli import main
+from gradsigns_lightning.cli.checkpoint import description_of, load_classifier, read_checkpoint
+from gradsigns_lightning.data import Digits
+
+pytest.importorskip("onnx")
+pytest.importorskip("rfc3161_client")
+DIGITS = Digits()
+
+
+def result(*words):
+    """Run a command that must succeed and return what it wrote as JSON."""
+    assert main([*map(str, words), "json=result.json"]) == 0
+    return json.loads(Path("result.json").read_text())
+
+
+def network_of(checkpoint):
+    content = read_checkpoint(str(checkpoint))
+    return load_classifier(content, description_of(content, str(checkpoint)))
+
+
+def to_onnx(checkpoint, path):
+    """Export normalised digits to probabilities."""
+    network = nn.Sequential(network_of(checkpoint), nn.Softmax(1)).eval()
+    names = {"input_names": ["x"], "output_names": ["p"], "dynamic_axes": {"x": {0: "n"}, "p": {0: "n"}}}
+    torch.onnx.export(network, (torch.zeros(2, 1, 8, 8),), str(path), dynamo=False, **names)
+    return path
+
+
+@contextmanager
+def endpoint(checkpoint):
+    """A service of the model that wants a token."""
+    network, seen = network_of(checkpoint), []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append(self.headers.get("Authorization"))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            images = torch.tensor(body["data"])
+            with torch.inference_mode():
+                probabilities = network((images - DIGITS.mean[0]) / DIGITS.std[0]).softmax(1)
+            content = json.dumps({"result": {"p": probabilities.tolist()}}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/classify", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def files(signed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx")
+    return {name: to_onnx(signed.folder / f"{name}.ckpt", folder / f"{name}.onnx") for name in ("model", "twin")}
+
+
+API = ["data=digits", "normalised=true", "alpha=1e-4", "api.max_queries=600"]
+
+
+def test_an_onnx_file_is_verified(signed, files):
+    own, twin = (result("verify", f"onnx={files[name]}", f"key={signed.key}", *API) for name in ("model", "twin"))
+    assert (own["verdict"], own["answers"], own["onnx"]) == ("owned", "probabilities", str(files["model"]))
+    assert twin["verdict"] == "not_proven"
+    assert max(own["n_queries"], twin["n_queries"]) <= 600
+
+
+def test_an_endpoint_is_verified(signed, monkeypatch):
+    monkeypatch.setenv("TOKEN", "123")
+    template = ["protocol=json", "protocol.request={data: $images}", "protocol.answer=/result/p"]
+    with endpoint(signed.folder / "model.ckpt") as (url, seen):
+        # The service normalises by itself; the token comes from the environment.
+        words = [f"endpoint={url}", f"key={signed.key}", *API, "normalised=false", *template]
+        found = result("verify", *words, "http.headers={Authorization: Bearer ${oc.env:TOKEN}}")
+    assert (found["verdict"], found["endpoint"]) == ("owned", url)
+    assert set(seen) == {"Bearer 123"}
+
+
+def test_from_commitment_to_judgement(signed, files, authority, capsys):
+    committed = result("commit", f"key={signed.key}", "out=acme.commitment.json")
+    assert json.loads(Path("acme.commitment.json").read_text())["commitments"] == committed["commitments"]
+    assert stat.S_IMODE(Path("acme.commitment.pem").stat().st_mode) == 0o600
+    assert committed["committed_at"] is None
+
+    Path("reply").write_bytes(authority.stamp(Path("acme.commitment.tsq").read_bytes()))
+    attach = ["commit", f"key={signed.key}", "out=acme.commitment.json", "attach=reply"]
+    assert main(attach) == 1
+    assert "`authority` must name" in capsys.readouterr().err
+    stamped = result(*attach, f"authority={authority.certificates}")
+    assert stamped["committed_at"] is not None
+    assert authority.verify(Path("acme.commitment.json").resolve(), Path("acme.commitment.tsr").resolve())
+
+    evidence = ["bundle=acme.gsbundle", "commitment=acme.commitment.json"]
+    found = result("verify", f"onnx={files['model']}", f"key={signed.key}", *API, *evidence, "api.journal=answers.jsonl")
+    capsys.readouterr()
+    judged = result("judge", "bundle=acme.gsbundle", "grinding_bits=0", "alpha=1e-3")
+    assert judged["transcript"]["p_value"] == found["p_value"]
+    assert "the answers are what the claimant says" in capsys.readouterr().out.lower()
+    later = (datetime.now(timezone.utc) + timedelta(days=1)).isoformat()
+    judged = result(
+        *["judge", "bundle=acme.gsbundle", f"checkpoint={signed.folder / 'model.ckpt'}", "grinding_bits=0", "alpha=1e-3"],
+        *[f"controls=[{signed.folder / 'twin.ckpt'}]", f"authority={authority.certificates}", f"suspect_since='{later}'"],
+    )
+    assert (judged["verdict"], judged["precedes_suspect"], judged["objections"]) == ("owned", True, [])
+    assert judged["reading"]["n_queries"] > 50
+    assert list(judged["controls"]) == [str(signed.folder / "twin.ckpt")]
+
+
+def test_a_bundle_without_transcript_for_who_reads_weights(signed):
+    result("commit", f"key={signed.key}", "out=a.commitment.json")
+    made = ["verify", f"checkpoint={signed.folder / 'model.ckpt'}", f"key={signed.key}", "bundle=a.gsbundle"]
+    assert result(*made, "commitment=a.commitment.json")["bundle"] == "a.gsbundle"
+    assert json.loads(Path("a.gsbundle").read_text())["evidence"]["transcript"] is None
+
+
+def test_several_keys_in_one_commitment(signed):
+    assert main(["keygen", "owner=Acme", "data=digits", "key=b32", "out=second.gskey"]) == 0
+    found = result("commit", f"key=[{signed.key},second.gskey]", "out=both.commitment.json")
+    assert len(set(found["commitments"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["verify", "key={key}"], "one of `checkpoint`, `onnx` and `endpoint` must be given, got none"),
+        (["verify", "key={key}", "onnx=a", "endpoint=b"], "got onnx and endpoint"),
+        (["verify", "key={key}", "onnx=nowhere.onnx"], "`path` must name an ONNX file"),
+        (["verify", "key={key}", "endpoint=ftp://x", "data=digits"], "`url` must start with http"),
+        (["verify", "key={key}", "onnx={onnx}"], "`images` must name a folder"),
+        (["verify", "key={key}", "onnx={onnx}", "bundle=x", "api.journal=j"], "`commitment` must name the file"),
+        (["verify", "key={key}", "onnx={onnx}", "bundle=x", "commitment=y"], "`api.journal` must name"),
+        (["verify", "key={key}", "onnx={onnx}", "bundle=no/x", "commitment=y"], "`bundle` must name a new file"),
+        (["verify", "key={key}", "checkpoint={ckpt}", "bundle=x", "commitment=y"], "`commitment` must name a readable file"),
+        (["judge", "bundle=nowhere"], "`bundle` must name a readable file"),
+        (["commit", "key={key}", "signer=nowhere"], "`signer` must name a readable file"),
+        (["commit", "key={key}", "attach=nowhere", "authority=nowhere"], "`commitment` must name a readable file"),
+        (["trace", "key={key}", "checkpoint={ckpt}"], "`master` must be a key without payload"),
+        (["import-2021", "folder=nowhere", "images=nowhere"], "`folder` must hold"),
+        (["keygen", "owner=A", "master={key}", "out=x.gskey"], "`customer` or `message` must be given"),
+        (["keygen", "owner=A", "customer=1", "out=x.gskey"], "`customer` needs `master=FILE`"),
+    ],
+)
+def test_what_is_missing_is_named(signed, files, words, message, capsys):
+    names = {"key": signed.key, "onnx": files["model"], "ckpt": signed.folder / "model.ckpt"}
+    assert main([word.format(**names) for word in words]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(Path.cwd().glob("*.gs*"))
+
+
+def test_a_commitment_is_not_overwritten(signed, capsys):
+    words = ["commit", f"key={signed.key}", "out=a.commitment.json"]
+    assert main(words) == 0
+    before = {path: path.read_bytes() for path in Path.cwd().iterdir()}
+    assert main(words) == 1
+    assert "`out` must not name an existing commitment" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path.cwd().iterdir()} == before
+
+
+def test_the_signer_may_be_kept(signed):
+    first = result("commit", f"key={signed.key}", "out=a.commitment.json")
+    second = result("commit", f"key={signed.key}", "out=b.commitment.json", "signer=a.commitment.pem")
+    assert first["signer"] == second["signer"]
+
+
+def test_a_leaked_copy_names_its_customer():
+    pytest.importorskip("galois")
+    for words in (["out=master.gskey"], ["master=master.gskey", "customer=42", "out=c42.gskey"]):
+        assert main(["keygen", "owner=Acme", "data=digits", "key=b32", "target_class=3", *words]) == 0
+    train = ["train", "data=digits", "model=mlp", "key=c42.gskey", "trainer.max_epochs=6", "progress=false", "hydra.run.dir=run"]
+    assert main([*train, "data.module.batch_size=32", "trainer.accelerator=cpu"]) == 0
+    found = result("trace", "checkpoint=run/model.ckpt", "key=master.gskey", "n_customers=10000", "alpha=1e-3")
+    assert (found["customer"], found["verdict"]) == (42, "owned")
