@@ -66,7 +66,7 @@ class ApiConfig:
 class HttpConfig:
     """How patiently an endpoint is asked; see ``HttpOracle``."""
 
-    headers: Optional[Dict[str, str]] = None  # noqa: UP006, UP045
+    headers: Any = None  # OmegaConf cannot set an optional Dict from the command line
     timeout: float = 30.0
     retries: int = 5
 
