@@ -27,7 +27,7 @@ from gradsigns_lightning.cli.checkpoint import description_of, load_classifier, 
 from gradsigns_lightning.extraction.white_box import normalise
 
 ALPHAS = (1e-2, 1e-3)
-N_IMAGES, MAX_QUERIES, CHUNK = 100, 200, 500
+N_IMAGES, MAX_QUERIES, CHUNK = 100, 100, 500
 DATA = {"fashion_mnist": "gradsigns_lightning.data.FashionMNIST", "digits": "gradsigns_lightning.data.Digits"}
 
 

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"wandb", "torchvision", "hydra", "omegaconf", "sklearn", "matplotlib", "onnxruntime", "litserve", "plotly", "rich", "galois", "rfc3161_client", "requests", "h5py", "PIL"}
+HEAVY = {
+    *("wandb", "torchvision", "hydra", "omegaconf", "sklearn", "matplotlib", "onnxruntime", "litserve", "plotly", "rich"),
+    *("galois", "rfc3161_client", "requests", "h5py", "PIL"),
+}
 
 # Prints the imports that a module of ours asked for, itself or through another module of ours.
 PROBE = """

@@ -10,6 +10,8 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gradsigns_lightning import WatermarkKey, customer_key, verify, verify_api
 from gradsigns_lightning.core.canonical import canonical_json
@@ -217,6 +219,70 @@ def test_unsigned_changes_and_other_files_are_refused(bundle_file, tmp_path):
     with pytest.raises(ValueError, match="`bundle` must not name an existing file"):
         Bundle(key=KEY, statement=STATEMENT).save(bundle_file, SIGNER)
     assert bundle_file.read_bytes() == data
+
+
+SMALL = WatermarkKey.generate("A", 8, input_shape=(1, 4, 5), target_class=1, secret=bytes(32))
+SMALL_IMAGES = torch.rand(9, 1, 4, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def small_content(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+
+    def predict(images):
+        mean = images.flatten(1).mean(1)
+        return torch.stack([mean, 1 - mean], 1)
+
+    verify_api(predict, SMALL, SMALL_IMAGES, max_queries=40, alpha=0.5, journal=folder / "j")
+    bundle = Bundle(
+        key=SMALL,
+        statement=make_statement([SMALL.commitment], SIGNER),
+        images=(SMALL_IMAGES * 255).round().to(torch.uint8),
+        transcript=read_journal(folder / "j"),
+    )
+    bundle.save(folder / "b", SIGNER)
+    judge(Bundle.load(folder / "b"))
+    return (folder / "b").read_bytes()
+
+
+def places(value):
+    """Yield container and index of everything below ``value``."""
+    for index in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []:
+        yield value, index
+        yield from places(value[index])
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_whatever_a_claimant_signs_the_error_is_clear(small_content, data):
+    content = json.loads(small_content)
+    for _ in range(data.draw(st.integers(1, 2))):
+        container, index = data.draw(st.sampled_from(list(places(content["evidence"]))))
+        container[index] = data.draw(JSON)
+    content["signature"] = SIGNER.sign(canonical_json(content["evidence"])).hex()
+    try:
+        judge(Bundle.from_bytes(canonical_json(content) + b"\n"))
+    except ValueError as error:
+        assert str(error)  # noqa: PT017
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=200))
+def test_whatever_a_file_holds_the_error_is_clear(data):
+    for read in (Bundle.from_bytes, Statement.from_bytes):
+        with pytest.raises(ValueError, match=r"`bundle`|`commitment`"):
+            read(data)
 
 
 # --- judgement
