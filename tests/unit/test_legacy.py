@@ -1,5 +1,6 @@
 """The authors' released files; the real ones where GRADSIGNS_2021 names their folder."""
 
+import json
 import os
 from pathlib import Path
 
@@ -147,3 +148,24 @@ def test_the_released_model_has_the_shape_of_its_readme():
     key, model = load_2021(os.environ["GRADSIGNS_2021"])
     assert (key.n_bits, key.n_carriers) == (64, 384)
     assert model(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_the_command_reads_weights_and_probabilities(release, tmp_path, capsys):
+    from PIL import Image
+
+    from gradsigns_lightning.cli import main
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    np.save(tmp_path / "mean.npy", np.full((3, 32, 32), 0.5))
+    words = ["import-2021", f"folder={release}", f"images={folder}", "api.max_queries=60", f"json={tmp_path / 'found.json'}"]
+    assert main([*words, f"mean_image={tmp_path / 'mean.npy'}"]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["white_box"]["n_bits"], found["white_box"]["n_queries"]) == (16, 9)
+    assert 0 < found["black_box"]["n_queries"] <= 60
+    assert {part["verdict"] for part in found.values()} == {"not_proven"}
+    for path in (tmp_path / "nowhere.npy", release / "model.hdf5"):
+        assert main([*words, f"mean_image={path}"]) == 1
+        assert "`mean_image` must name a .npy file" in capsys.readouterr().err
