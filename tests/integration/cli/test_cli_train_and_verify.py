@@ -166,7 +166,7 @@ def test_a_key_of_other_images_is_refused(signed, capsys):
 
 def test_verify_names_what_is_missing(capsys):
     assert main(["verify"]) == 2
-    assert "`checkpoint`, `key` must be given" in capsys.readouterr().err
+    assert "`key` must be given" in capsys.readouterr().err
 
 
 def test_a_trained_model_is_signed_afterwards(signed):
