@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradsigns_lightning.core.engines import Engine
 from gradsigns_lightning.core.key import WatermarkKey
@@ -52,6 +53,12 @@ def _module_problems(module: Any, engine: Engine) -> Iterator[str]:
             yield (
                 f"hyperparameter {name!r} holds the key, whose secret every checkpoint would contain: "
                 f"call `save_hyperparameters(ignore={name!r})`."
+            )
+    for name, child in module.named_modules():
+        if isinstance(child, _BatchNorm) and child.running_mean is None:
+            yield (
+                f"module {name or '(root)'!r} keeps no running statistics, so images of a batch depend on each other in "
+                "evaluation too, and a signature cannot be read from single ones: let it track them, or use another normalisation."
             )
     yield from _compiled(module, engine)
 

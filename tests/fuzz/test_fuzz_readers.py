@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("atheris")
-SECONDS = os.environ.get("GRADSIGNS_FUZZ_SECONDS", "5")
+SECONDS = os.environ.get("GRADSIGNS_FUZZ_SECONDS", "3")
 
 
 @pytest.mark.timeout(900)

@@ -50,6 +50,12 @@ def test_a_compiled_lightning_module():
         make_trainer(make_mark()).fit(torch.compile(model, backend="eager"), train_loader())
 
 
+def test_normalisation_by_the_batch_alone():
+    model = Net()
+    model.net.append(nn.BatchNorm1d(10, track_running_stats=False))
+    assert "module 'net.5' keeps no running statistics" in refusal(model)
+
+
 def test_a_compile_safe_engine_takes_compiled_modules():
     class Safe(DoubleBackward):
         name = "safe"
