@@ -58,7 +58,7 @@ def _module_problems(module: Any, engine: Engine) -> Iterator[str]:
         if isinstance(child, _BatchNorm) and child.running_mean is None:
             yield (
                 f"module {name or '(root)'!r} keeps no running statistics, so images of a batch depend on each other in "
-                "evaluation too, and a signature cannot be read from single ones: let it track them, or use another normalisation."
+                "evaluation too, and a signature cannot be read from single ones: let it track them, or normalise otherwise."
             )
     yield from _compiled(module, engine)
 
