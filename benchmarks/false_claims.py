@@ -1,6 +1,6 @@
 """Share of random keys that are found "owned" in models that were not signed with them.
 
-    python benchmarks/false_claims.py --models a.ckpt b.ckpt --out claims.json [--keys 10000]
+    python benchmarks/false_claims.py --models a.ckpt b.ckpt --out claims.json [--keys 10000] [--readers weights]
 
 The models are checkpoints of gradsigns train, unmarked or signed with other keys; images are their data set's test images. Keys
 number 0 to n - 1 follow from their number. Every model is read with every key, from the weights and through its probabilities,
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--keys", type=int, default=10_000)
+    parser.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     cells = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
@@ -81,7 +82,7 @@ def main() -> None:
         data = description["data"]
         model = load_classifier(checkpoint, description)
         images = build({"_target_": DATA[data["name"]]}).raw_images("test", 0)[:N_IMAGES]
-        for reader, count in READERS.items():
+        for reader in arguments.readers:
             for alpha in ALPHAS:
                 for start in range(0, arguments.keys, CHUNK):
                     cell = f"{path} {reader} {alpha:g} {start}"
@@ -89,12 +90,15 @@ def main() -> None:
                         continue
                     begun = time.time()
                     numbers = range(start, min(start + CHUNK, arguments.keys))
-                    cells[cell] = count(model, images, [key_number(number, data) for number in numbers], alpha), len(numbers)
+                    cells[cell] = (
+                        READERS[reader](model, images, [key_number(number, data) for number in numbers], alpha),
+                        len(numbers),
+                    )
                     arguments.out.write_text(json.dumps(cells))
                     print(f"# {cell}: {cells[cell]}, {time.time() - begun:.0f} s", flush=True)
     print("| model | read from | alpha | owned | keys | share | p |\n|---|---|---|---|---|---|---|")
     for path in arguments.models:
-        for reader in READERS:
+        for reader in arguments.readers:
             for alpha in ALPHAS:
                 found = [value for cell, value in cells.items() if cell.startswith(f"{path} {reader} {alpha:g} ")]
                 owned, total = (sum(column) for column in zip(*found, strict=True))
