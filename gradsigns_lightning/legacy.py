@@ -158,7 +158,7 @@ def _read_keras(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError("Reading the released Keras model needs h5py: pip install h5py.") from error
+        raise ImportError("Reading the released Keras model needs h5py: pip install 'gradsigns-lightning[legacy]'.") from error
 
     files = sorted(folder.glob("*.hdf5"))
     if len(files) != 1:
