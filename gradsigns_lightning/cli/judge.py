@@ -75,7 +75,7 @@ def _rows(judgement: Judgement) -> dict[str, str]:
 
 
 def _power(log10: float) -> str:
-    return f"{10**log10:.3g}" if log10 > -300 else f"10^{log10:.1f}"
+    return f"10^{log10:.1f}" if log10 <= -300 else f"{10**log10:.3g}"
 
 
 def _note(judgement: Judgement) -> str:

@@ -143,7 +143,8 @@ def judge(
         assert images is not None
         readings[name] = _read(model, key, images, _CONTROL_ALPHA / len(controls), max_queries)
     objections = _objections(precedes, readings)
-    adjusted = min(0.0, evidence.log10_p_value + factor)
+    adjusted = evidence.log10_p_value + factor
+    adjusted = 0.0 if adjusted > 0 else adjusted  # NaN stays: nothing could be decided
     verdict = verdict_of(10**adjusted, alpha)
     return Judgement(
         owner=key.owner,

@@ -318,6 +318,17 @@ def test_another_model_is_not_proven(bundle_file, unmarked):
         assert (judgement.verdict, judgement.adjusted_p_value) == ("not_proven", 1.0)
 
 
+@pytest.mark.filterwarnings("ignore:The model takes")
+def test_a_suspect_that_shows_nothing_is_inconclusive(bundle_file):
+    class Flat(torch.nn.Module):
+        def forward(self, x):
+            return 0 * x.flatten(1)[:, :3]
+
+    judgement = judge(Bundle.load(bundle_file), suspect=Flat(), images=JUDGES, controls={"flat": Flat()})
+    assert (judgement.verdict, judgement.objections) == ("inconclusive", ())
+    assert judgement.to_dict()["adjusted_p_value"] is None
+
+
 def test_a_mark_that_controls_show_too_is_no_proof(bundle_file, model, planted):
     judgement = judge(Bundle.load(bundle_file), suspect=model, images=JUDGES, controls={"copy": planted(KEY, noise=0.4)})
     assert judgement.verdict == "not_proven"
