@@ -52,7 +52,7 @@ def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
         key,
         strength=build(settings["schedule"]),
         objective=build(settings["objective"]),
-        engine=build(settings["engine"]),
+        engine=settings["engine"],
         cadence=None if by_length else build(settings["cadence"]),
         n_images=settings["n_images"],
         momentum=settings["momentum"],

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional  # noqa: UP035  (OmegaConf reads these annotations)
 
+from gradsigns_lightning.core.engines import AUTO
 from gradsigns_lightning.extraction import DEFAULT_ALPHA
 from gradsigns_lightning.extraction.evidence import GRINDING_BITS
 
@@ -34,7 +35,7 @@ class TrainConfig(CommonConfig):
     label_smoothing: float = 0.1
     key: Group = field(default_factory=dict)
     objective: Group = field(default_factory=dict)
-    engine: Group = field(default_factory=dict)
+    engine: str = AUTO
     schedule: Group = field(default_factory=dict)
     cadence: Group = field(default_factory=dict)
     n_images: int = 32

@@ -7,6 +7,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def on_all_ranks(flag: bool, *, device: torch.device, world_size: int) -> bool:
+    """Return whether ``flag`` is true on every rank, so that all ranks decide alike and none waits for another."""
+    if world_size == 1:
+        return flag
+    agreed = torch.tensor(int(flag), device=device)
+    dist.all_reduce(agreed, dist.ReduceOp.MIN)
+    return bool(agreed)
+
+
 def global_mean(local_sum: Tensor, local_count: Tensor, *, world_size: int) -> Tensor:
     """Return the mean over the images of all ranks; its gradient is right after data-parallel averaging.
 

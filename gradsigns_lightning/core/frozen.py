@@ -40,9 +40,11 @@ def gradients_enabled() -> Iterator[None]:
 def twice_differentiable_kernels(module: nn.Module, device_type: str) -> Iterator[None]:
     """Choose kernels that have a second derivative, in full precision.
 
-    Fused attention and cuDNN's recurrent kernels have none; under autocast first-order gradients of float16 underflow.
+    Fused attention, cuDNN's recurrent kernels and compiled graphs have none; under autocast first-order gradients of float16
+    underflow.
     """
     with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if device_type == "cuda" and any(isinstance(m, nn.RNNBase) for m in module.modules()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,15 +93,35 @@ def input_gradients(logits_fn: LogitsFn, images: Tensor, target_class: int, *, c
         ValueError: the logits have another shape, too few classes, or do not depend on the images.
     """
     inputs = images.detach().clone().requires_grad_(True)
-    logits = logits_fn(inputs)
-    _check_logits(logits, images.shape[0], target_class)
+    logits = class_logits(logits_fn, inputs, target_class)
     if logits.requires_grad:
-        target = torch.full((images.shape[0],), target_class, device=logits.device)
-        loss = F.cross_entropy(logits, target, reduction="sum")
+        loss = target_loss(logits, target_class)
         (gradient,) = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
         if gradient is not None:
             return gradient
     raise ValueError("`logits` must depend on the images through differentiable operations; they carry no gradient.")
+
+
+def target_loss(logits: Tensor, target_class: int, *, reduction: str = "sum") -> Tensor:
+    """Return J = -log p_T of logits ``(n, n_classes)``: the sum over images, or ``(n,)`` with ``reduction="none"``."""
+    target = torch.full(logits.shape[:1], target_class, device=logits.device)
+    return F.cross_entropy(logits, target, reduction=reduction)
+
+
+def class_logits(logits_fn: LogitsFn, inputs: Tensor, target_class: int) -> Tensor:
+    """Return the logits ``(n, n_classes)`` of ``inputs``, also from an answer that has them as its attribute ``logits``.
+
+    Raises:
+        ValueError: the logits have another shape or too few classes.
+    """
+    logits = as_logits(logits_fn(inputs))
+    _check_logits(logits, inputs.shape[0], target_class)
+    return logits  # type: ignore[no-any-return]
+
+
+def as_logits(answer: Any) -> Any:
+    """Return the logits of what a network answered; Hugging Face's models wrap them."""
+    return answer if isinstance(answer, Tensor) else getattr(answer, "logits", answer)
 
 
 def _check_logits(logits: object, n_images: int, target_class: int) -> None:

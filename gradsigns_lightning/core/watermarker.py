@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.buffer import TargetBuffer
 from gradsigns_lightning.core.checks import check_instance, check_int, check_number
-from gradsigns_lightning.core.distributed import global_mean
-from gradsigns_lightning.core.engines import Engine, make_engine
+from gradsigns_lightning.core.distributed import global_mean, on_all_ranks
+from gradsigns_lightning.core.engines import Engine, make_engines, probe
+from gradsigns_lightning.core.engines.probe import N_IMAGES
 from gradsigns_lightning.core.frozen import frozen_statistics
+from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective, make_objective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
@@ -25,11 +27,14 @@ class Watermarker:
         key: the owner's key.
         strength: schedule of the embedding strength, or a number for a constant one.
         objective: ``"margin"``, ``"paper"`` or an object of that protocol.
-        engine: ``"double_backward"`` or an object of that protocol.
+        engine: ``"auto"``, ``"double_backward"``, ``"forward_over_reverse"``, ``"finite_difference"``, or an object of that
+            protocol.
         cadence: interval between embedding steps, or a number of optimizer steps.
         n_images: images of the target class in one embedding step, on each rank; at least 1.
         momentum: share of the previous embedding steps' mean gradient in the one that is held to the bits, 0 up to 1
             (exclusive); what counts is the class's mean, of which one small batch is a noisy sample.
+        carrier_layer: name of the submodule whose output carries the mark, for networks whose input is not differentiable (the
+            embedding of a text classifier); None for the input itself.
     """
 
     def __init__(
@@ -42,13 +47,17 @@ class Watermarker:
         cadence: int | Cadence,
         n_images: int,
         momentum: float,
+        carrier_layer: str | None = None,
     ) -> None:
         check_instance("key", key, WatermarkKey)
         self.key = key
         self.schedule = strength if isinstance(strength, StrengthSchedule) else StrengthSchedule(strength)
         self.objective = make_objective(objective)
         self.objective.check_key(key)
-        self.engine = make_engine(engine)
+        self.engines = make_engines(engine)
+        self.engine = self.engines[0]
+        self.engine_name = engine if isinstance(engine, str) else engine.name
+        self.carrier_layer = carrier_layer
         self.cadence = cadence if isinstance(cadence, Cadence) else Cadence(cadence)
         self.momentum = check_number("momentum", momentum, minimum=0)
         if momentum >= 1:
@@ -80,10 +89,12 @@ class Watermarker:
     def check_batch(self, images: Tensor, labels: Tensor) -> None:
         """Refuse a batch that is not floating-point images ``(n, C, H, W)`` and classes ``(n,)``.
 
+        With a carrier layer the inputs may be anything ``(n, ...)``; the layer's output is checked when it is there.
+
         Raises:
             ValueError: the images do not have the key's input shape, or the labels are not one class index per image.
         """
-        if tuple(images.shape[1:]) != self.key.input_shape or not images.is_floating_point():
+        if self.carrier_layer is None and (tuple(images.shape[1:]) != self.key.input_shape or not images.is_floating_point()):
             raise ValueError(
                 f"`images` must be floating point of shape (n, {', '.join(map(str, self.key.input_shape))}) as the key's "
                 f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}."
@@ -108,6 +119,33 @@ class Watermarker:
         self._settle_interval()
         return step >= self._last_step + self._interval
 
+    def prepare(
+        self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, *, world_size: int = 1, sharded: bool = False
+    ) -> None:
+        """Try the engines on a few images before anything is trained, and take the first that works on every rank.
+
+        Args:
+            module: module whose parameters are trained.
+            logits_fn: maps inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``.
+            images: inputs of the first batch, any class.
+            world_size: number of data-parallel ranks, all of which must call.
+            sharded: parameters are sharded over the ranks.
+
+        Raises:
+            ValueError: no engine works; the message tells of each what is missing.
+        """
+        problems = []
+        with frozen_statistics(module):
+            inputs, logits_fn = carrier_inputs(module, logits_fn, images[:N_IMAGES], self.key.input_shape, self.carrier_layer)
+            for engine in self.engines:
+                problem = "it is not safe for sharded parameters" if sharded and not engine.sharding_safe else None
+                problem = problem or probe(engine, module, logits_fn, inputs, self.key.target_class, sharded=sharded)
+                if on_all_ranks(problem is None, device=images.device, world_size=world_size):
+                    self.engine = engine
+                    return
+                problems.append(f"  - engine {engine.name!r}: {problem or 'it fails on another rank'}.")
+        raise ValueError("\n".join(["GradSigns cannot embed in this model:", *problems]))
+
     def loss(self, module: nn.Module, logits_fn: LogitsFn, *, step: int, epoch: int, world_size: int = 1) -> Tensor:
         """Return strength times embedding loss, a scalar to be added to the task's loss at this optimizer step.
 
@@ -124,11 +162,10 @@ class Watermarker:
         strength = self.strength_at(step=step, epoch=epoch)
         self._first_step = step if self._first_step is None else self._first_step
         self._last_step = step
-        dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
-        projector = self.projector(images.device, dtype)
 
         def objective(gradients: Tensor) -> Tensor:
             weights = valid.to(gradients.dtype)
+            projector = self.projector(gradients.device, gradients.dtype)
             mean = global_mean(weights @ gradients.flatten(1), weights.sum(), world_size=world_size)
             held = projector.carrier_gradient(self._smooth(mean))
             self._satisfied = self.objective.satisfied(held.detach(), projector)
@@ -136,7 +173,8 @@ class Watermarker:
             return self.objective(held, projector) * (mean.detach() != 0).any()
 
         with frozen_statistics(module):
-            loss = self.engine.embed(module, logits_fn, images.to(dtype), self.key.target_class, objective)
+            inputs, logits_fn = carrier_inputs(module, logits_fn, images, self.key.input_shape, self.carrier_layer)
+            loss = self.engine.embed(module, logits_fn, inputs, self.key.target_class, objective)
         return strength * loss.surrogate
 
     def projector(self, device: torch.device, dtype: torch.dtype) -> SignatureProjector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
+from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
-from gradsigns_lightning.core.signature import LogitsFn, channel_values, input_gradients, unit
+from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, unit
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
 
 _BATCH_SIZE = 128
@@ -28,6 +30,7 @@ def verify(
     alpha: float = DEFAULT_ALPHA,
     batch_size: int = _BATCH_SIZE,
     logits: LogitsFn | None = None,
+    carrier_layer: str | None = None,
 ) -> VerificationResult:
     """Read one key from a model's weights (GradSigns, MLSys 2021, section 3.3).
 
@@ -37,10 +40,12 @@ def verify(
     Args:
         model: the suspect; moved nowhere.
         key: the owner's key.
-        images: raw natural images of the target class in [0, 1], floating point, shape ``(n, C, H, W)``; 50 or more.
+        images: raw natural images of the target class in [0, 1], floating point, shape ``(n, C, H, W)``; 50 or more. With
+            ``carrier_layer`` the network's inputs as they are, for example token ids ``(n, length)``.
         alpha: significance level of the verdict.
         batch_size: images per pass.
         logits: maps normalised inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``; by default ``model`` itself.
+        carrier_layer: name of the submodule whose output carries the mark instead of the input, as in the callback.
 
     Returns:
         The result; ``inconclusive`` if the gradient is all zero or not finite.
@@ -49,7 +54,7 @@ def verify(
         ValueError: images of the wrong shape or range, or a model that returns no logits.
         TypeError: an argument of the wrong type.
     """
-    return _read(model, [key], images, alpha, batch_size, logits)[0]
+    return _read(model, [key], images, alpha, batch_size, logits, carrier_layer)[0]
 
 
 def verify_many(
@@ -60,22 +65,31 @@ def verify_many(
     alpha: float = DEFAULT_ALPHA,
     batch_size: int = _BATCH_SIZE,
     logits: LogitsFn | None = None,
+    carrier_layer: str | None = None,
 ) -> list[VerificationResult]:
     """Read many keys of one class, input shape and normalisation for the price of one gradient; see :func:`verify`.
 
     The p-values are those of single claims: who tries n keys multiplies them by n.
     """
-    return _read(model, keys, images, alpha, batch_size, logits)
+    return _read(model, keys, images, alpha, batch_size, logits, carrier_layer)
 
 
 def _read(
-    model: nn.Module, keys: Sequence[SignatureKey], images: Tensor, alpha: float, batch_size: int, logits: LogitsFn | None
+    model: nn.Module,
+    keys: Sequence[SignatureKey],
+    images: Tensor,
+    alpha: float,
+    batch_size: int,
+    logits: LogitsFn | None,
+    carrier_layer: str | None,
 ) -> list[VerificationResult]:
     _check_keys(keys)
     check_instance("model", model, nn.Module)
     check_int("batch_size", batch_size, minimum=1)
-    check_images(images, keys[0])
-    gradient, n_target = _mean_gradient(model, model if logits is None else logits, images, keys[0], batch_size)
+    if carrier_layer is None:
+        check_images(images, keys[0])
+    logits_fn = model if logits is None else logits
+    gradient, n_target = _mean_gradient(model, logits_fn, images, keys[0], batch_size, carrier_layer)
     _warn_if_unlike(images.shape[0], n_target, keys[0].target_class)
     return [decide(_project(gradient, key), key, n_queries=images.shape[0], alpha=alpha) for key in keys]
 
@@ -90,26 +104,32 @@ def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> npt
 
 
 def _mean_gradient(
-    model: nn.Module, logits_fn: LogitsFn, images: Tensor, key: SignatureKey, batch_size: int
+    model: nn.Module,
+    logits_fn: LogitsFn,
+    images: Tensor,
+    key: SignatureKey,
+    batch_size: int,
+    carrier_layer: str | None = None,
 ) -> tuple[Tensor, int]:
     """Return the mean raw-pixel gradient in float64, flat, and how many images the model takes for the target class."""
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     total = torch.zeros(key.input_shape, dtype=torch.float64)
     n_target = 0
 
-    def counted_logits(inputs: Tensor) -> Tensor:
+    def counted(logits_of: LogitsFn, inputs: Tensor) -> Tensor:
         nonlocal n_target
-        answer = logits_fn(inputs)
+        answer = as_logits(logits_of(inputs))
         if isinstance(answer, Tensor) and answer.ndim == 2:
             n_target += int((answer.detach().argmax(1) == key.target_class).sum())
-        return answer
+        return answer  # type: ignore[no-any-return]
 
-    with gradients_enabled(), frozen_statistics(model):
+    with gradients_enabled(), frozen_statistics(model), twice_differentiable_kernels(model, device.type):
         for batch in torch.split(images, batch_size):
-            inputs = normalise(batch, key).to(device=parameter.device, dtype=parameter.dtype)
-            with twice_differentiable_kernels(model, inputs.device.type):
-                gradient = input_gradients(counted_logits, inputs, key.target_class)
-            total = total + gradient.double().sum(0).cpu()  # not in place: `total` may be an inference tensor
+            inputs = (batch if carrier_layer else normalise(batch, key)).to(device)
+            carriers, logits_of = carrier_inputs(model, logits_fn, inputs, key.input_shape, carrier_layer)
+            gradient = input_gradients(partial(counted, logits_of), carriers, key.target_class)
+            # Not in place: `total` may be an inference tensor.
+            total = total + gradient.double().sum(0).cpu().view(key.input_shape)
     inverse_std = channel_values(key.input_std, key, device="cpu", dtype=total.dtype).reciprocal()
     return total.flatten() / images.shape[0] * inverse_std, n_target
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradsigns_lightning.core.checks import check_int
-from gradsigns_lightning.core.engines import Engine
+from gradsigns_lightning.core.engines import AUTO, Engine
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
@@ -20,6 +20,7 @@ from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.compat import check_compatible
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
 from gradsigns_lightning.integration.reading import HeldOutReader
+from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.step_patch import StepPatch
 
 CHECKPOINT_ENTRY = "gradsigns"
@@ -39,7 +40,8 @@ class GradSigns(Callback):
         key: the owner's key; batches hold inputs normalised as its ``input_mean`` and ``input_std`` say.
         strength: weight of the embedding loss, or a schedule; 0 trains exactly as without the callback.
         objective: ``"margin"``, ``"paper"``, or an objective.
-        engine: ``"double_backward"``, or an engine.
+        engine: ``"auto"`` (the first that works on this model and strategy), ``"double_backward"``, ``"forward_over_reverse"``,
+            ``"finite_difference"``, or an engine.
         cadence: optimizer steps from one embedding step to the next, or a cadence with its back-off; by default every 25 steps,
             more often in a training of fewer than 2,500 steps.
         n_images: images of the target class in one embedding step, on each rank.
@@ -47,10 +49,12 @@ class GradSigns(Callback):
         n_val_images: held-out images of the target class that the mark is read on in each validation, on each rank; 0 turns
             reading off.
         name: prefix of the logged names; give every callback in a Trainer its own.
+        carrier_layer: name of the submodule whose output carries the mark instead of the network's input: the embedding of a text
+            classifier, whose batches are token ids.
 
     Raises:
         ValueError: a value is out of range or the key cannot carry the objective; at fit start, one message that lists all that
-            keeps this model and Trainer from being signed.
+            keeps this model and Trainer from being signed; at the first batch, that no engine works on this model, and why.
 
     Example:
         >>> key = WatermarkKey.generate("Acme Vision", 32, input_shape=(1, 28, 28), target_class=0)
@@ -63,12 +67,13 @@ class GradSigns(Callback):
         *,
         strength: float | StrengthSchedule = 0.3,
         objective: str | Objective = "margin",
-        engine: str | Engine = "double_backward",
+        engine: str | Engine = AUTO,
         cadence: int | Cadence | None = None,
         n_images: int = 32,
         momentum: float = 0.5,
         n_val_images: int = 256,
         name: str = "wm",
+        carrier_layer: str | None = None,
     ) -> None:
         self.watermarker = Watermarker(
             key,
@@ -78,25 +83,29 @@ class GradSigns(Callback):
             cadence=Cadence() if cadence is None else cadence,
             n_images=n_images,
             momentum=momentum,
+            carrier_layer=carrier_layer,
         )
         self.key = key
         self._cadence_from_length = cadence is None
         self.name = name
-        self.reader = HeldOutReader(key, self.watermarker.projector, check_int("n_val_images", n_val_images, minimum=0))
+        self.reader = HeldOutReader(
+            key, self.watermarker.projector, check_int("n_val_images", n_val_images, minimum=0), carrier_layer
+        )
         self._patch: StepPatch | None = None
+        self._prepared = False
         self._warned = False
 
     def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return normalised inputs ``(n, C, H, W)`` and class indices ``(n,)`` of a batch.
 
-        Takes ``(x, y)`` sequences, and mappings with exactly one of the names ``x``, ``image``, ``images``, ``pixel_values`` and
-        one of ``y``, ``label``, ``labels``, ``target``, ``targets``.
+        Takes ``(x, y)`` sequences, and mappings with exactly one of the names ``x``, ``image``, ``images``, ``pixel_values``,
+        ``input_ids`` and one of ``y``, ``label``, ``labels``, ``target``, ``targets``.
 
         Raises:
             TypeError: a batch of another form.
         """
         if isinstance(batch, Mapping):
-            images = [batch[k] for k in ("x", "image", "images", "pixel_values") if k in batch]
+            images = [batch[k] for k in ("x", "image", "images", "pixel_values", "input_ids") if k in batch]
             labels = [batch[k] for k in ("y", "label", "labels", "target", "targets") if k in batch]
             if len(images) == len(labels) == 1:
                 return images[0], labels[0]
@@ -108,7 +117,10 @@ class GradSigns(Callback):
         )
 
     def logits(self, pl_module: Any, images: Tensor) -> Tensor:
-        """Return the logits ``(n, n_classes)`` of inputs ``(n, C, H, W)``: by default ``pl_module(images)``."""
+        """Return the logits ``(n, n_classes)`` of inputs ``(n, C, H, W)``: by default ``pl_module(images)``.
+
+        An object with an attribute ``logits`` (the answer of Hugging Face's models) is taken as well.
+        """
         return pl_module(images)  # type: ignore[no-any-return]
 
     def embedding_loss(self, trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
@@ -120,7 +132,12 @@ class GradSigns(Callback):
         marker, step, epoch = self.watermarker, trainer.global_step, trainer.current_epoch
         if marker.schedule.strength == 0:
             return None
-        marker.observe(*self.images_and_labels(batch))
+        images, labels = self.images_and_labels(batch)
+        marker.observe(images, labels)
+        if not self._prepared:
+            sharded = is_sharded(trainer)
+            marker.prepare(pl_module, lambda x: self.logits(pl_module, x), images, world_size=trainer.world_size, sharded=sharded)
+            self._prepared = True
         if not marker.is_due(step=step, epoch=epoch):
             return None
         loss = marker.loss(pl_module, lambda x: self.logits(pl_module, x), step=step, epoch=epoch, world_size=trainer.world_size)
@@ -169,7 +186,8 @@ class GradSigns(Callback):
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored yet.
-        check_compatible(trainer, pl_module, self.watermarker.engine)
+        self._prepared = False
+        check_compatible(trainer, pl_module, self.watermarker)
         if self._cadence_from_length:
             self.watermarker.set_cadence(Cadence.for_training_of(_n_steps(trainer)))
         self._unpatch()  # of a fit that ended without telling
@@ -191,13 +209,13 @@ class GradSigns(Callback):
     ) -> None:
         # Within the batches, because weight averaging swaps the weights that will be saved in just for them.
         if not trainer.sanity_checking:
-            self._read(pl_module, batch)
+            self._read(trainer, pl_module, batch)
 
     @override
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._read(pl_module, batch)
+        self._read(trainer, pl_module, batch)
 
     @override
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -232,11 +250,17 @@ class GradSigns(Callback):
         self.reader.margins = None
         self._warned = False
 
-    def _read(self, pl_module: Any, batch: Any) -> None:
-        if self.reader.wants_more:
-            images, labels = self.images_and_labels(batch)
-            self.watermarker.check_batch(images, labels)
-            self.reader.read(pl_module, lambda x: self.logits(pl_module, x), images, labels)
+    def _read(self, trainer: Any, pl_module: Any, batch: Any) -> None:
+        together = is_sharded(trainer) and self.reader.n_images > 0
+        if not (self.reader.wants_more or together):
+            return
+        images, labels = self.images_and_labels(batch)
+        self.watermarker.check_batch(images, labels)
+        inside_forward(
+            trainer,
+            pl_module,
+            lambda: self.reader.read(pl_module, lambda x: self.logits(pl_module, x), images, labels, always=together),
+        )
 
     def _log_reading(self, trainer: Any, pl_module: Any) -> None:
         if self.reader.n_images == 0:
@@ -265,7 +289,7 @@ class GradSigns(Callback):
             "target_class": self.key.target_class,
             "strength": str(marker.schedule),
             "objective": str(marker.objective),
-            "engine": marker.engine.name,
+            "engine": marker.engine_name,
             "cadence": str(marker.cadence),
             "n_images": marker.buffer.capacity,
             "momentum": marker.momentum,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,27 +13,68 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradsigns_lightning.core.engines import Engine
 from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.integration.sharding import SHARDING_STRATEGIES, is_sharded
 
-SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
+SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", *SHARDING_STRATEGIES)
 UNSUPPORTED_SUBCLASSES = ("DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")  # one of them by inheritance only
-SUPPORTED_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
+SUPPORTED_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true")
+KINKED = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.RReLU,
+    nn.Threshold,
+    nn.Hardtanh,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardshrink,
+    nn.Softshrink,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AdaptiveMaxPool2d,
+)
 
 
-def check_compatible(trainer: Any, module: Any, engine: Engine) -> None:
-    """Raise one ``ValueError`` that lists all that keeps this fit from being signed."""
-    problems = [*_trainer_problems(trainer, module), *_module_problems(module, engine)]
+def check_compatible(trainer: Any, module: Any, marker: Watermarker) -> None:
+    """Raise one ``ValueError`` that lists all that keeps this fit from being signed.
+
+    What cannot be seen without a batch is found by :meth:`Watermarker.prepare` on the first one.
+    """
+    problems = [
+        *_strategy_problems(trainer),
+        *_trainer_problems(trainer, module),
+        *_module_problems(module, marker.carrier_layer),
+        *_engine_problems(module, marker.engines, sharded=is_sharded(trainer)),
+    ]
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
         raise ValueError(f"GradSigns cannot sign this model in this Trainer:\n{listing}")
 
 
-def _trainer_problems(trainer: Any, module: Any) -> Iterator[str]:
-    strategies = [c.__name__ for c in type(trainer.strategy).__mro__]
-    if set(strategies).isdisjoint(SUPPORTED_STRATEGIES) or not set(strategies).isdisjoint(UNSUPPORTED_SUBCLASSES):
+def _strategy_problems(trainer: Any) -> Iterator[str]:
+    strategy = trainer.strategy
+    names = [c.__name__ for c in type(strategy).__mro__]
+    if set(names).isdisjoint(SUPPORTED_STRATEGIES) or not set(names).isdisjoint(UNSUPPORTED_SUBCLASSES):
         yield (
-            f"strategy {strategies[0]} is not supported: sharded parameters are gone when the second derivative needs them, and "
-            "XLA is untested. Use strategy='ddp', or a single device."
+            f"strategy {names[0]} is not supported (DeepSpeed differentiates in an engine of its own, which a second derivative "
+            "does not pass; XLA is untested): use strategy='ddp', 'fsdp' or ModelParallelStrategy, or a single device."
         )
+    if "FSDPStrategy" in names and isinstance(strategy.model, nn.Module):
+        wrapped = [name for name, child in strategy.model.named_modules() if type(child).__name__ == "FullyShardedDataParallel"]
+        if len(wrapped) > 1:
+            yield (
+                f"FSDP wraps {len(wrapped) - 1} submodules apart, and loses gradients of modules that are called twice before "
+                "the backward pass: leave `auto_wrap_policy` out, or use FSDP2 (ModelParallelStrategy)."
+            )
+    if "ModelParallelStrategy" in names and trainer.world_size != strategy.distributed_sampler_kwargs["num_replicas"]:
+        yield "tensor parallelism is not supported: use ModelParallelStrategy(tensor_parallel_size=1, data_parallel_size=...)."
+    if is_sharded(trainer) and trainer.precision not in ("32-true", "bf16-mixed"):
+        yield f"precision {trainer.precision!r} is not supported with sharded parameters, use '32-true' or 'bf16-mixed'."
+
+
+def _trainer_problems(trainer: Any, module: Any) -> Iterator[str]:
     if trainer.precision not in SUPPORTED_PRECISIONS:
         yield f"precision {trainer.precision!r} is not supported, use one of {', '.join(map(repr, SUPPORTED_PRECISIONS))}."
     for optimizer in trainer.optimizers:
@@ -45,7 +87,10 @@ def _trainer_problems(trainer: Any, module: Any) -> Iterator[str]:
         )
 
 
-def _module_problems(module: Any, engine: Engine) -> Iterator[str]:
+def _module_problems(module: Any, carrier_layer: str | None) -> Iterator[str]:
+    if carrier_layer is not None and carrier_layer not in (names := [name for name, _ in module.named_modules() if name]):
+        close = difflib.get_close_matches(carrier_layer, names, n=3, cutoff=0.3)
+        yield f"`carrier_layer` {carrier_layer!r} is no submodule; similar names: {', '.join(close) or 'none'}."
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         yield "`training_step` takes a `dataloader_iter`, so its batches are never seen: let it take a batch."
     for name, value in getattr(module, "hparams", {}).items():
@@ -60,13 +105,27 @@ def _module_problems(module: Any, engine: Engine) -> Iterator[str]:
                 f"module {name or '(root)'!r} keeps no running statistics, so images of a batch depend on each other in "
                 "evaluation too, and a signature cannot be read from single ones: let it track them, or normalise otherwise."
             )
-    yield from _compiled(module, engine)
+        if _checkpoints_reentrantly(child):
+            yield f"module {name!r} checkpoints activations with use_reentrant=True, which no gradient passes: set it to False."
 
 
-def _compiled(module: nn.Module, engine: Engine) -> Iterator[str]:
-    for name, child in module.named_modules():
-        compiled = hasattr(child, "_orig_mod") or getattr(child, "_compiled_call_impl", None) is not None
-        if compiled and not engine.compile_safe:
-            yield f"module {name or '(root)'!r} is compiled; engine {engine.name!r} cannot differentiate that: do not compile it."
-    if getattr(module, "_compiler_ctx", None) and not engine.compile_safe:
-        yield f"the LightningModule is compiled; engine {engine.name!r} cannot differentiate that: do not compile it."
+def _checkpoints_reentrantly(module: nn.Module) -> bool:
+    if type(module).__name__ == "CheckpointWrapper":
+        return str(getattr(module, "checkpoint_impl", "")).endswith("REENTRANT") and "NO_" not in str(module.checkpoint_impl)
+    # Hugging Face's models
+    checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+    keywords = getattr(checkpoint, "keywords", {})
+    return bool(getattr(module, "gradient_checkpointing", False)) and bool(keywords.get("use_reentrant"))
+
+
+def _engine_problems(module: nn.Module, engines: Sequence[Engine], *, sharded: bool) -> Iterator[str]:
+    if sharded and not any(engine.sharding_safe for engine in engines):
+        names = ", ".join(repr(engine.name) for engine in engines)
+        yield f"engine {names} is not safe for sharded parameters: use 'auto' or 'forward_over_reverse'."
+    if all(engine.needs_smooth_activations for engine in engines):
+        for name, child in module.named_modules():
+            if isinstance(child, KINKED):
+                yield (
+                    f"module {name!r} ({type(child).__name__}) is not smooth, and engine {engines[0].name!r} is wrong there: use "
+                    "another engine."
+                )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
+from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, input_gradients
 from gradsigns_lightning.core.statistics import log10_ownership_p_value
@@ -26,11 +27,13 @@ class HeldOutReader:
         key: the owner's key.
         projector: gives the key's tensors on a device.
         n_images: images of the target class that are read on each rank.
+        carrier_layer: name of the submodule whose output carries the mark, or None for the input.
     """
 
-    def __init__(self, key: WatermarkKey, projector: ProjectorFn, n_images: int) -> None:
+    def __init__(self, key: WatermarkKey, projector: ProjectorFn, n_images: int, carrier_layer: str | None) -> None:
         self.key = key
         self.n_images = n_images
+        self.carrier_layer = carrier_layer
         self.margins: list[float] | None = None  # (2 b_j - 1) z_j of the last reading
         self._projector = projector
         self._gradient = MeanInputGradient(key.input_shape)
@@ -48,16 +51,27 @@ class HeldOutReader:
         self._gradient.update(torch.zeros(0, *self.key.input_shape, device=device))
         self._n_read = 0
 
-    def read(self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> None:
-        """Add the gradients of the target class's images of one batch."""
+    def read(self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, labels: Tensor, *, always: bool = False) -> None:
+        """Add the gradients of the target class's images of one batch.
+
+        Args:
+            module: module whose parameters are read.
+            logits_fn: maps inputs to logits.
+            images: inputs of the batch, shape ``(n, ...)``.
+            labels: classes, shape ``(n,)``.
+            always: pass an image through the network also if there is none to read, because other ranks wait for this one.
+        """
         chosen = images[labels == self.key.target_class][: self.n_images - self._n_read]
-        if not len(chosen):
-            return
-        self._n_read += len(chosen)
-        dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
+        n_chosen = len(chosen)
+        if not n_chosen:
+            if not always:
+                return
+            chosen = images[:1]
+        self._n_read += n_chosen
         with gradients_enabled(), frozen_statistics(module), twice_differentiable_kernels(module, chosen.device.type):
-            gradients = input_gradients(logits_fn, chosen.to(dtype), self.key.target_class)
-        self._gradient.update(gradients)
+            inputs, logits_fn = carrier_inputs(module, logits_fn, chosen, self.key.input_shape, self.carrier_layer)
+            gradients = input_gradients(logits_fn, inputs, self.key.target_class)
+        self._gradient.update(gradients[:n_chosen].view(-1, *self.key.input_shape))
 
     def finish(self) -> dict[str, Tensor] | None:
         """Return the figures over all ranks, or None if the gradient is all zero or not finite."""

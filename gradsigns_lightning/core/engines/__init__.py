@@ -1,8 +1,12 @@
 """Second-order engines behind one seam.
 
-| engine | needs | exact | state |
+| engine | needs | exact | sharded parameters |
 |---|---|---|---|
-| `double_backward` | twice differentiable operations, no `torch.compile`, no sharding | yes | default |
+| `double_backward` | operations that can be differentiated twice in reverse mode | yes | no |
+| `forward_over_reverse` | forward-mode derivatives of all operations and of their backward passes | yes | yes |
+| `finite_difference` | first derivatives only, smooth activations | to about 1e-3 | yes |
+
+`auto` takes the first of them, in this order, that works on a few images of the first batch.
 """
 
 from __future__ import annotations
@@ -10,16 +14,32 @@ from __future__ import annotations
 from gradsigns_lightning.core.checks import check_choice
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine
 from gradsigns_lightning.core.engines.double_backward import DoubleBackward
+from gradsigns_lightning.core.engines.finite_difference import FiniteDifference
+from gradsigns_lightning.core.engines.forward_over_reverse import ForwardOverReverse
+from gradsigns_lightning.core.engines.probe import probe
 
-ENGINES: dict[str, type[DoubleBackward]] = {DoubleBackward.name: DoubleBackward}
+ENGINES: dict[str, type[DoubleBackward] | type[ForwardOverReverse] | type[FiniteDifference]] = {
+    engine.name: engine for engine in (DoubleBackward, ForwardOverReverse, FiniteDifference)
+}
+AUTO = "auto"
 
 
-def make_engine(engine: str | Engine) -> Engine:
-    """Return the engine of that name, or the object itself."""
+def make_engines(engine: str | Engine) -> tuple[Engine, ...]:
+    """Return the engine of that name, the object itself, or all engines in the order of preference for ``"auto"``."""
     if not isinstance(engine, str):
-        return engine
-    check_choice("engine", engine, ENGINES)
-    return ENGINES[engine]()
+        return (engine,)
+    check_choice("engine", engine, [AUTO, *ENGINES])
+    return tuple(make() for name, make in ENGINES.items() if engine in (AUTO, name))
 
 
-__all__ = ["ENGINES", "DoubleBackward", "EmbeddingLoss", "Engine", "make_engine"]
+__all__ = [
+    "AUTO",
+    "ENGINES",
+    "DoubleBackward",
+    "EmbeddingLoss",
+    "Engine",
+    "FiniteDifference",
+    "ForwardOverReverse",
+    "make_engines",
+    "probe",
+]

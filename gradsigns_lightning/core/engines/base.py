@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.signature import LogitsFn
@@ -19,7 +20,8 @@ class EmbeddingLoss:
 
     Attributes:
         value: the objective's value, detached scalar.
-        surrogate: scalar whose ``backward()`` gives the parameters the objective's gradient; add it to the task's loss.
+        surrogate: scalar of that value whose ``backward()`` gives the parameters the objective's gradient; add it to the task's
+            loss.
     """
 
     value: Tensor
@@ -30,16 +32,17 @@ class Engine(Protocol):
     """Differentiates an objective of the input gradient with respect to the parameters.
 
     Attributes:
+        name: as in ``engine=``.
         needs_double_backward: every operation of the model must be differentiable twice in reverse mode.
+        needs_forward_mode: every operation, and its backward pass, must have a forward-mode derivative.
         needs_smooth_activations: wrong on kinked activations such as ReLU.
-        compile_safe: right through ``torch.compile``.
         sharding_safe: right when parameters are sharded (FSDP).
     """
 
     name: str
     needs_double_backward: bool
+    needs_forward_mode: bool
     needs_smooth_activations: bool
-    compile_safe: bool
     sharding_safe: bool
 
     def embed(
@@ -49,9 +52,37 @@ class Engine(Protocol):
 
         Args:
             module: module that owns the parameters, for the choice of kernels; training flags are the caller's business.
-            logits_fn: maps inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``.
-            images: inputs as the network takes them, shape ``(n, C, H, W)``.
+            logits_fn: maps inputs ``(n, ...)`` to logits ``(n, n_classes)``.
+            images: inputs as the network takes them, shape ``(n, ...)``.
             target_class: class T.
-            objective: maps the gradients of all images, shape ``(n, C, H, W)``, to a scalar.
+            objective: maps the gradients of all images, shape ``(n, ...)``, to a scalar; called once.
         """
         ...
+
+
+def objective_gradient(objective: ObjectiveFn, gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the objective's value and its derivative v with respect to the input gradients, both detached.
+
+    The gradient that is wanted, dR/dtheta, is the derivative with respect to theta of the directional derivative of the loss
+    along v, with v held fixed (chain rule).
+    """
+    leaf = gradients.detach().requires_grad_()
+    value = objective(leaf)
+    (direction,) = torch.autograd.grad(value, leaf)
+    return value.detach(), direction
+
+
+def with_value(value: Tensor, slope: Tensor) -> EmbeddingLoss:
+    """Return an embedding loss of this value whose gradient is that of ``slope``.
+
+    Raises:
+        RuntimeError: ``slope`` carries no graph, so nothing would be embedded.
+    """
+    check_graph(slope)
+    return EmbeddingLoss(value=value, surrogate=slope + (value - slope).detach())
+
+
+def check_graph(value: Tensor) -> None:
+    """Refuse a value without a graph (some versions of ``torch.compile`` drop it silently)."""
+    if not value.requires_grad:
+        raise RuntimeError("The input gradient carries no graph, so the watermark cannot be embedded in this model.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.engines.base import EmbeddingLoss, ObjectiveFn
+from gradsigns_lightning.core.engines.base import EmbeddingLoss, ObjectiveFn, check_graph
 from gradsigns_lightning.core.frozen import twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn, input_gradients
 
@@ -17,8 +17,8 @@ class DoubleBackward:
 
     name = "double_backward"
     needs_double_backward = True
+    needs_forward_mode = False
     needs_smooth_activations = False
-    compile_safe = False
     sharding_safe = False
 
     def embed(
@@ -27,12 +27,10 @@ class DoubleBackward:
         """Return the embedding loss; see :class:`~gradsigns_lightning.core.engines.base.Engine`.
 
         Raises:
-            RuntimeError: the input gradient came without a graph, so nothing would be embedded (some versions of
-                ``torch.compile`` drop it silently).
+            RuntimeError: the input gradient came without a graph, so nothing would be embedded.
         """
         with twice_differentiable_kernels(module, images.device.type):
             gradients = input_gradients(logits_fn, images, target_class, create_graph=True)
-            if not gradients.requires_grad:
-                raise RuntimeError("The input gradient carries no graph, so the watermark cannot be embedded in this model.")
+            check_graph(gradients)
             loss = objective(gradients)
         return EmbeddingLoss(value=loss.detach(), surrogate=loss)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradsigns_lightning.core.engines import DoubleBackward, make_engine
+from gradsigns_lightning.core.engines import DoubleBackward, make_engines
 from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.signature import input_gradients
 
@@ -187,7 +187,8 @@ def test_other_answers_than_logits_are_refused(logits, message):
 
 def test_engines_by_name():
     own = DoubleBackward()
-    assert isinstance(make_engine("double_backward"), DoubleBackward)
-    assert make_engine(own) is own
-    with pytest.raises(ValueError, match=r"`engine` must be one of \['double_backward'\], got 'magic'"):
-        make_engine("magic")
+    assert [engine.name for engine in make_engines("double_backward")] == ["double_backward"]
+    assert [engine.name for engine in make_engines("auto")] == ["double_backward", "forward_over_reverse", "finite_difference"]
+    assert make_engines(own) == (own,)
+    with pytest.raises(ValueError, match=r"`engine` must be one of \['auto', 'double_backward', .*\], got 'magic'"):
+        make_engines("magic")

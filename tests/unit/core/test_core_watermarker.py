@@ -148,7 +148,7 @@ def test_models_of_other_dtypes(dtype):
     model = network().to(dtype)
     loss = embed(fed(), model)
     loss.backward()
-    assert loss.dtype == dtype
+    assert loss.dtype == (dtype if dtype == torch.float64 else torch.float32)  # half precision is computed in float32
     assert bool(model[0].weight.grad.isfinite().all())
 
 

@@ -1,0 +1,99 @@
+"""A few images through an engine before anything is trained: does it work on this model, and is it right?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine
+from gradsigns_lightning.core.engines.finite_difference import STEP
+from gradsigns_lightning.core.frozen import twice_differentiable_kernels
+from gradsigns_lightning.core.signature import LogitsFn, input_gradients, unit
+
+N_IMAGES = 8
+# Two step sizes of a smooth network differ by about 1e-3, those of a ReLU network by more than 0.3.
+CONSISTENCY = 0.05
+
+_ADVICE = {
+    "use_reentrant": "activation checkpointing must be called with use_reentrant=False",
+    "once_differentiable": "a custom autograd function has no second derivative: decorate it otherwise, or replace it",
+    "_cudnn_rnn_backward": "cuDNN's recurrent kernels have no second derivative: run the layer without cuDNN",
+    "attention": "fused attention has no second derivative: call it so that `torch.nn.attention.sdpa_kernel` can choose its kernel",
+    "support double backward": "a compiled part of the model could not be run uncompiled: do not compile it",
+    "forward AD": "an operation has no forward-mode derivative",
+    "mutate a captured Tensor": "the model changes a buffer in place also in evaluation mode",
+    "is not implemented": "an operation has no second derivative",
+}
+
+
+def probe(
+    engine: Engine, module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_class: int, *, sharded: bool
+) -> str | None:
+    """Return what keeps ``engine`` from embedding in this model, in words, or None.
+
+    Args:
+        engine: the engine.
+        module: module whose statistics are frozen already.
+        logits_fn: maps inputs ``(n, ...)`` to logits ``(n, n_classes)``.
+        images: inputs of any class; a few of them are used.
+        target_class: class T.
+        sharded: parameters are sharded, so their gradients cannot be asked for here.
+    """
+    images = images[:N_IMAGES]
+    try:
+        loss = engine.embed(module, logits_fn, images, target_class, _fixed_direction)
+        problem = _unreached(loss, module, sharded=sharded)
+        if problem is None and engine.needs_smooth_activations:
+            with twice_differentiable_kernels(module, images.device.type):
+                problem = _kinked(getattr(engine, "step", STEP), logits_fn, images, target_class)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return _explain(error)
+    return problem
+
+
+def _fixed_direction(gradients: Tensor) -> Tensor:
+    # Random, so that no pooling or patch can cancel it; the same on all ranks, and not from the task's generator.
+    direction = torch.randn(gradients.shape[1:], generator=torch.Generator().manual_seed(0))
+    return (gradients.mean(0) * direction.to(gradients)).sum()
+
+
+def _unreached(loss: EmbeddingLoss, module: nn.Module, *, sharded: bool) -> str | None:
+    if not loss.surrogate.requires_grad:
+        return "the embedding loss carries no graph"
+    gradients: tuple[Tensor | None, ...] = (loss.surrogate.detach(),)
+    if not sharded:
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss.surrogate, parameters, allow_unused=True)
+        if all(g is None or not g.any() for g in gradients):
+            return "the embedding loss reaches no trainable parameter"
+    if not all(bool(g.isfinite().all()) for g in gradients if g is not None):
+        return "the second derivative is not finite (a root or a norm at zero?)"
+    return None
+
+
+def _kinked(step: float, logits_fn: LogitsFn, images: Tensor, target_class: int) -> str | None:
+    """Compare the change of the gradient over the engine's step with that over half of it."""
+    direction = unit(input_gradients(logits_fn, images, target_class).mean(0))
+    radius = step * images.flatten(1).norm(dim=1).square().mean().sqrt()
+
+    def curvature(size: Tensor) -> Tensor:
+        both = torch.cat([images + size * direction, images - size * direction])
+        ahead, behind = input_gradients(logits_fn, both, target_class).chunk(2)
+        return (ahead - behind) / (2 * size)
+
+    whole, half = curvature(radius), curvature(radius / 2)
+    deviation = float((whole - half).norm() / whole.norm())
+    if deviation <= CONSISTENCY:
+        return None
+    return (
+        f"finite differences of two step sizes differ by {deviation:.0%}, so the network has kinks (ReLU, max pooling) and they "
+        "would be wrong"
+    )
+
+
+def _explain(error: RuntimeError) -> str:
+    message = str(error).strip().split("\n")[0]
+    advice = next((advice for words, advice in _ADVICE.items() if words in str(error)), None)
+    return f"{advice} ({message})" if advice else message

@@ -1,0 +1,116 @@
+"""What the signature is differentiated with respect to: the network's input or a layer's output, in full precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradsigns_lightning.core.signature import LogitsFn
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def carrier_inputs(
+    module: nn.Module, logits_fn: LogitsFn, inputs: Tensor, input_shape: tuple[int, ...], layer: str | None
+) -> tuple[Tensor, LogitsFn]:
+    """Return the tensor that carries the mark, and the logits as a function of it.
+
+    Half-precision parameters are computed with in float32, through which their gradients flow back: second derivatives of
+    float16 underflow, and of bfloat16 have two digits.
+
+    Args:
+        module: module that owns the parameters.
+        logits_fn: maps the network's inputs to logits.
+        inputs: the network's inputs, shape ``(n, ...)``; token ids where ``layer`` is an embedding.
+        input_shape: the key's input shape.
+        layer: name of the submodule whose output carries the mark, or None for the input itself.
+
+    Returns:
+        Floating-point tensor ``(n, ...)`` with the key's number of inputs per sample, and a function of tensors of that form with
+        k times n samples.
+
+    Raises:
+        ValueError: ``layer`` is not a submodule, is not called once, or its output has another size.
+    """
+    logits_fn, dtype = _in_full_precision(module, logits_fn)
+    if layer is None:
+        return inputs.to(dtype), logits_fn
+    submodule = find_layer(module, layer)
+    seen: list[Tensor] = []
+    with torch.no_grad(), _output_hook(submodule, lambda output: seen.append(output.detach().clone())):
+        logits_fn(inputs)
+    if len(seen) != 1 or seen[0].shape[1:].numel() != torch.Size(input_shape).numel() or len(seen[0]) != len(inputs):
+        came = [tuple(output.shape) for output in seen]
+        raise ValueError(
+            f"`carrier_layer` {layer!r} must be called once and give ({len(inputs)}, ...) with as many values per sample as the "
+            f"key's `input_shape` {input_shape}, got outputs of shape {came}."
+        )
+
+    def logits_of(carriers: Tensor) -> Tensor:
+        repeated = inputs.repeat(len(carriers) // len(inputs), *[1] * (inputs.ndim - 1))
+        with _output_hook(submodule, lambda output: carriers.view(-1, *seen[0].shape[1:]).to(output.dtype)):
+            return logits_fn(repeated)
+
+    return seen[0].to(dtype), logits_of
+
+
+def find_layer(module: nn.Module, layer: str) -> nn.Module:
+    """Return the submodule of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    modules: dict[str, nn.Module] = dict(module.named_modules())
+    if not layer or layer not in modules:
+        embeddings = [name for name, child in modules.items() if isinstance(child, nn.Embedding)]
+        raise ValueError(f"`carrier_layer` must name a submodule (embeddings here: {embeddings}), got {layer!r}.")
+    return modules[layer]
+
+
+@contextmanager
+def _output_hook(module: nn.Module, function: Any) -> Iterator[None]:
+    handle = module.register_forward_hook(lambda _module, _args, output: function(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _Call(nn.Module):
+    """Makes a function of a module's, so that parameters can be replaced for one call."""
+
+    def __init__(self, module: nn.Module, function: LogitsFn) -> None:
+        super().__init__()
+        self.module = module
+        self.function = function
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.function(inputs)
+
+
+def _in_full_precision(module: nn.Module, logits_fn: LogitsFn) -> tuple[LogitsFn, torch.dtype]:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    if all(tensor.dtype not in _HALF for _, tensor in tensors):
+        return logits_fn, next((t.dtype for _, t in tensors if t.is_floating_point()), torch.float32)
+    call = _Call(module, logits_fn)
+
+    def full(inputs: Tensor) -> Tensor:
+        wide = {f"module.{name}": t.float() for name, t in tensors if t.dtype in _HALF}
+        with _default_dtype(torch.float32):
+            return torch.func.functional_call(call, wide, (inputs,))  # type: ignore[no-any-return]
+
+    return full, torch.float32
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)

@@ -1,0 +1,41 @@
+"""Strategies that shard the parameters over the ranks: every forward pass is a collective there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+SHARDING_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy")
+
+
+def is_sharded(trainer: Any) -> bool:
+    """Return whether the Trainer's strategy shards parameters."""
+    return any(c.__name__ in SHARDING_STRATEGIES for c in type(trainer.strategy).__mro__)
+
+
+def inside_forward(trainer: Any, pl_module: Any, function: Callable[[], None]) -> None:
+    """Call ``function`` where the parameters are whole: inside the strategy's wrapper, if it has one.
+
+    Training steps run there anyway (Lightning redirects the wrapper's forward); hooks do not.
+    """
+    wrapper = trainer.strategy.model
+    if wrapper is pl_module or not is_sharded(trainer):
+        function()
+        return
+    previous = vars(pl_module).get("forward")
+
+    def restore() -> None:
+        if previous is None:
+            vars(pl_module).pop("forward", None)
+        else:
+            pl_module.forward = previous
+
+    def redirected(*_args: Any, **_kwargs: Any) -> None:
+        restore()  # what `function` calls is the module's own
+        function()
+
+    pl_module.forward = redirected
+    try:
+        wrapper()
+    finally:
+        restore()
