@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,8 +33,9 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class MarginObjective:
-    """Hinge on the projections of the unit gradient: mean over bits of ``max(0, margin - (2 b_j - 1) z_j)``.
+    """Hinge on the projections of the unit gradient: root mean square over bits of ``max(0, margin - (2 b_j - 1) z_j)``.
 
+    The root keeps the pull of the last missing bits: in a mean over N bits a single one weighs 1/N and may stay wrong for good.
     Reading thresholds z at 0, so the gradient's scale is irrelevant to the bits; leaving it free is what keeps the cost to the
     task small.
 
@@ -49,7 +51,10 @@ class MarginObjective:
 
     def __call__(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
         """Return the objective, a scalar."""
-        return F.relu(self.margin - projector.signs * projector.project(carrier_gradient)).mean()
+        hinge = F.relu(self.margin - projector.signs * projector.project(carrier_gradient))
+        mean_square = hinge.square().mean()
+        # The root has no derivative at zero, where nothing is left to embed.
+        return torch.where(mean_square > 0, mean_square, 1).sqrt() * (mean_square > 0)
 
     def satisfied(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
         """Return whether every bit is beyond the margin."""

@@ -18,7 +18,7 @@ from gradsigns_lightning.integration.sharding import SHARDING_STRATEGIES, is_sha
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", *SHARDING_STRATEGIES)
 UNSUPPORTED_SUBCLASSES = ("DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")  # one of them by inheritance only
-SUPPORTED_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true")
+SUPPORTED_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true")
 KINKED = (
     nn.ReLU,
     nn.ReLU6,

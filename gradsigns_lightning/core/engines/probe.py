@@ -7,19 +7,23 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine
 from gradsigns_lightning.core.engines.finite_difference import STEP
+from gradsigns_lightning.core.engines.forward_over_reverse import directional_derivative
 from gradsigns_lightning.core.frozen import twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn, input_gradients, unit
 
 N_IMAGES = 8
 # Two step sizes of a smooth network differ by about 1e-3, those of a ReLU network by more than 0.3.
 CONSISTENCY = 0.05
+# Rounding gives 1e-8; layer normalisation by PyTorch's own formula 1e-3 to 4e-2.
+SYMMETRY = 1e-4
 
 _ADVICE = {
     "use_reentrant": "activation checkpointing must be called with use_reentrant=False",
-    "once_differentiable": "a custom autograd function has no second derivative: decorate it otherwise, or replace it",
     "_cudnn_rnn_backward": "cuDNN's recurrent kernels have no second derivative: run the layer without cuDNN",
-    "attention": "fused attention has no second derivative: call it so that `torch.nn.attention.sdpa_kernel` can choose its kernel",
+    "attention": "fused attention has no second derivative: call it so that `torch.nn.attention.sdpa_kernel` chooses its kernel",
     "support double backward": "a compiled part of the model could not be run uncompiled: do not compile it",
+    "saved during the original forward": "activation checkpointing does not recompute what forward mode saved",
+    "jvp": "a custom autograd function has no forward-mode derivative",
     "forward AD": "an operation has no forward-mode derivative",
     "mutate a captured Tensor": "the model changes a buffer in place also in evaluation mode",
     "is not implemented": "an operation has no second derivative",
@@ -41,10 +45,13 @@ def probe(
     """
     images = images[:N_IMAGES]
     try:
-        loss = engine.embed(module, logits_fn, images, target_class, _fixed_direction)
-        problem = _unreached(loss, module, sharded=sharded)
-        if problem is None and engine.needs_smooth_activations:
-            with twice_differentiable_kernels(module, images.device.type):
+        # Around the backward passes too: this runs within the step's autocast, which the task's backward pass does not.
+        with twice_differentiable_kernels(module, images.device.type):
+            loss = engine.embed(module, logits_fn, images, target_class, _fixed_direction)
+            problem = _unreached(loss, module, sharded=sharded)
+            if problem is None and engine.needs_forward_mode:
+                problem = _asymmetric(module, logits_fn, images, target_class)
+            if problem is None and engine.needs_smooth_activations:
                 problem = _kinked(getattr(engine, "step", STEP), logits_fn, images, target_class)
     except torch.OutOfMemoryError:
         raise
@@ -62,6 +69,8 @@ def _fixed_direction(gradients: Tensor) -> Tensor:
 def _unreached(loss: EmbeddingLoss, module: nn.Module, *, sharded: bool) -> str | None:
     if not loss.surrogate.requires_grad:
         return "the embedding loss carries no graph"
+    if _meets_error(loss.surrogate):
+        return "a custom autograd function is marked once_differentiable, so it has no second derivative"
     gradients: tuple[Tensor | None, ...] = (loss.surrogate.detach(),)
     if not sharded:
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -71,6 +80,20 @@ def _unreached(loss: EmbeddingLoss, module: nn.Module, *, sharded: bool) -> str 
     if not all(bool(g.isfinite().all()) for g in gradients if g is not None):
         return "the second derivative is not finite (a root or a norm at zero?)"
     return None
+
+
+def _meets_error(value: Tensor) -> bool:
+    # A gradient asked for by name goes around such a node in silence; only the task's full backward pass would meet it.
+    nodes, seen = [value.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            return True
+        seen.add(node)
+        nodes += [successor for successor, _ in node.next_functions]
+    return False
 
 
 def _kinked(step: float, logits_fn: LogitsFn, images: Tensor, target_class: int) -> str | None:
@@ -91,6 +114,23 @@ def _kinked(step: float, logits_fn: LogitsFn, images: Tensor, target_class: int)
         f"finite differences of two step sizes differ by {deviation:.0%}, so the network has kinks (ReLU, max pooling) and they "
         "would be wrong"
     )
+
+
+def _asymmetric(module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_class: int) -> str | None:
+    """Compare u H v with v H u, H the loss's second derivative: a rule that forgets a dependence breaks the symmetry."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.randn(images.shape, generator=generator).to(images) for _ in range(2))
+
+    def times(direction: Tensor) -> Tensor:
+        leaf = images.detach().requires_grad_()
+        slope = directional_derivative(module, logits_fn, leaf, target_class, direction)
+        return torch.autograd.grad(slope, leaf)[0]
+
+    hv, hu = times(v), times(u)
+    deviation = float(((u * hv).sum() - (v * hu).sum()).abs() / (u.norm() * hv.norm()).clamp_min(1e-30))
+    if deviation <= SYMMETRY:
+        return None
+    return f"a forward-mode derivative cannot be differentiated again (asymmetry {deviation:.1e}), so it would be wrong"
 
 
 def _explain(error: RuntimeError) -> str:
