@@ -13,13 +13,14 @@ from gradsigns_lightning.extraction import (
     verify_api,
     verify_many,
 )
-from gradsigns_lightning.integration import GradSigns, GradSignsMixin
+from gradsigns_lightning.integration import FabricGradSigns, GradSigns, GradSignsMixin
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ApiVerificationResult",
     "Cadence",
+    "FabricGradSigns",
     "GradSigns",
     "GradSignsMixin",
     "MarginObjective",

@@ -43,7 +43,7 @@ class MarginObjective:
         margin: distance from 0 at which a bit counts as held, in standard deviations of an unmarked model's z; positive.
     """
 
-    margin: float = 0.5
+    margin: float = 0.75
 
     def __post_init__(self) -> None:
         if check_number("margin", self.margin, minimum=0) == 0:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.buffer import TargetBuffer
 from gradsigns_lightning.core.checks import check_instance, check_int, check_number
 from gradsigns_lightning.core.distributed import global_mean, on_all_ranks
-from gradsigns_lightning.core.engines import Engine, make_engines, probe
+from gradsigns_lightning.core.engines import AUTO, Engine, make_engines, probe
 from gradsigns_lightning.core.engines.probe import N_IMAGES
 from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.inputs import carrier_inputs
@@ -41,12 +41,12 @@ class Watermarker:
         self,
         key: WatermarkKey,
         *,
-        strength: float | StrengthSchedule,
-        objective: str | Objective,
-        engine: str | Engine,
-        cadence: int | Cadence,
-        n_images: int,
-        momentum: float,
+        strength: float | StrengthSchedule = 0.3,
+        objective: str | Objective = "margin",
+        engine: str | Engine = AUTO,
+        cadence: int | Cadence = 25,
+        n_images: int = 32,
+        momentum: float = 0.5,
         carrier_layer: str | None = None,
     ) -> None:
         check_instance("key", key, WatermarkKey)
@@ -137,9 +137,8 @@ class Watermarker:
         problems = []
         with frozen_statistics(module):
             inputs, logits_fn = carrier_inputs(module, logits_fn, images[:N_IMAGES], self.key.input_shape, self.carrier_layer)
-            for engine in self.engines:
-                problem = "it is not safe for sharded parameters" if sharded and not engine.sharding_safe else None
-                problem = problem or probe(engine, module, logits_fn, inputs, self.key.target_class, sharded=sharded)
+            for engine in [engine for engine in self.engines if engine.sharding_safe or not sharded]:
+                problem = probe(engine, module, logits_fn, inputs, self.key.target_class, sharded=sharded)
                 if on_all_ranks(problem is None, device=images.device, world_size=world_size):
                     self.engine = engine
                     return

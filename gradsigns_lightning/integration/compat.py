@@ -42,12 +42,22 @@ def check_compatible(trainer: Any, module: Any, marker: Watermarker) -> None:
 
     What cannot be seen without a batch is found by :meth:`Watermarker.prepare` on the first one.
     """
-    problems = [
-        *_strategy_problems(trainer),
-        *_trainer_problems(trainer, module),
-        *_module_problems(module, marker.carrier_layer),
-        *_engine_problems(module, marker.engines, sharded=is_sharded(trainer)),
-    ]
+    _refuse(
+        [
+            *_strategy_problems(trainer),
+            *_trainer_problems(trainer, module),
+            *_module_problems(module, marker.carrier_layer),
+            *_engine_problems(module, marker.engines, sharded=is_sharded(trainer)),
+        ]
+    )
+
+
+def check_module(module: nn.Module, marker: Watermarker) -> None:
+    """Raise one ``ValueError`` that lists all that keeps a network from being signed in a loop without a Trainer."""
+    _refuse([*_module_problems(module, marker.carrier_layer), *_engine_problems(module, marker.engines, sharded=False)])
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
         raise ValueError(f"GradSigns cannot sign this model in this Trainer:\n{listing}")
@@ -70,8 +80,10 @@ def _strategy_problems(trainer: Any) -> Iterator[str]:
             )
     if "ModelParallelStrategy" in names and trainer.world_size != strategy.distributed_sampler_kwargs["num_replicas"]:
         yield "tensor parallelism is not supported: use ModelParallelStrategy(tensor_parallel_size=1, data_parallel_size=...)."
-    if is_sharded(trainer) and trainer.precision not in ("32-true", "bf16-mixed"):
-        yield f"precision {trainer.precision!r} is not supported with sharded parameters, use '32-true' or 'bf16-mixed'."
+    # FSDP1 casts the weights themselves for mixed precision, so the embedding pass could not leave it.
+    allowed = ("32-true",) if "FSDPStrategy" in names else ("32-true", "bf16-mixed")
+    if is_sharded(trainer) and trainer.precision not in allowed:
+        yield f"precision {trainer.precision!r} is not supported with {names[0]}, use {' or '.join(map(repr, allowed))}."
 
 
 def _trainer_problems(trainer: Any, module: Any) -> Iterator[str]:
@@ -91,7 +103,8 @@ def _module_problems(module: Any, carrier_layer: str | None) -> Iterator[str]:
     if carrier_layer is not None and carrier_layer not in (names := [name for name, _ in module.named_modules() if name]):
         close = difflib.get_close_matches(carrier_layer, names, n=3, cutoff=0.3)
         yield f"`carrier_layer` {carrier_layer!r} is no submodule; similar names: {', '.join(close) or 'none'}."
-    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+    step = getattr(module, "training_step", None)
+    if step is not None and "dataloader_iter" in inspect.signature(step).parameters:
         yield "`training_step` takes a `dataloader_iter`, so its batches are never seen: let it take a batch."
     for name, value in getattr(module, "hparams", {}).items():
         if isinstance(getattr(value, "key", value), WatermarkKey):

@@ -19,6 +19,7 @@ from gradsigns_lightning import (
 NAMES = [
     "ApiVerificationResult",
     "Cadence",
+    "FabricGradSigns",
     "GradSigns",
     "GradSignsMixin",
     "MarginObjective",
@@ -39,8 +40,8 @@ NAMES = [
 
 SIGNATURES = {
     GradSigns: (
-        "key, *, strength=0.3, objective='margin', engine='double_backward', cadence=None, n_images=32, momentum=0.5, "
-        "n_val_images=256, name='wm'"
+        "key, *, strength=0.3, objective='margin', engine='auto', cadence=None, n_images=32, momentum=0.5, "
+        "n_val_images=256, name='wm', carrier_layer=None"
     ),
     WatermarkKey.generate: (
         "owner, n_bits=128, *, input_shape, target_class, n_carriers=None, payload=None, input_mean=0.0, input_std=1.0, "
@@ -48,10 +49,10 @@ SIGNATURES = {
     ),
     WatermarkKey.load: "path",
     WatermarkKey.save: "self, path, *, overwrite=False",
-    verify: "model, key, images, *, alpha=1e-09, batch_size=128, logits=None",
+    verify: "model, key, images, *, alpha=1e-09, batch_size=128, logits=None, carrier_layer=None",
     trace: "suspect, master, images, *, n_customers=10000, alpha=1e-09, max_queries=1000",
     customer_key: "master, customer",
-    verify_many: "model, keys, images, *, alpha=1e-09, batch_size=128, logits=None",
+    verify_many: "model, keys, images, *, alpha=1e-09, batch_size=128, logits=None, carrier_layer=None",
     verify_api: (
         "predict, key, images, *, max_queries=1000, alpha=1e-09, estimator='blocks', answers=None, alignments=('identity',), "
         "batch_size=32, journal=None"

@@ -1,12 +1,16 @@
 """What cannot be signed is refused before the first batch, all reasons in one message."""
 
+import functools
+
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from signed_digits import Net, make_key, make_mark, make_trainer, train_loader
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from gradsigns_lightning.core.engines import DoubleBackward
 from gradsigns_lightning.integration.compat import check_compatible
 
 
@@ -20,58 +24,10 @@ def refusal(model, mark=None, trainer=None, **settings):
     return str(caught.value)
 
 
-def compiled_child():
-    model = Net()
-    model.net = torch.compile(model.net, backend="eager")
-    return model, "module 'net' is compiled"
-
-
-def compiled_in_place():
-    model = Net()
-    model.net[1].compile(backend="eager")
-    return model, "module 'net.1' is compiled"
-
-
-def compiled_root():
-    model = Net()
-    model.compile(backend="eager")
-    return model, "module '(root)' is compiled"
-
-
-@pytest.mark.parametrize("make", [compiled_child, compiled_in_place, compiled_root])
-def test_compiled_modules(make):
-    model, message = make()
-    assert message in refusal(model)
-
-
-def test_a_compiled_lightning_module():
-    model = Net()
-    with pytest.raises(ValueError, match="the LightningModule is compiled"):
-        make_trainer(make_mark()).fit(torch.compile(model, backend="eager"), train_loader())
-
-
 def test_normalisation_by_the_batch_alone():
     model = Net()
     model.net.append(nn.BatchNorm1d(10, track_running_stats=False))
     assert "module 'net.5' keeps no running statistics" in refusal(model)
-
-
-def test_a_compile_safe_engine_takes_compiled_modules():
-    class Safe(DoubleBackward):
-        name = "safe"
-        compile_safe = True
-
-    model, _ = compiled_child()
-    model._compiler_ctx = {"compiler": "dynamo"}
-
-    class FakeTrainer:
-        strategy = SingleDeviceStrategy()
-        precision = "32-true"
-        optimizers = ()
-
-    check_compatible(FakeTrainer(), model, Safe())
-    with pytest.raises(ValueError, match=r"(?s)module 'net' is compiled.*LightningModule is compiled"):
-        check_compatible(FakeTrainer(), model, DoubleBackward())
 
 
 def test_lbfgs():
@@ -82,11 +38,11 @@ def test_lbfgs():
     assert "optimizer LBFGS" in refusal(Newton())
 
 
-def test_half_precision_weights():
-    assert "precision '16-true' is not supported, use one of '32-true', '64-true', '16-mixed', 'bf16-mixed'" in refusal(
-        Net(), precision="16-true"
+def test_half_precision_weights_without_an_exponent_for_gradients():
+    assert (
+        "precision '16-true' is not supported, use one of '32-true', '64-true', '16-mixed', 'bf16-mixed', 'bf16-true'"
+        in refusal(Net(), precision="16-true")
     )
-    assert "precision 'bf16-true' is not supported" in refusal(Net(), precision="bf16-true")
 
 
 def test_steps_that_take_the_iterator():
@@ -120,24 +76,66 @@ class UsersDDPStrategy(DDPStrategy):
 
 
 def fake_trainer(strategy, **settings):
-    fields = {"strategy": object.__new__(strategy), "precision": "32-true", "optimizers": []} | settings
+    fields = {"strategy": object.__new__(strategy), "precision": "32-true", "optimizers": [], "world_size": 2} | settings
     return type("FakeTrainer", (), fields)()
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
-def test_sharding_strategies(strategy):
-    with pytest.raises(ValueError, match=rf"strategy {strategy.__name__} is not supported: .* Use strategy='ddp'"):
-        check_compatible(fake_trainer(strategy), Net(), DoubleBackward())
+def check(trainer, model=None, **settings):
+    check_compatible(trainer, Net() if model is None else model, make_mark(**settings).watermarker)
+
+
+def test_deepspeed():
+    with pytest.raises(ValueError, match=r"strategy DeepSpeedStrategy is not supported .*: use strategy='ddp'"):
+        check(fake_trainer(DeepSpeedStrategy))
 
 
 def test_the_real_deepspeed_strategy_is_refused():
     module = pytest.importorskip("lightning.pytorch.strategies.deepspeed")
     with pytest.raises(ValueError, match="strategy DeepSpeedStrategy is not supported"):
-        check_compatible(fake_trainer(module.DeepSpeedStrategy), Net(), DoubleBackward())
+        check(fake_trainer(module.DeepSpeedStrategy))
 
 
 def test_subclasses_of_supported_strategies_are_taken():
-    check_compatible(fake_trainer(UsersDDPStrategy), Net(), DoubleBackward())
+    check(fake_trainer(UsersDDPStrategy))
+
+
+def fsdp(**settings):
+    trainer = fake_trainer(FSDPStrategy, **settings)
+    trainer.strategy.model = None
+    trainer.strategy._lightning_module = None
+    return trainer
+
+
+def test_sharded_parameters():
+    check(fsdp())
+    check(fsdp(), engine="forward_over_reverse")
+    with pytest.raises(ValueError, match="engine 'double_backward' is not safe for sharded parameters: use 'auto'"):
+        check(fsdp(), engine="double_backward")
+    with pytest.raises(ValueError, match="precision 'bf16-mixed' is not supported with FSDPStrategy, use '32-true'"):
+        check(fsdp(precision="bf16-mixed"))
+
+
+def test_finite_differences_of_kinked_modules():
+    model = Net(nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10)))
+    message = refusal(model, make_mark(engine="finite_difference"))
+    assert "module 'net.2' (ReLU) is not smooth, and engine 'finite_difference' is wrong there" in message
+
+
+def test_a_carrier_layer_that_is_not_there():
+    assert "`carrier_layer` 'net.l' is no submodule; similar names: net" in refusal(Net(), make_mark(carrier_layer="net.l"))
+
+
+def test_reentrant_checkpoints_that_can_be_seen():
+    model = Net()
+    model.net[1].gradient_checkpointing = True
+    model.net[1]._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=True)
+    model.net[4] = checkpoint_wrapper(model.net[4], checkpoint_impl=CheckpointImpl.REENTRANT)
+    message = refusal(model)
+    assert "module 'net.1' checkpoints activations with use_reentrant=True" in message
+    assert "module 'net.4' checkpoints activations with use_reentrant=True" in message
+    model.net[1]._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+    model.net[4] = nn.Linear(48, 10)
+    make_trainer(make_mark(), max_epochs=1, limit_train_batches=1).fit(model, train_loader())
 
 
 def test_all_problems_come_in_one_message():
@@ -151,13 +149,43 @@ def test_all_problems_come_in_one_message():
             pass
 
     model = Hopeless(make_key())
-    model.net = nn.Sequential(torch.compile(nn.Flatten(), backend="eager"), nn.Linear(64, 10))
-    trainer = fake_trainer(FSDPStrategy, precision="16-true", optimizers=[torch.optim.LBFGS(model.parameters())])
+    model.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10, track_running_stats=False))
+    trainer = fsdp(precision="16-true", optimizers=[torch.optim.LBFGS(model.parameters())])
     with pytest.raises(ValueError, match="cannot sign") as caught:
-        check_compatible(trainer, model, DoubleBackward())
+        check(trainer, model, engine="double_backward")
     lines = str(caught.value).splitlines()[1:]
-    assert len(lines) == 7
-    for line, word in zip(
-        lines, ("FSDP", "16-true", "LBFGS", "automatic_optimization", "dataloader_iter", "hyperparameter", "net.0"), strict=True
-    ):
+    words = (
+        *("with FSDPStrategy", "use one of", "LBFGS", "automatic_optimization", "dataloader_iter", "hyperparameter", "net.2"),
+        "sharded",
+    )
+    assert len(lines) == len(words)
+    for line, word in zip(lines, words, strict=True):
         assert word in line
+
+
+class BadOperation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad
+
+
+def test_what_only_a_batch_can_show_is_refused_before_anything_is_trained():
+    class Net2(Net):
+        def forward(self, x):
+            return F.relu(BadOperation.apply(super().forward(x)))
+
+    model, mark = Net2(), make_mark()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"cannot embed in this model") as caught:
+        make_trainer(mark).fit(model, train_loader())
+    message = str(caught.value)
+    assert "engine 'double_backward': a custom autograd function is marked once_differentiable" in message
+    assert "engine 'forward_over_reverse': a custom autograd function has no forward-mode derivative" in message
+    assert "engine 'finite_difference': finite differences of two step sizes differ by" in message
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert "training_step" not in vars(model)
