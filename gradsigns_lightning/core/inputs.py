@@ -86,10 +86,10 @@ class _Call(nn.Module):
     def __init__(self, module: nn.Module, function: LogitsFn) -> None:
         super().__init__()
         self.module = module
-        self.function = function
+        self.function = (function,)  # not as a second submodule, whose shared parameters would not be put back
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.function(inputs)
+        return self.function[0](inputs)
 
 
 def _in_full_precision(module: nn.Module, logits_fn: LogitsFn) -> tuple[LogitsFn, torch.dtype]:

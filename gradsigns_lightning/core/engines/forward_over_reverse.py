@@ -60,7 +60,7 @@ def directional_derivative(
         return target_loss(class_logits(logits_fn, inputs, target_class), target_class)
 
     with twice_differentiable_kernels(module, images.device.type), _ReversibleNorms():
-        _, slope = torch.func.jvp(loss, (images,), (direction,))  # type: ignore[misc]  # three values only with has_aux
+        slope: Tensor = torch.func.jvp(loss, (images,), (direction,))[1]
     return slope
 
 

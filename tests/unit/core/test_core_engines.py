@@ -1,11 +1,13 @@
 """Second-order engines: the right derivative, through every kernel, or a clear refusal."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradsigns_lightning.core.engines import DoubleBackward, make_engines
+from gradsigns_lightning.core.engines import DoubleBackward, FiniteDifference, ForwardOverReverse, make_engines
 from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.signature import input_gradients
 
@@ -51,9 +53,113 @@ def quadratic(gradients):
     return (weights * mean).sum() ** 2 + mean.square().sum()
 
 
-def embed(model, x, objective=quadratic, target=1):
+def embed(model, x, objective=quadratic, target=1, engine=None):
     with frozen_statistics(model):
-        return DoubleBackward().embed(model, model, x, target, objective)
+        return (engine or DoubleBackward()).embed(model, model, x, target, objective)
+
+
+def parameter_gradient(model, x, engine):
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(embed(model, x, engine=engine).surrogate, parameters, allow_unused=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, parameters, strict=True)])
+
+
+class Normalised(nn.Module):
+    """Convolutions around a normalisation layer and an activation."""
+
+    def __init__(self, norm, activation):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), norm(), activation(), nn.Conv2d(4, 4, 3), activation())
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.body(x).flatten(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = layer(6, 5, batch_first=True), nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.head(self.layer(x.squeeze(1))[0][:, -1])
+
+
+NETS = {
+    "conv": Smooth,
+    "batch norm, relu": lambda: Normalised(lambda: nn.BatchNorm2d(4), nn.ReLU),
+    "group norm, relu": lambda: Normalised(lambda: nn.GroupNorm(2, 4), nn.ReLU),
+    "layer norm, gelu": lambda: Normalised(lambda: nn.LayerNorm([4, 4, 4]), nn.GELU),
+    "layer norm without weights": lambda: Normalised(lambda: nn.LayerNorm(4, elementwise_affine=False), nn.SiLU),
+    "instance norm, tanh": lambda: Normalised(lambda: nn.InstanceNorm2d(4), nn.Tanh),
+    "instance norm with weights": lambda: Normalised(lambda: nn.InstanceNorm2d(4, affine=True), nn.Tanh),
+    "instance norm with running statistics": lambda: Normalised(lambda: nn.InstanceNorm2d(4, track_running_stats=True), nn.Tanh),
+    "rms norm": lambda: Normalised(lambda: nn.RMSNorm([4, 4, 4]), nn.GELU),
+    "max pooling": lambda: Normalised(lambda: nn.MaxPool2d(3, stride=1, padding=1), nn.ReLU),
+    "fused attention": lambda: Attention(True),
+    "multi-head attention": lambda: Attention(False),
+    "GRU": lambda: Recurrent(nn.GRU),
+}
+SMOOTH = [name for name in NETS if "relu" not in name and "pooling" not in name]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("net", NETS)
+def test_forward_over_reverse_equals_double_backward(net, dtype, tolerance):
+    model, x = NETS[net]().to(dtype), images(4, dtype)
+    expected = parameter_gradient(model, x, DoubleBackward())
+    assert (parameter_gradient(model, x, ForwardOverReverse()) - expected).norm() < tolerance * expected.norm()
+
+
+def test_the_norms_of_torch_itself_would_be_wrong(monkeypatch):
+    """So the test above can fail."""
+    monkeypatch.setattr("gradsigns_lightning.core.engines.forward_over_reverse._ReversibleNorms", contextlib.nullcontext)
+    model, x = NETS["layer norm, gelu"](), images(4, torch.float32)
+    expected = parameter_gradient(model, x, DoubleBackward())
+    assert (parameter_gradient(model, x, ForwardOverReverse()) - expected).norm() > 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("net", SMOOTH)
+def test_finite_differences_are_close_on_smooth_networks(net):
+    model, x = NETS[net](), images(4, torch.float32)
+    expected = parameter_gradient(model, x, DoubleBackward())
+    assert (parameter_gradient(model, x, FiniteDifference()) - expected).norm() < 1e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("engine", [ForwardOverReverse, FiniteDifference])
+def test_the_other_engines_have_the_same_value(engine):
+    model, x = NETS["conv"](), images(4, torch.float32)
+    loss = embed(model, x, engine=engine())
+    torch.testing.assert_close(loss.value, embed(model, x).value)
+    assert loss.value == loss.surrogate
+    assert not loss.value.requires_grad
+
+
+@pytest.mark.parametrize("engine", [DoubleBackward, ForwardOverReverse, FiniteDifference])
+def test_a_satisfied_objective_changes_nothing(engine):
+    model = NETS["conv"]()
+    with frozen_statistics(model):
+        loss = engine().embed(model, model, images(3, torch.float32), 1, lambda g: F.relu(g.sum() - 1e9))
+    loss.surrogate.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("engine", [DoubleBackward, ForwardOverReverse, FiniteDifference])
+def test_black_images_have_a_derivative_too(engine):
+    gradient = parameter_gradient(NETS["conv"](), torch.zeros(3, 1, 6, 6), engine())
+    assert gradient.isfinite().all()
+    assert gradient.any()
+
+
+@pytest.mark.parametrize("engine", [DoubleBackward, ForwardOverReverse])
+def test_compiled_networks_are_differentiated_uncompiled(engine):
+    x = images(3, torch.float32)
+    expected = parameter_gradient(NETS["conv"]().eval(), x, engine())
+    compiled = torch.compile(NETS["conv"]().eval(), backend="aot_eager")
+    compiled(x).sum().backward()  # compiled by now
+    torch.testing.assert_close(parameter_gradient(compiled, x, engine()), expected)
 
 
 def test_the_input_gradient_is_that_of_minus_log_p():

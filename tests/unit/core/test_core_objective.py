@@ -28,8 +28,30 @@ ROWS, BITS = [[1.0, 1.0], [1.0, -1.0]], [1, 1]
 def test_margin_by_hand():
     gradient = torch.tensor([3.0, 4.0], dtype=torch.float64)  # unit length: (0.6, 0.8); z = (1.4, -0.2)
     value = MarginObjective(0.5)(gradient, projector_of(ROWS, BITS))
-    assert value.item() == pytest.approx((0.0 + 0.7) / 2)
-    assert MarginObjective(2.0)(gradient, projector_of(ROWS, [0, 1])).item() == pytest.approx((3.4 + 2.2) / 2)
+    assert value.item() == pytest.approx(math.sqrt((0.0 + 0.7**2) / 2))
+    assert MarginObjective(2.0)(gradient, projector_of(ROWS, [0, 1])).item() == pytest.approx(math.sqrt((3.4**2 + 2.2**2) / 2))
+
+
+def test_the_last_missing_bit_keeps_its_pull():
+    """One wrong bit of N weighs 1/sqrt(N), not 1/N as in a mean, however small it is; no bit weighs nothing, not NaN."""
+
+    class Fixed:
+        signs = torch.ones(100)
+
+        def project(self, z):
+            return z
+
+    for missing in (1e-3, 1.0):
+        z = torch.full((100,), 2.0)
+        z[3] = 0.5 - missing
+        (pull,) = torch.autograd.grad(MarginObjective(0.5)(z.requires_grad_(), Fixed()), z)
+        assert pull[3].item() == pytest.approx(-0.1, rel=1e-3)
+        assert not pull[torch.arange(100) != 3].any()
+    z = torch.full((100,), 2.0, requires_grad=True)
+    value = MarginObjective(0.5)(z, Fixed())
+    (pull,) = torch.autograd.grad(value, z)
+    assert value == 0
+    assert not pull.any()
 
 
 def test_margin_ignores_the_scale():
@@ -115,7 +137,7 @@ def test_bad_margins_are_named(margin, error):
 
 def test_objectives_by_name():
     own = PaperObjective()
-    assert make_objective("margin") == MarginObjective(0.5)
+    assert make_objective("margin") == MarginObjective(0.75)
     assert make_objective("paper") == PaperObjective()
     assert make_objective(own) is own
     with pytest.raises(ValueError, match=r"`objective` must be one of \['margin', 'paper'\], got 'hinge'"):

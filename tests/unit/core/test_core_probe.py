@@ -1,0 +1,152 @@
+"""What a few images tell about an engine and a model before anything is trained."""
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gradsigns_lightning import WatermarkKey
+from gradsigns_lightning.core.engines import DoubleBackward, FiniteDifference, ForwardOverReverse, probe
+from gradsigns_lightning.core.frozen import frozen_statistics
+from gradsigns_lightning.core.watermarker import Watermarker
+
+IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+KEY = WatermarkKey.generate("Acme Vision", 8, input_shape=(1, 8, 8), target_class=1)
+
+
+def net(activation=nn.ReLU, width=64):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, 4)
+    )
+
+
+def problem(engine, model, logits=None, *, sharded=False):
+    with frozen_statistics(model):
+        return probe(engine, model, logits or model, IMAGES, 1, sharded=sharded)
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+@pytest.mark.parametrize(
+    ("engine", "activation"),
+    [
+        *((DoubleBackward, a) for a in (nn.ReLU, nn.GELU)),
+        *((ForwardOverReverse, a) for a in (nn.ReLU, nn.GELU)),
+        *((FiniteDifference, a) for a in (nn.GELU, nn.Tanh, nn.SiLU, nn.Softplus)),
+    ],
+)
+def test_what_works_passes(engine, activation, sharded):
+    model = net(activation)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert problem(engine(), model, sharded=sharded) is None
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Hardtanh])
+def test_kinks_are_seen_also_where_no_module_tells_of_them(activation):
+    model = net(nn.Identity)
+    function = activation()
+    logits = lambda x: model[5](function(model[3](function(model[1](x.flatten(1))))))  # noqa: E731
+    assert "the network has kinks" in problem(FiniteDifference(), model, logits)
+
+
+def test_a_forward_rule_that_forgets_a_dependence_is_seen(monkeypatch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 4))
+    assert problem(ForwardOverReverse(), model) is None
+    monkeypatch.setattr("gradsigns_lightning.core.engines.forward_over_reverse._ReversibleNorms", contextlib.nullcontext)
+    assert "cannot be differentiated again (asymmetry" in problem(ForwardOverReverse(), model)
+
+
+class Norm(nn.Module):
+    def forward(self, x):
+        return (x - x).flatten(1).norm(dim=1, keepdim=True) + x.flatten(1)[:, :4] * self.scale
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+
+def test_a_second_derivative_that_is_not_finite():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 4)
+
+        def forward(self, x):
+            return (self.linear(x.flatten(1)) * 0).abs().sqrt() + self.linear(x.flatten(1))
+
+    assert "not finite" in problem(DoubleBackward(), Root())
+
+
+def test_no_parameter_is_reached():
+    model = net()
+    model.requires_grad_(False)
+    model.extra = nn.Parameter(torch.ones(1))
+    assert "reaches no trainable parameter" in problem(DoubleBackward(), model, lambda x: net(nn.GELU)(x))
+
+
+def test_out_of_memory_is_not_a_property_of_the_model():
+    def logits(x):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        problem(DoubleBackward(), net(), logits)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("When use_reentrant=True, x", "use_reentrant=False"),
+        ("torch.compile with aot_autograd does not currently support double backward", "do not compile it"),
+        ("derivative for aten::_scaled_dot_product_flash_attention_for_cpu_backward is not implemented", "fused attention"),
+        ("the derivative for '_cudnn_rnn_backward' is not implemented", "without cuDNN"),
+        ("derivative for aten::my_op is not implemented", "has no second derivative (derivative for aten::my_op"),
+        ("something else\nin two lines", "something else"),
+    ],
+)
+def test_messages_tell_what_to_do(message, words):
+    def logits(x):
+        raise RuntimeError(message)
+
+    answer = problem(DoubleBackward(), net(), logits)
+    assert words in answer
+    assert "\n" not in answer
+
+
+class OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad * (1 - ctx.saved_tensors[0].tanh() ** 2)
+
+
+def prepare(model, logits=None, **settings):
+    marker = Watermarker(KEY, **settings)
+    marker.prepare(model, logits or model, IMAGES)
+    return marker.engine.name
+
+
+def test_auto_takes_the_first_engine_that_works():
+    model = net(nn.GELU)
+    assert prepare(model) == "double_backward"
+    assert prepare(model, lambda x: model[3:](OnceOnly.apply(model[1](x.flatten(1))))) == "finite_difference"
+
+
+def test_an_engine_that_was_asked_for_is_not_replaced():
+    model = net(nn.GELU)
+    assert prepare(model, engine="forward_over_reverse") == "forward_over_reverse"
+    with pytest.raises(ValueError, match=r"cannot embed in this model:\n  - engine 'double_backward': .* once_differentiable"):
+        prepare(model, lambda x: model[3:](OnceOnly.apply(model[1](x.flatten(1)))), engine="double_backward")
+
+
+def test_other_answers_than_logits_are_the_users_error():
+    with pytest.raises(ValueError, match="`logits` must be a tensor of shape"):
+        prepare(net(), lambda x: F.relu(x))
