@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +38,26 @@ def gradients_enabled() -> Iterator[None]:
 
 
 @contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute float32 as such on CUDA, not as TF32, whose ten binary digits can turn the sign of a small projection."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # from torch 2.9 on
+        name, value = "fp32_precision", "ieee"
+        cudnn: Any = torch.backends.cudnn
+        places: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+    else:
+        name, value = "allow_tf32", False  # type: ignore[assignment]
+        places = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [getattr(place, name) for place in places]
+    try:
+        for place in places:
+            setattr(place, name, value)
+        yield
+    finally:
+        for place, previous in zip(places, before, strict=True):
+            setattr(place, name, previous)
+
+
+@contextmanager
 def twice_differentiable_kernels(module: nn.Module, device_type: str) -> Iterator[None]:
     """Choose kernels that have a second derivative, in full precision.
 
@@ -47,6 +68,8 @@ def twice_differentiable_kernels(module: nn.Module, device_type: str) -> Iterato
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if device_type == "cuda":
+            stack.enter_context(full_float32())
         if device_type == "cuda" and any(isinstance(m, nn.RNNBase) for m in module.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
