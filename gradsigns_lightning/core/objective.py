@@ -43,7 +43,7 @@ class MarginObjective:
         margin: distance from 0 at which a bit counts as held, in standard deviations of an unmarked model's z; positive.
     """
 
-    margin: float = 0.75
+    margin: float = 1.0
 
     def __post_init__(self) -> None:
         if check_number("margin", self.margin, minimum=0) == 0:
@@ -66,8 +66,7 @@ class MarginObjective:
         The shortest g with E g = margin * (2 b - 1) has an expected squared length of margin^2 * N / (c - N - 1) (inverse
         Wishart), which must be below 1.
         """
-        room = key.n_carriers - key.n_bits - 1
-        attainable = math.sqrt(room / key.n_bits) if room > 0 else 0.0
+        attainable = _attainable_margin(key)
         if self.margin > attainable:
             raise ValueError(
                 f"`margin` must be at most sqrt((n_carriers - n_bits - 1) / n_bits) = {attainable:.3f} for {key.n_bits} bits on "
@@ -92,12 +91,18 @@ class PaperObjective:
         """Accept every key."""
 
 
-OBJECTIVES: dict[str, type[MarginObjective] | type[PaperObjective]] = {"margin": MarginObjective, "paper": PaperObjective}
-
-
-def make_objective(objective: str | Objective) -> Objective:
-    """Return the objective of that name with its defaults, or the object itself."""
+def make_objective(objective: str | Objective, key: WatermarkKey) -> Objective:
+    """Return the objective of that name, with a margin that ``key`` can reach, or the object itself."""
     if not isinstance(objective, str):
         return objective
-    check_choice("objective", objective, OBJECTIVES)
-    return OBJECTIVES[objective]()
+    check_choice("objective", objective, ("margin", "paper"))
+    if objective == "paper":
+        return PaperObjective()
+    # A key of few carriers a bit gets a narrower margin, with room for what the task needs; one without any is refused.
+    attainable = _attainable_margin(key)
+    return MarginObjective(min(1.0, 0.7 * attainable) if attainable else 1.0)
+
+
+def _attainable_margin(key: WatermarkKey) -> float:
+    room = key.n_carriers - key.n_bits - 1
+    return math.sqrt(room / key.n_bits) if room > 0 else 0.0

@@ -17,7 +17,7 @@ class StrengthSchedule:
         start_epoch: first epoch (from 0) that embeds.
     """
 
-    strength: float = 0.3
+    strength: float = 0.25
     warmup_steps: int = 0
     start_epoch: int = 0
 

@@ -41,7 +41,7 @@ class Watermarker:
         self,
         key: WatermarkKey,
         *,
-        strength: float | StrengthSchedule = 0.3,
+        strength: float | StrengthSchedule = 0.25,
         objective: str | Objective = "margin",
         engine: str | Engine = AUTO,
         cadence: int | Cadence = 25,
@@ -52,7 +52,7 @@ class Watermarker:
         check_instance("key", key, WatermarkKey)
         self.key = key
         self.schedule = strength if isinstance(strength, StrengthSchedule) else StrengthSchedule(strength)
-        self.objective = make_objective(objective)
+        self.objective = make_objective(objective, key)
         self.objective.check_key(key)
         self.engines = make_engines(engine)
         self.engine = self.engines[0]

@@ -65,7 +65,7 @@ class GradSigns(Callback):
         self,
         key: WatermarkKey,
         *,
-        strength: float | StrengthSchedule = 0.3,
+        strength: float | StrengthSchedule = 0.25,
         objective: str | Objective = "margin",
         engine: str | Engine = AUTO,
         cadence: int | Cadence | None = None,

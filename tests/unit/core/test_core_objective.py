@@ -137,11 +137,14 @@ def test_bad_margins_are_named(margin, error):
 
 def test_objectives_by_name():
     own = PaperObjective()
-    assert make_objective("margin") == MarginObjective(0.75)
-    assert make_objective("paper") == PaperObjective()
-    assert make_objective(own) is own
-    with pytest.raises(ValueError, match=r"`objective` must be one of \['margin', 'paper'\], got 'hinge'"):
-        make_objective("hinge")
+    roomy, dense = (WatermarkKey.generate("A", n, input_shape=(1, 8, 8), n_carriers=60, target_class=0) for n in (8, 40))
+    assert make_objective("margin", roomy) == MarginObjective(1.0)
+    assert make_objective("margin", dense).margin == pytest.approx(0.7 * math.sqrt(19 / 40))
+    make_objective("margin", dense).check_key(dense)
+    assert make_objective("paper", roomy) == PaperObjective()
+    assert make_objective(own, roomy) is own
+    with pytest.raises(ValueError, match=r"`objective` must be one of .*'margin', 'paper'.*, got 'hinge'"):
+        make_objective("hinge", roomy)
 
 
 def test_unit_is_one_long_or_zero():
