@@ -48,10 +48,12 @@ def build_classifier(settings: Settings) -> Classifier:
 def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
     """Return the callback that signs."""
     by_length = settings["cadence"].get("every_n_steps") is None
+    # Without a margin the objective's name stands for one that the key can reach.
+    by_key = settings["objective"].get("margin", 0) is None
     return GradSigns(
         key,
         strength=build(settings["schedule"]),
-        objective=build(settings["objective"]),
+        objective="margin" if by_key else build(settings["objective"]),
         engine=settings["engine"],
         cadence=None if by_length else build(settings["cadence"]),
         n_images=settings["n_images"],
