@@ -12,8 +12,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 
+from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.cli import main
 from gradsigns_lightning.cli.build import build, to_plain
+from gradsigns_lightning.cli.fitting import build_watermark
 from gradsigns_lightning.cli.schema import config_folder, register_schemas
 
 CONF = Path(config_folder())
@@ -76,12 +78,25 @@ def test_every_data_group_has_arguments_that_its_target_takes(data):
     assert unknown_arguments(config["data"]["module"]) == set()
 
 
+# What is null there follows the training's length or the key; a value of the user's is taken as it is.
+BY_TRAINING_OR_KEY = {("cadence", "default"), ("objective", "margin")}
+
+
+@pytest.mark.parametrize(
+    ("bits", "given", "margin"), [(8, [], 1.0), (32, [], 0.7 * (31 / 32) ** 0.5), (8, ["objective.margin=0.4"], 0.4)]
+)
+def test_the_margin_follows_the_key(bits, given, margin):
+    key = WatermarkKey.generate("A", bits, input_shape=(1, 8, 8), n_carriers=64, target_class=0)
+    settings = to_plain(composed("key=b32", *given))
+    assert build_watermark(settings, key).watermarker.objective.margin == pytest.approx(margin)
+
+
 @pytest.mark.parametrize(("group", "option"), GROUPS)
 def test_every_other_group_is_built(group, option):
     big = ["data=cifar10"] if group in ("model", "key") else []
     node = composed(*big, f"{group}={option}", *(["logger.offline=true"] if option == "wandb" else []))[group]
     assert unknown_arguments(node) <= (WANDB_INIT if option == "wandb" else set()) if node else option == "none"
-    if option == "gpu" or not node or (group, option) == ("cadence", "default"):
+    if option == "gpu" or not node or (group, option) in BY_TRAINING_OR_KEY:
         return
     assert build(node) is not None
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from gradsigns_lightning import GradSigns, WatermarkKey
+from gradsigns_lightning import GradSigns, MarginObjective, WatermarkKey
 
 SECRET = bytes(range(100, 132))
 TARGET = 3
@@ -138,7 +138,9 @@ def make_trainer(*callbacks, **settings):
 
 
 def make_mark(key=None, **settings):
-    return GradSigns(make_key() if key is None else key, **({"cadence": 2, "momentum": 0.0, "strength": 1.0} | settings))
+    # A margin that is soon held, so that the cadence backs off within a test.
+    usual = {"cadence": 2, "momentum": 0.0, "strength": 1.0, "objective": MarginObjective(0.5)}
+    return GradSigns(make_key() if key is None else key, **(usual | settings))
 
 
 class Recorder(L.Callback):
