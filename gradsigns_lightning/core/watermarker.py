@@ -81,10 +81,16 @@ class Watermarker:
         if self._first_step is None:
             self._interval = cadence.every_n_steps
 
-    def observe(self, images: Tensor, labels: Tensor) -> None:
-        """Keep the target class's images of one training batch; see :meth:`check_batch`."""
+    def observe(self, images: Tensor, labels: Tensor, *, step: int) -> None:
+        """Keep the target class's images of one batch of optimizer step ``step``; see :meth:`check_batch`.
+
+        Between two embedding steps only the last batches before the next one are looked at, which makes the others free.
+        """
         self.check_batch(images, labels)
-        self.buffer.push(images, labels)
+        interval = self.cadence.every_n_steps
+        window = max(interval // 5, 5)
+        if self._last_step is None or step >= self._last_step + interval - window:
+            self.buffer.push(images, labels)
 
     def check_batch(self, images: Tensor, labels: Tensor) -> None:
         """Refuse a batch that is not floating-point images ``(n, C, H, W)`` and classes ``(n,)``.

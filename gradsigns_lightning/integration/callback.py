@@ -133,7 +133,7 @@ class GradSigns(Callback):
         if marker.schedule.strength == 0:
             return None
         images, labels = self.images_and_labels(batch)
-        marker.observe(images, labels)
+        marker.observe(images, labels, step=step)
         if not self._prepared:
             sharded = is_sharded(trainer)
             marker.prepare(pl_module, lambda x: self.logits(pl_module, x), images, world_size=trainer.world_size, sharded=sharded)

@@ -67,7 +67,7 @@ class FabricGradSigns:
         zero = torch.zeros((), device=images.device)
         if marker.schedule.strength == 0:
             return zero
-        marker.observe(images, labels)
+        marker.observe(images, labels, step=step)
         if not self._prepared:
             check_module(original, marker)
             marker.prepare(original, logits_fn, images, world_size=world_size)

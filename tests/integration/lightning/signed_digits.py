@@ -139,7 +139,7 @@ def make_trainer(*callbacks, **settings):
 
 def make_mark(key=None, **settings):
     # A margin that is soon held, so that the cadence backs off within a test.
-    usual = {"cadence": 2, "momentum": 0.0, "strength": 1.0, "objective": MarginObjective(0.5)}
+    usual = {"cadence": 2, "momentum": 0.0, "strength": 0.5, "objective": MarginObjective(0.5)}
     return GradSigns(make_key() if key is None else key, **(usual | settings))
 
 

@@ -13,13 +13,14 @@ from signed_digits import SECRET, Net, conv_net, make_key, make_mark, make_train
 from gradsigns_lightning import MarginObjective, StrengthSchedule
 
 # Every batch of 40 holds 4 images of the class and every step after a resume sees one before it embeds: the buffer is full.
-# The margin is small, so that the cadence backs off within these four epochs.
+# Few bits and a small margin, so that the cadence backs off within these four epochs.
 SETTINGS = {
+    "key": make_key(8),
     "momentum": 0.5,
     "n_images": 4,
     "cadence": 3,
-    "strength": StrengthSchedule(4.0, warmup_steps=12),
-    "objective": MarginObjective(0.01),
+    "strength": StrengthSchedule(2.0, warmup_steps=12),
+    "objective": MarginObjective(0.3),
 }
 
 
@@ -70,7 +71,7 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(run, epoch):
         def on_train_start(self, trainer, pl_module):
             restored.update(self.state_dict())
 
-    mark = Watch(make_key(), **SETTINGS)
+    mark = Watch(**SETTINGS)
     model, _ = fit(mark, max_epochs=4, ckpt_path=folder / f"epoch={epoch - 1}.ckpt")
     assert_states_equal(restored, state_in(folder, epoch))
     final = mark.state_dict()
@@ -106,7 +107,7 @@ def _as_array(value):
 
 def test_a_checkpoint_has_the_commitment_and_no_secret(run):
     folder, *_ = run
-    key = make_key()
+    key = SETTINGS["key"]
     leaves = list(_leaves(saved(folder, 3)))
     assert any(key.commitment == value for _, value in leaves)
     parts = {name: getattr(key, name).double().flatten().numpy() for name in ("carriers", "projection", "signature")}
@@ -142,7 +143,7 @@ def test_the_mean_gradient_in_a_checkpoint_does_not_tell_the_carriers(tmp_path):
 
 def test_another_key_on_resume_warns(run):
     folder, *_ = run
-    mark = make_mark(make_key(secret=bytes(32)), **SETTINGS)
+    mark = make_mark(**SETTINGS | {"key": make_key(8, secret=bytes(32))})
     with pytest.warns(UserWarning, match=r"GradSigns 'wm' differs from the checkpoint: commitment: \w{64} -> \w{64}\.$"):
         fit(mark, max_epochs=2, ckpt_path=folder / "epoch=0.ckpt")
 

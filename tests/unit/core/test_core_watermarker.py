@@ -40,7 +40,7 @@ def batch(n=8, seed=0):
 
 def fed(**changes) -> Watermarker:
     watermarker = make(**changes)
-    watermarker.observe(*batch())
+    watermarker.observe(*batch(), step=0)
     return watermarker
 
 
@@ -105,7 +105,7 @@ def test_the_model_is_left_as_it_was():
 def test_without_target_images_the_loss_and_its_gradients_are_zero(objective, momentum):
     watermarker = make(objective=objective, momentum=momentum)
     images, labels = batch()
-    watermarker.observe(images, torch.zeros_like(labels))
+    watermarker.observe(images, torch.zeros_like(labels), step=0)
     model = network()
     loss = embed(watermarker, model)
     loss.backward()
@@ -157,7 +157,7 @@ def test_momentum_holds_a_running_mean_but_differentiates_the_new_one():
     seen = []
     watermarker.objective = _Spy(seen)
     for step in range(2):
-        watermarker.observe(*batch(seed=step))
+        watermarker.observe(*batch(seed=step), step=step)
         embed(watermarker, model, step)
     plain = []
     for seed in range(2):
@@ -213,6 +213,19 @@ def test_falls_back_to_the_interval_when_a_margin_is_lost():
     run(watermarker, model, range(13), satisfied=True)
     assert run(watermarker, model, [20], satisfied=False) == [20]
     assert run(watermarker, model, range(21, 27), satisfied=False) == [22, 24, 26]
+
+
+@pytest.mark.parametrize(("every", "window"), [(3, 5), (25, 5), (100, 20)])
+def test_between_embedding_steps_only_the_last_batches_are_looked_at(every, window):
+    watermarker, model = fed(cadence=Cadence(every), n_images=2), network()
+    embed(watermarker, model, 10)
+    kept = []
+    for step in range(11, 11 + every):
+        before = watermarker.buffer.images
+        watermarker.observe(*batch(seed=step), step=step)
+        kept.append(watermarker.buffer.images is not before)
+    assert sum(kept) == min(window + 1, every)
+    assert kept == sorted(kept), "the last ones, the embedding step's own batch among them"
 
 
 def test_a_satisfied_objective_is_what_backs_off():
@@ -364,7 +377,7 @@ def test_bad_arguments_are_named(changes, error, message):
 def test_bad_batches_are_refused_before_they_are_kept(images, labels, message):
     watermarker = make()
     with pytest.raises(ValueError, match=message):
-        watermarker.observe(images, labels)
+        watermarker.observe(images, labels, step=0)
     assert watermarker.buffer.images is None
 
 
