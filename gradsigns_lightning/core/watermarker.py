@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.buffer import TargetBuffer
 from gradsigns_lightning.core.checks import check_instance, check_int, check_number
 from gradsigns_lightning.core.distributed import global_mean, on_all_ranks
-from gradsigns_lightning.core.engines import AUTO, Engine, make_engines, probe
+from gradsigns_lightning.core.engines import AUTO, Engine, differentiated, make_engines, probe
 from gradsigns_lightning.core.engines.probe import N_IMAGES
 from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.inputs import carrier_inputs
@@ -41,10 +41,10 @@ class Watermarker:
         self,
         key: WatermarkKey,
         *,
-        strength: float | StrengthSchedule = 0.25,
+        strength: float | StrengthSchedule = 0.3,
         objective: str | Objective = "margin",
         engine: str | Engine = AUTO,
-        cadence: int | Cadence = 25,
+        cadence: int | Cadence = 35,
         n_images: int = 32,
         momentum: float = 0.5,
         carrier_layer: str | None = None,
@@ -73,6 +73,7 @@ class Watermarker:
         self._last_step: int | None = None
         self._interval = self.cadence.every_n_steps
         self._satisfied: Tensor | None = None  # read one interval later, when the device has long computed it
+        self._before: tuple[int | None, int | None, Tensor | None, Tensor | None] = (None, None, None, None)
         self._mean_gradient: Tensor | None = None  # over the whole input: a saved one must not tell where the carriers are
 
     def set_cadence(self, cadence: Cadence) -> None:
@@ -151,8 +152,19 @@ class Watermarker:
                 problems.append(f"  - engine {engine.name!r}: {problem or 'it fails on another rank'}.")
         raise ValueError("\n".join(["GradSigns cannot embed in this model:", *problems]))
 
-    def loss(self, module: nn.Module, logits_fn: LogitsFn, *, step: int, epoch: int, world_size: int = 1) -> Tensor:
+    def loss(
+        self,
+        module: nn.Module,
+        logits_fn: LogitsFn,
+        *,
+        step: int,
+        epoch: int,
+        world_size: int = 1,
+        sharded: bool = False,
+    ) -> Tensor:
         """Return strength times embedding loss, a scalar to be added to the task's loss at this optimizer step.
+
+        Its gradients are computed here and handed out by its ``backward()``; no graph of the network stays in memory.
 
         Args:
             module: module whose parameters are trained; its statistics are frozen meanwhile.
@@ -160,11 +172,14 @@ class Watermarker:
             step: optimizer step.
             epoch: epoch.
             world_size: number of data-parallel ranks, all of which must call.
+            sharded: parameters are sharded over the ranks; their gradients exist only in the task's own backward pass, so that the
+                graph stays until then.
         """
         images, valid = self.buffer.images, self.buffer.valid
         assert images is not None, "observe() comes before loss()"
         assert valid is not None, "observe() comes before loss()"
         strength = self.strength_at(step=step, epoch=epoch)
+        self._before = (self._first_step, self._last_step, self._satisfied, self._mean_gradient)
         self._first_step = step if self._first_step is None else self._first_step
         self._last_step = step
 
@@ -179,8 +194,12 @@ class Watermarker:
 
         with frozen_statistics(module):
             inputs, logits_fn = carrier_inputs(module, logits_fn, images, self.key.input_shape, self.carrier_layer)
-            loss = self.engine.embed(module, logits_fn, inputs, self.key.target_class, objective)
-        return strength * loss.surrogate
+            loss = strength * self.engine.embed(module, logits_fn, inputs, self.key.target_class, objective).surrogate
+            return loss if sharded else differentiated(loss, module)
+
+    def take_back(self) -> None:
+        """Forget the last :meth:`loss`, which nobody used: the next batch is asked to embed in its place."""
+        self._first_step, self._last_step, self._satisfied, self._mean_gradient = self._before
 
     def projector(self, device: torch.device, dtype: torch.dtype) -> SignatureProjector:
         """Return the key's tensors on ``device``, derived once."""

@@ -22,10 +22,12 @@ class StepPatch:
 
     Args:
         module: a LightningModule.
-        extra_loss: maps the batch to a scalar that is added to the loss, or to None.
+        extra_loss: maps the batch to a scalar that is added to the loss, or to None; called before the step, so that its
+            memory is free again when the step needs its own.
+        unused: called when the step returned None and the scalar was not used.
     """
 
-    def __init__(self, module: Any, extra_loss: ExtraLoss) -> None:
+    def __init__(self, module: Any, extra_loss: ExtraLoss, unused: Callable[[], None] = lambda: None) -> None:
         self._module = module
         self._active = True
         self._previous = vars(module).get("training_step")
@@ -33,10 +35,14 @@ class StepPatch:
 
         @functools.wraps(step)
         def training_step(*args: Any, **kwargs: Any) -> Any:
+            extra = extra_loss(_batch_of(args, kwargs)) if self._active else None
             output = step(*args, **kwargs)
-            if not self._active or output is None:
+            if extra is None:
                 return output
-            return _add(output, extra_loss(_batch_of(args, kwargs)))
+            if output is None:
+                unused()
+                return None
+            return _add(output, extra)
 
         # Lightning looks for `batch_idx` in the signature and unwraps only once.
         vars(training_step)["__wrapped__"] = inspect.unwrap(step)
@@ -69,9 +75,7 @@ def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else kwargs["batch"] if "batch" in kwargs else next(iter(kwargs.values()))
 
 
-def _add(output: Any, extra: Tensor | None) -> Any:
-    if extra is None:
-        return output
+def _add(output: Any, extra: Tensor) -> Any:
     if isinstance(output, Tensor):
         return output + extra
     if isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor):

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from gradsigns_lightning.core.checks import check_choice
-from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine
+from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine, differentiated
 from gradsigns_lightning.core.engines.double_backward import DoubleBackward
 from gradsigns_lightning.core.engines.finite_difference import FiniteDifference
 from gradsigns_lightning.core.engines.forward_over_reverse import ForwardOverReverse
@@ -40,6 +40,7 @@ __all__ = [
     "Engine",
     "FiniteDifference",
     "ForwardOverReverse",
+    "differentiated",
     "make_engines",
     "probe",
 ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from gradsigns_lightning.core.frozen import twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn
 
 ObjectiveFn = Callable[[Tensor], Tensor]
@@ -80,6 +81,30 @@ def with_value(value: Tensor, slope: Tensor) -> EmbeddingLoss:
     """
     check_graph(slope)
     return EmbeddingLoss(value=value, surrogate=slope + (value - slope).detach())
+
+
+def differentiated(loss: Tensor, module: nn.Module) -> Tensor:
+    """Return a scalar equal to ``loss`` that has its gradients with it and no graph of the network.
+
+    Two networks' worth of activations need not be in memory at once then, and the gradients are computed in full precision, with
+    the kernels and the frozen statistics of the embedding pass.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    with twice_differentiable_kernels(module, loss.device.type):
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    reached = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+    return _Differentiated.apply(loss.detach(), list(reached.values()), *reached)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _Differentiated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return None, None, *(gradient * factor.to(gradient.dtype) for gradient in ctx.gradients)
 
 
 def check_graph(value: Tensor) -> None:

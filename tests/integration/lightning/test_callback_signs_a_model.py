@@ -72,11 +72,11 @@ class TestDefaults:
         ("settings", "every_n_steps"),
         [
             ({"max_epochs": 1}, 1),
-            ({"max_epochs": 20}, 6),
+            ({"max_epochs": 20}, 8),
             ({"max_epochs": 20, "accumulate_grad_batches": 3}, 2),
-            ({"max_epochs": 1000}, 25),
-            ({"max_epochs": 1000, "max_steps": 500}, 5),
-            ({"max_epochs": -1}, 25),
+            ({"max_epochs": 1000}, 35),
+            ({"max_epochs": 1000, "max_steps": 500}, 7),
+            ({"max_epochs": -1}, 35),
         ],
     )
     def test_cadence_follows_the_length(self, settings, every_n_steps):
@@ -94,7 +94,7 @@ class TestDefaults:
         make_trainer(mark, max_epochs=1, limit_train_batches=3).fit(Net(), DataLoader(_Stream(), 40))
         assert mark.watermarker.cadence.every_n_steps == 1
         make_trainer(mark, max_epochs=1).fit(Net(), DataLoader(_Stream(), 40))
-        assert mark.watermarker.cadence.every_n_steps == 25
+        assert mark.watermarker.cadence.every_n_steps == 35
         make_trainer(mark, max_steps=200, max_epochs=-1, limit_train_batches=3).fit(Net(), DataLoader(_Stream(), 40))
         assert mark.watermarker.cadence.every_n_steps == 2
 
