@@ -65,8 +65,15 @@ class SometimesNone(Net):
         return None if batch_idx % 3 == 0 else loss_of(self, batch)
 
 
+class EverySecondNone(Net):
+    """The first batch of every optimizer step, which is the one that would embed, returns nothing."""
+
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx % 2 == 0 else loss_of(self, batch)
+
+
 @pytest.mark.filterwarnings("ignore:.*returned `None`.*")
-@pytest.mark.parametrize("form", [OneArgument, DecoratedOne, DecoratedTwo, Variadic, Dictionary, SometimesNone])
+@pytest.mark.parametrize("form", [OneArgument, DecoratedOne, DecoratedTwo, Variadic, Dictionary, SometimesNone, EverySecondNone])
 def test_every_form_of_training_step_is_signed(form):
     model = form()
     make_trainer(make_mark(), max_epochs=6).fit(model, train_loader(), val_loader())
@@ -106,6 +113,18 @@ class TestPatchAlone:
         assert seen == ["b"]
         patch.remove()
         assert call(module.training_step) == 1
+
+    def test_a_scalar_that_a_skipped_step_did_not_use_is_told(self):
+        class Skipping:
+            def training_step(self, batch):
+                return None if batch == "bad" else torch.tensor(1.0)
+
+        module, unused = Skipping(), []
+        StepPatch(module, lambda batch: torch.tensor(2.0), lambda: unused.append(True))
+        assert module.training_step("good") == 3
+        assert not unused
+        assert module.training_step("bad") is None
+        assert unused == [True]
 
     def test_a_batch_of_another_name(self):
         class Other:

@@ -91,6 +91,32 @@ def test_the_loss_and_its_gradient_are_those_of_the_mean_over_target_images(obje
     assert model[5].weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_no_graph_of_the_network_stays_in_memory_unless_parameters_are_sharded(sharded):
+    model, watermarker = network(), fed()
+    loss = watermarker.loss(model, model, step=0, epoch=0, sharded=sharded)
+    nodes, names = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        names.add(node.name().split(".")[-1])
+        nodes += [successor for successor, _ in node.next_functions if successor is not None]
+    assert any("Convolution" in name for name in names) == sharded
+    assert (names == {"_DifferentiatedBackward", "torch::autograd::AccumulateGrad"}) != sharded
+
+
+def test_a_loss_that_was_not_used_leaves_no_trace():
+    model, watermarker = network(), fed(momentum=0.5, cadence=4)
+    embed(watermarker, model, 2)
+    before = copy.deepcopy(watermarker.state_dict())
+    assert watermarker.is_due(step=6, epoch=0)
+    embed(watermarker, network(seed=1), 6)
+    watermarker.take_back()
+    after = watermarker.state_dict()
+    assert torch.equal(before.pop("mean_gradient"), after.pop("mean_gradient"))
+    assert after == before
+    assert watermarker.is_due(step=6, epoch=0)
+
+
 def test_the_model_is_left_as_it_was():
     model = network()
     before, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
