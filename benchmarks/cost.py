@@ -238,24 +238,21 @@ class Cell:
         self.step += 1
         self.marker.loss(self.network, self.network, step=self.step, epoch=0).backward()
 
-    def times(self, n_rounds: int) -> dict[str, float]:
-        """Return median milliseconds, the two timed in turn."""
-        taken: dict[str, list[float]] = {"ordinary": [], "embedding": []}
-        for round_ in range(n_rounds + 1):
-            for name, values in taken.items():
-                start = now()
-                getattr(self, name)()
-                if round_:  # the first derives the key's tensors
-                    values.append(1e3 * (now() - start))
-        return {name: statistics.median(values) for name, values in taken.items()}
+    def time(self, name: str) -> float:
+        """Return the milliseconds of an ``ordinary`` or ``embedding`` step."""
+        start = now()
+        getattr(self, name)()
+        return 1e3 * (now() - start)
 
 
 STUDIES: dict[str, list[tuple[int, dict[str, Any]]]] = {
     "bits": [(n, {"shape": (3, 96, 96), "n_bits": n, "n_images": 16, "batch": 32}) for n in (16, 64, 256, 1024, 4096)],
-    "carriers": [(n, {"shape": (3, 96, 96), "n_carriers": n, "n_images": 16, "batch": 32}) for n in (256, 768, 3072, 12288, 24576)],
+    "carriers": [
+        (n, {"shape": (3, 96, 96), "n_carriers": n, "n_images": 16, "batch": 32}) for n in (256, 768, 3072, 12288, 24576)
+    ],
     "classes": [(n, {"shape": (3, 32, 32), "n_classes": n}) for n in (10, 100, 1000)],
     "batch size": [(n, {"shape": (3, 32, 32), "batch": n}) for n in (32, 64, 128, 256, 512)],
-    "images": [(n, {"shape": (3, 32, 32), "n_images": n}) for n in (8, 16, 32, 64)],
+    "images embedded": [(n, {"shape": (3, 32, 32), "n_images": n}) for n in (8, 16, 32, 64)],
     # Fixed work: the same number of pixels in a batch and in an embedding step.
     "input size": [
         (n, {"shape": (3, n, n), "n_images": 4 * 224**2 // n**2, "batch": 16 * 224**2 // n**2}) for n in (32, 56, 112, 224)
@@ -267,7 +264,15 @@ def scaling(n_rounds: int = 9, studies: dict[str, list[tuple[int, dict[str, Any]
     """Time an embedding pass, one size changed at a time."""
     results: dict[str, Any] = {}
     for name, cells in studies.items():
-        results[name] = {value: Cell(**settings).times(n_rounds) for value, settings in cells}
+        made = {value: Cell(**settings) for value, settings in cells}
+        taken: dict[int, dict[str, list[float]]] = {value: {"ordinary": [], "embedding": []} for value in made}
+        for round_ in range(n_rounds + 1):
+            for value, cell in made.items():
+                for step, values in taken[value].items():
+                    milliseconds = cell.time(step)
+                    if round_:  # the first derives the key's tensors
+                        values.append(milliseconds)
+        results[name] = {value: {step: statistics.median(v) for step, v in steps.items()} for value, steps in taken.items()}
         print(name, json.dumps(results[name]), flush=True)
     return results
 
@@ -303,7 +308,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         sizes = [int(size) for size in cells]
         for label, colour in (("embedding", "tab:blue"), ("ordinary", "tab:grey")):
             axis.plot(sizes, [c[label] for c in cells.values()], "o-", color=colour, label=f"{label} step")
-        axis.set(xscale="log", xlabel=name, xticks=sizes, xticklabels=sizes, title=f"milliseconds against {name}")
+        axis.set(xscale="log", xlabel=name, xticks=sizes, xticklabels=sizes, title=f"milliseconds by {name}")
         axis.minorticks_off()
         axis.set_ylim(bottom=0)
         axis.legend(loc="lower right", frameon=False)
@@ -318,7 +323,8 @@ def _bars(axis: Any, title: str, groups: dict[str, Any], field: str | None) -> N
             axis.bar(row + 0.27 * (column - 1), value, 0.25, color=colour, label=side if row == 0 else None)
             axis.text(row + 0.27 * (column - 1), value, f"{value:.3f}", ha="center", va="bottom", fontsize=8)
     axis.set(title=title, xticks=range(len(groups)), xticklabels=[name.replace(", ", "\n") for name in groups])
-    axis.legend(loc="upper left", frameon=False)
+    axis.set_ylim(top=1.2 * axis.get_ylim()[1])
+    axis.legend(loc="upper center", ncols=3, frameon=False)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -139,7 +139,7 @@ def one_process():
 
 def assert_same_weights(result, reference):
     for name, expected in reference.items():
-        torch.testing.assert_close(result["weights"][name], expected, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(result["weights"][name], expected, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_strategies_and_engines_on_two_processes(tmp_path, one_process):

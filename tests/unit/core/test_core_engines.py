@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradsigns_lightning.core.engines import DoubleBackward, FiniteDifference, ForwardOverReverse, make_engines
+from gradsigns_lightning.core.engines import DoubleBackward, FiniteDifference, ForwardOverReverse, differentiated, make_engines
 from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.signature import input_gradients
 
@@ -135,6 +135,31 @@ def test_the_other_engines_have_the_same_value(engine):
     torch.testing.assert_close(loss.value, embed(model, x).value)
     assert loss.value == loss.surrogate
     assert not loss.value.requires_grad
+
+
+@pytest.mark.parametrize("factor", [1.0, 65536.0])
+def test_a_differentiated_loss_hands_out_the_same_gradients_scaled_as_the_task_scales(factor):
+    model, x = Smooth(), images(4, torch.float32)
+    model.unused = nn.Linear(2, 2)
+    expected = parameter_gradient(model, x, DoubleBackward())
+    loss = embed(model, x).surrogate
+    given = differentiated(loss, model)
+    assert given == loss
+    (factor * given).backward()
+    assert model.unused.weight.grad is None
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    torch.testing.assert_close(torch.cat([g.flatten() for g in gradients]), factor * expected)
+
+
+def test_a_differentiated_loss_adds_to_the_task_s_gradients():
+    model, x = Smooth().eval(), images(4, torch.float32)
+    task = lambda: model(x).square().mean()  # noqa: E731
+    (task() + embed(model, x).surrogate).backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    (task() + differentiated(embed(model, x).surrogate, model)).backward()
+    for p, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
 
 
 @pytest.mark.parametrize("engine", [DoubleBackward, ForwardOverReverse, FiniteDifference])
