@@ -5,8 +5,8 @@
     python benchmarks/cost.py ranks      # ratio to the twin on 1, 2 and 4 processes (ddp, gloo, CPU)
     python benchmarks/cost.py plot       # docs/cost.svg from docs/cost.json
 
-Every command writes its section of ``--json`` (docs/cost.json). Batches are random numbers that lie ready in memory: what is measured
-is the training step alone, without a data loader's time that would make ratios smaller. Uses a GPU if there is one.
+Every command writes its section of ``--json`` (docs/cost.json). Batches are random numbers that lie ready in memory: what is
+measured is the training step alone, without a data loader's time that would make ratios smaller. Uses a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def random_batch(shape: tuple[int, ...], size: int = BATCH, n_classes: int = 10)
 
 
 class Published(Classifier):
-    """The published recipe: a second-order gradient through the whole batch in every step (GradSigns, MLSys 2021, released code)."""
+    """The published recipe (GradSigns, MLSys 2021, released code): a second-order gradient of the whole batch in every step."""
 
     def __init__(self, network: nn.Module, key: WatermarkKey) -> None:
         super().__init__(network, 10)
@@ -129,7 +129,7 @@ def train(module: Classifier, callbacks: list[L.Callback], shape: tuple[int, ...
 
 
 def seconds_per_step(workload: Workload, side: str, n_steps: int, cadence: Cadence, **settings: Any) -> float:
-    """Return the mean time of a training step; ``n_steps`` is a multiple of the cadence, so that none embeds more than its share."""
+    """Return the mean time of a training step; ``n_steps`` is a multiple of the cadence: none embeds more than its share."""
     module, callbacks = workload.side(side, cadence)
     with tempfile.NamedTemporaryFile() as file:
         train(module, [*callbacks, StepTimer(file.name)], workload.shape, WARM_UP + n_steps, **settings)

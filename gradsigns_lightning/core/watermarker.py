@@ -172,8 +172,8 @@ class Watermarker:
             step: optimizer step.
             epoch: epoch.
             world_size: number of data-parallel ranks, all of which must call.
-            sharded: parameters are sharded over the ranks; their gradients exist only in the task's own backward pass, so that the
-                graph stays until then.
+            sharded: parameters are sharded over the ranks; their gradients exist only in the task's own backward pass, so
+                that the graph stays until then.
         """
         images, valid = self.buffer.images, self.buffer.valid
         assert images is not None, "observe() comes before loss()"
