@@ -308,10 +308,11 @@ def plot(results: dict[str, Any], path: Path) -> None:
         sizes = [int(size) for size in cells]
         for label, colour in (("embedding", "tab:blue"), ("ordinary", "tab:grey")):
             axis.plot(sizes, [c[label] for c in cells.values()], "o-", color=colour, label=f"{label} step")
-        axis.set(xscale="log", xlabel=name, xticks=sizes, xticklabels=sizes, title=f"milliseconds by {name}")
+        axis.set(xscale="log", xlabel=name, title=f"milliseconds by {name}")
+        axis.set_xticks(sizes, sizes, fontsize=8)
         axis.minorticks_off()
         axis.set_ylim(bottom=0)
-        axis.legend(loc="lower right", frameon=False)
+    axes[0, 2].legend(loc="lower right", frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 
@@ -324,7 +325,7 @@ def _bars(axis: Any, title: str, groups: dict[str, Any], field: str | None) -> N
             axis.text(row + 0.27 * (column - 1), value, f"{value:.3f}", ha="center", va="bottom", fontsize=8)
     axis.set(title=title, xticks=range(len(groups)), xticklabels=[name.replace(", ", "\n") for name in groups])
     axis.set_ylim(top=1.2 * axis.get_ylim()[1])
-    axis.legend(loc="upper center", ncols=3, frameon=False)
+    axis.legend(loc="upper center", ncols=3, frameon=False, handlelength=1, columnspacing=1, fontsize=9)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -342,7 +343,11 @@ def main(argv: list[str] | None = None) -> None:
         plot(results, arguments.svg)
         return
     results[arguments.command] = {"overhead": overhead, "scaling": scaling, "ranks": ranks}[arguments.command]()
-    results["where"] = {"device": str(DEVICE), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    results.setdefault("where", {})[arguments.command] = {
+        "device": str(DEVICE),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
