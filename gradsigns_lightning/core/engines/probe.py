@@ -47,6 +47,7 @@ def probe(
     try:
         # Around the backward passes too: this runs within the step's autocast, which the task's backward pass does not.
         with twice_differentiable_kernels(module, images.device.type):
+            logits_fn = _unsaturated(logits_fn, images)
             loss = engine.embed(module, logits_fn, images, target_class, _fixed_direction)
             problem = _unreached(loss, module, sharded=sharded)
             if problem is None and engine.needs_forward_mode:
@@ -58,6 +59,13 @@ def probe(
     except RuntimeError as error:
         return _explain(error)
     return problem
+
+
+def _unsaturated(logits_fn: LogitsFn, images: Tensor) -> LogitsFn:
+    # Before training BatchNorm's statistics may be far off: logits of 1e8 make the softmax, and all that is tried here, constant.
+    with torch.no_grad():
+        scale = logits_fn(images).abs().amax().clamp_min(1.0)
+    return lambda x: logits_fn(x) / scale
 
 
 def _fixed_direction(gradients: Tensor) -> Tensor:
