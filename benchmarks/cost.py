@@ -298,7 +298,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "gradsigns"  # the same figures give the same file
+    # The same figures give the same file, with text as text.
+    matplotlib.rcParams.update({"svg.hashsalt": "gradsigns", "svg.fonttype": "none", "font.family": "sans-serif"})
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 4, figsize=(15, 6.4), layout="constrained")
