@@ -93,7 +93,9 @@ def differentiated(loss: Tensor, module: nn.Module) -> Tensor:
     with twice_differentiable_kernels(module, loss.device.type):
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     reached = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
-    return _Differentiated.apply(loss.detach(), list(reached.values()), *reached)  # type: ignore[no-untyped-call,no-any-return]
+    apply: Any = _Differentiated.apply  # torch's annotations differ from version to version
+    combined: Tensor = apply(loss.detach(), list(reached.values()), *reached)
+    return combined
 
 
 class _Differentiated(torch.autograd.Function):
@@ -103,8 +105,8 @@ class _Differentiated(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return None, None, *(gradient * factor.to(gradient.dtype) for gradient in ctx.gradients)
+    def backward(ctx: Any, *factors: Tensor) -> Any:
+        return None, None, *(gradient * factors[0].to(gradient.dtype) for gradient in ctx.gradients)
 
 
 def check_graph(value: Tensor) -> None:
