@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine
 from gradsigns_lightning.core.engines.finite_difference import STEP
 from gradsigns_lightning.core.engines.forward_over_reverse import directional_derivative
 from gradsigns_lightning.core.frozen import twice_differentiable_kernels
-from gradsigns_lightning.core.signature import LogitsFn, input_gradients, unit
+from gradsigns_lightning.core.signature import LogitsFn, class_logits, input_gradients, unit
 
 N_IMAGES = 8
 # Two step sizes of a smooth network differ by about 1e-3, those of a ReLU network by more than 0.3.
 CONSISTENCY = 0.05
 # Rounding gives 1e-8; layer normalisation by PyTorch's own formula 1e-3 to 4e-2.
 SYMMETRY = 1e-4
+# Names of torch's operators, with or without what their variants add.
+_KINKED = ("relu", "leaky_relu", "prelu", "rrelu", "threshold", "hard", "softshrink", "max_pool", "adaptive_max_pool")
 
 _ADVICE = {
     "use_reentrant": "activation checkpointing must be called with use_reentrant=False",
@@ -47,7 +53,7 @@ def probe(
     try:
         # Around the backward passes too: this runs within the step's autocast, which the task's backward pass does not.
         with twice_differentiable_kernels(module, images.device.type):
-            logits_fn = _unsaturated(logits_fn, images)
+            logits_fn = _unsaturated(logits_fn, images, target_class)
             loss = engine.embed(module, logits_fn, images, target_class, _fixed_direction)
             problem = _unreached(loss, module, sharded=sharded)
             if problem is None and engine.needs_forward_mode:
@@ -61,11 +67,11 @@ def probe(
     return problem
 
 
-def _unsaturated(logits_fn: LogitsFn, images: Tensor) -> LogitsFn:
+def _unsaturated(logits_fn: LogitsFn, images: Tensor, target_class: int) -> LogitsFn:
     # Before training BatchNorm's statistics may be far off: logits of 1e8 make the softmax, and all that is tried here, constant.
     with torch.no_grad():
-        scale = logits_fn(images).abs().amax().clamp_min(1.0)
-    return lambda x: logits_fn(x) / scale
+        scale = class_logits(logits_fn, images, target_class).abs().amax().clamp_min(1.0)
+    return lambda x: class_logits(logits_fn, x, target_class) / scale
 
 
 def _fixed_direction(gradients: Tensor) -> Tensor:
@@ -104,8 +110,28 @@ def _meets_error(value: Tensor) -> bool:
     return False
 
 
+class _KinkFinder(TorchDispatchMode):
+    """Notes operations with a kink; a few images may happen to cross none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if name.strip("_").startswith(_KINKED) and name not in self.found:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
 def _kinked(step: float, logits_fn: LogitsFn, images: Tensor, target_class: int) -> str | None:
-    """Compare the change of the gradient over the engine's step with that over half of it."""
+    """Look for operations with a kink, and for others compare the gradient's change over the engine's step and half of it."""
+    with _KinkFinder() as finder:
+        logits_fn(images)
+    if finder.found:
+        return f"the network has kinks ({', '.join(finder.found)}) and finite differences would be wrong"
     direction = unit(input_gradients(logits_fn, images, target_class).mean(0))
     radius = step * images.flatten(1).norm(dim=1).square().mean().sqrt()
 
@@ -119,7 +145,7 @@ def _kinked(step: float, logits_fn: LogitsFn, images: Tensor, target_class: int)
     if deviation <= CONSISTENCY:
         return None
     return (
-        f"finite differences of two step sizes differ by {deviation:.0%}, so the network has kinks (ReLU, max pooling) and they "
+        f"finite differences of two step sizes differ by {deviation:.0%}, so the network has kinks or bends too sharply and they "
         "would be wrong"
     )
 

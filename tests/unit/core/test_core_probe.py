@@ -45,12 +45,38 @@ def test_what_works_passes(engine, activation, sharded):
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Hardtanh])
-def test_kinks_are_seen_also_where_no_module_tells_of_them(activation):
+def with_function(function):
     model = net(nn.Identity)
-    function = activation()
-    logits = lambda x: model[5](function(model[3](function(model[1](x.flatten(1))))))  # noqa: E731
-    assert "the network has kinks" in problem(FiniteDifference(), model, logits)
+    return model, lambda x: model[5](function(model[3](function(model[1](x.flatten(1))))))
+
+
+@pytest.mark.parametrize(
+    ("function", "operator"),
+    [
+        (F.relu, "relu"),
+        (torch.Tensor.relu_, "relu_"),
+        (nn.LeakyReLU(), "leaky_relu"),
+        (nn.PReLU(), "_prelu_kernel"),
+        (F.relu6, "hardtanh"),
+        (F.hardswish, "hardswish"),
+        (F.hardshrink, "hardshrink"),
+        (lambda x: F.threshold(x, 0.1, 0.0), "threshold"),
+        (lambda x: F.max_pool2d(x.view(-1, 1, 8, 8), 3, 1, 1).flatten(1), "max_pool2d_with_indices"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_kinks_are_seen_also_where_no_module_tells_of_them(function, operator):
+    assert f"the network has kinks ({operator})" in problem(FiniteDifference(), *with_function(function))
+
+
+def test_a_kink_that_no_image_crosses_is_seen():
+    model = net(nn.GELU)
+    assert "has kinks (relu)" in problem(FiniteDifference(), model, lambda x: F.relu(model(x) + 1000))
+
+
+@pytest.mark.parametrize("function", [torch.abs, lambda x: x.clamp(min=0), lambda x: torch.maximum(x, -x / 2)])
+def test_kinks_without_a_name_are_seen_by_their_effect(function):
+    assert "finite differences of two step sizes differ by" in problem(FiniteDifference(), *with_function(function))
 
 
 def test_a_forward_rule_that_forgets_a_dependence_is_seen(monkeypatch):
