@@ -23,6 +23,14 @@ extendedKeyUsage = critical,timeStamping
 """
 
 
+@pytest.fixture(autouse=True)
+def _threads_kept():
+    """More threads than asked for make two processes on two cores wait for each other."""
+    n_threads = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == n_threads
+
+
 class Authority:
     """Signs time-stamp requests; its files lie in ``folder``."""
 

@@ -6,12 +6,15 @@ errors among those that fit; encoding and decoding are the library galois'.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.key import WatermarkKey
@@ -72,7 +75,9 @@ class PayloadCode:
     def encode_many(self, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Return the payloads for rows of data, ``(n, n_bytes)`` to ``(n, n_payload_bytes)``, uint8."""
         messages = np.unpackbits(data, axis=1, bitorder="little")
-        return np.packbits(np.asarray(self._library_code.encode(messages), np.uint8), axis=1, bitorder="little")
+        with _threads_kept():
+            codewords = np.asarray(self._library_code.encode(messages), np.uint8)
+        return np.packbits(codewords, axis=1, bitorder="little")
 
     def decode(self, bits: npt.NDArray[np.uint8]) -> tuple[bytes, int]:
         """Return data and number of corrected errors of unmasked bits ``(n_bits,)``, values 0 and 1.
@@ -81,7 +86,8 @@ class PayloadCode:
             ValueError: there are more errors than the code corrects.
         """
         word = np.asarray(bits[: self.length], np.uint8)
-        message, n_errors = self._library_code.decode(word, errors=True)
+        with _threads_kept():
+            message, n_errors = self._library_code.decode(word, errors=True)
         if n_errors < 0:
             raise ValueError(f"`bits` hold no codeword within {self.n_correctable} errors.")
         return np.packbits(np.asarray(message, np.uint8), bitorder="little").tobytes(), int(n_errors)
@@ -172,6 +178,17 @@ def _is_codeword(payload: bytes, n_bits: int, n_bytes: int) -> bool:
 
 def _message_bytes(n_bits: int) -> int:
     return max(1, n_bits // BITS_PER_MESSAGE_BYTE)
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    # numba, which compiles galois, gives the whole process as many OpenMP threads as there are cores: torchrun asks for one a
+    # rank, and two ranks that wait for each other's threads train many times slower.
+    n_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 @lru_cache(maxsize=64)  # galois compiles for seconds

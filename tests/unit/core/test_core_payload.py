@@ -1,5 +1,9 @@
 """Payloads that survive bit errors, and the keys of customers and messages."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -102,3 +106,19 @@ def test_freedom_counts_what_could_be_chosen():
     assert freedom(PayloadCode(128, 4).encode(b"v2.1"), 128) == 32 + 1
     assert freedom(bytes(range(4)), 32) == 32
     assert freedom(b"x", 128) == 8
+
+
+def test_the_number_of_threads_stays_as_it_was():
+    """In a process of its own, because numba takes the threads once."""
+    script = """
+import numpy as np, torch
+from gradsigns_lightning.core.payload import PayloadCode
+code = PayloadCode(64, 1)
+payload = np.frombuffer(code.encode(b"a"), np.uint8)
+assert code.decode(np.unpackbits(payload, bitorder="little")) == (b"a", 0)
+print(torch.get_num_threads())
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment.pop("NUMBA_NUM_THREADS", None)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.stdout.strip() == "1", done.stderr
