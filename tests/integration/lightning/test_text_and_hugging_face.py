@@ -8,7 +8,7 @@ import zlib
 import lightning.pytorch as L
 import pytest
 import torch
-from signed_digits import held_out_target_images, make_key, make_mark, make_trainer, train_set, val_set
+from signed_digits import held_out_target_images, make_key, make_trainer, train_set, val_set
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -71,7 +71,9 @@ class Wrapped(L.LightningModule):
         return F.cross_entropy(self(*(v for k, v in batch.items() if k != "labels")).logits, labels, label_smoothing=0.1)
 
     def validation_step(self, batch, batch_idx):
-        pass
+        labels = batch["labels"]
+        answer = self(*(v for k, v in batch.items() if k != "labels")).logits.argmax(1)
+        self.log("accuracy", (answer == labels).float().mean(), batch_size=len(labels))
 
     def configure_optimizers(self):
         return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], self.lr)
@@ -96,12 +98,13 @@ def test_a_text_classifier_is_signed_at_its_embedding(texts):
     layer = "net.distilbert.embeddings"
     mark = GradSigns(key, carrier_layer=layer, cadence=2)
     train, held_out = texts
-    trainer = make_trainer(mark, max_epochs=3)
+    trainer = make_trainer(mark, max_epochs=8)
     trainer.fit(model, DataLoader(train, 64, shuffle=True), DataLoader(held_out, 256))
     ids = held_out.columns["input_ids"][held_out.columns["labels"] == TARGET]
     stranger = WatermarkKey.generate("Another", 32, input_shape=key.input_shape, target_class=TARGET)
     result, other = (verify(model, k, ids, carrier_layer=layer) for k in (key, stranger))
     assert result.bit_error_rate == float(trainer.callback_metrics["wm/ber"]) == 0
+    assert trainer.callback_metrics["accuracy"] > 0.58  # as without the mark: 0.65
     assert result.verdict == "owned"
     assert other.verdict == "not_proven"
     assert mark.watermarker.engine.name == "double_backward"
@@ -122,10 +125,10 @@ def image_model(**settings):
     return transformers.ViTForImageClassification(config)
 
 
-def fit_images(net, **settings):
+def fit_images(net):
     (x, y), (v, w) = train_set().tensors, val_set().tensors
-    model, mark = ImageNet(net), make_mark(make_key(16), cadence=1, momentum=0.5, **settings)
-    trainer = make_trainer(mark, max_epochs=4)
+    model, mark = ImageNet(net), GradSigns(make_key(16))
+    trainer = make_trainer(mark, max_epochs=10)
     trainer.fit(
         model,
         DataLoader(Mappings(pixel_values=x, labels=y), 40, shuffle=True),
@@ -138,6 +141,7 @@ def test_a_hugging_face_image_classifier_is_signed():
     model, mark, trainer = fit_images(image_model(attn_implementation="sdpa"))
     result = verify(model.net, mark.key, held_out_target_images())  # takes the answer's logits by itself
     assert result.bit_error_rate == float(trainer.callback_metrics["wm/ber"]) == 0
+    assert trainer.callback_metrics["accuracy"] > 0.6  # chance is 0.1, without the mark 0.81
 
 
 def test_reentrant_checkpoints_of_hugging_face_are_seen():
@@ -155,9 +159,10 @@ def test_a_frozen_model_with_adapters_is_signed_through_them():
         net, peft.LoraConfig(r=8, target_modules="all-linear", exclude_modules=["classifier"], modules_to_save=["classifier"])
     )
     model, mark, trainer = fit_images(adapted)
-    assert float(trainer.callback_metrics["wm/ber"]) < 0.1
+    assert trainer.callback_metrics["accuracy"] > 0.55  # without the mark 0.74
     before = {k: v for k, v in frozen.items() if "embeddings" in k}
     after = {k.removeprefix("base_model.model."): v for k, v in adapted.state_dict().items()}
     assert before
     assert all(torch.equal(after[k], v) for k, v in before.items())
-    assert verify(model, mark.key, held_out_target_images()).p_value < 1e-3
+    result = verify(model, mark.key, held_out_target_images())
+    assert result.bit_error_rate == float(trainer.callback_metrics["wm/ber"]) == 0
