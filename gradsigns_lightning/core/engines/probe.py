@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine
 from gradsigns_lightning.core.engines.finite_difference import STEP
@@ -20,8 +18,8 @@ N_IMAGES = 8
 CONSISTENCY = 0.05
 # Rounding gives 1e-8; layer normalisation by PyTorch's own formula 1e-3 to 4e-2.
 SYMMETRY = 1e-4
-# Names of torch's operators, with or without what their variants add.
-_KINKED = ("relu", "leaky_relu", "prelu", "rrelu", "threshold", "hard", "softshrink", "max_pool", "adaptive_max_pool")
+# As autograd names them, whatever their variant.
+_KINKED = ("Relu", "LeakyRelu", "Prelu", "Rrelu", "Threshold", "Hard", "Softshrink", "MaxPool", "AdaptiveMaxPool")
 
 _ADVICE = {
     "use_reentrant": "activation checkpointing must be called with use_reentrant=False",
@@ -83,7 +81,8 @@ def _fixed_direction(gradients: Tensor) -> Tensor:
 def _unreached(loss: EmbeddingLoss, module: nn.Module, *, sharded: bool) -> str | None:
     if not loss.surrogate.requires_grad:
         return "the embedding loss carries no graph"
-    if _meets_error(loss.surrogate):
+    # A gradient asked for by name goes around such a node in silence; only the task's full backward pass would meet it.
+    if "torch::autograd::Error" in _operations(loss.surrogate):
         return "a custom autograd function is marked once_differentiable, so it has no second derivative"
     gradients: tuple[Tensor | None, ...] = (loss.surrogate.detach(),)
     if not sharded:
@@ -96,42 +95,25 @@ def _unreached(loss: EmbeddingLoss, module: nn.Module, *, sharded: bool) -> str 
     return None
 
 
-def _meets_error(value: Tensor) -> bool:
-    # A gradient asked for by name goes around such a node in silence; only the task's full backward pass would meet it.
+def _operations(value: Tensor) -> Iterator[str]:
+    """Yield the names of the operations that ``value`` was computed by, as its graph has them."""
     nodes, seen = [value.grad_fn], set()
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
-        if node.name() == "torch::autograd::Error":
-            return True
+        yield node.name()
         seen.add(node)
         nodes += [successor for successor, _ in node.next_functions]
-    return False
-
-
-class _KinkFinder(TorchDispatchMode):
-    """Notes operations with a kink; a few images may happen to cross none of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        if name.strip("_").startswith(_KINKED) and name not in self.found:
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 def _kinked(step: float, logits_fn: LogitsFn, images: Tensor, target_class: int) -> str | None:
     """Look for operations with a kink, and for others compare the gradient's change over the engine's step and half of it."""
-    with _KinkFinder() as finder:
-        logits_fn(images)
-    if finder.found:
-        return f"the network has kinks ({', '.join(finder.found)}) and finite differences would be wrong"
+    logits = class_logits(logits_fn, images.detach().requires_grad_(), target_class)
+    # Found by name too, because a few images may happen to cross no kink of a small network.
+    found = sorted({name.partition("Backward")[0] for name in _operations(logits) if name.startswith(_KINKED)})
+    if found:
+        return f"the network has kinks ({', '.join(found)}) and finite differences would be wrong"
     direction = unit(input_gradients(logits_fn, images, target_class).mean(0))
     radius = step * images.flatten(1).norm(dim=1).square().mean().sqrt()
 

@@ -186,6 +186,6 @@ def test_what_only_a_batch_can_show_is_refused_before_anything_is_trained():
     message = str(caught.value)
     assert "engine 'double_backward': a custom autograd function is marked once_differentiable" in message
     assert "engine 'forward_over_reverse': a custom autograd function has no forward-mode derivative" in message
-    assert "engine 'finite_difference': the network has kinks (relu) and finite differences would be wrong" in message
+    assert "engine 'finite_difference': the network has kinks (Relu) and finite differences would be wrong" in message
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert "training_step" not in vars(model)

@@ -51,27 +51,27 @@ def with_function(function):
 
 
 @pytest.mark.parametrize(
-    ("function", "operator"),
+    ("function", "operation"),
     [
-        (F.relu, "relu"),
-        (torch.Tensor.relu_, "relu_"),
-        (nn.LeakyReLU(), "leaky_relu"),
-        (nn.PReLU(), "_prelu_kernel"),
-        (F.relu6, "hardtanh"),
-        (F.hardswish, "hardswish"),
-        (F.hardshrink, "hardshrink"),
-        (lambda x: F.threshold(x, 0.1, 0.0), "threshold"),
-        (lambda x: F.max_pool2d(x.view(-1, 1, 8, 8), 3, 1, 1).flatten(1), "max_pool2d_with_indices"),
+        (F.relu, "Relu"),
+        (torch.Tensor.relu_, "Relu"),
+        (nn.LeakyReLU(), "LeakyRelu"),
+        (nn.PReLU(), "PreluKernel"),
+        (F.relu6, "Hardtanh"),
+        (F.hardswish, "Hardswish"),
+        (F.hardshrink, "Hardshrink"),
+        (lambda x: F.threshold(x, 0.1, 0.0), "Threshold"),
+        (lambda x: F.max_pool2d(x.view(-1, 1, 8, 8), 3, 1, 1).flatten(1), "MaxPool2DWithIndices"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_kinks_are_seen_also_where_no_module_tells_of_them(function, operator):
-    assert f"the network has kinks ({operator})" in problem(FiniteDifference(), *with_function(function))
+def test_kinks_are_seen_also_where_no_module_tells_of_them(function, operation):
+    assert f"the network has kinks ({operation})" in problem(FiniteDifference(), *with_function(function))
 
 
 def test_a_kink_that_no_image_crosses_is_seen():
     model = net(nn.GELU)
-    assert "has kinks (relu)" in problem(FiniteDifference(), model, lambda x: F.relu(model(x) + 1000))
+    assert "has kinks (Relu)" in problem(FiniteDifference(), model, lambda x: F.relu(model(x) + 1000))
 
 
 @pytest.mark.parametrize("function", [torch.abs, lambda x: x.clamp(min=0), lambda x: torch.maximum(x, -x / 2)])
