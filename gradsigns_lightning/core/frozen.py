@@ -68,8 +68,9 @@ def twice_differentiable_kernels(module: nn.Module, device_type: str) -> Iterato
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if device_type == "cuda" and any(isinstance(m, nn.RNNBase) for m in module.modules()):
+            # Before the next context: the flags read a setting that torch refuses to tell once operators have their own.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if device_type == "cuda":
             stack.enter_context(full_float32())
-        if device_type == "cuda" and any(isinstance(m, nn.RNNBase) for m in module.modules()):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradsigns_lightning.core.frozen import twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -41,7 +42,11 @@ def carrier_inputs(
         return inputs.to(dtype), logits_fn
     submodule = find_layer(module, layer)
     seen: list[Tensor] = []
-    with torch.no_grad(), _output_hook(submodule, lambda output: seen.append(output.detach().clone())):
+    with ExitStack() as stack:
+        # A compiled forward pass would not call the hook, and autocast would round what the layer gives.
+        stack.enter_context(twice_differentiable_kernels(module, inputs.device.type))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_output_hook(submodule, lambda output: seen.append(output.detach().clone())))
         logits_fn(inputs)
     if len(seen) != 1 or seen[0].shape[1:].numel() != torch.Size(input_shape).numel() or len(seen[0]) != len(inputs):
         came = [tuple(output.shape) for output in seen]

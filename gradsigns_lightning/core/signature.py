@@ -93,7 +93,8 @@ def input_gradients(logits_fn: LogitsFn, images: Tensor, target_class: int, *, c
         ValueError: the logits have another shape, too few classes, or do not depend on the images.
     """
     inputs = images.detach().clone().requires_grad_(True)
-    logits = class_logits(logits_fn, inputs, target_class)
+    # A copy, because a network may change its input in place.
+    logits = class_logits(logits_fn, inputs.clone(), target_class)
     if logits.requires_grad:
         loss = target_loss(logits, target_class)
         (gradient,) = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)

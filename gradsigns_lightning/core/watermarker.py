@@ -69,6 +69,8 @@ class Watermarker:
     def reset(self) -> None:
         """Forget what earlier training left behind: steps, interval, mean gradient and images."""
         self.buffer.clear()
+        self.n_embedded = 0
+        self.n_spoilt: Tensor | int = 0  # of them, those whose gradients were not finite; on the device
         self._first_step: int | None = None
         self._last_step: int | None = None
         self._interval = self.cadence.every_n_steps
@@ -85,9 +87,12 @@ class Watermarker:
     def observe(self, images: Tensor, labels: Tensor, *, step: int) -> None:
         """Keep the target class's images of one batch of optimizer step ``step``; see :meth:`check_batch`.
 
-        Between two embedding steps only the last batches before the next one are looked at, which makes the others free.
+        Between two embedding steps only the last batches before the next one are looked at, which makes the others free. Steps
+        that start over begin another training.
         """
         self.check_batch(images, labels)
+        if self._last_step is not None and step < self._last_step:
+            self._first_step = self._last_step = None
         interval = self.cadence.every_n_steps
         window = max(interval // 5, 5)
         if self._last_step is None or step >= self._last_step + interval - window:
@@ -109,6 +114,11 @@ class Watermarker:
         if labels.shape != images.shape[:1]:
             raise ValueError(
                 f"`labels` must have shape ({images.shape[0]},), one class index per image, got {tuple(labels.shape)}."
+            )
+        if self.buffer.images is not None and images.shape[1:] != self.buffer.images.shape[1:]:
+            raise ValueError(
+                f"`images` must have one shape in all batches, as the carriers are fixed places of it: got "
+                f"{tuple(images.shape[1:])} after {tuple(self.buffer.images.shape[1:])}. Pad text to a fixed length."
             )
 
     def strength_at(self, *, step: int, epoch: int) -> float:
@@ -195,10 +205,14 @@ class Watermarker:
         with frozen_statistics(module):
             inputs, logits_fn = carrier_inputs(module, logits_fn, images, self.key.input_shape, self.carrier_layer)
             loss = strength * self.engine.embed(module, logits_fn, inputs, self.key.target_class, objective).surrogate
-            return loss if sharded else differentiated(loss, module)
+            loss = loss if sharded else differentiated(loss, module)
+        self.n_embedded += 1
+        self.n_spoilt = self.n_spoilt + loss.detach().isnan()
+        return loss.nan_to_num(nan=0.0)
 
     def take_back(self) -> None:
         """Forget the last :meth:`loss`, which nobody used: the next batch is asked to embed in its place."""
+        self.n_embedded -= 1
         self._first_step, self._last_step, self._satisfied, self._mean_gradient = self._before
 
     def projector(self, device: torch.device, dtype: torch.dtype) -> SignatureProjector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,6 +94,8 @@ class GradSigns(Callback):
         )
         self._patch: StepPatch | None = None
         self._prepared = False
+        self._length_unknown = False
+        self._last_seen: tuple[int, weakref.ref[Tensor]] | None = None
         self._warned = False
 
     def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -107,12 +110,13 @@ class GradSigns(Callback):
         if isinstance(batch, Mapping):
             images = [batch[k] for k in ("x", "image", "images", "pixel_values", "input_ids") if k in batch]
             labels = [batch[k] for k in ("y", "label", "labels", "target", "targets") if k in batch]
-            if len(images) == len(labels) == 1:
-                return images[0], labels[0]
-        elif isinstance(batch, (tuple, list)) and len(batch) == 2:
-            return batch[0], batch[1]
+            found = [*images, *labels] if len(images) == len(labels) == 1 else []
+        else:
+            found = list(batch) if isinstance(batch, (tuple, list)) else []
+        if len(found) == 2 and all(isinstance(value, Tensor) for value in found):
+            return found[0], found[1]
         raise TypeError(
-            f"`batch` must be (images, labels) or a mapping with one images and one labels entry, got {_describe(batch)}. "
+            f"`batch` must be two tensors (images, labels) or a mapping with one of each, got {_describe(batch)}. "
             "Override `GradSigns.images_and_labels` for batches of another form."
         )
 
@@ -133,6 +137,11 @@ class GradSigns(Callback):
         if marker.schedule.strength == 0:
             return None
         images, labels = self.images_and_labels(batch)
+        if pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1:
+            self._refuse_second_evaluation(images, step)
+        if self._length_unknown:
+            # As often as a training that ends here would have embedded.
+            marker.set_cadence(Cadence.for_training_of(step))
         marker.observe(images, labels, step=step)
         if not self._prepared:
             sharded = is_sharded(trainer)
@@ -194,9 +203,12 @@ class GradSigns(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored yet.
         self._prepared = False
+        self._last_seen = None
         check_compatible(trainer, pl_module, self.watermarker)
         if self._cadence_from_length:
-            self.watermarker.set_cadence(Cadence.for_training_of(_n_steps(trainer)))
+            n_steps = trainer.estimated_stepping_batches
+            self._length_unknown = not 0 < n_steps < math.inf  # a loader without length
+            self.watermarker.set_cadence(Cadence.for_training_of(trainer.global_step if self._length_unknown else n_steps))
         self._unpatch()  # of a fit that ended without telling
         if pl_module.automatic_optimization:
             self._patch = StepPatch(
@@ -217,8 +229,7 @@ class GradSigns(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         # Within the batches, because weight averaging swaps the weights that will be saved in just for them.
-        if not trainer.sanity_checking:
-            self._read(trainer, pl_module, batch)
+        self._read(trainer, pl_module, batch)
 
     @override
     def on_test_batch_end(
@@ -239,6 +250,8 @@ class GradSigns(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if self.reader.margins is not None:
             log_margins(trainer, self.name, self.reader.margins)
+        if self.watermarker.schedule.strength and (self._prepared or not pl_module.automatic_optimization):
+            self._warn_of_idle_embedding(trainer)
 
     @override
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -250,6 +263,7 @@ class GradSigns(Callback):
         self._unpatch()
 
     def _unpatch(self) -> None:
+        self._last_seen = None
         if self._patch is not None:
             self._patch.remove()
             self._patch = None
@@ -265,6 +279,8 @@ class GradSigns(Callback):
             return
         images, labels = self.images_and_labels(batch)
         self.watermarker.check_batch(images, labels)
+        if trainer.sanity_checking:
+            return  # it shall find batches of another form, but nothing is logged
         inside_forward(
             trainer,
             pl_module,
@@ -279,6 +295,33 @@ class GradSigns(Callback):
             self._warn_once_unread()
         for name, value in (values or self.reader.missing()).items():
             pl_module.log(f"{self.name}/{name}", value, sync_dist=trainer.world_size > 1)
+
+    def _refuse_second_evaluation(self, images: Tensor, step: int) -> None:
+        if self._last_seen is not None and self._last_seen[0] == step and self._last_seen[1]() is images:
+            raise ValueError(
+                "The optimizer evaluates the loss more than once a step (as SAM and LBFGS do), and the embedding loss is in the "
+                "first evaluation only: use another optimizer, or manual optimization with GradSignsMixin, which adds "
+                "`watermark_loss` where the gradient is kept."
+            )
+        self._last_seen = (step, weakref.ref(images))
+
+    def _warn_of_idle_embedding(self, trainer: Any) -> None:
+        marker = self.watermarker
+        n_spoilt = int(marker.n_spoilt)
+        if marker.n_embedded == 0:
+            problem = "no step embedded: the strength was 0 all along, or `watermark_loss` was not called"
+        elif trainer.world_size == 1 and marker.buffer.valid is not None and not marker.buffer.valid.any():
+            problem = f"no image of class {self.key.target_class} came by in training, so nothing was embedded"
+        elif trainer.global_step == 0:
+            problem = "Lightning counted no optimizer step, so the mark was embedded once: step by `self.optimizers()`"
+        elif n_spoilt:
+            problem = (
+                f"{n_spoilt} of {marker.n_embedded} embedding steps had gradients that are not finite and were left out (a "
+                "norm or a root at zero?)"
+            )
+        else:
+            return
+        warnings.warn(f"GradSigns {self.name!r}: {problem}.", UserWarning, stacklevel=2)
 
     def _warn_once_unread(self) -> None:
         if not self._warned:
@@ -303,11 +346,6 @@ class GradSigns(Callback):
             "n_images": marker.buffer.capacity,
             "momentum": marker.momentum,
         }
-
-
-def _n_steps(trainer: Any) -> float:
-    n_steps = trainer.estimated_stepping_batches
-    return n_steps if n_steps > 0 else math.inf  # -1: an iterable data set without end
 
 
 def _describe(batch: Any) -> str:

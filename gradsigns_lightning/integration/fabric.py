@@ -55,7 +55,8 @@ class FabricGradSigns:
             labels: class indices, shape ``(n,)``.
             step: optimizer step; with gradient accumulation call once a step, for its first batch.
             epoch: epoch, for schedules that start late.
-            logits: maps inputs to logits; by default the module itself.
+            logits: maps inputs to logits; by default the module itself. Use the network that was given to ``fabric.setup`` in
+                it, not what came back, which counts forward passes and casts.
 
         Raises:
             ValueError: the batch does not fit the key, or no engine works on this model.

@@ -61,6 +61,9 @@ class GradSignsMixin:
     def watermark_loss(self, batch: Any) -> Tensor:
         """Return the embedding loss of this batch, a scalar, 0 on steps that do not embed; for manual optimization.
 
+        Optimizers must be those of ``self.optimizers()``, by which Lightning counts steps. When gradients are accumulated over k
+        batches, divide the task's loss only: one of the k carries the whole term.
+
         Raises:
             ValueError: optimization is automatic, where the callback adds the loss by itself.
         """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,15 +88,31 @@ def differentiated(loss: Tensor, module: nn.Module) -> Tensor:
     """Return a scalar equal to ``loss`` that has its gradients with it and no graph of the network.
 
     Two networks' worth of activations need not be in memory at once then, and the gradients are computed in full precision, with
-    the kernels and the frozen statistics of the embedding pass.
+    the kernels and the frozen statistics of the embedding pass. If one of them is not finite (the second derivative of a norm at
+    zero), all are zero and the value is NaN, so that the step embeds nothing and spoils nothing.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    with twice_differentiable_kernels(module, loss.device.type):
+    with twice_differentiable_kernels(module, loss.device.type), _hooks_set_aside(parameters):
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     reached = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+    finite = torch.stack([g.isfinite().all() for g in reached.values()]).all()
+    kept = [torch.where(finite, g, 0) for g in reached.values()]
     apply: Any = _Differentiated.apply  # torch's annotations differ from version to version
-    combined: Tensor = apply(loss.detach(), list(reached.values()), *reached)
+    combined: Tensor = apply(torch.where(finite, loss.detach(), torch.nan), kept, *reached)
     return combined
+
+
+@contextmanager
+def _hooks_set_aside(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Keep the parameters' own hooks for the task's backward pass, which meets these gradients again."""
+    hooked: list[tuple[Any, Any]] = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
+    for parameter, _ in hooked:
+        parameter._backward_hooks = None
+    try:
+        yield
+    finally:
+        for parameter, hooks in hooked:
+            parameter._backward_hooks = hooks
 
 
 class _Differentiated(torch.autograd.Function):

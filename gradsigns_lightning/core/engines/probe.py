@@ -52,6 +52,8 @@ def probe(
         # Around the backward passes too: this runs within the step's autocast, which the task's backward pass does not.
         with twice_differentiable_kernels(module, images.device.type):
             logits_fn = _unsaturated(logits_fn, images, target_class)
+            if sharded:
+                _refuse_recomputation(logits_fn, images)
             loss = engine.embed(module, logits_fn, images, target_class, _fixed_direction)
             problem = _unreached(loss, module, sharded=sharded)
             if problem is None and engine.needs_forward_mode:
@@ -70,6 +72,14 @@ def _unsaturated(logits_fn: LogitsFn, images: Tensor, target_class: int) -> Logi
     with torch.no_grad():
         scale = class_logits(logits_fn, images, target_class).abs().amax().clamp_min(1.0)
     return lambda x: class_logits(logits_fn, x, target_class) / scale
+
+
+def _refuse_recomputation(logits_fn: LogitsFn, images: Tensor) -> None:
+    """Raise if activations are checkpointed: they would be computed again in the task's backward pass, no longer frozen."""
+    with torch.autograd.graph.disable_saved_tensors_hooks(
+        "activation checkpointing is not supported with sharded parameters, whose gradients come in the task's own backward pass"
+    ):
+        logits_fn(images)
 
 
 def _fixed_direction(gradients: Tensor) -> Tensor:

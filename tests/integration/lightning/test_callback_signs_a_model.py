@@ -20,6 +20,7 @@ from signed_digits import (
     train_loader,
     train_set,
     val_loader,
+    val_set,
 )
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -76,7 +77,7 @@ class TestDefaults:
             ({"max_epochs": 20, "accumulate_grad_batches": 3}, 2),
             ({"max_epochs": 1000}, 35),
             ({"max_epochs": 1000, "max_steps": 500}, 7),
-            ({"max_epochs": -1}, 35),
+            ({"max_epochs": -1}, 1),  # without a known end: as a training that ends here
         ],
     )
     def test_cadence_follows_the_length(self, settings, every_n_steps):
@@ -93,8 +94,8 @@ class TestDefaults:
         mark = GradSigns(make_key())
         make_trainer(mark, max_epochs=1, limit_train_batches=3).fit(Net(), DataLoader(_Stream(), 40))
         assert mark.watermarker.cadence.every_n_steps == 1
-        make_trainer(mark, max_epochs=1).fit(Net(), DataLoader(_Stream(), 40))
-        assert mark.watermarker.cadence.every_n_steps == 35
+        make_trainer(mark, max_epochs=20).fit(Net(), DataLoader(_Stream(), 40))
+        assert mark.watermarker.cadence.every_n_steps == 299 // 70
         make_trainer(mark, max_steps=200, max_epochs=-1, limit_train_batches=3).fit(Net(), DataLoader(_Stream(), 40))
         assert mark.watermarker.cadence.every_n_steps == 2
 
@@ -253,6 +254,8 @@ class TestBatches:
             (lambda b: (*torch.utils.data.default_collate(b), 0), "tuple of 3"),
             (lambda b: torch.stack([x for x, _ in b]), "Tensor"),
             (lambda b: {"x": torch.zeros(1), "foo": torch.zeros(1)}, r"a mapping with keys \['foo', 'x'\]"),
+            (lambda b: (torch.zeros(2, 1, 8, 8), [1, 2]), "tuple of 2"),
+            (lambda b: [(torch.zeros(2, 1, 8, 8), torch.zeros(2))] * 2, "list of 2"),
         ],
     )
     def test_a_strange_batch_is_a_type_error_that_says_what_to_override(self, collate, described):
@@ -264,6 +267,21 @@ class TestBatches:
         with pytest.raises(TypeError, match=rf"got {described}.*[Oo]verride `GradSigns.images_and_labels`"):
             make_trainer(make_mark()).fit(model, DataLoader(train_set(), 40, collate_fn=collate))
         assert "training_step" not in vars(model)
+
+    def test_validation_batches_of_another_form_are_found_by_the_sanity_check(self):
+        steps = []
+
+        class Blind(Net):
+            def on_train_batch_start(self, *args):
+                steps.append(args)
+
+            def validation_step(self, batch, batch_idx, dataloader_idx=0):
+                pass
+
+        unlabelled = DataLoader(val_set().tensors[0], 100)
+        with pytest.raises(TypeError, match="`batch` must be two tensors"):
+            make_trainer(make_mark()).fit(Blind(), train_loader(), [val_loader(), unlabelled])
+        assert not steps
 
     @pytest.mark.parametrize("stage", ["fit", "validate"])
     def test_wrong_labels_and_integer_images_are_refused_in_training_and_validation(self, stage):

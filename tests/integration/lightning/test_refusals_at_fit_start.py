@@ -174,6 +174,46 @@ class BadOperation(torch.autograd.Function):
         return grad
 
 
+class Twice(torch.optim.SGD):
+    """Evaluates the loss twice, as sharpness-aware minimisation does."""
+
+    def step(self, closure):
+        closure()
+        self.zero_grad()
+        return super().step(closure)
+
+
+def test_an_optimizer_that_evaluates_the_loss_twice():
+    class Sharp(Net):
+        def configure_optimizers(self):
+            return Twice(self.parameters(), lr=0.1)
+
+    model = Sharp()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match="evaluates the loss more than once a step"):
+        make_trainer(make_mark()).fit(model, train_loader())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert "training_step" not in vars(model)
+
+
+def test_checkpointed_activations_of_sharded_parameters():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout()), nn.Linear(16, 10)
+
+        def forward(self, x):
+            return self.head(checkpoint(self.body, x, use_reentrant=False))
+
+    model, marker = Checkpointed(), make_mark(engine="auto").watermarker
+    images = torch.randn(8, 1, 8, 8)
+    marker.prepare(model, model, images)
+    with pytest.raises(
+        ValueError, match=r"cannot embed in this model:\n.*checkpointing is not supported with sharded parameters"
+    ):
+        marker.prepare(model, model, images, sharded=True)
+
+
 def test_what_only_a_batch_can_show_is_refused_before_anything_is_trained():
     class Net2(Net):
         def forward(self, x):

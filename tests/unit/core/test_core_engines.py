@@ -323,3 +323,54 @@ def test_engines_by_name():
     assert make_engines(own) == (own,)
     with pytest.raises(ValueError, match=r"`engine` must be one of \['auto', 'double_backward', .*\], got 'magic'"):
         make_engines("magic")
+
+
+class Directions(nn.Module):
+    """Divides by a norm, which is zero for a blank image."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(1, 3, 3, bias=False), nn.Linear(48, 4)
+
+    def forward(self, x):
+        return self.head(F.normalize(self.conv(x), dim=1).flatten(1))
+
+
+@pytest.mark.parametrize("blank", [True, False])
+def test_a_gradient_that_is_not_finite_spoils_nothing(blank):
+    model, x = Directions(), images(4, torch.float32)
+    x[1] *= not blank
+    loss = differentiated(embed(model, x).surrogate, model)
+    assert bool(loss.isnan()) == blank
+    (model(x).square().mean() + loss.nan_to_num(nan=0.0)).backward()
+    together = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model(x).square().mean().backward()
+    assert all(g.isfinite().all() for g in together)
+    assert all(torch.equal(g, p.grad) for g, p in zip(together, model.parameters(), strict=True)) == blank
+
+
+def test_hooks_of_parameters_see_the_sum_only():
+    model, x = Smooth(), images(4, torch.float32)
+    expected, calls = parameter_gradient(model, x, DoubleBackward()), []
+
+    def tenth(gradient):
+        calls.append(gradient)
+        return gradient / 10
+
+    for parameter in model.parameters():
+        parameter.register_hook(tenth)
+    loss = differentiated(embed(model, x).surrogate, model)
+    assert not calls
+    loss.backward()
+    gradients = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()])
+    torch.testing.assert_close(gradients, expected / 10)
+
+
+def test_a_network_may_change_its_input_in_place():
+    model, x = NETS["conv"]().eval(), images(3, torch.float32)
+    expected = input_gradients(lambda inputs: model(inputs - 0.5), x, 1)
+    before = x.clone()
+    assert torch.equal(input_gradients(lambda inputs: model(inputs.sub_(0.5)), x, 1), expected)
+    assert torch.equal(x, before)

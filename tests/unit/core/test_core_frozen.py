@@ -151,3 +151,11 @@ def _fail_without_tf32():
     else:
         assert not torch.backends.cuda.matmul.allow_tf32
     raise ZeroDivisionError
+
+
+def test_recurrent_networks_on_cuda_with_the_real_flags():
+    before = torch.backends.cudnn.enabled
+    with twice_differentiable_kernels(nn.LSTM(2, 2), "cuda"):
+        assert not torch.backends.cudnn.enabled
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.enabled == before

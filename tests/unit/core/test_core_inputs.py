@@ -121,3 +121,20 @@ def test_verify_reads_at_a_layer_and_checks_it():
     assert result.n_queries == 60
     with pytest.raises(ValueError, match="`carrier_layer` must name a submodule"):
         verify(model, key, ids, carrier_layer="embed")
+
+
+def test_a_layer_is_found_in_a_network_that_ran_compiled():
+    """Compiled code does not call hooks that came later."""
+    model, plain = torch.compile(Text(), backend="eager").eval(), Text()
+    with torch.no_grad():
+        model(TOKENS)
+    carriers, _ = carrier_inputs(model, model, TOKENS, (1, 5, 4), "_orig_mod.embedding")
+    torch.testing.assert_close(carriers, plain.embedding(TOKENS).detach())
+
+
+def test_autocast_does_not_round_the_carriers():
+    model = nn.Sequential(nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 3))
+    x = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        carriers, _ = carrier_inputs(model, model, x, (1, 5, 4), "0")
+    assert torch.equal(carriers, model[0](x))

@@ -1,0 +1,71 @@
+"""A fit that left the model unsigned says so."""
+
+import pytest
+import torch
+from signed_digits import TARGET, Net, make_mark, make_trainer, train_loader, train_set
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from gradsigns_lightning import GradSignsMixin, StrengthSchedule
+
+
+class Directions(nn.Module):
+    """Divides by a norm, which is zero for a blank image."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.Linear(512, 10)
+
+    def forward(self, x):
+        return self.head(F.normalize(self.conv(x), dim=1).flatten(1))
+
+
+def warning(recwarn, model, mark, loader=None):
+    make_trainer(mark, max_epochs=1).fit(model, loader or train_loader(200))
+    (found,) = [str(w.message) for w in recwarn if "GradSigns 'wm'" in str(w.message)]
+    return found
+
+
+def test_a_strength_that_never_comes(recwarn):
+    mark = make_mark(strength=StrengthSchedule(0.3, start_epoch=1))
+    assert "no step embedded: the strength was 0" in warning(recwarn, Net(), mark)
+
+
+def test_a_class_that_never_comes(recwarn):
+    x, y = train_set(200).tensors
+    loader = DataLoader(TensorDataset(x[y != TARGET], y[y != TARGET]), 40)
+    assert f"no image of class {TARGET} came by" in warning(recwarn, Net(), make_mark(), loader)
+
+
+@pytest.mark.parametrize("embeds", [True, False])
+def test_optimizers_that_lightning_does_not_count(recwarn, embeds):
+    class Manual(GradSignsMixin, Net):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            optimizer.zero_grad()
+            loss = Net.training_step(self, batch, batch_idx)
+            self.manual_backward(loss + self.watermark_loss(batch) if embeds else loss)
+            optimizer.step()
+
+    words = "Lightning counted no optimizer step" if embeds else "`watermark_loss` was not called"
+    assert words in warning(recwarn, Manual(), make_mark())
+
+
+def test_gradients_that_are_not_finite(recwarn):
+    model = Net(Directions())
+    x, y = train_set(200).tensors
+    x = x.clone()
+    x[y == TARGET] *= (torch.arange(20) < 10).view(-1, 1, 1, 1)  # the first batches pass the trial
+    loader = DataLoader(TensorDataset(x, y), 40)
+    assert "had gradients that are not finite and were left out" in warning(recwarn, model, make_mark(), loader)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_signed_fit_is_quiet(recwarn):
+    make_trainer(make_mark(), max_epochs=1).fit(Net(), train_loader(200))
+    assert not [w for w in recwarn if "GradSigns 'wm'" in str(w.message)]
