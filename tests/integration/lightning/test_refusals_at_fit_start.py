@@ -209,7 +209,7 @@ def test_checkpointed_activations_of_sharded_parameters():
     images = torch.randn(8, 1, 8, 8)
     marker.prepare(model, model, images)
     with pytest.raises(
-        ValueError, match=r"cannot embed in this model:\n.*checkpointing is not supported with sharded parameters"
+        ValueError, match="checkpointing is not supported with sharded parameters"
     ):
         marker.prepare(model, model, images, sharded=True)
 
