@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
@@ -18,6 +17,7 @@ from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
 from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.integration.batches import images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
 from gradsigns_lightning.integration.reading import HeldOutReader
@@ -107,18 +107,7 @@ class GradSigns(Callback):
         Raises:
             TypeError: a batch of another form.
         """
-        if isinstance(batch, Mapping):
-            images = [batch[k] for k in ("x", "image", "images", "pixel_values", "input_ids") if k in batch]
-            labels = [batch[k] for k in ("y", "label", "labels", "target", "targets") if k in batch]
-            found = [*images, *labels] if len(images) == len(labels) == 1 else []
-        else:
-            found = list(batch) if isinstance(batch, (tuple, list)) else []
-        if len(found) == 2 and all(isinstance(value, Tensor) for value in found):
-            return found[0], found[1]
-        raise TypeError(
-            f"`batch` must be two tensors (images, labels) or a mapping with one of each, got {_describe(batch)}. "
-            "Override `GradSigns.images_and_labels` for batches of another form."
-        )
+        return images_and_labels(batch)
 
     def logits(self, pl_module: Any, images: Tensor) -> Tensor:
         """Return the logits ``(n, n_classes)`` of inputs ``(n, C, H, W)``: by default ``pl_module(images)``.
@@ -346,10 +335,3 @@ class GradSigns(Callback):
             "n_images": marker.buffer.capacity,
             "momentum": marker.momentum,
         }
-
-
-def _describe(batch: Any) -> str:
-    if isinstance(batch, Mapping):
-        return f"a mapping with keys {sorted(map(str, batch))}"
-    size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-    return f"{type(batch).__name__}{size}"

@@ -208,9 +208,7 @@ def test_checkpointed_activations_of_sharded_parameters():
     model, marker = Checkpointed(), make_mark(engine="auto").watermarker
     images = torch.randn(8, 1, 8, 8)
     marker.prepare(model, model, images)
-    with pytest.raises(
-        ValueError, match="checkpointing is not supported with sharded parameters"
-    ):
+    with pytest.raises(ValueError, match="checkpointing is not supported with sharded parameters"):
         marker.prepare(model, model, images, sharded=True)
 
 
