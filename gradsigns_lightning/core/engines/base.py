@@ -95,8 +95,9 @@ def differentiated(loss: Tensor, module: nn.Module) -> Tensor:
     with twice_differentiable_kernels(module, loss.device.type), _hooks_set_aside(parameters):
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     reached = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
-    finite = torch.stack([g.isfinite().all() for g in reached.values()]).all()
-    kept = [torch.where(finite, g, 0) for g in reached.values()]
+    dense = [g for g in reached.values() if g.layout is torch.strided]
+    finite = torch.stack([loss.detach().isfinite(), *(g.isfinite().all() for g in dense)]).all()
+    kept = [torch.where(finite, g, 0) if g.layout is torch.strided else g for g in reached.values()]
     apply: Any = _Differentiated.apply  # torch's annotations differ from version to version
     combined: Tensor = apply(torch.where(finite, loss.detach(), torch.nan), kept, *reached)
     return combined

@@ -374,3 +374,19 @@ def test_a_network_may_change_its_input_in_place():
     before = x.clone()
     assert torch.equal(input_gradients(lambda inputs: model(inputs.sub_(0.5)), x, 1), expected)
     assert torch.equal(x, before)
+
+
+def test_sparse_gradients_are_handed_out_as_they_are():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.head = nn.Embedding(9, 36, sparse=True), nn.Linear(36, 4)
+
+        def forward(self, x):
+            return self.head(torch.tanh(x.flatten(1) * self.words(torch.arange(len(x)))))
+
+    model, x = Words(), images(3, torch.float32)
+    differentiated(embed(model, x).surrogate, model).backward()
+    assert model.words.weight.grad.is_sparse
+    assert model.words.weight.grad.to_dense()[:3].any()
