@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from gradsigns_lightning.cli.build import build
 from gradsigns_lightning.cli.report import print_rows, write_json
 from gradsigns_lightning.core.key import WatermarkKey
@@ -19,6 +21,7 @@ def run(config: Any) -> None:
     """
     out = Path(config.out).expanduser()
     key = _derived(config) if config.master is not None else _new(config)
+    _check_class(config, key)
     key.save(out)
     public = key.to_public_dict()
     rows = {
@@ -31,6 +34,12 @@ def run(config: Any) -> None:
     print_rows(rows, title="key", note="Keep the file secret; publish the commitment before the model.")
     if config.json:
         write_json(config.json, {"key": str(out), "commitment": key.commitment, **public})
+
+
+def _check_class(config: Any, key: WatermarkKey) -> None:
+    n_classes = OmegaConf.select(config, "data.n_classes", throw_on_missing=False)
+    if config.master is None and n_classes is not None and key.target_class >= n_classes:
+        raise ValueError(f"`target_class` must be below the data set's number of classes {n_classes}, got {key.target_class}.")
 
 
 def _new(config: Any) -> WatermarkKey:

@@ -330,7 +330,7 @@ def _check_capacity(n_bits: int, n_carriers: Any, input_shape: tuple[int, ...]) 
         raise ValueError(
             f"`n_bits` must be at most `n_carriers`: {n_bits} sign conditions on {n_carriers} carriers leave "
             f"{n_carriers} - {n_bits} = {n_carriers - n_bits} degrees of freedom, so the bits cannot be held apart. "
-            f"Take at most {n_carriers} bits, or more carriers (the input has {size} coordinates)."
+            f"Take fewer bits (a sixth of the carriers is usual), or more carriers (the input has {size} coordinates)."
         )
 
 

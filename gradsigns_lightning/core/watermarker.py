@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective, make_objective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
-from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector
+from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, channel_values
+
+_SLACK = 0.1  # of the range of raw pixels: what an augmentation may add
 
 
 class Watermarker:
@@ -152,6 +155,8 @@ class Watermarker:
             ValueError: no engine works; the message tells of each what is missing.
         """
         problems = []
+        if self.carrier_layer is None:
+            _warn_of_scale(images, self.key)
         with frozen_statistics(module):
             inputs, logits_fn = carrier_inputs(module, logits_fn, images[:N_IMAGES], self.key.input_shape, self.carrier_layer)
             for engine in [engine for engine in self.engines if engine.sharding_safe or not sharded]:
@@ -252,3 +257,20 @@ class Watermarker:
         if self._satisfied is not None:
             self._interval = self.cadence.next_interval(self._interval, satisfied=bool(self._satisfied))
             self._satisfied = None
+
+
+def _warn_of_scale(images: Tensor, key: WatermarkKey) -> None:
+    """Warn of images that are no raw pixels of [0, 1] by the key's normalisation: a judge's would read another signature."""
+    mean, std = (
+        channel_values(values, key, device=images.device, dtype=torch.float32).view(key.input_shape)
+        for values in (key.input_mean, key.input_std)
+    )
+    low, high = (images.detach().float() * std + mean).aminmax()
+    if low < -_SLACK or high > 1 + _SLACK:
+        warnings.warn(
+            f"By the key's `input_mean` and `input_std` the first batch's raw pixels range from {low:.3g} to {high:.3g}, not "
+            "from 0 to 1. Does the key say how the images are normalised? `verify` reads raw images in [0, 1], and would find "
+            "another signature.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -27,6 +27,16 @@ class GradSignsMixin:
 
     _gradsigns: tuple[GradSigns, ...] = ()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse an order of the bases in which LightningModule's hooks hide this class's, so that nothing would be signed."""
+        super().__init_subclass__(**kwargs)
+        names = [base.__name__ for base in cls.__mro__]
+        if "LightningModule" in names[: names.index("GradSignsMixin")]:
+            raise TypeError(
+                f"`GradSignsMixin` must come before the LightningModule in the bases of {cls.__name__}, "
+                f"got {', '.join(base.__name__ for base in cls.__bases__)}."
+            )
+
     def sign_with(self, key: WatermarkKey, **settings: Any) -> GradSigns:
         """Sign this module with ``key`` whenever it is fitted; may be called for several keys.
 

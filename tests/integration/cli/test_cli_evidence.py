@@ -159,6 +159,10 @@ def test_several_keys_in_one_commitment(signed):
         (["import-2021", "folder=nowhere", "images=nowhere"], "`folder` must hold"),
         (["keygen", "owner=A", "master={key}", "out=x.gskey"], "`customer` or `message` must be given"),
         (["keygen", "owner=A", "customer=1", "out=x.gskey"], "`customer` needs `master=FILE`"),
+        (
+            ["keygen", "owner=A", "target_class=10", "out=x.gskey"],
+            "`target_class` must be below the data set's number",
+        ),
     ],
 )
 def test_what_is_missing_is_named(signed, files, words, message, capsys):

@@ -205,3 +205,10 @@ def test_the_mirror_package(mixin):
     trainer.fit(model, train_loader(), val_loader())
     assert errors(model) == float(trainer.callback_metrics["wm/ber"]) == 0
     assert "training_step" not in vars(model)
+
+
+def test_the_bases_in_the_other_order_are_refused():
+    with pytest.raises(TypeError, match="`GradSignsMixin` must come before the LightningModule in .* Late, got Net, Grad"):
+
+        class Late(Net, GradSignsMixin):
+            pass

@@ -477,3 +477,13 @@ def test_a_step_that_is_not_finite_adds_nothing_and_is_counted():
     assert (watermarker.n_embedded, int(watermarker.n_spoilt)) == (2, 1)
     watermarker.take_back()
     assert watermarker.n_embedded == 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "warned"), [(-2.0, 2.0, False), (-2.0, 4.0, True), (-4.0, 2.0, True), (0.0, 255.0, True)]
+)
+def test_images_that_are_no_raw_pixels_by_the_key_are_warned_of(low, high, warned, recwarn):
+    key = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=1, input_mean=0.5, input_std=0.25)
+    model = network()
+    make(key).prepare(model, model, batch()[0] * (high - low) + low)
+    assert bool([w for w in recwarn if "the first batch's raw pixels range from" in str(w.message)]) == warned
