@@ -208,7 +208,7 @@ def test_the_mirror_package(mixin):
 
 
 def test_the_bases_in_the_other_order_are_refused():
-    with pytest.raises(TypeError, match="`GradSignsMixin` must come before the LightningModule in .* Late, got Net, Grad"):
+    with pytest.raises(TypeError, match=r"`GradSignsMixin` must come before the LightningModule in .* Late, got Net, Grad"):
 
         class Late(Net, GradSignsMixin):
             pass
