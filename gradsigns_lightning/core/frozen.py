@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -28,6 +30,40 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
         finally:
             for m in training:
                 m.training = True
+
+
+class _AffineBatchNorm(TorchFunctionMode):
+    """Computes batch normalisation with frozen statistics as what it is then: one factor and one term for each channel.
+
+    PyTorch's second derivative is made for statistics of the batch, and slower.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.batch_norm:
+            return _batch_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if training or running_mean is None or running_var is None:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    factor = (running_var + eps).rsqrt()
+    factor = factor if weight is None else factor * weight
+    term = -running_mean * factor
+    term = term if bias is None else term + bias
+    shape = (-1, *[1] * (input.ndim - 2))
+    return input * factor.view(shape) + term.view(shape)
 
 
 @contextmanager
@@ -59,12 +95,13 @@ def full_float32() -> Iterator[None]:
 
 @contextmanager
 def twice_differentiable_kernels(module: nn.Module, device_type: str) -> Iterator[None]:
-    """Choose kernels that have a second derivative, in full precision.
+    """Choose kernels that have a second derivative, a cheap one, in full precision.
 
     Fused attention, cuDNN's recurrent kernels and compiled graphs have none; under autocast first-order gradients of float16
     underflow.
     """
     with ExitStack() as stack:
+        stack.enter_context(_AffineBatchNorm())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -77,6 +77,12 @@ def channel_values(values: tuple[float, ...], key: SignatureKey, *, device: torc
     return per_channel.expand(*key.input_shape).reshape(-1)
 
 
+def pixel_scale(key: SignatureKey, *, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the key's ``input_mean`` and ``input_std`` for every input, both of shape ``(C, H, W)``."""
+    mean, std = (channel_values(values, key, device=device, dtype=dtype) for values in (key.input_mean, key.input_std))
+    return mean.view(key.input_shape), std.view(key.input_shape)
+
+
 def input_gradients(logits_fn: LogitsFn, images: Tensor, target_class: int, *, create_graph: bool = False) -> Tensor:
     """Return dJ/dx of every image, J = -log p_T (GradSigns, MLSys 2021, section 3).
 

@@ -18,7 +18,7 @@ from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective, make_objective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
-from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, channel_values
+from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, pixel_scale
 
 _SLACK = 0.1  # of the range of raw pixels: what an augmentation may add
 
@@ -78,7 +78,7 @@ class Watermarker:
         self._last_step: int | None = None
         self._interval = self.cadence.every_n_steps
         self._satisfied: Tensor | None = None  # read one interval later, when the device has long computed it
-        self._before: tuple[int | None, int | None, Tensor | None, Tensor | None] = (None, None, None, None)
+        self._before: tuple[int | None, int | None, Tensor | None, Tensor | None, Tensor | int] = (None, None, None, None, 0)
         self._mean_gradient: Tensor | None = None  # over the whole input: a saved one must not tell where the carriers are
 
     def set_cadence(self, cadence: Cadence) -> None:
@@ -194,7 +194,7 @@ class Watermarker:
         assert images is not None, "observe() comes before loss()"
         assert valid is not None, "observe() comes before loss()"
         strength = self.strength_at(step=step, epoch=epoch)
-        self._before = (self._first_step, self._last_step, self._satisfied, self._mean_gradient)
+        self._before = (self._first_step, self._last_step, self._satisfied, self._mean_gradient, self.n_spoilt)
         self._first_step = step if self._first_step is None else self._first_step
         self._last_step = step
 
@@ -218,7 +218,7 @@ class Watermarker:
     def take_back(self) -> None:
         """Forget the last :meth:`loss`, which nobody used: the next batch is asked to embed in its place."""
         self.n_embedded -= 1
-        self._first_step, self._last_step, self._satisfied, self._mean_gradient = self._before
+        self._first_step, self._last_step, self._satisfied, self._mean_gradient, self.n_spoilt = self._before
 
     def projector(self, device: torch.device, dtype: torch.dtype) -> SignatureProjector:
         """Return the key's tensors on ``device``, derived once."""
@@ -261,10 +261,7 @@ class Watermarker:
 
 def _warn_of_scale(images: Tensor, key: WatermarkKey) -> None:
     """Warn of images that are no raw pixels of [0, 1] by the key's normalisation: a judge's would read another signature."""
-    mean, std = (
-        channel_values(values, key, device=images.device, dtype=torch.float32).view(key.input_shape)
-        for values in (key.input_mean, key.input_std)
-    )
+    mean, std = pixel_scale(key, device=images.device, dtype=torch.float32)
     low, high = (images.detach().float() * std + mean).aminmax()
     if low < -_SLACK or high > 1 + _SLACK:
         warnings.warn(

@@ -15,7 +15,7 @@ from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
-from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, unit
+from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, pixel_scale, unit
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
 
 _BATCH_SIZE = 128
@@ -136,10 +136,7 @@ def _mean_gradient(
 
 def normalise(images: Tensor, key: SignatureKey) -> Tensor:
     """Make the model's inputs from raw images as the key's ``input_mean`` and ``input_std`` say."""
-    mean, std = (
-        channel_values(values, key, device=images.device, dtype=images.dtype).view(key.input_shape)
-        for values in (key.input_mean, key.input_std)
-    )
+    mean, std = pixel_scale(key, device=images.device, dtype=images.dtype)
     return (images - mean) / std
 
 

@@ -96,7 +96,9 @@ def differentiated(loss: Tensor, module: nn.Module) -> Tensor:
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     reached = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
     dense = [g for g in reached.values() if g.layout is torch.strided]
-    finite = torch.stack([loss.detach().isfinite(), *(g.isfinite().all() for g in dense)]).all()
+    # One operation a parameter: a sum is finite only if all that it adds is.
+    sums = [g.sum(dtype=torch.promote_types(g.dtype, torch.float32)).to(loss.dtype) for g in dense]
+    finite = torch.stack([loss.detach(), *sums]).isfinite().all()
     kept = [torch.where(finite, g, 0) if g.layout is torch.strided else g for g in reached.values()]
     apply: Any = _Differentiated.apply  # torch's annotations differ from version to version
     combined: Tensor = apply(torch.where(finite, loss.detach(), torch.nan), kept, *reached)

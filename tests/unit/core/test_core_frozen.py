@@ -159,3 +159,53 @@ def test_recurrent_networks_on_cuda_with_the_real_flags():
         assert not torch.backends.cudnn.enabled
         assert not torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.enabled == before
+
+
+NORMS = {
+    "1d": lambda: (nn.BatchNorm1d(3), (6, 3)),
+    "1d, sequences": lambda: (nn.BatchNorm1d(3), (6, 3, 5)),
+    "2d": lambda: (nn.BatchNorm2d(3, eps=1e-2), (4, 3, 2, 2)),
+    "3d": lambda: (nn.BatchNorm3d(3), (4, 3, 2, 2, 2)),
+    "without weights": lambda: (nn.BatchNorm2d(3, affine=False), (4, 3, 2, 2)),
+    "synchronised": lambda: (nn.SyncBatchNorm(3), (4, 3, 2, 2)),
+}
+
+
+def norm_of(name: str) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    norm, shape = NORMS[name]()
+    norm.double()
+    for tensor in [*norm.parameters(), norm.running_mean, norm.running_var]:
+        tensor.data.uniform_(0.5, 2)
+    return norm.eval(), torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def derivatives(norm: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """Output, input gradient, and what a function of the latter gives the parameters and the input."""
+    y = norm(x)
+    (gradient,) = torch.autograd.grad(y.tanh().sum(), x, create_graph=True)
+    return [y, gradient, *torch.autograd.grad(gradient.square().sum(), [x, *norm.parameters()])]
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_batch_norm_has_the_derivatives_of_torch_s_own(name):
+    norm, x = norm_of(name)
+    expected = derivatives(norm, x)
+    with twice_differentiable_kernels(norm, "cpu"):
+        given = derivatives(norm, x)
+    torch.testing.assert_close(given, expected)
+    graph = [str(type(values[0].grad_fn)) for values in (expected, given)]
+    assert "BatchNorm" in graph[0]
+    assert "BatchNorm" not in graph[1]
+
+
+def test_batch_norm_with_the_batch_s_statistics_is_torch_s_own():
+    norm, x = norm_of("2d")
+    norm.train()
+    with twice_differentiable_kernels(norm, "cpu"):
+        y = norm(x)
+    torch.testing.assert_close(y, nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, True, eps=norm.eps))
+    assert norm.num_batches_tracked == 1
+    free = nn.BatchNorm2d(3, track_running_stats=False).double().eval()
+    with twice_differentiable_kernels(free, "cpu"):
+        torch.testing.assert_close(free(x), nn.functional.batch_norm(x, None, None, None, None, True))

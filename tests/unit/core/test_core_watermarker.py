@@ -476,7 +476,10 @@ def test_a_step_that_is_not_finite_adds_nothing_and_is_counted():
     embed(watermarker, network(), 4)
     assert (watermarker.n_embedded, int(watermarker.n_spoilt)) == (2, 1)
     watermarker.take_back()
-    assert watermarker.n_embedded == 1
+    assert (watermarker.n_embedded, int(watermarker.n_spoilt)) == (1, 1)
+    embed(watermarker, Root(), 8)
+    watermarker.take_back()
+    assert (watermarker.n_embedded, int(watermarker.n_spoilt)) == (1, 1)
 
 
 @pytest.mark.parametrize(
