@@ -114,6 +114,8 @@ def _all_keys(command: str, overrides: list[str], wrong: str) -> Iterator[str]:
 
     from gradsigns_lightning.cli.schema import config_folder
 
+    if command == "train":
+        yield "experiment"  # a group of which nothing is there unless it is chosen
     choices = [o for o in overrides if re.fullmatch(r"\w+=\w+", o) and o.partition("=")[0] != wrong]
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_folder(), version_base="1.3"):

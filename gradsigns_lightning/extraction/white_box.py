@@ -158,10 +158,11 @@ def _check_keys(keys: Sequence[SignatureKey]) -> None:
 def check_images(images: Tensor, key: SignatureKey) -> None:
     """Refuse images that are not raw, of the key's shape and at least one."""
     check_instance("images", images, Tensor)
+    hint = " Divide bytes by 255." if images.dtype == torch.uint8 else ""
     if not images.is_floating_point() or images.ndim != 4 or tuple(images.shape[1:]) != key.input_shape or len(images) == 0:
         raise ValueError(
             f"`images` must be floating point of shape (n, {', '.join(map(str, key.input_shape))}) with n >= 1, "
-            f"got {images.dtype} of shape {tuple(images.shape)}."
+            f"got {images.dtype} of shape {tuple(images.shape)}.{hint}"
         )
     low, high = (float(v) for v in images.aminmax())
     if not (low >= 0 and high <= 1):
@@ -173,7 +174,9 @@ def check_images(images: Tensor, key: SignatureKey) -> None:
 def _warn_if_unlike(n_images: int, n_target: int, target_class: int) -> None:
     if n_images < MIN_IMAGES:
         warnings.warn(
-            f"Only {n_images} images: below {MIN_IMAGES} the mean gradient is noisy and bits get lost.", UserWarning, stacklevel=4
+            f"Only {n_images} image{'s' if n_images > 1 else ''}: below {MIN_IMAGES} the mean gradient is noisy and bits get lost.",
+            UserWarning,
+            stacklevel=4,
         )
     if 2 * n_target < n_images:
         warnings.warn(

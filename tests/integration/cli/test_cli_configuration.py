@@ -139,6 +139,7 @@ def test_the_paper_experiment_is_the_published_recipe():
         ("key=b12", "`key=b128`"),
         ("model=smal_resnet", "`model=small_resnet`"),
         ("experiment=dmo", "`experiment=demo`"),
+        ("experimnt=demo", "`experiment`"),
         ("+nonsense=1", "--help"),
         ("seed=abc", "seed=abc"),
         ("watermark=maybe", "watermark=maybe"),

@@ -287,7 +287,7 @@ def test_a_result_is_json():
         ({"images": raw_images() * 255}, ValueError, r"`images` must be raw pixels in \[0, 1\].*got values from .* to 25"),
         ({"images": raw_images() - 0.5}, ValueError, r"`images` must be raw pixels in \[0, 1\].*from -0.4"),
         ({"images": raw_images() * math.nan}, ValueError, "`images` must be raw pixels"),
-        ({"images": (raw_images() * 255).to(torch.uint8)}, ValueError, "`images` must be floating point of shape"),
+        ({"images": (raw_images() * 255).to(torch.uint8)}, ValueError, "got torch.uint8 of shape .* Divide bytes by 255"),
         ({"images": raw_images()[0]}, ValueError, r"shape \(n, 1, 6, 6\) with n >= 1, got torch.float32 of shape \(1, 6, 6\)"),
         ({"images": raw_images()[:0]}, ValueError, "n >= 1"),
         ({"images": raw_images(channels=3)}, ValueError, "`images` must be floating point of shape"),
@@ -326,6 +326,7 @@ def test_few_images_warn():
     (message,) = warned(always_the_target, 49)
     assert message.startswith("Only 49 images: below 50 the mean gradient is noisy")
     assert warned(always_the_target, 50) == []
+    assert warned(always_the_target, 1)[0].startswith("Only 1 image: below 50")
 
 
 def test_images_of_another_class_warn():
