@@ -68,11 +68,12 @@ class Published(Classifier):
 
 @dataclass(frozen=True)
 class Workload:
-    """A network and the shape of its inputs."""
+    """A network, the shape of its inputs, and how many intervals between embedding steps a timed chunk has."""
 
     name: str
     network: Callable[[], nn.Module]
     shape: tuple[int, ...]
+    n_intervals: int
 
     def side(self, side: str, cadence: Cadence) -> tuple[Classifier, list[L.Callback]]:
         """Return module and callbacks of the ``unmarked``, ``signed`` or ``published`` training; same initial weights."""
@@ -85,8 +86,8 @@ class Workload:
 
 
 WORKLOADS = (
-    Workload("Fashion-MNIST size, small ResNet", lambda: SmallResNet(1, 10), (1, 28, 28)),
-    Workload("CIFAR-10 size, ResNet-20", lambda: ResNet20(3, 10), (3, 32, 32)),
+    Workload("Fashion-MNIST size, small ResNet", lambda: SmallResNet(1, 10), (1, 28, 28), 4),
+    Workload("CIFAR-10 size, ResNet-20", lambda: ResNet20(3, 10), (3, 32, 32), 1),
 )
 
 
@@ -191,11 +192,11 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high, "n": len(values)}
 
 
-def overhead(n_pairs: int = 20, every: int = Cadence().every_n_steps, n_intervals: int = 2) -> dict[str, Any]:
+def overhead(n_pairs: int = 12, every: int = Cadence().every_n_steps) -> dict[str, Any]:
     """Compare signed and published training with the unmarked twin, in interleaved chunks of equal work."""
     results = {}
     for workload in WORKLOADS:
-        n_steps, cadence = every * n_intervals, Cadence(every)
+        n_steps, cadence = every * workload.n_intervals, Cadence(every)
         work = {"unmarked": n_steps, "signed": n_steps, "published": max(n_steps // 7, 1)}
         seconds: dict[str, list[float]] = {side: [] for side in work}
         for pair in range(n_pairs):

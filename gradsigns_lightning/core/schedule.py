@@ -17,7 +17,7 @@ class StrengthSchedule:
         start_epoch: first epoch (from 0) that embeds.
     """
 
-    strength: float = 0.3
+    strength: float = 0.4
     warmup_steps: int = 0
     start_epoch: int = 0
 
@@ -45,7 +45,7 @@ class Cadence:
             once when a margin is lost), at least 1; 1 never backs off.
     """
 
-    every_n_steps: int = 35
+    every_n_steps: int = 50
     max_backoff: int = 4
 
     def __post_init__(self) -> None:
@@ -56,9 +56,9 @@ class Cadence:
     def for_training_of(cls, n_steps: float) -> Cadence:
         """Return the default cadence for a training of ``n_steps`` optimizer steps (infinity if unknown).
 
-        Every 35 steps costs less than two percent of time; short trainings embed more often, to have some 70 embedding steps.
+        Every 50 steps costs less than two percent of time; short trainings embed more often, to have some 50 embedding steps.
         """
-        return cls(every_n_steps=int(min(max(n_steps / 70, 1), 35)))
+        return cls(every_n_steps=int(min(max(n_steps / 50, 1), 50)))
 
     def next_interval(self, interval: int, *, satisfied: bool) -> int:
         """Return the interval to the next embedding step."""

@@ -44,10 +44,10 @@ class Watermarker:
         self,
         key: WatermarkKey,
         *,
-        strength: float | StrengthSchedule = 0.3,
+        strength: float | StrengthSchedule = 0.4,
         objective: str | Objective = "margin",
         engine: str | Engine = AUTO,
-        cadence: int | Cadence = 35,
+        cadence: int | Cadence = 50,
         n_images: int = 32,
         momentum: float = 0.5,
         carrier_layer: str | None = None,
@@ -97,7 +97,7 @@ class Watermarker:
         if self._last_step is not None and step < self._last_step:
             self._first_step = self._last_step = None
         interval = self.cadence.every_n_steps
-        window = max(interval // 5, 5)
+        window = max(interval // 10, 5)
         if self._last_step is None or step >= self._last_step + interval - window:
             self.buffer.push(images, labels)
 

@@ -173,8 +173,9 @@ def check_images(images: Tensor, key: SignatureKey) -> None:
 
 def _warn_if_unlike(n_images: int, n_target: int, target_class: int) -> None:
     if n_images < MIN_IMAGES:
+        plural = "s" if n_images > 1 else ""
         warnings.warn(
-            f"Only {n_images} image{'s' if n_images > 1 else ''}: below {MIN_IMAGES} the mean gradient is noisy and bits get lost.",
+            f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits get lost.",
             UserWarning,
             stacklevel=4,
         )

@@ -40,7 +40,7 @@ NAMES = [
 
 SIGNATURES = {
     GradSigns: (
-        "key, *, strength=0.3, objective='margin', engine='auto', cadence=None, n_images=32, momentum=0.5, "
+        "key, *, strength=0.4, objective='margin', engine='auto', cadence=None, n_images=32, momentum=0.5, "
         "n_val_images=256, name='wm', carrier_layer=None"
     ),
     WatermarkKey.generate: (
