@@ -73,10 +73,10 @@ class TestDefaults:
         ("settings", "every_n_steps"),
         [
             ({"max_epochs": 1}, 1),
-            ({"max_epochs": 20}, 12),
-            ({"max_epochs": 20, "accumulate_grad_batches": 3}, 4),
+            ({"max_epochs": 20}, 8),
+            ({"max_epochs": 20, "accumulate_grad_batches": 3}, 2),
             ({"max_epochs": 1000}, 50),
-            ({"max_epochs": 1000, "max_steps": 500}, 10),
+            ({"max_epochs": 1000, "max_steps": 500}, 7),
             ({"max_epochs": -1}, 1),  # without a known end: as a training that ends here
         ],
     )
@@ -95,9 +95,9 @@ class TestDefaults:
         make_trainer(mark, max_epochs=1, limit_train_batches=3).fit(Net(), DataLoader(_Stream(), 40))
         assert mark.watermarker.cadence.every_n_steps == 1
         make_trainer(mark, max_epochs=20).fit(Net(), DataLoader(_Stream(), 40))
-        assert mark.watermarker.cadence.every_n_steps == 299 // 50
+        assert mark.watermarker.cadence.every_n_steps == 299 // 70
         make_trainer(mark, max_steps=200, max_epochs=-1, limit_train_batches=3).fit(Net(), DataLoader(_Stream(), 40))
-        assert mark.watermarker.cadence.every_n_steps == 4
+        assert mark.watermarker.cadence.every_n_steps == 2
 
     def test_a_resume_does_not_warn_of_the_cadence(self, tmp_path, recwarn):
         trainer = make_trainer(GradSigns(make_key()), max_epochs=5)

@@ -127,7 +127,7 @@ def image_model(**settings):
 
 def fit_images(net):
     (x, y), (v, w) = train_set().tensors, val_set().tensors
-    model, mark = ImageNet(net), GradSigns(make_key(16))
+    model, mark = ImageNet(net), GradSigns(make_key(16), strength=0.3)  # a slow learner
     trainer = make_trainer(mark, max_epochs=10)
     trainer.fit(
         model,
