@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -32,18 +32,21 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
                 m.training = True
 
 
-class _AffineBatchNorm(TorchFunctionMode):
-    """Computes batch normalisation with frozen statistics as what it is then: one factor and one term for each channel.
+class Replaced(TorchFunctionMode):
+    """Calls other functions in the place of some of PyTorch's.
 
-    PyTorch's second derivative is made for statistics of the batch, and slower.
+    Args:
+        replacements: from a public function of PyTorch to what is called with its arguments.
     """
+
+    def __init__(self, replacements: Mapping[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self.replacements = replacements
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.batch_norm:
-            return _batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return self.replacements.get(func, func)(*args, **(kwargs or {}))
 
 
 def _batch_norm(
@@ -56,6 +59,10 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
+    """Compute batch normalisation with frozen statistics as what it is then: one factor and one term for each channel.
+
+    PyTorch's second derivative is made for statistics of the batch, and slower.
+    """
     if training or running_mean is None or running_var is None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     factor = (running_var + eps).rsqrt()
@@ -101,7 +108,7 @@ def twice_differentiable_kernels(module: nn.Module, device_type: str) -> Iterato
     underflow.
     """
     with ExitStack() as stack:
-        stack.enter_context(_AffineBatchNorm())
+        stack.enter_context(Replaced({F.batch_norm: _batch_norm}))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, ObjectiveFn, objective_gradient, with_value
-from gradsigns_lightning.core.frozen import twice_differentiable_kernels
+from gradsigns_lightning.core.frozen import Replaced, twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn, class_logits, input_gradients, target_loss
 
 
@@ -59,26 +57,18 @@ def directional_derivative(
     def loss(inputs: Tensor) -> Tensor:
         return target_loss(class_logits(logits_fn, inputs, target_class), target_class)
 
-    with twice_differentiable_kernels(module, images.device.type), _ReversibleNorms():
+    with twice_differentiable_kernels(module, images.device.type), _reversible_norms():
         slope: Tensor = torch.func.jvp(loss, (images,), (direction,))[1]
     return slope
 
 
-class _ReversibleNorms(TorchFunctionMode):
-    """Computes layer and instance normalisation from elementary operations.
+def _reversible_norms() -> Replaced:
+    """Compute layer and instance normalisation from elementary operations.
 
     PyTorch's forward-mode formulas take the statistics as constants in the backward pass, which is silently wrong by several
     percent.
     """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in (F.layer_norm, torch.layer_norm):
-            return _layer_norm(*args, **(kwargs or {}))
-        if func is F.instance_norm:
-            return _instance_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    return Replaced({F.layer_norm: _layer_norm, torch.layer_norm: _layer_norm, F.instance_norm: _instance_norm})
 
 
 def _layer_norm(

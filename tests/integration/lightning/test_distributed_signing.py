@@ -68,9 +68,8 @@ def assert_ranks_agree(folder):
 def assert_equals_one_process(record, reference):
     for name, value in reference["model"].items():
         torch.testing.assert_close(record["model"][name], value, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        record["state"]["watermarker"]["mean_gradient"], reference["state"]["watermarker"]["mean_gradient"], rtol=1e-3, atol=1e-5
-    )
+    given, expected = (r["state"]["watermarker"]["mean_gradient"] for r in (record, reference))
+    assert (given - expected).norm() < 1e-3 * expected.norm()
     for name in ("wm/ber", "wm/margin", "wm/loss"):
         torch.testing.assert_close(record["metrics"][name], reference["metrics"][name], rtol=1e-3, atol=1e-4)
     assert record["state"]["watermarker"]["last_step"] == reference["state"]["watermarker"]["last_step"]

@@ -115,7 +115,7 @@ def test_forward_over_reverse_equals_double_backward(net, dtype, tolerance):
 
 def test_the_norms_of_torch_itself_would_be_wrong(monkeypatch):
     """So the test above can fail."""
-    monkeypatch.setattr("gradsigns_lightning.core.engines.forward_over_reverse._ReversibleNorms", contextlib.nullcontext)
+    monkeypatch.setattr("gradsigns_lightning.core.engines.forward_over_reverse._reversible_norms", contextlib.nullcontext)
     model, x = NETS["layer norm, gelu"](), images(4, torch.float32)
     expected = parameter_gradient(model, x, DoubleBackward())
     assert (parameter_gradient(model, x, ForwardOverReverse()) - expected).norm() > 1e-4 * expected.norm()
