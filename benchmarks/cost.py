@@ -313,7 +313,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axis.set(xscale="log", xlabel=name, title=f"milliseconds by {name}")
         axis.set_xticks(sizes, sizes, fontsize=8)
         axis.minorticks_off()
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
     axes[0, 2].legend(loc="lower right", frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
