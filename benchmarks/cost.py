@@ -87,7 +87,7 @@ class Workload:
 
 WORKLOADS = (
     Workload("Fashion-MNIST size, small ResNet", lambda: SmallResNet(1, 10), (1, 28, 28), 4),
-    Workload("CIFAR-10 size, ResNet-20", lambda: ResNet20(3, 10), (3, 32, 32), 1),
+    Workload("CIFAR-10 size, ResNet-20", lambda: ResNet20(3, 10, bn_momentum=0.1), (3, 32, 32), 1),
 )
 
 

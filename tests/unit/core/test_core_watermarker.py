@@ -490,3 +490,13 @@ def test_images_that_are_no_raw_pixels_by_the_key_are_warned_of(low, high, warne
     model = network()
     make(key).prepare(model, model, batch()[0] * (high - low) + low)
     assert bool([w for w in recwarn if "the first batch's raw pixels range from" in str(w.message)]) == warned
+
+
+@pytest.mark.parametrize(
+    ("momentum", "training", "warned"), [(0.1, True, False), (0.01, True, True), (None, True, True), (0.01, False, False)]
+)
+def test_statistics_that_follow_the_weights_late_are_warned_of(momentum, training, warned, recwarn):
+    model = nn.Sequential(nn.BatchNorm2d(1, momentum=momentum), network()).train()
+    model[0].train(training)  # a frozen backbone's statistics do not follow at all
+    make(WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=1)).prepare(model, model, batch()[0])
+    assert [str(w.message).split("(")[1][:3] for w in recwarn if "follow the weights late" in str(w.message)] == ["'0'"] * warned

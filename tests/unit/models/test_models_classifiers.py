@@ -65,6 +65,15 @@ def test_resnet20_has_the_layers_of_keras():
     ]
 
 
+def test_resnet20_keeps_as_much_of_a_batch_in_its_statistics_as_it_is_told():
+    model = ResNet20(3, 10, bn_momentum=1.0).train()
+    images = torch.randn(16, 3, 8, 8)
+    with torch.no_grad():
+        stem = model.stem[0](images)
+        model(images)
+    assert torch.allclose(model.stem[1].running_mean, stem.mean(dim=(0, 2, 3)), atol=1e-5)
+
+
 def test_resnet20_weights_are_he_normal():
     torch.manual_seed(0)
     model = ResNet20(3, 10)
@@ -182,6 +191,9 @@ def test_without_torchvision_the_message_says_what_to_install(monkeypatch):
         (lambda: ResNet20(0, 10), ValueError, "in_channels"),
         (lambda: ResNet20(3, 1), ValueError, "n_classes"),
         (lambda: ResNet20(3.0, 10), TypeError, "in_channels"),
+        (lambda: ResNet20(bn_momentum=0), ValueError, "bn_momentum"),
+        (lambda: ResNet20(bn_momentum=1.5), ValueError, "bn_momentum"),
+        (lambda: ResNet20(bn_momentum="0.1"), TypeError, "bn_momentum"),
         (lambda: SmallResNet(1, 10, width=0), ValueError, "width"),
         (lambda: SmallResNet(1, 10, stem_stride=0), ValueError, "stem_stride"),
         (lambda: MLP((8, 8), 10), ValueError, "input_shape"),
