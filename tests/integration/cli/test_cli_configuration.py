@@ -123,6 +123,7 @@ def test_the_paper_experiment_is_the_published_recipe():
     assert (config["key"]["n_bits"], config["key"]["n_carriers"]) == (64, 384)
     assert config["schedule"]["strength"] == 0.3
     assert config["cadence"]["every_n_steps"] == 1
+    assert config["model"]["bn_momentum"] == 0.01
     assert config["optimizer"]["_target_"] == "torch.optim.Adam"
     assert config["lr_schedule"] == "steps"
     assert config["data"]["module"]["augment"]["shift"] == 0.1
