@@ -68,11 +68,12 @@ class Published(Classifier):
 
 @dataclass(frozen=True)
 class Workload:
-    """A network, the shape of its inputs, and how many intervals between embedding steps a timed chunk has."""
+    """A network, the shape of its inputs, the steps from one embedding step to the next, and how many such a timed chunk has."""
 
     name: str
     network: Callable[[], nn.Module]
     shape: tuple[int, ...]
+    every: int
     n_intervals: int
 
     def side(self, side: str, cadence: Cadence) -> tuple[Classifier, list[L.Callback]]:
@@ -85,9 +86,10 @@ class Workload:
         return module, [GradSigns(key, cadence=cadence)] if side == "signed" else []
 
 
+# As often as `experiment=fashion_mnist` and `experiment=cifar10`, whose bit error rates are in docs/trade-off.md.
 WORKLOADS = (
-    Workload("Fashion-MNIST size, small ResNet", lambda: SmallResNet(1, 10), (1, 28, 28), 4),
-    Workload("CIFAR-10 size, ResNet-20", lambda: ResNet20(3, 10, bn_momentum=0.1), (3, 32, 32), 1),
+    Workload("Fashion-MNIST size, small ResNet", lambda: SmallResNet(1, 10), (1, 28, 28), 50, 4),
+    Workload("CIFAR-10 size, ResNet-20", lambda: ResNet20(3, 10, bn_momentum=0.1), (3, 32, 32), 40, 1),
 )
 
 
@@ -192,11 +194,11 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high, "n": len(values)}
 
 
-def overhead(n_pairs: int = 12, every: int = Cadence().every_n_steps) -> dict[str, Any]:
+def overhead(n_pairs: int = 12) -> dict[str, Any]:
     """Compare signed and published training with the unmarked twin, in interleaved chunks of equal work."""
     results = {}
     for workload in WORKLOADS:
-        n_steps, cadence = every * workload.n_intervals, Cadence(every)
+        n_steps, cadence = workload.every * workload.n_intervals, Cadence(workload.every)
         work = {"unmarked": n_steps, "signed": n_steps, "published": max(n_steps // 7, 1)}
         seconds: dict[str, list[float]] = {side: [] for side in work}
         for pair in range(n_pairs):
@@ -278,10 +280,10 @@ def scaling(n_rounds: int = 9, studies: dict[str, list[tuple[int, dict[str, Any]
     return results
 
 
-def ranks(n_pairs: int = 10, every: int = Cadence().every_n_steps) -> dict[str, Any]:
+def ranks(n_pairs: int = 10) -> dict[str, Any]:
     """Compare signed training with the twin on several processes, one thread each."""
     torch.set_num_threads(1)
-    results = {}
+    every, results = WORKLOADS[0].every, {}
     for n in (1, 2, 4):
         settings = {"accelerator": "cpu", "devices": n, "strategy": "ddp_spawn" if n > 1 else "auto"}
         ratios = []
