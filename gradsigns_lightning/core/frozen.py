@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 
@@ -49,28 +50,60 @@ class Replaced(TorchFunctionMode):
         return self.replacements.get(func, func)(*args, **(kwargs or {}))
 
 
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """Compute batch normalisation with frozen statistics as what it is then: one factor and one term for each channel.
+class _BatchNorms:
+    """Computes batch normalisation with frozen statistics as what it is then: one factor and one term for each channel.
 
     PyTorch's second derivative is made for statistics of the batch, and slower.
+
+    Args:
+        following: give the running mean, whose value stays, the derivative of the mean over these images of what the linear or
+            convolutional layer right before gives. The task's network does not feel a shift of that mean, which the batch's own
+            takes out again; a mark made of such shifts spoils the running statistics until they have followed, and is gone then.
     """
-    if training or running_mean is None or running_var is None:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    factor = (running_var + eps).rsqrt()
-    factor = factor if weight is None else factor * weight
-    term = -running_mean * factor
-    term = term if bias is None else term + bias
-    shape = (-1, *[1] * (input.ndim - 2))
-    return input * factor.view(shape) + term.view(shape)
+
+    def __init__(self, *, following: bool) -> None:
+        self._following = following
+        self._last: tuple[Tensor, Tensor] | None = None  # what a linear layer gave, and its mean, shape (C,)
+
+    def replaced(self) -> Replaced:
+        """Return the mode that computes so."""
+        layers = (F.linear, F.conv1d, F.conv2d, F.conv3d) if self._following else ()
+        return Replaced({F.batch_norm: self._batch_norm, **{layer: self._observed(layer) for layer in layers}})
+
+    def _observed(self, layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+            output = layer(input, weight, bias, *args, **kwargs)
+            if torch.is_grad_enabled() and weight.requires_grad and input.ndim == weight.ndim:
+                # The mean over images of what a linear layer gives is what it gives for the mean image. Not through the input:
+                # the images' gradients stay their own. Now, as sharded weights are gone when the normalisation is called.
+                mean = layer(input.detach().mean(0, keepdim=True), weight, bias, *args, **kwargs)
+                self._last = output, mean.transpose(0, 1).flatten(1).mean(1)
+            return output
+
+        return call
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        last, self._last = self._last, None
+        if training or running_mean is None or running_var is None:
+            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        if last is not None and last[0] is input:
+            running_mean = running_mean + (last[1] - last[1].detach())
+        factor = (running_var + eps).rsqrt()
+        factor = factor if weight is None else factor * weight
+        term = -running_mean * factor
+        term = term if bias is None else term + bias
+        shape = (-1, *[1] * (input.ndim - 2))
+        return input * factor.view(shape) + term.view(shape)
 
 
 @contextmanager
@@ -101,14 +134,16 @@ def full_float32() -> Iterator[None]:
 
 
 @contextmanager
-def twice_differentiable_kernels(module: nn.Module, device_type: str) -> Iterator[None]:
+def twice_differentiable_kernels(module: nn.Module, device_type: str, *, embedding: bool = False) -> Iterator[None]:
     """Choose kernels that have a second derivative, a cheap one, in full precision.
 
     Fused attention, cuDNN's recurrent kernels and compiled graphs have none; under autocast first-order gradients of float16
-    underflow.
+    underflow. For ``embedding`` the running means of batch normalisation follow the weights in the derivative
+    (:class:`_BatchNorms`); all values are the same.
     """
     with ExitStack() as stack:
-        stack.enter_context(Replaced({F.batch_norm: _batch_norm}))
+        following = embedding and any(isinstance(m, _BatchNorm) for m in module.modules())
+        stack.enter_context(_BatchNorms(following=following).replaced())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -15,14 +15,15 @@ from gradsigns_lightning.core.signature import input_gradients
 class Smooth(nn.Module):
     """Small and smooth, with the layers that matter: convolution, batch norm, pooling, linear."""
 
-    def __init__(self):
+    def __init__(self, between=None):
         super().__init__()
         torch.manual_seed(0)
+        self.between = between or nn.Identity()
         self.conv, self.norm, self.head = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Linear(3 * 4, 4)
         self.norm.running_var.uniform_(0.5, 2)
 
     def forward(self, x):
-        return self.head(F.avg_pool2d(F.softplus(self.norm(self.conv(x))), 2).flatten(1))
+        return self.head(F.avg_pool2d(F.softplus(self.norm(self.between(self.conv(x)))), 2).flatten(1))
 
 
 class Attention(nn.Module):
@@ -87,8 +88,16 @@ class Recurrent(nn.Module):
         return self.head(self.layer(x.squeeze(1))[0][:, -1])
 
 
+class OneByOne(Smooth):
+    """Its convolution sees images without a batch's dimension."""
+
+    def forward(self, x):
+        return self.head(F.avg_pool2d(self.norm(torch.stack([self.conv(image) for image in x])), 2).tanh().flatten(1))
+
+
 NETS = {
     "conv": Smooth,
+    "images one by one": OneByOne,
     "batch norm, relu": lambda: Normalised(lambda: nn.BatchNorm2d(4), nn.ReLU),
     "group norm, relu": lambda: Normalised(lambda: nn.GroupNorm(2, 4), nn.ReLU),
     "layer norm, gelu": lambda: Normalised(lambda: nn.LayerNorm([4, 4, 4]), nn.GELU),
@@ -111,6 +120,21 @@ def test_forward_over_reverse_equals_double_backward(net, dtype, tolerance):
     model, x = NETS[net]().to(dtype), images(4, dtype)
     expected = parameter_gradient(model, x, DoubleBackward())
     assert (parameter_gradient(model, x, ForwardOverReverse()) - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("engine", [DoubleBackward, ForwardOverReverse, FiniteDifference])
+@pytest.mark.parametrize("layer", ["convolution", "linear"])
+def test_what_batch_normalisation_takes_out_again_gets_no_mark(engine, layer):
+    if layer == "convolution":
+        model, x = Smooth().double(), images(4)
+        bias = model.conv.bias
+    else:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4)).double()
+        bias, x = model[1].bias, images(4)
+    embed(model, x, engine=engine()).surrogate.backward()
+    largest = max(p.grad.abs().amax() for p in model.parameters() if p.grad is not None)
+    assert bias.grad.abs().amax() < 1e-12 * largest
 
 
 def test_the_norms_of_torch_itself_would_be_wrong(monkeypatch):
@@ -194,10 +218,13 @@ def test_the_input_gradient_is_that_of_minus_log_p():
     torch.testing.assert_close(input_gradients(model, x, 1), expected)
 
 
-def test_the_parameter_gradient_agrees_with_finite_differences():
-    model = Smooth().double().eval()
+@pytest.mark.parametrize("between", [None, nn.Softplus()], ids=["running mean follows", "running mean stays"])
+def test_the_parameter_gradient_agrees_with_finite_differences(between):
+    model = Smooth(between).double().eval()
     x = images()
     embed(model, x).surrogate.backward()
+    channel_means = lambda: model.conv(x).mean((0, 2, 3)).detach()  # noqa: E731
+    running_mean, start = model.norm.running_mean.clone(), channel_means()
     h = 1e-6
     for name, parameter in model.named_parameters():
         flat = parameter.data.view(-1)
@@ -206,13 +233,15 @@ def test_the_parameter_gradient_agrees_with_finite_differences():
             values = []
             for shift in (h, -h):
                 flat[i] = before + shift
+                if between is None:
+                    model.norm.running_mean.copy_(running_mean + channel_means() - start)
                 values.append(embed(model, x).value.item())
             flat[i] = before
             expected = (values[0] - values[1]) / (2 * h)
             assert parameter.grad.view(-1)[i].item() == pytest.approx(expected, rel=1e-5, abs=1e-9), (name, i)
 
 
-@pytest.mark.parametrize("model", [Smooth().double().eval(), Attention(True).double()], ids=["conv", "attention"])
+@pytest.mark.parametrize("model", [Smooth(nn.Softplus()).double().eval(), Attention(True).double()], ids=["conv", "attention"])
 def test_gradcheck_through_the_input_gradient(model):
     names = [n for n, p in model.named_parameters() if "head" not in n or "bias" in n]
     parameters = [dict(model.named_parameters())[n].detach().clone().requires_grad_() for n in names]
