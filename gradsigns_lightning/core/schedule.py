@@ -45,7 +45,7 @@ class Cadence:
             once when a margin is lost), at least 1; 1 never backs off.
     """
 
-    every_n_steps: int = 50
+    every_n_steps: int = 80
     max_backoff: int = 4
 
     def __post_init__(self) -> None:
@@ -56,9 +56,9 @@ class Cadence:
     def for_training_of(cls, n_steps: float) -> Cadence:
         """Return the default cadence for a training of ``n_steps`` optimizer steps (infinity if unknown).
 
-        Every 50 steps costs less than two percent of time; short trainings embed more often, to have some 70 embedding steps.
+        Every 80 steps costs less than two percent of time; short trainings embed more often, to have some 70 embedding steps.
         """
-        return cls(every_n_steps=int(min(max(n_steps / 70, 1), 50)))
+        return cls(every_n_steps=int(min(max(n_steps / 70, 1), 80)))
 
     def next_interval(self, interval: int, *, satisfied: bool) -> int:
         """Return the interval to the next embedding step."""

@@ -49,7 +49,7 @@ class Watermarker:
         strength: float | StrengthSchedule = 0.4,
         objective: str | Objective = "margin",
         engine: str | Engine = AUTO,
-        cadence: int | Cadence = 50,
+        cadence: int | Cadence = 80,
         n_images: int = 32,
         momentum: float = 0.5,
         carrier_layer: str | None = None,

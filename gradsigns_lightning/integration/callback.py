@@ -43,8 +43,8 @@ class GradSigns(Callback):
         objective: ``"margin"``, ``"paper"``, or an objective.
         engine: ``"auto"`` (the first that works on this model and strategy), ``"double_backward"``, ``"forward_over_reverse"``,
             ``"finite_difference"``, or an engine.
-        cadence: optimizer steps from one embedding step to the next, or a cadence with its back-off; by default every 50 steps,
-            more often in a training of fewer than 3,500 steps.
+        cadence: optimizer steps from one embedding step to the next, or a cadence with its back-off; by default every 80 steps,
+            more often in a training of fewer than 5,600 steps.
         n_images: images of the target class in one embedding step, on each rank.
         momentum: share of earlier embedding steps in the mean gradient that is held to the bits, 0 up to 1 (exclusive).
         n_val_images: held-out images of the target class that the mark is read on in each validation, on each rank; 0 turns

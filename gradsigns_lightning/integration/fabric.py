@@ -24,7 +24,7 @@ class FabricGradSigns:
         fabric: the launched Fabric; on one device or with DDP.
         key: the owner's key.
         settings: ``strength``, ``objective``, ``engine``, ``cadence``, ``n_images``, ``momentum`` and ``carrier_layer`` as in
-            :class:`~gradsigns_lightning.GradSigns`; the cadence is every 50 optimizer steps by default.
+            :class:`~gradsigns_lightning.GradSigns`; the cadence is every 80 optimizer steps by default.
 
     Raises:
         ValueError: the strategy is not supported, or a setting is out of range.

@@ -75,7 +75,7 @@ class TestDefaults:
             ({"max_epochs": 1}, 1),
             ({"max_epochs": 20}, 8),
             ({"max_epochs": 20, "accumulate_grad_batches": 3}, 2),
-            ({"max_epochs": 1000}, 50),
+            ({"max_epochs": 1000}, 80),
             ({"max_epochs": 1000, "max_steps": 500}, 7),
             ({"max_epochs": -1}, 1),  # without a known end: as a training that ends here
         ],

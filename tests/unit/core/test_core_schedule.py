@@ -49,9 +49,9 @@ def test_the_interval_doubles_up_to_the_limit_and_falls_back_at_once():
 
 @pytest.mark.parametrize(
     ("n_steps", "interval"),
-    [(0, 1), (1, 1), (139, 1), (140, 2), (3499, 49), (3500, 50), (10**9, 50), (float("inf"), 50)],
+    [(0, 1), (1, 1), (139, 1), (140, 2), (5599, 79), (5600, 80), (10**9, 80), (float("inf"), 80)],
 )
-def test_the_default_interval_gives_seventy_embedding_steps_and_an_interval_of_at_most_50(n_steps, interval):
+def test_the_default_interval_gives_seventy_embedding_steps_and_an_interval_of_at_most_80(n_steps, interval):
     assert Cadence.for_training_of(n_steps) == Cadence(interval)
 
 
