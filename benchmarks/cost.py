@@ -88,8 +88,8 @@ class Workload:
 
 # As often as `experiment=fashion_mnist` and `experiment=cifar10`, whose bit error rates are in docs/trade-off.md.
 WORKLOADS = (
-    Workload("Fashion-MNIST size, small ResNet", lambda: SmallResNet(1, 10), (1, 28, 28), 50, 4),
-    Workload("CIFAR-10 size, ResNet-20", lambda: ResNet20(3, 10, bn_momentum=0.1), (3, 32, 32), 40, 1),
+    Workload("Fashion-MNIST size, small ResNet", lambda: SmallResNet(1, 10), (1, 28, 28), 80, 3),
+    Workload("CIFAR-10 size, ResNet-20", lambda: ResNet20(3, 10, bn_momentum=0.1), (3, 32, 32), 60, 1),
 )
 
 
@@ -194,7 +194,7 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high, "n": len(values)}
 
 
-def overhead(n_pairs: int = 12) -> dict[str, Any]:
+def overhead(n_pairs: int = 20) -> dict[str, Any]:
     """Compare signed and published training with the unmarked twin, in interleaved chunks of equal work."""
     results = {}
     for workload in WORKLOADS:

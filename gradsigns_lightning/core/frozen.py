@@ -50,60 +50,78 @@ class Replaced(TorchFunctionMode):
         return self.replacements.get(func, func)(*args, **(kwargs or {}))
 
 
-class _BatchNorms:
-    """Computes batch normalisation with frozen statistics as what it is then: one factor and one term for each channel.
+def derivative(value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> tuple[Tensor | None, ...]:
+    """Return the gradients of a scalar, None for inputs that it does not depend on; :func:`torch.autograd.grad` within modes.
 
-    PyTorch's second derivative is made for statistics of the batch, and slower.
+    That function leaves a :class:`Replaced` for as long as it runs, so that checkpointed activations would be computed again by
+    other functions than before.
+    """
+    engine: Any = torch.autograd.Variable._execution_engine
+    start = torch.ones_like(value)
+    return tuple(
+        engine.run_backward(
+            (value,), (start,), create_graph, create_graph, tuple(inputs), allow_unreachable=True, accumulate_grad=False
+        )
+    )
 
-    Args:
-        following: give the running mean, whose value stays, the derivative of the mean over these images of what the linear or
-            convolutional layer right before gives. The task's network does not feel a shift of that mean, which the batch's own
-            takes out again; a mark made of such shifts spoils the running statistics until they have followed, and is gone then.
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Compute batch normalisation with frozen statistics as what it is then: one factor and one term for each channel.
+
+    PyTorch's second derivative is made for statistics of the batch, and slower. A mean that :func:`_with_mean` noted gives the
+    running mean its derivative.
+    """
+    if training or running_mean is None or running_var is None:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    notes, name = _notes(input)
+    if name in notes:
+        running_mean = running_mean + (notes[name] - notes[name].detach())
+    factor = (running_var + eps).rsqrt()
+    factor = factor if weight is None else factor * weight
+    term = -running_mean * factor
+    term = term if bias is None else term + bias
+    shape = (-1, *[1] * (input.ndim - 2))
+    return input * factor.view(shape) + term.view(shape)
+
+
+def _with_mean(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the linear function ``layer``, which notes with its output the mean over images and places, shape ``(C,)``.
+
+    The task's network does not feel a shift of that mean, which batch normalisation takes out again. A mark made of such shifts
+    would spoil the running statistics until they have followed, and be gone then.
     """
 
-    def __init__(self, *, following: bool) -> None:
-        self._following = following
-        self._last: tuple[Tensor, Tensor] | None = None  # what a linear layer gave, and its mean, shape (C,)
+    def call(input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        output = layer(input, weight, bias, *args, **kwargs)
+        notes, name = _notes(output)
+        if torch.is_grad_enabled() and weight.requires_grad and input.ndim == weight.ndim and name not in notes:
+            # The mean of what a linear layer gives is what it gives for the mean image. Not through the input: each image's
+            # gradient stays its own. Here, not in the normalisation, before which sharded weights are gone.
+            mean = layer(input.detach().mean(0, keepdim=True), weight, bias, *args, **kwargs)
+            notes[name] = mean.transpose(0, 1).flatten(1).mean(1)
+        return output
 
-    def replaced(self) -> Replaced:
-        """Return the mode that computes so."""
-        layers = (F.linear, F.conv1d, F.conv2d, F.conv3d) if self._following else ()
-        return Replaced({F.batch_norm: self._batch_norm, **{layer: self._observed(layer) for layer in layers}})
+    return call
 
-    def _observed(self, layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-            output = layer(input, weight, bias, *args, **kwargs)
-            if torch.is_grad_enabled() and weight.requires_grad and input.ndim == weight.ndim:
-                # The mean over images of what a linear layer gives is what it gives for the mean image. Not through the input:
-                # the images' gradients stay their own. Now, as sharded weights are gone when the normalisation is called.
-                mean = layer(input.detach().mean(0, keepdim=True), weight, bias, *args, **kwargs)
-                self._last = output, mean.transpose(0, 1).flatten(1).mean(1)
-            return output
 
-        return call
+def _notes(tensor: Tensor) -> tuple[dict[Any, Any], str]:
+    """Return where something can be noted with this very value of a tensor, and the name to do it under.
 
-    def _batch_norm(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        last, self._last = self._last, None
-        if training or running_mean is None or running_var is None:
-            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        if last is not None and last[0] is input:
-            running_mean = running_mean + (last[1] - last[1].detach())
-        factor = (running_var + eps).rsqrt()
-        factor = factor if weight is None else factor * weight
-        term = -running_mean * factor
-        term = term if bias is None else term + bias
-        shape = (-1, *[1] * (input.ndim - 2))
-        return input * factor.view(shape) + term.view(shape)
+    The node that computed it lasts when activations are computed again; it does not show in forward mode.
+    """
+    node: Any = tensor.grad_fn
+    if node is not None:
+        return node.metadata, "gradsigns_mean"
+    return tensor.__dict__, f"gradsigns_mean_{tensor._version}"
 
 
 @contextmanager
@@ -138,12 +156,13 @@ def twice_differentiable_kernels(module: nn.Module, device_type: str, *, embeddi
     """Choose kernels that have a second derivative, a cheap one, in full precision.
 
     Fused attention, cuDNN's recurrent kernels and compiled graphs have none; under autocast first-order gradients of float16
-    underflow. For ``embedding`` the running means of batch normalisation follow the weights in the derivative
-    (:class:`_BatchNorms`); all values are the same.
+    underflow. For ``embedding`` the running means of batch normalisation, whose values stay, have the derivative of the mean that
+    the layer right before gives the images.
     """
     with ExitStack() as stack:
-        following = embedding and any(isinstance(m, _BatchNorm) for m in module.modules())
-        stack.enter_context(_BatchNorms(following=following).replaced())
+        follows = embedding and any(isinstance(m, _BatchNorm) for m in module.modules())
+        layers = (F.linear, F.conv1d, F.conv2d, F.conv3d) if follows else ()
+        stack.enter_context(Replaced({F.batch_norm: _batch_norm, **{layer: _with_mean(layer) for layer in layers}}))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

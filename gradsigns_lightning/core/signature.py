@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradsigns_lightning.core.frozen import derivative
 from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
 
 LogitsFn = Callable[[Tensor], Tensor]
@@ -103,7 +104,7 @@ def input_gradients(logits_fn: LogitsFn, images: Tensor, target_class: int, *, c
     logits = class_logits(logits_fn, inputs.clone(), target_class)
     if logits.requires_grad:
         loss = target_loss(logits, target_class)
-        (gradient,) = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
+        (gradient,) = derivative(loss, [inputs], create_graph=create_graph)
         if gradient is not None:
             return gradient
     raise ValueError("`logits` must depend on the images through differentiable operations; they carry no gradient.")

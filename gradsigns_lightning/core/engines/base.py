@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.frozen import twice_differentiable_kernels
+from gradsigns_lightning.core.frozen import derivative, twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn
 
 ObjectiveFn = Callable[[Tensor], Tensor]
@@ -92,8 +92,8 @@ def differentiated(loss: Tensor, module: nn.Module) -> Tensor:
     zero), all are zero and the value is NaN, so that the step embeds nothing and spoils nothing.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    with twice_differentiable_kernels(module, loss.device.type), _hooks_set_aside(parameters):
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    with twice_differentiable_kernels(module, loss.device.type, embedding=True), _hooks_set_aside(parameters):
+        gradients = derivative(loss, parameters)
     reached = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
     dense = [g for g in reached.values() if g.layout is torch.strided]
     # One operation a parameter: a sum is finite only if all that it adds is.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine
 from gradsigns_lightning.core.engines.finite_difference import STEP
 from gradsigns_lightning.core.engines.forward_over_reverse import directional_derivative
-from gradsigns_lightning.core.frozen import twice_differentiable_kernels
+from gradsigns_lightning.core.frozen import derivative, twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn, class_logits, input_gradients, unit
 
 N_IMAGES = 8
@@ -50,7 +50,7 @@ def probe(
     images = images[:N_IMAGES]
     try:
         # Around the backward passes too: this runs within the step's autocast, which the task's backward pass does not.
-        with twice_differentiable_kernels(module, images.device.type):
+        with twice_differentiable_kernels(module, images.device.type, embedding=True):
             logits_fn = _unsaturated(logits_fn, images, target_class)
             if sharded:
                 _refuse_recomputation(logits_fn, images)
@@ -97,7 +97,7 @@ def _unreached(loss: EmbeddingLoss, module: nn.Module, *, sharded: bool) -> str 
     gradients: tuple[Tensor | None, ...] = (loss.surrogate.detach(),)
     if not sharded:
         parameters = [p for p in module.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(loss.surrogate, parameters, allow_unused=True)
+        gradients = derivative(loss.surrogate, parameters)
         if all(g is None or not g.any() for g in gradients):
             return "the embedding loss reaches no trainable parameter"
     if not all(bool(g.isfinite().all()) for g in gradients if g is not None):

@@ -1,13 +1,22 @@
 """Second-order engines: the right derivative, through every kernel, or a clear refusal."""
 
 import contextlib
+import itertools
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from gradsigns_lightning.core.engines import DoubleBackward, FiniteDifference, ForwardOverReverse, differentiated, make_engines
+from gradsigns_lightning.core.engines import (
+    DoubleBackward,
+    FiniteDifference,
+    ForwardOverReverse,
+    differentiated,
+    make_engines,
+    probe,
+)
 from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.signature import input_gradients
 
@@ -88,6 +97,22 @@ class Recurrent(nn.Module):
         return self.head(self.layer(x.squeeze(1))[0][:, -1])
 
 
+class Checkpointed(nn.Module):
+    """Batch norms whose convolution is in the same region of checkpointed activations, before it, or in none."""
+
+    def __init__(self, regions):
+        super().__init__()
+        torch.manual_seed(0)
+        self.regions = regions
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Softplus(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        for start, end in itertools.pairwise(self.regions):
+            x = checkpoint(self.body[start:end], x, use_reentrant=False)
+        return self.head(self.body[self.regions[-1] :](x).tanh().flatten(1))
+
+
 class OneByOne(Smooth):
     """Its convolution sees images without a batch's dimension."""
 
@@ -98,6 +123,7 @@ class OneByOne(Smooth):
 NETS = {
     "conv": Smooth,
     "images one by one": OneByOne,
+    "relu in place, batch norm": lambda: Normalised(lambda: nn.Sequential(nn.ReLU(inplace=True), nn.BatchNorm2d(4)), nn.ReLU),
     "batch norm, relu": lambda: Normalised(lambda: nn.BatchNorm2d(4), nn.ReLU),
     "group norm, relu": lambda: Normalised(lambda: nn.GroupNorm(2, 4), nn.ReLU),
     "layer norm, gelu": lambda: Normalised(lambda: nn.LayerNorm([4, 4, 4]), nn.GELU),
@@ -120,6 +146,17 @@ def test_forward_over_reverse_equals_double_backward(net, dtype, tolerance):
     model, x = NETS[net]().to(dtype), images(4, dtype)
     expected = parameter_gradient(model, x, DoubleBackward())
     assert (parameter_gradient(model, x, ForwardOverReverse()) - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("regions", [(0, 3, 5), (0, 1, 4, 5), (0, 5)], ids=["whole", "split", "one"])
+def test_activations_that_are_computed_again_change_nothing(regions):
+    x = images(4, torch.float32)
+    model, twin = Checkpointed(regions), Checkpointed((0,))
+    for network in (model, twin):
+        with frozen_statistics(network):
+            assert probe(DoubleBackward(), network, network, x, 1, sharded=False) is None
+            differentiated(embed(network, x).surrogate, network).backward()
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("engine", [DoubleBackward, ForwardOverReverse, FiniteDifference])
