@@ -68,11 +68,12 @@ class Published(Classifier):
 
 @dataclass(frozen=True)
 class Workload:
-    """A network, the shape of its inputs, the steps from one embedding step to the next, and how many such a timed chunk has."""
+    """A network, its inputs' shape, the images of an embedding step, the steps to the next, and how many a timed chunk has."""
 
     name: str
     network: Callable[[], nn.Module]
     shape: tuple[int, ...]
+    n_images: int
     every: int
     n_intervals: int
 
@@ -83,13 +84,13 @@ class Workload:
         if side == "published":
             return Published(self.network(), key), []
         module = Classifier(self.network(), 10, label_smoothing=0.1)
-        return module, [GradSigns(key, cadence=cadence)] if side == "signed" else []
+        return module, [GradSigns(key, cadence=cadence, n_images=self.n_images)] if side == "signed" else []
 
 
-# As often as `experiment=fashion_mnist` and `experiment=cifar10`, whose bit error rates are in docs/trade-off.md.
+# As many images as often as `experiment=fashion_mnist` and `experiment=cifar10`, whose bit error rates are in docs/trade-off.md.
 WORKLOADS = (
-    Workload("Fashion-MNIST size, small ResNet", lambda: SmallResNet(1, 10), (1, 28, 28), 80, 3),
-    Workload("CIFAR-10 size, ResNet-20", lambda: ResNet20(3, 10, bn_momentum=0.1), (3, 32, 32), 60, 1),
+    Workload("Fashion-MNIST size, small ResNet", lambda: SmallResNet(1, 10), (1, 28, 28), 32, 80, 3),
+    Workload("CIFAR-10 size, ResNet-20", lambda: ResNet20(3, 10, bn_momentum=0.1), (3, 32, 32), 16, 30, 2),
 )
 
 

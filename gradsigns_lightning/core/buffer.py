@@ -44,6 +44,7 @@ class TargetBuffer:
         valid = torch.cat([is_target[chosen], self.valid])
         keep = valid.to(torch.int8).argsort(descending=True, stable=True)[: self.capacity]
         self.valid = valid[keep]
-        # Slots without an image repeat the newest: they weigh nothing, but must not be blank (0 * NaN would spoil the mean).
-        keep = torch.where(self.valid, keep, keep[0])
+        # Slots without an image repeat the others in turn: they weigh nothing in the objective, but must not be blank (0 * NaN
+        # would spoil the mean), and batch normalisation's mean is over all.
+        keep = keep[torch.arange(self.capacity, device=images.device) % self.valid.sum().clamp_min(1)]
         self.images = torch.cat([images[chosen].to(self.images.dtype), self.images])[keep]

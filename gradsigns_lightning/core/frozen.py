@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+
+# Ids of the running means that the task's training updates; batch normalisation that the user has frozen is not among them.
+_TRAINED: ContextVar[frozenset[int]] = ContextVar("trained", default=frozenset())
 
 
 @contextmanager
@@ -22,6 +27,8 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     the random generators is put back, so that the task's own randomness is what it would be without the pass.
     """
     training = [m for m in module.modules() if m.training]
+    norms = [m for m in training if isinstance(m, _BatchNorm) and m.momentum != 0]
+    trained = _TRAINED.set(_TRAINED.get() | {id(m.running_mean) for m in norms})
     devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
         for m in training:
@@ -29,6 +36,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
+            _TRAINED.reset(trained)
             for m in training:
                 m.training = True
 
@@ -66,6 +74,7 @@ def derivative(value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = 
 
 
 def _batch_norm(
+    trained: frozenset[int],
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -77,14 +86,14 @@ def _batch_norm(
 ) -> Tensor:
     """Compute batch normalisation with frozen statistics as what it is then: one factor and one term for each channel.
 
-    PyTorch's second derivative is made for statistics of the batch, and slower. A mean that :func:`_with_mean` noted gives the
-    running mean its derivative.
+    PyTorch's second derivative is made for statistics of the batch, and slower. A running mean in ``trained`` has the derivative
+    of the mean that :func:`_with_mean` noted with the input.
     """
     if training or running_mean is None or running_var is None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    notes, name = _notes(input)
-    if name in notes:
-        running_mean = running_mean + (notes[name] - notes[name].detach())
+    noted = _noted(input) if id(running_mean) in trained else None
+    if noted is not None:
+        running_mean = running_mean + (noted - noted.detach())
     factor = (running_var + eps).rsqrt()
     factor = factor if weight is None else factor * weight
     term = -running_mean * factor
@@ -102,26 +111,39 @@ def _with_mean(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def call(input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         output = layer(input, weight, bias, *args, **kwargs)
-        notes, name = _notes(output)
-        if torch.is_grad_enabled() and weight.requires_grad and input.ndim == weight.ndim and name not in notes:
+        batched = input.ndim == weight.ndim > 1 and input.layout is torch.strided
+        if batched and torch.is_grad_enabled() and _noted(output) is None:
             # The mean of what a linear layer gives is what it gives for the mean image. Not through the input: each image's
             # gradient stays its own. Here, not in the normalisation, before which sharded weights are gone.
             mean = layer(input.detach().mean(0, keepdim=True), weight, bias, *args, **kwargs)
-            notes[name] = mean.transpose(0, 1).flatten(1).mean(1)
+            _note(output, mean.transpose(0, 1).flatten(1).mean(1))
         return output
 
     return call
 
 
-def _notes(tensor: Tensor) -> tuple[dict[Any, Any], str]:
-    """Return where something can be noted with this very value of a tensor, and the name to do it under.
+_NOTE = "gradsigns_mean"
 
-    The node that computed it lasts when activations are computed again; it does not show in forward mode.
+
+def _note(tensor: Tensor, mean: Tensor) -> None:
+    """Note a mean with this very value of a tensor.
+
+    The node that computed it lasts when activations are computed again; in forward mode it does not show, and the object has to
+    do.
     """
     node: Any = tensor.grad_fn
     if node is not None:
-        return node.metadata, "gradsigns_mean"
-    return tensor.__dict__, f"gradsigns_mean_{tensor._version}"
+        node.metadata[_NOTE] = mean
+    elif not tensor.is_inference():
+        tensor.__dict__[_NOTE] = tensor._version, mean
+
+
+def _noted(tensor: Tensor) -> Tensor | None:
+    node: Any = tensor.grad_fn
+    if node is not None:
+        return node.metadata.get(_NOTE)  # type: ignore[no-any-return]
+    version, mean = tensor.__dict__.get(_NOTE, (None, None))
+    return None if version is None or version != tensor._version else mean
 
 
 @contextmanager
@@ -152,17 +174,18 @@ def full_float32() -> Iterator[None]:
 
 
 @contextmanager
-def twice_differentiable_kernels(module: nn.Module, device_type: str, *, embedding: bool = False) -> Iterator[None]:
+def twice_differentiable_kernels(module: nn.Module, device_type: str) -> Iterator[None]:
     """Choose kernels that have a second derivative, a cheap one, in full precision.
 
     Fused attention, cuDNN's recurrent kernels and compiled graphs have none; under autocast first-order gradients of float16
-    underflow. For ``embedding`` the running means of batch normalisation, whose values stay, have the derivative of the mean that
-    the layer right before gives the images.
+    underflow. Within :func:`frozen_statistics` the running means of batch normalisation, whose values stay, have the derivative
+    of the mean that the layer right before gives the images.
     """
     with ExitStack() as stack:
-        follows = embedding and any(isinstance(m, _BatchNorm) for m in module.modules())
-        layers = (F.linear, F.conv1d, F.conv2d, F.conv3d) if follows else ()
-        stack.enter_context(Replaced({F.batch_norm: _batch_norm, **{layer: _with_mean(layer) for layer in layers}}))
+        trained = _TRAINED.get()
+        layers = (F.linear, F.conv1d, F.conv2d, F.conv3d) if trained else ()
+        noting: dict[Any, Callable[..., Tensor]] = {layer: _with_mean(layer) for layer in layers}
+        stack.enter_context(Replaced({F.batch_norm: partial(_batch_norm, trained), **noting}))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

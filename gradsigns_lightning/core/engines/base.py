@@ -92,7 +92,7 @@ def differentiated(loss: Tensor, module: nn.Module) -> Tensor:
     zero), all are zero and the value is NaN, so that the step embeds nothing and spoils nothing.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    with twice_differentiable_kernels(module, loss.device.type, embedding=True), _hooks_set_aside(parameters):
+    with twice_differentiable_kernels(module, loss.device.type), _hooks_set_aside(parameters):
         gradients = derivative(loss, parameters)
     reached = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
     dense = [g for g in reached.values() if g.layout is torch.strided]

@@ -29,7 +29,7 @@ class DoubleBackward:
         Raises:
             RuntimeError: the input gradient came without a graph, so nothing would be embedded.
         """
-        with twice_differentiable_kernels(module, images.device.type, embedding=True):
+        with twice_differentiable_kernels(module, images.device.type):
             gradients = input_gradients(logits_fn, images, target_class, create_graph=True)
             check_graph(gradients)
             loss = objective(gradients)

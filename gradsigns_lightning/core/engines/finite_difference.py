@@ -36,7 +36,7 @@ class FiniteDifference:
     ) -> EmbeddingLoss:
         """Return the embedding loss; see :class:`~gradsigns_lightning.core.engines.base.Engine`."""
         images = images.detach()
-        with twice_differentiable_kernels(module, images.device.type, embedding=True):
+        with twice_differentiable_kernels(module, images.device.type):
             gradients = input_gradients(logits_fn, images, target_class)
             value, direction = objective_gradient(objective, gradients)
             # The longest image's share sets the step. A satisfied objective has no direction: nothing is divided by its length.

@@ -57,7 +57,7 @@ def directional_derivative(
     def loss(inputs: Tensor) -> Tensor:
         return target_loss(class_logits(logits_fn, inputs, target_class), target_class)
 
-    with twice_differentiable_kernels(module, images.device.type, embedding=True), _reversible_norms():
+    with twice_differentiable_kernels(module, images.device.type), _reversible_norms():
         slope: Tensor = torch.func.jvp(loss, (images,), (direction,))[1]
     return slope
 
@@ -95,7 +95,7 @@ def _instance_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     if not use_input_stats:
-        # Not F.batch_norm: its running mean would follow the weights, which no other engine does here.
+        # Not F.batch_norm, whose replacement is for batch normalisation.
         return torch.batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps, False)
     shape = (-1, *[1] * (input.ndim - 2))
     normalised = _standardised(input, tuple(range(2, input.ndim)), eps)

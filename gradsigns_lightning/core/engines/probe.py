@@ -50,7 +50,7 @@ def probe(
     images = images[:N_IMAGES]
     try:
         # Around the backward passes too: this runs within the step's autocast, which the task's backward pass does not.
-        with twice_differentiable_kernels(module, images.device.type, embedding=True):
+        with twice_differentiable_kernels(module, images.device.type):
             logits_fn = _unsaturated(logits_fn, images, target_class)
             if sharded:
                 _refuse_recomputation(logits_fn, images)

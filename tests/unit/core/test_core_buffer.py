@@ -49,7 +49,7 @@ def test_no_other_class_and_no_blank_is_ever_kept_beside_a_target_image():
     assert buffer.valid.tolist() == [True] + [False] * 4
     assert buffer.images[:, 0, 0, 0].tolist() == [3.0] * 5
     buffer.push(*batch(T, 1, start=10))
-    assert buffer.images[:, 0, 0, 0].tolist() == [11, 3, 11, 11, 11]
+    assert buffer.images[:, 0, 0, 0].tolist() == [11, 3, 11, 3, 11]
 
 
 def test_a_batch_without_target_images_changes_nothing():

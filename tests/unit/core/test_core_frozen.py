@@ -209,3 +209,13 @@ def test_batch_norm_with_the_batch_s_statistics_is_torch_s_own():
     free = nn.BatchNorm2d(3, track_running_stats=False).double().eval()
     with twice_differentiable_kernels(free, "cpu"):
         torch.testing.assert_close(free(x), nn.functional.batch_norm(x, None, None, None, None, True))
+
+
+def test_a_normalisation_of_inference_tensors():
+    norm, x = norm_of("2d")
+    network = nn.Sequential(nn.Conv2d(3, 3, 1).double(), norm.train())
+    with torch.inference_mode():
+        x = x.clone()
+        with frozen_statistics(network), twice_differentiable_kernels(network, "cpu"):
+            y = network(x)
+    torch.testing.assert_close(y, network.eval()(x.clone()))
