@@ -28,9 +28,9 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """
     training = [m for m in module.modules() if m.training]
     norms = [m for m in training if isinstance(m, _BatchNorm) and m.momentum != 0]
-    trained = _TRAINED.set(_TRAINED.get() | {id(m.running_mean) for m in norms})
     devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+        trained = _TRAINED.set(_TRAINED.get() | {id(m.running_mean) for m in norms})
         for m in training:
             m.training = False
         try:
@@ -106,7 +106,8 @@ def _with_mean(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return the linear function ``layer``, which notes with its output the mean over images and places, shape ``(C,)``.
 
     The task's network does not feel a shift of that mean, which batch normalisation takes out again. A mark made of such shifts
-    would spoil the running statistics until they have followed, and be gone then.
+    would spoil the running statistics until they have followed, and be gone then. If anything is computed in between, or the
+    statistics are in half precision, the running mean is a constant.
     """
 
     def call(input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
