@@ -195,7 +195,7 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high, "n": len(values)}
 
 
-def overhead(n_pairs: int = 20) -> dict[str, Any]:
+def overhead(n_pairs: int = 16) -> dict[str, Any]:
     """Compare signed and published training with the unmarked twin, in interleaved chunks of equal work."""
     results = {}
     for workload in WORKLOADS:
