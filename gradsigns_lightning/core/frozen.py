@@ -135,7 +135,7 @@ def _note(tensor: Tensor, mean: Tensor) -> None:
     node: Any = tensor.grad_fn
     if node is not None:
         node.metadata[_NOTE] = mean
-    else:
+    elif not tensor.is_inference():  # such a one has no version
         tensor.__dict__[_NOTE] = tensor._version, mean
 
 

@@ -211,10 +211,11 @@ def test_batch_norm_with_the_batch_s_statistics_is_torch_s_own():
         torch.testing.assert_close(free(x), nn.functional.batch_norm(x, None, None, None, None, True))
 
 
-def test_a_normalisation_of_inference_tensors():
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_normalisation_of_inference_tensors(enabled):
     norm, x = norm_of("2d")
     network = nn.Sequential(nn.Conv2d(3, 3, 1).double(), norm.train())
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.set_grad_enabled(enabled):
         x = x.clone()
         with frozen_statistics(network), twice_differentiable_kernels(network, "cpu"):
             y = network(x)
