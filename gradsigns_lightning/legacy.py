@@ -7,8 +7,7 @@ as evidence (``gradsigns judge`` refuses it).
 from __future__ import annotations
 
 import hashlib
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -25,6 +24,7 @@ _INPUT_SHAPE = (3, 32, 32)
 # Mean of the CIFAR-10 training images, by channel. The authors subtract the mean image, which they did not release.
 _CHANNEL_MEAN = (0.4914, 0.4822, 0.4465)
 _ARRAYS = ("embed_key", "grad_select", "wm")
+_MOST_BITS = 2**16
 _NORM_NAMES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 _STACKS_WITH_SHORTCUT = (3, 6)  # first blocks of the second and third stack
 
@@ -109,7 +109,7 @@ def load_2021(folder: str | PathLike[str], *, mean_image: Tensor | None = None) 
     """
     path = Path(folder).expanduser()
     model = ReleasedModel(_mean_image(mean_image))
-    model.network.load_state_dict(_converted(_read_keras(path), model.network))
+    model.network.load_state_dict(_read_keras(path, model.network.state_dict()))
     return _read_key(path), model.eval()
 
 
@@ -125,11 +125,12 @@ def _mean_image(given: Any) -> Tensor:
 
 def _read_key(folder: Path) -> ReleasedKey:
     projection, mask, bits = (_read_array(folder / f"{name}.npy") for name in _ARRAYS)
-    n_carriers = int(mask.sum()) if mask.ndim == 1 else -1
-    if mask.size != np.prod(_INPUT_SHAPE) or projection.shape != (bits.size, n_carriers) or not np.isin(bits, (0, 1)).all():
+    fit = mask.shape == (np.prod(_INPUT_SHAPE),) and bits.ndim == 1 and 0 < bits.size <= _MOST_BITS
+    fit = fit and np.isin(mask, (0, 1)).all() and projection.shape == (bits.size, int(mask.sum())) and projection.size > 0
+    if not fit or not np.isin(bits, (0, 1)).all() or not np.isfinite(projection).all():
         raise ValueError(
             f"`folder`: the arrays in '{folder}' do not fit together: embed_key {projection.shape}, grad_select {mask.shape}, "
-            f"wm {bits.shape}."
+            f"wm {bits.shape}; mask and mark must hold 0 and 1 alone, the projection finite numbers."
         )
     # Their columns follow the image flattened as height, width, channel; ours follow channel, height, width.
     channels, height, width = _INPUT_SHAPE
@@ -144,17 +145,18 @@ def _read_key(folder: Path) -> ReleasedKey:
 
 
 def _read_array(path: Path) -> np.ndarray[Any, Any]:
+    """Return the array in a file as it lies there: whatever shape its header claims, no memory is taken for it."""
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
+    except Exception as error:  # a forged header makes NumPy raise more than it documents
         raise ValueError(f"`folder` must hold the authors' released arrays; '{path}' is missing or damaged.") from error
-    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.number) or not np.isfinite(array).all():
-        raise ValueError(f"`folder` must hold the authors' released arrays; '{path}' is not one of finite numbers.")
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf" or array.dtype.itemsize > 8 or array.ndim > 2:
+        raise ValueError(f"`folder` must hold the authors' released arrays; '{path}' is not one of numbers.")
     return array
 
 
-def _read_keras(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Return every weight as ``layer/name``."""
+def _read_keras(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the released weights by their names in :class:`ResNet20`, whose state is ``expected``."""
     try:
         import h5py
     except ImportError as error:
@@ -165,33 +167,50 @@ def _read_keras(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
         raise ValueError(f"`folder` must hold one Keras model *.hdf5, got {len(files)} in '{folder}'.")
     try:
         with h5py.File(files[0], "r") as file:
-            layers = file["model_weights"]
-            return {
-                f"{layer}/{name.removesuffix(':0')}": np.asarray(values)
-                for layer in layers
-                if layer in layers[layer]
-                for name, values in layers[layer][layer].items()
-            }
-    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+            return _converted(lambda source, shape: _read_weight(h5py, file, source, shape), expected)
+    except _WrongWeightError:
+        raise
+    except Exception as error:  # HDF5's errors share no other base class
         raise ValueError(f"`folder`: '{files[0]}' is damaged or no Keras model.") from error
 
 
-def _converted(weights: Mapping[str, np.ndarray[Any, Any]], network: ResNet20) -> dict[str, Tensor]:
+class _WrongWeightError(ValueError):
+    """A weight is missing, elsewhere, or has another shape."""
+
+
+def _read_weight(h5py: Any, file: Any, source: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Return the weight ``layer/name``; links are not followed, and nothing is read that lies in another file or is packed."""
+    layer, _, name = source.partition("/")
+    node = file
+    for part in ("model_weights", layer, layer, f"{name}:0"):
+        if not isinstance(node, h5py.Group) or type(node.get(part, getlink=True)) is not h5py.HardLink:
+            raise _WrongWeightError(f"`folder`: the Keras model has no weight '{source}'.")
+        node = node[part]
+    if not isinstance(node, h5py.Dataset) or node.shape != shape:
+        raise _WrongWeightError(f"`folder`: weight '{source}' must have shape {shape}, got {getattr(node, 'shape', None)}.")
+    plan = node.id.get_create_plist()
+    # Filters, which may be libraries to load, and chunks, which may be larger than the whole, are what Keras does not use.
+    plain = plan.get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT) and plan.get_external_count() == 0
+    if not plain or node.dtype.kind != "f" or node.dtype.itemsize > 8:
+        raise _WrongWeightError(f"`folder`: weight '{source}' must be plain numbers in the file itself.")
+    return np.asarray(node[()])
+
+
+def _converted(read: Callable[[str, tuple[int, ...]], np.ndarray[Any, Any]], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Map Keras' weights onto the names and layouts of :class:`ResNet20`."""
     state = {}
-    for name, expected in network.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            state[name] = expected
-            continue
+    for name, wanted in expected.items():
         layer, _, parameter = name.rpartition(".")
-        source = _keras_name(layer, parameter)
-        if source not in weights:
-            raise ValueError(f"`folder`: the Keras model has no weight '{source}'.")
-        values = torch.from_numpy(np.ascontiguousarray(_to_torch_layout(weights[source]))).float()
-        if values.shape != expected.shape:
-            raise ValueError(f"`folder`: weight '{source}' must give shape {tuple(expected.shape)}, got {tuple(values.shape)}.")
-        state[name] = values
+        if parameter == "num_batches_tracked":
+            state[name] = wanted
+            continue
+        values = read(_keras_name(layer, parameter), _keras_shape(tuple(wanted.shape)))
+        state[name] = torch.from_numpy(np.ascontiguousarray(_to_torch_layout(values))).float()
     return state
+
+
+def _keras_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[2:], *shape[1::-1])  # kernels of convolutions and dense layers, and vectors
 
 
 def _to_torch_layout(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

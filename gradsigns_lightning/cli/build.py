@@ -1,4 +1,7 @@
-"""From configuration to objects; the only call of Hydra's ``instantiate``."""
+"""From the user's own configuration to objects; the only call of Hydra's ``instantiate``.
+
+Files of others do not come here: what a checkpoint may describe is in :mod:`gradsigns_lightning.models.catalogue`.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,14 @@ def build(config: Any, /, **arguments: Any) -> Any:
         arguments: further arguments of the target.
 
     Raises:
-        ValueError: there is no target, or one outside this package, torch, lightning and torchvision: checkpoints bring
-            configurations along, and those must not run other code.
+        ValueError: there is no target, or one outside this package, torch, lightning and torchvision.
         TypeError, ImportError: what the target's constructor raises.
     """
     import hydra.utils
     from hydra.errors import InstantiationException
 
     plain = to_plain(config)
-    check_targets(plain)
+    _check_targets(plain)
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise ValueError(f"`_target_` must name what to build, got {plain!r} without one.")
     try:
@@ -79,9 +81,9 @@ class MissingValueError(ValueError):
         super().__init__(f"{', '.join(f'`{key}`' for key in keys)} must be given, as in `{keys[0]}=...`.")
 
 
-def check_targets(config: Any) -> None:
+def _check_targets(config: Any) -> None:
     """Raise a ``ValueError`` if any ``_target_`` lies outside the allowed packages."""
-    for target in iterate_targets(config):
+    for target in _iterate_targets(config):
         if not isinstance(target, str) or not _is_allowed(target):
             allowed = ", ".join(f"{package}.*" for package in ALLOWED_PACKAGES)
             raise ValueError(f"`_target_` must be one of {allowed}, got {target!r}.")
@@ -96,7 +98,7 @@ def _is_allowed(target: str) -> bool:
     return str(getattr(get_object(target), "__module__", "")).partition(".")[0] in ALLOWED_PACKAGES
 
 
-def iterate_targets(config: Any) -> Iterator[Any]:
+def _iterate_targets(config: Any) -> Iterator[Any]:
     """Yield every ``_target_`` in plain containers."""
     if isinstance(config, dict):
         if "_target_" in config:
@@ -104,4 +106,4 @@ def iterate_targets(config: Any) -> Iterator[Any]:
         config = list(config.values())
     if isinstance(config, (list, tuple)):
         for value in config:
-            yield from iterate_targets(value)
+            yield from _iterate_targets(value)

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
+from rich.text import Text
+
+from gradsigns_lightning.core.text import printable
 
 SECONDS_METRIC = "time/seconds_per_epoch"
 
@@ -62,7 +65,7 @@ class EpochLines(Callback):
         metrics = trainer.callback_metrics
         values = [f"{label} {metrics[name]:.3f}" for name, label in shown.items() if name in metrics]
         line = f"{self.phase}: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(values)}"
-        Console(highlight=False).print(line, soft_wrap=True)
+        Console(highlight=False).print(Text(printable(line)), soft_wrap=True)
 
 
 def progress_callbacks(phase: str, *, progress: bool) -> list[Callback]:

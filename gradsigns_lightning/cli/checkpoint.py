@@ -1,19 +1,30 @@
-"""What ``gradsigns train`` writes into a checkpoint so that ``gradsigns verify`` can rebuild the model, and run nothing else."""
+"""What ``gradsigns train`` writes into a checkpoint so that ``gradsigns verify`` can rebuild the model, and run nothing else.
+
+A checkpoint may come from anyone. Its tensors are read by ``torch.load(weights_only=True)``, its description is checked against
+the table of networks, and memory is taken for a network only when the file holds weights of its names and shapes.
+"""
 
 from __future__ import annotations
 
-import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from gradsigns_lightning import models
-from gradsigns_lightning.cli.build import build, iterate_targets
+from gradsigns_lightning.cli.archive import check_archive
 from gradsigns_lightning.models import Classifier
+from gradsigns_lightning.models.catalogue import CLASSES, described_network, input_shape
+from gradsigns_lightning.models.foreign import each, mapping, real, shown
+from gradsigns_lightning.models.skeleton import skeleton
 
 ENTRY = "gradsigns"
 FORMAT = 1
+_LONGEST_NAME = 200  # characters of a data set's name
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def describe(model: dict[str, Any], data: dict[str, Any], commitment: str) -> dict[str, Any]:
@@ -29,7 +40,7 @@ def describe(model: dict[str, Any], data: dict[str, Any], commitment: str) -> di
 
 
 def read_checkpoint(path: str, *, argument: str = "checkpoint") -> dict[str, Any]:
-    """Read a checkpoint as plain data; nothing in it is run.
+    """Read a checkpoint as plain data; nothing in it is run, and no more memory is taken than the file is long.
 
     Raises:
         ValueError: the file is missing or no checkpoint with weights.
@@ -38,42 +49,73 @@ def read_checkpoint(path: str, *, argument: str = "checkpoint") -> dict[str, Any
     if not file.is_file():
         raise ValueError(f"`{argument}` must name a checkpoint file, got '{path}', which is not there.")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ValueError(f"`{argument}`: '{path}' is damaged, or no checkpoint of weights and plain types.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        check_archive(file)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # what a forged pickle makes torch raise has no base class in common
+        reason = f": {str(error)[:200]}" if type(error) is ValueError else ""
+        raise ValueError(f"`{argument}`: '{path}' is damaged, or no checkpoint of weights and plain types{reason}.") from error
+    content = dict(dict.items(content)) if isinstance(content, dict) else {}
+    if not isinstance(content.get("state_dict"), dict):
         raise ValueError(f"`{argument}`: '{path}' has no `state_dict`; it is not a Lightning checkpoint.")
+    content["state_dict"] = state = dict(dict.items(content["state_dict"]))
+    # A view may repeat one stored number any number of times.
+    if sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor)) > file.stat().st_size:
+        raise ValueError(f"`{argument}`: '{path}' describes larger tensors than it holds.")
     return content
 
 
 def description_of(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
-    """Return what :func:`describe` put into a checkpoint.
+    """Return what :func:`describe` put into a checkpoint: ``model``, as it stands there, and the checked ``data``.
 
     Raises:
-        ValueError: it was not written by ``gradsigns train``, or by a later release.
+        ValueError: it was not written by ``gradsigns train``, or by a later release, or its data are none of images.
     """
-    description = (checkpoint.get("hyper_parameters") or {}).get(ENTRY)
+    parameters = checkpoint.get("hyper_parameters")
+    description = mapping(parameters, "hyperparameters").get(ENTRY) if isinstance(parameters, dict) else None
     if not isinstance(description, dict):
         raise ValueError(
             f"`checkpoint`: '{path}' was not written by `gradsigns train`, so how to build its model is not known. "
             "Load it in Python and call gradsigns_lightning.verify(model, key, images)."
         )
-    if description.get("format") != FORMAT:
-        raise ValueError(f"`checkpoint`: '{path}' has format {description.get('format')!r}, this release reads {FORMAT}.")
-    return description
+    stated = mapping(description, "description")
+    if type(stated.get("format")) is not int or stated["format"] != FORMAT:
+        raise ValueError(f"`checkpoint`: '{path}' has format {shown(stated.get('format'))}, this release reads {FORMAT}.")
+    return {"model": stated.get("model"), "data": _data(stated.get("data"))}
+
+
+def _data(stated: Any) -> dict[str, Any]:
+    values = mapping(stated, "description of the data")
+    name, shape = values.get("name"), input_shape("input_shape", values.get("input_shape"))
+    if type(name) is not str or len(name) > _LONGEST_NAME:
+        raise ValueError(f"`checkpoint`: its `name` of the data must be a short text, got {shown(name)}.")
+    channels = {"shortest": shape[0], "longest": shape[0]}
+    return {
+        "name": name,
+        "n_classes": CLASSES("n_classes", values.get("n_classes")),
+        "input_shape": shape,
+        "mean": each(real(-1e6, 1e6), **channels)("mean", values.get("mean")),
+        "std": each(real(0, 1e6, above=True), **channels)("std", values.get("std")),
+    }
 
 
 def load_classifier(checkpoint: dict[str, Any], description: dict[str, Any]) -> Classifier:
     """Return the classifier that a checkpoint describes, with its weights.
 
+    Args:
+        checkpoint: of :func:`read_checkpoint`.
+        description: of :func:`description_of`.
+
     Raises:
         ValueError: the description names something other than a network, or the weights do not fit it.
+        ImportError: the network is torchvision's, which is not installed.
     """
-    model = description["model"]
-    for target in iterate_targets(model):
-        if not _is_network(target):
-            raise ValueError(f"`checkpoint` describes a model {target!r}, none of this package's or torchvision's networks.")
-    classifier = Classifier(build(model), description["data"]["n_classes"])
+    network, n_classes = described_network(description["model"]), description["data"]["n_classes"]
+
+    def make() -> Classifier:
+        return Classifier(network(), n_classes)
+
+    _fitting(checkpoint["state_dict"], _skeleton(make), argument="checkpoint")
+    classifier = make()
     load_weights(classifier, checkpoint, argument="checkpoint")
     return classifier.eval()
 
@@ -84,23 +126,44 @@ def load_weights(classifier: Classifier, checkpoint: dict[str, Any], *, argument
     Raises:
         ValueError: they do not fit.
     """
+    own = classifier.state_dict()
+    weights = _fitting(checkpoint["state_dict"], own, argument=argument)
+    weights._metadata = own._metadata  # type: ignore[attr-defined]  # which version wrote them decides how they are read
+    classifier.load_state_dict(weights)
+
+
+def _skeleton(make: Callable[[], nn.Module]) -> Mapping[str, Tensor]:
     try:
-        classifier.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"`{argument}`: the weights do not fit the model: {reason}") from error
+        return skeleton(make).state_dict()
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"`checkpoint` describes a network that cannot be built: {str(error)[:300]}") from error
 
 
-def _is_network(target: Any) -> bool:
-    """Tell whether a checkpoint, which may come from anyone, may have this target called: exact names only."""
-    if not isinstance(target, str):
-        return False
-    package, _, name = target.rpartition(".")
-    if package == models.__name__:
-        return name in models.__all__
-    if package == "torchvision.models":
-        from gradsigns_lightning.data.optional import import_torchvision
+def _fitting(state: Mapping[Any, Any], expected: Mapping[str, Tensor], *, argument: str) -> OrderedDict[str, Tensor]:
+    """Return the weights of ``state``, which must have the names and shapes of ``expected``."""
+    reason = None
+    if state.keys() != expected.keys():
+        missing = next((repr(name) for name in expected if name not in state), "none")
+        unknown = next((shown(name) for name in state if name not in expected), "none")
+        reason = f"there are {len(state)} instead of {len(expected)}; first that is missing: {missing}; first of none: {unknown}"
+    for name, wanted in expected.items() if reason is None else ():
+        problem = _problem(state[name], wanted)
+        if problem:
+            reason = f"{name!r} must be a dense tensor {wanted.dtype} {tuple(wanted.shape)}, got {problem}"
+            break
+    if reason is not None:
+        raise ValueError(f"`{argument}`: the weights do not fit the model: {reason}.")
+    return OrderedDict((name, state[name]) for name in expected)
 
-        torchvision_models = import_torchvision("models")
-        return name in torchvision_models.list_models(module=torchvision_models)
-    return False
+
+def _problem(value: Any, wanted: Tensor) -> str | None:
+    """Return what ``value`` is, if it is no tensor that can be copied into ``wanted``."""
+    if not isinstance(value, Tensor):
+        return shown(value)
+    kinds = _FLOATS if wanted.is_floating_point() else _INTEGERS
+    dense = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and value.device.type == "cpu"
+    if not dense or value.is_nested or value.dtype not in kinds:
+        return f"{value.dtype} {value.layout} on {value.device}"
+    if value.shape != wanted.shape:
+        return f"shape {tuple(value.shape[:8])}"
+    return None

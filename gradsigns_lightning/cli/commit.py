@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
+from gradsigns_lightning.cli.settings import reading_settings
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.writing import write_file
 from gradsigns_lightning.extraction.evidence import (
@@ -21,6 +22,7 @@ from gradsigns_lightning.extraction.evidence import (
     signer_pem,
     timestamp_request,
 )
+from gradsigns_lightning.extraction.settings import ReadingSettings
 
 _SUFFIX = ".commitment.json"
 
@@ -76,7 +78,7 @@ def run(config: Any) -> None:
     keys = [WatermarkKey.load(path) for path in paths]
     files = CommitmentFiles(Path(settings["out"] or Path(paths[0]).with_suffix(_SUFFIX)).expanduser())
     if settings["attach"] is None:
-        statement, time = _commit(files, keys, settings["signer"]), None
+        statement, time = _commit(files, keys, settings["signer"], reading_settings(settings)), None
         note = f"Publish {files.statement}; send {files.request} to a time-stamp authority; keep {files.signer} secret."
     else:
         statement, time = _attach(files, settings)
@@ -98,12 +100,12 @@ def run(config: Any) -> None:
         write_json(settings["json"], content)
 
 
-def _commit(files: CommitmentFiles, keys: list[WatermarkKey], signer_file: str | None) -> Statement:
+def _commit(files: CommitmentFiles, keys: list[WatermarkKey], signer_file: str | None, reading: ReadingSettings) -> Statement:
     for path in (files.statement, files.request, files.signer):
         if path.exists() and (path != files.signer or signer_file is None):
             raise ValueError(f"`out` must not name an existing commitment, but there is '{path}'.")
     signer = Ed25519PrivateKey.generate() if signer_file is None else load_signer(read_bytes(Path(signer_file), "signer"))
-    statement = make_statement([key.commitment for key in keys], signer)
+    statement = make_statement([key.commitment for key in keys], signer, reading=reading)
     request = timestamp_request(statement)
     if not files.signer.exists():
         write_file(files.signer, signer_pem(signer), argument="out", overwrite=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 COMMANDS = {
     "keygen": "make a key file",
@@ -26,7 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 when the command failed, 2 when the command line is wrong.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    with _any_letter():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         _write(_usage())
         return 0 if words else 2
@@ -41,6 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from gradsigns_lightning.cli.runner import run_command
 
     return run_command(words[0], words[1:])
+
+
+@contextmanager
+def _any_letter() -> Iterator[None]:
+    """Escape what the terminal's or the file's encoding has no letter for: no name may keep a judge from a verdict."""
+    before = {stream: stream.errors for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")}
+    for stream in before:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in before.items():
+            with suppress(OSError, ValueError):  # who reads may be gone; Python says so at exit
+                stream.reconfigure(errors=errors)
 
 
 def _usage() -> str:

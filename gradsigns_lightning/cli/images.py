@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.data.optional import import_pillow
+from gradsigns_lightning.data.decoding import decode
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -34,17 +33,11 @@ def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
     channels, height, width = input_shape
     if channels not in _MODES:
         raise ValueError(f"`images`: files hold {sorted(_MODES)} channels, but the key's `input_shape` has {channels}.")
-    return torch.stack([_read(file, _MODES[channels], (width, height)) for file in files])
+    return torch.stack([_read(file, _MODES[channels], (height, width)) for file in files])
 
 
 def _read(file: Path, mode: str, size: tuple[int, int]) -> Tensor:
-    pillow = import_pillow()
     try:
-        with pillow.open(file) as image:
-            pixels = image.convert(mode)
-    except OSError as error:
-        raise ValueError(f"`images`: '{file}' cannot be read as an image.") from error
-    if pixels.size != size:
-        pixels = pixels.resize(size, pillow.Resampling.BILINEAR)
-    values = torch.from_numpy(np.array(pixels, dtype=np.float32)) / 255
-    return values.unsqueeze(0) if values.ndim == 2 else values.permute(2, 0, 1)
+        return decode(file, mode, size).float() / 255
+    except ValueError as error:
+        raise ValueError(f"`images`: {error}") from error

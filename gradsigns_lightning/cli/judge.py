@@ -9,12 +9,17 @@ from typing import Any
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.commit import read_bytes
 from gradsigns_lightning.cli.report import check_json_path, format_p_value, matches, print_rows, write_json
-from gradsigns_lightning.cli.suspect import open_control, open_suspect, suspect_images
+from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.suspect import Suspect, open_control, open_suspect, suspect_images
+from gradsigns_lightning.core.key import KeyAsRead, WatermarkKey
 from gradsigns_lightning.extraction.evidence import Bundle, Judgement, judge
 
 
-def run(config: Any) -> None:
-    """Check an evidence bundle, read the suspect and the controls, and report; the verdict does not change the exit code.
+def run(config: Any) -> Outcome:
+    """Check an evidence bundle, read the suspect and the controls, and report.
+
+    Returns:
+        The verdict.
 
     Raises:
         ValueError: the bundle is not genuine, or a file cannot be read.
@@ -22,16 +27,17 @@ def run(config: Any) -> None:
     settings = to_plain(config)
     check_json_path(settings["json"])
     bundle = Bundle.load(settings["bundle"])
-    named = any(settings[kind] is not None for kind in ("checkpoint", "onnx", "endpoint"))
-    suspect = open_suspect(settings, bundle.key) if named else None
+    suspect, as_read = _suspect(settings, bundle.key)
     images = None
     if suspect is not None or settings["controls"]:
-        images = suspect_images(settings, "judge", bundle.key, suspect.data_name if suspect else None)
+        images = suspect_images(settings, bundle.key, None)
     authority = settings["authority"]
     judgement = judge(
         bundle,
         suspect=suspect.model if suspect else None,
         images=images,
+        input_mean=as_read.input_mean,
+        input_std=as_read.input_std,
         controls={path: open_control(path, bundle.key) for path in settings["controls"]},
         authority=read_bytes(Path(authority), "authority") if authority else None,
         suspect_since=_time(settings["suspect_since"]),
@@ -39,9 +45,27 @@ def run(config: Any) -> None:
         alpha=settings["alpha"],
         max_queries=settings["api"]["max_queries"],
     )
-    print_rows(_rows(judgement), title="gradsigns judge", note=_note(judgement))
+    print_rows(_rows(judgement, as_read), title="gradsigns judge", note=_note(judgement))
     if settings["json"]:
-        write_json(settings["json"], {**judgement.to_dict(), "bundle": settings["bundle"]})
+        normalisation = {"input_mean": list(as_read.input_mean), "input_std": list(as_read.input_std)}
+        write_json(settings["json"], {**judgement.to_dict(), **normalisation, "bundle": settings["bundle"]})
+    return Outcome(judgement.verdict)
+
+
+def _suspect(settings: dict[str, Any], key: WatermarkKey) -> tuple[Suspect | None, KeyAsRead]:
+    """Return the suspect, and the key with the suspect's normalisation: what the judge says, else what its checkpoint does."""
+    stated = [settings["input_mean"], settings["input_std"]]
+    if (stated[0] is None) != (stated[1] is None):
+        raise ValueError("`input_mean` and `input_std` must be given both or not at all.")
+    if settings["normalised"] and stated[0] is None:
+        raise ValueError("`input_mean` and `input_std` must say how a suspect of `normalised` images makes them of raw ones.")
+    as_read = KeyAsRead.of(key, input_mean=stated[0] or 0.0, input_std=stated[1] or 1.0)
+    if all(settings[kind] is None for kind in ("checkpoint", "onnx", "endpoint")):
+        return None, as_read
+    suspect = open_suspect(settings, as_read)
+    if stated[0] is None and suspect.input_mean is not None and suspect.input_std is not None:
+        as_read = KeyAsRead.of(key, input_mean=suspect.input_mean, input_std=suspect.input_std)
+    return suspect, as_read
 
 
 def _time(text: str | None) -> datetime | None:
@@ -54,7 +78,7 @@ def _time(text: str | None) -> datetime | None:
     return time
 
 
-def _rows(judgement: Judgement) -> dict[str, str]:
+def _rows(judgement: Judgement, as_read: KeyAsRead) -> dict[str, str]:
     dated = {None: "", True: ", before the suspect", False: ", not known to be before the suspect"}[judgement.precedes_suspect]
     rows = {
         "verdict": judgement.verdict.replace("_", " "),
@@ -62,6 +86,8 @@ def _rows(judgement: Judgement) -> dict[str, str]:
         "commitment": judgement.commitment,
         "committed at": (judgement.committed_at.isoformat() if judgement.committed_at else "not known") + dated,
     }
+    if judgement.reading is not None:
+        rows["suspect's inputs"] = f"(raw - {_numbers(as_read.input_mean)}) / {_numbers(as_read.input_std)}"
     for name, result in (("own reading", judgement.reading), ("claimant's reading", judgement.transcript)):
         if result is not None:
             rows[name] = f"{matches(result)}, p = {format_p_value(result)}"
@@ -78,10 +104,18 @@ def _power(log10: float) -> str:
     return f"10^{log10:.1f}" if log10 <= -300 else f"{10**log10:.3g}"
 
 
+def _numbers(values: tuple[float, ...]) -> str:
+    return f"{values[0]:g}" if len(values) == 1 else f"({', '.join(f'{value:g}' for value in values)})"
+
+
 def _note(judgement: Judgement) -> str:
-    notes = [f"Against the claim: {objection}." for objection in judgement.objections]
-    if judgement.reading is None:
-        notes.append("The answers are what the claimant says they were; name the suspect to ask it yourself.")
+    notes = [f"Against the claim, or missing for it: {objection}." for objection in judgement.objections]
+    notes += [f"Note: {remark}." for remark in judgement.remarks]
     if judgement.precedes_suspect is None:
-        notes.append("Whether the key is older than the suspect was not asked: authority=... suspect_since=...")
+        notes.append("The date is asked for with authority=... suspect_since=...")
+    if judgement.verdict == "owned":
+        notes.append(
+            "If somebody else proves a claim to the same suspect: the earlier valid time-stamp goes first; ask both for a model "
+            "of their own from before the suspect, and judge it with both bundles: whose mark it carries alone was first there."
+        )
     return "\n".join(notes)

@@ -8,29 +8,38 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradsigns_lightning.core.text import printable, printable_lines
 from gradsigns_lightning.core.writing import write_file
 from gradsigns_lightning.extraction import TraceResult, VerificationResult
 
 _STYLES = {"owned": "bold green", "not_proven": "bold yellow", "inconclusive": "bold red"}
+_FRAME = 7  # columns of a table's lines and of the blanks beside them
 
 
 def print_rows(rows: dict[str, str], *, title: str, note: str = "") -> None:
-    """Print a table of names and values; nothing is cut off where there is no terminal."""
+    """Print a table of names and values; nothing is cut off where there is no terminal.
+
+    All of it is made :func:`printable`, and none of it is taken as rich's markup: names and values may be anybody's.
+    """
+    shown = [(printable(name), printable(value)) for name, value in rows.items()]
     console = Console(highlight=False)
-    table = Table(title=title, show_header=False, title_justify="left")
+    table = Table(title=Text(printable(title), style="table.title"), show_header=False, title_justify="left")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, Text(value, style=_STYLES.get(value.replace(" ", "_"), "")))
+    for name, value in shown:
+        style = _STYLES.get(value.replace(" ", "_"), "") if name == "verdict" else ""  # an owner may be called "owned"
+        table.add_row(Text(name), Text(value, style=style))
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, 30 + max(map(len, rows.values()))))
+        needed = sum(max(map(cell_len, column)) for column in zip(*shown, strict=True)) + _FRAME
+        console = Console(highlight=False, width=max(console.width, needed))
     console.print(table)
     if note:
-        console.print(note, soft_wrap=True)
+        console.print(Text(printable_lines(note)), soft_wrap=True)
 
 
 def short_path(path: str | Path) -> str:
@@ -83,9 +92,9 @@ def check_json_path(path: str | None) -> None:
         return
     target = Path(path).expanduser()
     if not target.parent.is_dir() or target.is_dir():
-        raise ValueError(f"`json` must name a file in an existing folder, got '{path}'.")
+        raise ValueError(f"`json` must name a file in an existing folder, got {path!r}.")
     if not os.access(target.parent, os.W_OK):
-        raise ValueError(f"`json` must name a file in a folder that can be written to, got '{path}'.")
+        raise ValueError(f"`json` must name a file in a folder that can be written to, got {path!r}.")
 
 
 def _finite(value: Any) -> Any:

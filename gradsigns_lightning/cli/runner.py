@@ -7,13 +7,29 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from gradsigns_lightning.cli.schema import check_root_keys, config_folder, register_schemas
 from gradsigns_lightning.cli.suggest import explain
+from gradsigns_lightning.core.text import printable_lines
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _KEY_FILE_COMMANDS = ("verify", "trace", "commit")
+_NOT_PROVEN = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command found.
+
+    Attributes:
+        verdict: of a command that gives one, else None.
+        bit_error_rate: what a sweep minimises, or None.
+    """
+
+    verdict: str | None = None
+    bit_error_rate: float | None = None
 
 
 class _Reported(SystemExit):
@@ -26,7 +42,8 @@ def run_command(command: str, overrides: list[str]) -> int:
     overrides = [_with_key_file(command, word) for word in overrides]
     try:
         with _process_state(command, overrides):
-            _hydra_main(command, full_error=full_error)()
+            task = Task(command, full_error=full_error)
+            _hydra_main(task)()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except KeyboardInterrupt:
@@ -35,7 +52,7 @@ def run_command(command: str, overrides: list[str]) -> int:
         if full_error:
             raise
         return _report(*explain(command, overrides, error))
-    return 0
+    return task.exit_code
 
 
 def _with_key_file(command: str, word: str) -> str:
@@ -46,12 +63,12 @@ def _with_key_file(command: str, word: str) -> str:
     return word
 
 
-def _hydra_main(command: str, *, full_error: bool) -> Callable[[], None]:
+def _hydra_main(task: Task) -> Callable[[], None]:
     import hydra
 
     register_schemas()
-    decorate = hydra.main(version_base="1.3", config_path=config_folder(), config_name=command)
-    return decorate(Task(command, full_error=full_error))  # type: ignore[no-any-return]
+    decorate = hydra.main(version_base="1.3", config_path=config_folder(), config_name=task.command)
+    return decorate(task)  # type: ignore[no-any-return]
 
 
 class Task:
@@ -60,13 +77,17 @@ class Task:
     Args:
         command: the command.
         full_error: let errors through with their tracebacks.
+
+    Attributes:
+        exit_code: 3 if the command gave a verdict other than ``"owned"``, else 0; in a sweep always 0.
     """
 
     def __init__(self, command: str, *, full_error: bool) -> None:
         self.command = command
         self.full_error = full_error
+        self.exit_code = 0
 
-    def __call__(self, config: Any) -> Any:
+    def __call__(self, config: Any) -> float | None:
         """Run the command; the return value is what a sweeper minimises."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
@@ -77,12 +98,15 @@ class Task:
         try:
             check_root_keys(self.command, config)
             with quiet():
-                return run(config)
+                outcome: Outcome = run(config) or Outcome()
         except Exception as error:
             # Otherwise Hydra adds lines of its own. In a sweep they tell which job failed.
             if self.full_error or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             raise _Reported(_report(*explain(self.command, HydraConfig.get().overrides.task, error))) from error
+        if outcome.verdict not in (None, "owned") and HydraConfig.get().mode != RunMode.MULTIRUN:
+            self.exit_code = _NOT_PROVEN
+        return outcome.bit_error_rate
 
 
 @contextmanager
@@ -102,5 +126,5 @@ def _process_state(command: str, overrides: list[str]) -> Iterator[None]:
 
 
 def _report(message: str, code: int) -> int:
-    print(f"gradsigns: {message}", file=sys.stderr)  # noqa: T201
+    print(f"gradsigns: {printable_lines(message)}", file=sys.stderr)  # noqa: T201
     return code

@@ -112,6 +112,8 @@ class JudgeConfig(SuspectConfig):
     controls: List[str] = field(default_factory=list)  # noqa: UP006
     authority: Optional[str] = None  # noqa: UP045
     suspect_since: Optional[str] = None  # noqa: UP045
+    input_mean: Optional[List[float]] = None  # noqa: UP006, UP045
+    input_std: Optional[List[float]] = None  # noqa: UP006, UP045
     grinding_bits: float = GRINDING_BITS
 
 
@@ -122,6 +124,8 @@ class CommitConfig(CommonConfig):
     key: Dict[str, Any] = field(default_factory=lambda: {"path": "???"})  # noqa: UP006
     out: Optional[str] = None  # noqa: UP045
     signer: Optional[str] = None  # noqa: UP045
+    api: ApiConfig = field(default_factory=ApiConfig)
+    alpha: float = DEFAULT_ALPHA
     attach: Optional[str] = None  # noqa: UP045
     authority: Optional[str] = None  # noqa: UP045
 

@@ -7,14 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradsigns_lightning.cli.build import build, to_plain
+from gradsigns_lightning.cli.build import build
 from gradsigns_lightning.cli.checkpoint import description_of, load_classifier, read_checkpoint
 from gradsigns_lightning.cli.images import read_folder
 from gradsigns_lightning.cli.keys import check_key_fits
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
+from gradsigns_lightning.data.catalogue import shipped_images
 from gradsigns_lightning.extraction import VerificationResult, verify, verify_api
 from gradsigns_lightning.extraction.asking import Oracle
 from gradsigns_lightning.extraction.oracles import HttpOracle, OnnxOracle, normalised
+from gradsigns_lightning.extraction.white_box import RawInputs
 
 _KINDS = ("checkpoint", "onnx", "endpoint")
 
@@ -27,17 +29,25 @@ class Suspect:
         kind: ``"checkpoint"``, ``"onnx"`` or ``"endpoint"``.
         source: path or address.
         model: the classifier, or what answers for it.
-        data_name: data group that a checkpoint was trained on, else None.
+        data_name: name of the data that a checkpoint was trained on, else None.
+        input_mean: mean of the normalisation that a checkpoint states, one number a channel, else None.
+        input_std: standard deviation of that normalisation, likewise.
     """
 
     kind: str
     source: str
     model: nn.Module | Oracle
     data_name: str | None = None
+    input_mean: tuple[float, ...] | None = None
+    input_std: tuple[float, ...] | None = None
 
 
-def open_suspect(settings: dict[str, Any], key: WatermarkKey) -> Suspect:
+def open_suspect(settings: dict[str, Any], key: SignatureKey) -> Suspect:
     """Return the suspect that the command line names.
+
+    Args:
+        settings: of the command line.
+        key: what it will be read with; inputs of answers that ask for ``normalised`` ones are made as it says.
 
     Raises:
         ValueError: none or several are named, or it cannot be read or does not fit the key.
@@ -58,22 +68,41 @@ def open_suspect(settings: dict[str, Any], key: WatermarkKey) -> Suspect:
     return Suspect(kind, source, normalised(oracle, key) if settings["normalised"] else oracle)
 
 
-def open_checkpoint(path: str, key: WatermarkKey) -> Suspect:
+def open_checkpoint(path: str, key: SignatureKey) -> Suspect:
     """Return the classifier in a checkpoint of ``gradsigns train``.
 
+    How its inputs are normalised may differ from the key; see :func:`check_normalisation`.
+
     Raises:
-        ValueError: it is something else, or its images are not the key's.
+        ValueError: it is something else, or its images have another shape than the key's.
     """
     checkpoint = read_checkpoint(path)
     description = description_of(checkpoint, path)
     data = description["data"]
-    check_key_fits(key, input_shape=data["input_shape"], input_mean=data["mean"], input_std=data["std"])
-    return Suspect("checkpoint", path, load_classifier(checkpoint, description), data["name"])
+    if data["input_shape"] != tuple(key.input_shape):
+        raise ValueError(
+            f"`key` does not fit the checkpoint '{path}': `input_shape` is {tuple(key.input_shape)} in the key and "
+            f"{data['input_shape']} in the checkpoint."
+        )
+    model = load_classifier(checkpoint, description)
+    return Suspect("checkpoint", path, model, data["name"], input_mean=data["mean"], input_std=data["std"])
+
+
+def check_normalisation(suspect: Suspect, key: WatermarkKey) -> None:
+    """Raise a ``ValueError`` if a checkpoint states another normalisation of its inputs than ``key``; answers need none."""
+    if suspect.input_mean is not None and suspect.input_std is not None:
+        check_key_fits(key, input_shape=key.input_shape, input_mean=suspect.input_mean, input_std=suspect.input_std)
 
 
 def open_control(path: str, key: WatermarkKey) -> nn.Module | Oracle:
-    """Return a control model: an ONNX file, or a checkpoint of ``gradsigns train``."""
-    return OnnxOracle(path) if path.endswith(".onnx") else open_checkpoint(path, key).model
+    """Return a control model that takes raw images: an ONNX file, or a checkpoint of ``gradsigns train``."""
+    if path.endswith(".onnx"):
+        return OnnxOracle(path)
+    control = open_checkpoint(path, key)
+    assert isinstance(control.model, nn.Module)
+    assert control.input_mean is not None
+    assert control.input_std is not None
+    return RawInputs(control.model, input_mean=control.input_mean, input_std=control.input_std)
 
 
 def read(suspect: Suspect, key: WatermarkKey, images: Tensor, settings: dict[str, Any]) -> VerificationResult:
@@ -83,34 +112,22 @@ def read(suspect: Suspect, key: WatermarkKey, images: Tensor, settings: dict[str
     return verify_api(suspect.model, key, images, alpha=settings["alpha"], **settings["api"])
 
 
-def suspect_images(settings: dict[str, Any], command: str, key: WatermarkKey, data_name: str | None) -> Tensor:
+def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str | None) -> Tensor:
     """Return images of the key's target class: those of ``images=FOLDER``, else test images of ``data=...`` or of ``data_name``.
+
+    Args:
+        settings: of the command line, which alone says where data lie.
+        key: whose target class is meant.
+        data_name: what the suspect says of itself.
 
     Raises:
         ValueError: none of them is given, or the data cannot be read.
     """
     if settings["images"] is not None:
         return read_folder(settings["images"], key.input_shape)
-    if settings["data"] is None and data_name is None:
+    if settings["data"] is not None:
+        images: Tensor = build(settings["data"]["module"]).raw_images("test", key.target_class)
+        return images
+    if data_name is None:
         raise ValueError("`images` must name a folder with images of the key's target class, or `data` a data set.")
-    data = settings["data"] or _compose_data(command, str(data_name))
-    images: Tensor = build(data["module"]).raw_images("test", key.target_class)
-    return images
-
-
-def _compose_data(command: str, name: str) -> dict[str, Any]:
-    """Compose the data group that the checkpoint names, beside what the command line says.
-
-    Raises:
-        ValueError: there is no such group or it needs more, for example a folder.
-    """
-    from hydra import compose
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import MissingConfigException
-
-    try:
-        config = compose(command, overrides=[*HydraConfig.get().overrides.task, f"data={name}"])
-        data: dict[str, Any] = to_plain(config.data)
-    except MissingConfigException as error:
-        raise ValueError(f"`data`: the checkpoint names data {name!r}, which is not shipped; give `images=FOLDER`.") from error
-    return data
+    return shipped_images(data_name, settings["paths"]["data"], key.target_class)

@@ -6,13 +6,17 @@ from typing import Any
 
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.report import check_json_path, format_p_value, matches, print_rows, write_json
-from gradsigns_lightning.cli.suspect import open_suspect, suspect_images
+from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.suspect import check_normalisation, open_suspect, suspect_images
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.extraction import trace
+from gradsigns_lightning.extraction import TraceResult, trace
 
 
-def run(config: Any) -> None:
-    """Tell which customer's copy the suspect is, and report; the verdict does not change the exit code.
+def run(config: Any) -> Outcome:
+    """Tell which customer's copy the suspect is, and report.
+
+    Returns:
+        The verdict.
 
     Raises:
         ValueError: suspect, key and images do not fit together.
@@ -21,7 +25,8 @@ def run(config: Any) -> None:
     check_json_path(settings["json"])
     master = WatermarkKey.load(settings["key"]["path"])
     suspect = open_suspect(settings, master)
-    images = suspect_images(settings, "trace", master, suspect.data_name)
+    check_normalisation(suspect, master)
+    images = suspect_images(settings, master, suspect.data_name)
     result = trace(
         suspect.model,
         master,
@@ -32,14 +37,28 @@ def run(config: Any) -> None:
     )
     rows = {
         "verdict": result.verdict.replace("_", " "),
-        "customer": str(result.customer) if result.verdict == "owned" else f"none (nearest is {result.customer})",
-        "matching bits": matches(result),
-        "next best": f"{result.next_n_matches} bits",
+        "customer": str(result.customer) if result.verdict == "owned" else "none",
+        "marks present": _present(result),
+        "matching bits": f"{matches(result)}, nearest customer; {result.next_n_matches}, the next",
         "p-value": f"{format_p_value(result)} for {result.n_customers} customers (owned at <= {result.alpha:g})",
         "images read": str(result.n_queries),
         suspect.kind: suspect.source,
         "commitment": result.commitment,
     }
-    print_rows(rows, title="gradsigns trace")
+    print_rows(rows, title="gradsigns trace", note=_note(result))
     if settings["json"]:
         write_json(settings["json"], {**result.to_dict(), suspect.kind: suspect.source, "key": settings["key"]["path"]})
+    return Outcome(result.verdict)
+
+
+def _present(result: TraceResult) -> str:
+    names = [f"customer {number}" for number in result.present] + ["the master's own"] * result.is_master
+    return ", ".join(names) or "none that could be proven"
+
+
+def _note(result: TraceResult) -> str:
+    if result.verdict == "inconclusive":
+        return "The suspect does not take the images for the key's class, or answers nothing, so nothing is said."
+    if result.mixed and result.present:
+        return "More than one mark shows, so this is no single customer's copy: those named had a part in it."
+    return ""

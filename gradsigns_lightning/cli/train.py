@@ -14,6 +14,7 @@ from gradsigns_lightning.cli import fitting
 from gradsigns_lightning.cli.build import build, to_plain
 from gradsigns_lightning.cli.checkpoint import describe
 from gradsigns_lightning.cli.report import check_json_path, print_rows, short_path, verification_rows, write_json
+from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.extraction import VerificationResult, verify
 
@@ -29,7 +30,7 @@ class Arm:
     result: VerificationResult
 
 
-def run(config: Any) -> float:
+def run(config: Any) -> Outcome:
     """Train, sign, read back, report.
 
     Returns:
@@ -56,7 +57,7 @@ def run(config: Any) -> float:
     print_rows(_rows(summary, main, twin), title="gradsigns train")
     if settings["json"]:
         write_json(settings["json"], {**summary, "config": settings})
-    return main.result.bit_error_rate
+    return Outcome(bit_error_rate=main.result.bit_error_rate)
 
 
 def _key_file(key: WatermarkKey, settings: dict[str, Any], folder: Path) -> Path:

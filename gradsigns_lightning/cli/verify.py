@@ -11,17 +11,19 @@ from torch import Tensor
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.commit import CommitmentFiles
 from gradsigns_lightning.cli.report import check_json_path, print_rows, verification_rows, write_json
-from gradsigns_lightning.cli.suspect import open_suspect, read, suspect_images
+from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.settings import reading_settings
+from gradsigns_lightning.cli.suspect import check_normalisation, open_suspect, read, suspect_images
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.extraction.asking import read_journal
 from gradsigns_lightning.extraction.evidence import Bundle
 
 
-def run(config: Any) -> float:
-    """Read a key from a suspect and report; the verdict does not change the exit code.
+def run(config: Any) -> Outcome:
+    """Read a key from a suspect and report.
 
     Returns:
-        The bit error rate; NaN if no bit could be read.
+        The verdict and the bit error rate, which is NaN if no bit could be read.
 
     Raises:
         ValueError: suspect, key and images do not fit together, or there is nothing to make a bundle of.
@@ -32,7 +34,8 @@ def run(config: Any) -> float:
     key = WatermarkKey.load(key_file)
     files = _check_bundle(settings, key)
     suspect = open_suspect(settings, key)
-    images = suspect_images(settings, "verify", key, suspect.data_name)
+    check_normalisation(suspect, key)
+    images = suspect_images(settings, key, suspect.data_name)
     result = read(suspect, key, images, settings)
     rows = {
         **verification_rows(result),
@@ -43,11 +46,18 @@ def run(config: Any) -> float:
     if files is not None:
         _write_bundle(settings, files, key, images)
         rows["evidence bundle"] = settings["bundle"]
-    print_rows(rows, title="gradsigns verify")
+    print_rows(rows, title="gradsigns verify", note=_note(settings, files))
     if settings["json"]:
         sources = {suspect.kind: suspect.source, "key": key_file, "images": settings["images"], "data": suspect.data_name}
         write_json(settings["json"], {**result.to_dict(), **sources, "bundle": settings["bundle"]})
-    return result.bit_error_rate
+    return Outcome(result.verdict, result.bit_error_rate)
+
+
+def _note(settings: dict[str, Any], files: CommitmentFiles | None) -> str:
+    announced = files.read_statement().reading if files is not None and settings["checkpoint"] is None else None
+    if announced in (None, reading_settings(settings)):
+        return ""
+    return f"The commitment announced another reading, so a judge counts the transcript for nothing: {announced}."
 
 
 def _check_bundle(settings: dict[str, Any], key: WatermarkKey) -> CommitmentFiles | None:
@@ -62,7 +72,8 @@ def _check_bundle(settings: dict[str, Any], key: WatermarkKey) -> CommitmentFile
     if settings["checkpoint"] is None and settings["api"]["journal"] is None:
         raise ValueError("`api.journal` must name a file for the answers, to make a `bundle` of them.")
     files = CommitmentFiles(Path(settings["commitment"]))
-    Bundle(key=key, statement=files.read_statement())
+    statement = files.read_statement()
+    Bundle(key=key, statement=statement)
     files.read_signer()
     return files
 

@@ -9,3 +9,27 @@ from typing import Any
 def canonical_json(value: Any) -> bytes:
     """Return ``value`` as one line of ASCII without spaces, members sorted by name."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def parse_json(data: bytes, *, max_bytes: int, max_values: int) -> Any:
+    """Read JSON that may come from a stranger, within bounds that are checked before anything is built.
+
+    A file of empty containers takes tens of times its size in memory, so values count as well as bytes.
+
+    Args:
+        data: the text.
+        max_bytes: its largest size.
+        max_values: most values and members in it, counted by the characters that begin or part them.
+
+    Raises:
+        ValueError: it is larger, or no JSON.
+    """
+    if len(data) > max_bytes:
+        raise ValueError(f"must have at most {max_bytes} bytes, got {len(data)}")
+    n_values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
+    if n_values > max_values:
+        raise ValueError(f"must have at most {max_values} values, got {n_values}")
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("must not be nested so deeply") from error

@@ -8,6 +8,8 @@ versioned info string, SHAKE-256 (FIPS 202) expands each of them, and integers a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -15,35 +17,78 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 SECRET_BYTES = 32
-_SALT = b"gradsigns-lightning/key/v1"
 
 
-def expand(secret: bytes, label: str, context: bytes, n_bytes: int) -> bytes:
-    """Return ``n_bytes`` of the stream that ``label`` and ``context`` name under ``secret``.
+class Secret:
+    """The owner's secret, which shows itself on request only: no ``repr``, ``vars``, ``asdict`` or ``pickle`` tells it.
 
     Args:
-        secret: the owner's secret, 32 bytes.
-        label: the stream's name, for example ``"carriers"``.
-        context: canonical bytes of all that the stream is bound to.
-        n_bytes: the stream's length.
+        value: 32 bytes.
+
+    Raises:
+        ValueError: it is something else.
     """
-    info = f"gradsigns/v1/{label}\n".encode() + context
-    stream_key = HKDF(algorithm=SHA256(), length=32, salt=_SALT, info=info).derive(secret)
-    return hashlib.shake_256(stream_key).digest(n_bytes)
+
+    __slots__ = ("_reveal",)
+
+    def __init__(self, value: bytes) -> None:
+        if not isinstance(value, bytes) or len(value) != SECRET_BYTES:
+            raise ValueError(f"`secret` must be {SECRET_BYTES} bytes.")
+        self._reveal: Callable[[], bytes] = lambda: value
+
+    def reveal(self) -> bytes:
+        """Return the 32 bytes."""
+        return self._reveal()
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self.reveal() == other.reveal()
+
+    def __hash__(self) -> int:
+        return hash(self.reveal())
+
+    def __deepcopy__(self, memo: Any) -> Secret:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A key's secret cannot be pickled.")
 
 
-def expand_bits(secret: bytes, label: str, context: bytes, n_bits: int) -> npt.NDArray[np.uint8]:
-    """Return ``n_bits`` values 0 or 1, least significant bit of each byte first; shape ``(n_bits,)``."""
-    stream = np.frombuffer(expand(secret, label, context, -(-n_bits // 8)), dtype=np.uint8)
-    return np.unpackbits(stream, bitorder="little")[:n_bits]
+class Streams:
+    """The streams under one secret.
 
-
-def expand_subset(secret: bytes, label: str, context: bytes, size: int, n_chosen: int) -> npt.NDArray[np.int64]:
-    """Return ``n_chosen`` distinct values of ``range(size)``, uniform over all subsets, ascending.
-
-    Every value draws a 64-bit word; the values with the smallest words are chosen (ties, of probability below
-    ``size**2 / 2**65``, go to the smaller value).
+    Args:
+        secret: the owner's secret.
+        context: canonical bytes of all that the streams are bound to.
+        version: of the derivation.
     """
-    words = np.frombuffer(expand(secret, label, context, 8 * size), dtype="<u8")
-    order = np.argsort(words, kind="stable")
-    return np.sort(order[:n_chosen]).astype(np.int64)
+
+    def __init__(self, secret: Secret, context: bytes, version: int) -> None:
+        self._secret, self._context, self._version = secret, context, version
+
+    def __repr__(self) -> str:
+        return f"Streams(context={self._context!r}, version={self._version})"
+
+    def bytes(self, label: str, n_bytes: int) -> bytes:
+        """Return ``n_bytes`` of the stream that ``label`` names, for example ``"carriers"``."""
+        salt = f"gradsigns-lightning/key/v{self._version}".encode()
+        info = f"gradsigns/v{self._version}/{label}\n".encode() + self._context
+        stream_key = HKDF(algorithm=SHA256(), length=32, salt=salt, info=info).derive(self._secret.reveal())
+        return hashlib.shake_256(stream_key).digest(n_bytes)
+
+    def bits(self, label: str, n_bits: int) -> npt.NDArray[np.uint8]:
+        """Return ``n_bits`` values 0 or 1, least significant bit of each byte first; shape ``(n_bits,)``."""
+        stream = np.frombuffer(self.bytes(label, -(-n_bits // 8)), dtype=np.uint8)
+        return np.unpackbits(stream, bitorder="little")[:n_bits]
+
+    def subset(self, label: str, size: int, n_chosen: int) -> npt.NDArray[np.int64]:
+        """Return ``n_chosen`` distinct values of ``range(size)``, uniform over all subsets, ascending.
+
+        Every value draws a 64-bit word; the values with the smallest words are chosen (ties, of probability below
+        ``size**2 / 2**65``, go to the smaller value).
+        """
+        words = np.frombuffer(self.bytes(label, 8 * size), dtype="<u8")
+        order = np.argsort(words, kind="stable")
+        return np.sort(order[:n_chosen]).astype(np.int64)

@@ -6,25 +6,36 @@ import hashlib
 import math
 import secrets
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from multiprocessing.reduction import ForkingPickler
 from os import PathLike
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, NoReturn, Protocol, get_args, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gradsigns_lightning.core import keyfile
 from gradsigns_lightning.core.canonical import canonical_json
-from gradsigns_lightning.core.checks import check_instance, check_int, check_number
-from gradsigns_lightning.core.derivation import SECRET_BYTES, expand, expand_bits, expand_subset
+from gradsigns_lightning.core.checks import check_choice, check_instance, check_int, check_number
+from gradsigns_lightning.core.derivation import SECRET_BYTES, Secret, Streams
 
 MIN_BITS, MAX_BITS = 8, 8192
-_MAX_INPUTS, _MAX_PROJECTION = 1 << 26, 1 << 31  # what a foreign key may make its reader allocate
-_PUBLIC_NAMES = {"owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class", "input_mean", "input_std"}
+_MAX_INPUTS, _MAX_PROJECTION = 1 << 25, 1 << 29  # what a foreign key may make its reader allocate
 CARRIERS_PER_BIT = 6  # the ratio of the authors' released key (64 bits on 384 carriers)
+VERSION = 2  # of the keys that are made; those of version 1 are read
+CUSTOMER_BYTES = 2
+Purpose = Literal["owner", "customer", "message"]
+
+_CARRIED = ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")
+_NORMALISATION = ("input_mean", "input_std")
+_PUBLIC_NAMES = {
+    1: {*_CARRIED, *_NORMALISATION},
+    2: {*_CARRIED, *_NORMALISATION, "version", "purpose"},
+}
 
 
 @runtime_checkable
@@ -82,8 +93,11 @@ class WatermarkKey:
     """A key that signs the input gradients of one class (GradSigns, MLSys 2021, section 3).
 
     Make one with :meth:`generate`, keep it with :meth:`save`, read it back with :meth:`load`. Carriers, projection and
-    signature are derived from the secret and bound to owner, scope and all shape parameters, so that nobody can choose them
-    to fit a model after the fact. The payload is free but part of the :attr:`commitment`.
+    signature are derived from the secret and bound to all public parameters, so that nobody can choose any of them to fit a model
+    after the fact (in version 1 the normalisation was not bound). The payload is free but part of the :attr:`commitment`.
+
+    A key is its owner's secret: it goes to other processes of a training, but ``pickle``, and so ``torch.save`` and
+    ``save_hyperparameters``, refuse it, and neither ``repr``, ``vars`` nor ``dataclasses.asdict`` show the secret.
 
     Attributes:
         owner: the owner's name, as it stands in the evidence.
@@ -94,6 +108,9 @@ class WatermarkKey:
         target_class: class T whose input gradients are signed.
         input_mean: mean that the model's preprocessing subtracts from raw images, one value or one per channel.
         input_std: standard deviation that the preprocessing divides by, one value or one per channel.
+        version: of the derivation (docs/key-format.md), 1 or 2.
+        purpose: ``"owner"``, or for the keys of copies ``"customer"`` (:func:`customer_key`) or ``"message"``
+            (:func:`message_key`).
     """
 
     owner: str
@@ -105,9 +122,13 @@ class WatermarkKey:
     input_mean: tuple[float, ...]
     input_std: tuple[float, ...]
     _payload: bytes = field(repr=False)
-    _secret: bytes = field(repr=False)
+    _secret: Secret = field(repr=False)
+    version: int = VERSION
+    purpose: Purpose = "owner"
 
     def __post_init__(self) -> None:
+        check_choice("version", self.version, _PUBLIC_NAMES)
+        check_choice("purpose", self.purpose, get_args(Purpose) if self.version > 1 else ("owner",))
         _check_name("owner", self.owner, minimum=1)
         _check_name("scope", self.scope, minimum=0)
         check_int("target_class", self.target_class, minimum=0)
@@ -119,8 +140,8 @@ class WatermarkKey:
         if len(self._payload) * 8 > self.n_bits:
             room = self.n_bits // 8
             raise ValueError(f"`payload` must have at most n_bits // 8 = {room} bytes, got {len(self._payload)} bytes.")
-        if not isinstance(self._secret, bytes) or len(self._secret) != SECRET_BYTES:
-            raise ValueError(f"`secret` must be {SECRET_BYTES} bytes.")
+        if self.purpose == "customer" and len(self._payload) != CUSTOMER_BYTES:
+            raise ValueError(f"`payload` of a customer's key must have {CUSTOMER_BYTES} bytes, got {len(self._payload)}.")
 
     @classmethod
     def generate(
@@ -178,21 +199,20 @@ class WatermarkKey:
             input_mean=_as_floats("input_mean", input_mean),
             input_std=_as_floats("input_std", input_std),
             _payload=payload.encode() if isinstance(payload, str) else payload or b"",
-            _secret=secrets.token_bytes(SECRET_BYTES) if secret is None else secret,
+            _secret=Secret(secrets.token_bytes(SECRET_BYTES) if secret is None else secret),
         )
 
     @cached_property
     @torch.inference_mode(False)
     def carriers(self) -> Tensor:
         """Indices into the raw input flattened as C, H, W, ascending; shape ``(c,)``, int64."""
-        size = math.prod(self.input_shape)
-        return torch.from_numpy(expand_subset(self._secret, "carriers", self._context, size, self.n_carriers))
+        return torch.from_numpy(self._streams.subset("carriers", math.prod(self.input_shape), self.n_carriers))
 
     @cached_property
     @torch.inference_mode(False)
     def projection(self) -> Tensor:
         """Rademacher matrix E of values +1 and -1; shape ``(N, c)``, int8."""
-        bits = expand_bits(self._secret, "projection", self._context, self.n_bits * self.n_carriers)
+        bits = self._streams.bits("projection", self.n_bits * self.n_carriers)
         signs = bits.view(np.int8)
         signs += signs  # in place: a verifier may derive thousands of keys
         signs -= 1
@@ -201,22 +221,37 @@ class WatermarkKey:
     @cached_property
     @torch.inference_mode(False)
     def signature(self) -> Tensor:
-        """Bits b that the model is made to show: keystream XOR payload; shape ``(N,)``, uint8, values 0 and 1."""
-        keystream = expand_bits(self._secret, "signature", self._context, self.n_bits)
+        """Bits b that the model is made to show; shape ``(N,)``, uint8, values 0 and 1.
+
+        A keystream XOR the payload; of a customer's key the customer's own part of a stream, so that customers' signatures have
+        nothing in common with each other, with the owner's or with a message's.
+        """
+        if self.purpose == "customer":
+            number = int.from_bytes(self._payload, "little")
+            return torch.from_numpy(self.customer_signatures(number + 1)[number].copy())
+        keystream = self._streams.bits("signature" if self.purpose == "owner" else "signature/message", self.n_bits)
         payload = np.zeros(self.n_bits, dtype=np.uint8)
         payload[: 8 * len(self._payload)] = np.unpackbits(np.frombuffer(self._payload, np.uint8), bitorder="little")
         return torch.from_numpy(keystream ^ payload)
 
+    def customer_signatures(self, n_customers: int) -> npt.NDArray[np.uint8]:
+        """Return the signatures of the customers' keys 0 to ``n_customers - 1``; shape ``(n_customers, N)``, values 0 and 1."""
+        n_bytes = -(-self.n_bits // 8)
+        stream = self._streams.bits("signature/customers", 8 * n_bytes * n_customers)
+        return stream.reshape(n_customers, 8 * n_bytes)[:, : self.n_bits]
+
     @cached_property
     def commitment(self) -> str:
         """Public commitment: SHA-256 of the canonical key, salted by a stream of the secret; 64 hexadecimal digits."""
-        salt = expand(self._secret, "commitment-salt", self._context, 32)
-        canonical = canonical_json({**self.to_public_dict(), "payload": self._payload.hex(), "secret": self._secret.hex()})
-        return hashlib.sha256(b"gradsigns/v1/commitment\n" + salt + canonical).hexdigest()
+        salt = self._streams.bytes("commitment-salt", 32)
+        secret = {"payload": self._payload.hex(), "secret": self._secret.reveal().hex()}
+        canonical = canonical_json({**self.to_public_dict(), **secret})
+        return hashlib.sha256(f"gradsigns/v{self.version}/commitment\n".encode() + salt + canonical).hexdigest()
 
     def to_public_dict(self) -> dict[str, Any]:
         """Return the parameters that are not secret, as plain JSON types."""
-        return {**self._bound_parameters(), "input_mean": list(self.input_mean), "input_std": list(self.input_std)}
+        public = {name: getattr(self, name) for name in _PUBLIC_NAMES[self.version]}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in sorted(public.items())}
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write the key file (safetensors, mode 0600) in one atomic step.
@@ -226,7 +261,7 @@ class WatermarkKey:
         """
         keyfile.write(
             path,
-            secret=self._secret,
+            secret=self._secret.reveal(),
             payload=self._payload,
             public=self.to_public_dict(),
             commitment=self.commitment,
@@ -256,30 +291,34 @@ class WatermarkKey:
         Raises:
             ValueError: a parameter is missing, unknown or not valid.
         """
-        if set(public) != _PUBLIC_NAMES:
-            raise ValueError(f"`public` must have the members {sorted(_PUBLIC_NAMES)}, got {sorted(map(str, public))}.")
+        version = public.get("version", 1)
+        names = _PUBLIC_NAMES.get(version) if isinstance(version, int) else None
+        if names is None:
+            raise ValueError(f"`version` of a key must be one of {sorted(_PUBLIC_NAMES)}, got {repr(version)[:80]}.")
+        if set(public) != names:
+            raise ValueError(f"`public` must have the members {sorted(names)}, got {str(sorted(map(repr, public)))[:400]}.")
         try:
-            sequences = {name: tuple(public[name]) for name in ("input_shape", "input_mean", "input_std")}
-            return cls(**{**public, **sequences}, _payload=payload, _secret=secret)
+            sequences = {name: tuple(public[name]) for name in ("input_shape", *_NORMALISATION)}
+            return cls(**{**public, "version": version, **sequences}, _payload=payload, _secret=Secret(secret))
         except TypeError as error:
             raise ValueError(f"`public` holds a value of the wrong type: {error}") from error
 
     def reveal(self) -> dict[str, Any]:
         """Return all of the key, the secret included, as plain JSON types: what is handed over to prove a claim."""
-        return {"public": self.to_public_dict(), "payload": self._payload.hex(), "secret": self._secret.hex()}
+        return {"public": self.to_public_dict(), "payload": self._payload.hex(), "secret": self._secret.reveal().hex()}
 
-    def with_payload(self, payload: bytes | str) -> WatermarkKey:
+    def with_payload(self, payload: bytes | str, *, purpose: Purpose = "owner") -> WatermarkKey:
         """Return the key with the same secret, carriers and projection but another payload, so another signature."""
         check_instance("payload", payload, (bytes, str))
-        other = replace(self, _payload=payload.encode() if isinstance(payload, str) else payload)
+        other = replace(self, _payload=payload.encode() if isinstance(payload, str) else payload, purpose=purpose)
         derived = {name: value for name, value in vars(self).items() if name in ("carriers", "projection")}
         vars(other).update(derived)
         return other
 
     @property
     def has_payload(self) -> bool:
-        """Whether the signature carries a payload."""
-        return bool(self._payload)
+        """Whether the signature carries a payload, or is that of a copy."""
+        return bool(self._payload) or self.purpose != "owner"
 
     def __repr__(self) -> str:
         return (
@@ -288,18 +327,63 @@ class WatermarkKey:
         )
 
     @cached_property
-    def _context(self) -> bytes:
-        return canonical_json(self._bound_parameters())
+    def _streams(self) -> Streams:
+        bound = _CARRIED if self.version == 1 else (*_CARRIED, *_NORMALISATION)
+        public = self.to_public_dict()
+        return Streams(self._secret, canonical_json({name: public[name] for name in bound}), self.version)
 
-    def _bound_parameters(self) -> dict[str, Any]:
-        return {
-            "owner": self.owner,
-            "scope": self.scope,
-            "n_bits": self.n_bits,
-            "n_carriers": self.n_carriers,
-            "input_shape": list(self.input_shape),
-            "target_class": self.target_class,
-        }
+    def __copy__(self) -> WatermarkKey:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> WatermarkKey:
+        return self  # nothing in it can change
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A WatermarkKey cannot be pickled, because the file would hold its secret (torch.save and save_hyperparameters "
+            "pickle too): keep it with `key.save(path)`, and leave it out with `save_hyperparameters(ignore=['key'])`."
+        )
+
+
+@dataclass(frozen=True)
+class KeyAsRead:
+    """A key read from a model whose inputs are normalised otherwise than the key says; see :class:`SignatureKey`."""
+
+    n_bits: int
+    input_shape: tuple[int, ...]
+    target_class: int
+    input_mean: tuple[float, ...]
+    input_std: tuple[float, ...]
+    carriers: Tensor = field(repr=False)
+    projection: Tensor = field(repr=False)
+    signature: Tensor = field(repr=False)
+    commitment: str
+
+    @classmethod
+    def of(cls, key: SignatureKey, *, input_mean: float | Sequence[float], input_std: float | Sequence[float]) -> KeyAsRead:
+        """Return ``key`` with the normalisation that the model's own documentation states.
+
+        Raises:
+            ValueError: a value is out of range, or there are not so many channels.
+            TypeError: a value is no number.
+        """
+        stated = {"input_mean": _as_floats("input_mean", input_mean), "input_std": _as_floats("input_std", input_std)}
+        for name, values in stated.items():
+            _check_statistics(name, values, n_channels=key.input_shape[0])
+        others: dict[str, Any] = {e.name: getattr(key, e.name) for e in fields(cls) if e.name not in stated}
+        return cls(**others, input_mean=stated["input_mean"], input_std=stated["input_std"])
+
+
+def _for_another_process(key: WatermarkKey) -> tuple[Callable[..., WatermarkKey], tuple[Any, ...]]:
+    return _rebuilt, (key.to_public_dict(), key._payload, key._secret.reveal())
+
+
+def _rebuilt(public: dict[str, Any], payload: bytes, secret: bytes) -> WatermarkKey:
+    return WatermarkKey.from_parts(public, payload=payload, secret=secret)
+
+
+# What is sent to a process that this one starts goes through a pipe, not into a file.
+ForkingPickler.register(WatermarkKey, _for_another_process)
 
 
 def _check_name(name: str, value: Any, *, minimum: int) -> None:

@@ -14,7 +14,8 @@ from safetensors.numpy import load, save
 
 from gradsigns_lightning.core.writing import write_file
 
-FORMAT, VERSION = "gradsigns-key", "1"
+FORMAT = "gradsigns-key"
+VERSIONS = ("1", "2")  # of the key's derivation
 _MAX_FILE_BYTES = 1 << 20
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header
 
@@ -39,8 +40,9 @@ def write(
     """
     if Path(path).expanduser().exists() and not overwrite:
         raise ValueError(f"`path` must not name an existing key file unless overwrite=True, got '{path}'.")
+    version = str(public.get("version", 1))
     tensors = {"secret": np.frombuffer(secret, dtype=np.uint8), "payload": np.frombuffer(payload, dtype=np.uint8)}
-    metadata = {"format": FORMAT, "version": VERSION, "commitment": commitment, "key": json.dumps(public, sort_keys=True)}
+    metadata = {"format": FORMAT, "version": version, "commitment": commitment, "key": json.dumps(public, sort_keys=True)}
     write_file(path, save(tensors, metadata), argument="path", overwrite=overwrite)
 
 
@@ -56,13 +58,16 @@ def read(path: str | PathLike[str]) -> KeyFileContent:
         raise ValueError(foreign) from error
     if metadata.get("format") != FORMAT:
         raise ValueError(foreign)
-    if metadata.get("version") != VERSION:
-        raise ValueError(f"`path`: key file '{path}' has version {metadata.get('version')!r}, this release reads '{VERSION}'.")
+    version = metadata.get("version")
+    if version not in VERSIONS:
+        raise ValueError(f"`path`: key file '{path}' has version {repr(version)[:80]}, this release reads {', '.join(VERSIONS)}.")
     try:
         public = json.loads(metadata["key"])
+        if str(public.get("version", 1)) != version:
+            raise ValueError(foreign)
         secret, payload = (_as_bytes(tensors[name]) for name in ("secret", "payload"))
         return KeyFileContent(secret=secret, payload=payload, public=dict(public), commitment=metadata["commitment"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(foreign) from error
 
 

@@ -1,11 +1,13 @@
-"""Payloads that survive bit errors: a shortened binary BCH code over the bits of the signature.
+"""The keys of copies: customers' numbers, and messages that survive bit errors.
 
-The code is the narrow-sense primitive BCH code (Bose and Ray-Chaudhuri, Information and Control 3, 1960) that corrects most
-errors among those that fit; encoding and decoding are the library galois'.
+Messages are written in a shortened binary BCH code over the bits of the signature: the narrow-sense primitive BCH code (Bose and
+Ray-Chaudhuri, Information and Control 3, 1960) that corrects most errors among those that fit; encoding and decoding are the
+library galois'.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +19,10 @@ import numpy.typing as npt
 import torch
 
 from gradsigns_lightning.core.checks import check_instance, check_int
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import CUSTOMER_BYTES, WatermarkKey
 
-MAX_CUSTOMERS = 65536
-CUSTOMER_BYTES = 2
+MAX_CUSTOMERS = 1 << 8 * CUSTOMER_BYTES
+_USUAL_CUSTOMERS, _USUAL_ALPHA = 10_000, 1e-9  # what `trace` assumes
 BITS_PER_MESSAGE_BYTE = 32  # a quarter of the bits for the message, three quarters to mend errors
 _SMALLEST_FIELD, _LARGEST_FIELD = 4, 13  # code lengths 15 to 8191
 
@@ -70,14 +72,10 @@ class PayloadCode:
         check_instance("data", data, bytes)
         if len(data) != self.n_bytes:
             raise ValueError(f"`data` must have {self.n_bytes} bytes, got {len(data)}.")
-        return bytes(self.encode_many(np.frombuffer(data, np.uint8)[None])[0])
-
-    def encode_many(self, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Return the payloads for rows of data, ``(n, n_bytes)`` to ``(n, n_payload_bytes)``, uint8."""
-        messages = np.unpackbits(data, axis=1, bitorder="little")
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
         with _threads_kept():
-            codewords = np.asarray(self._library_code.encode(messages), np.uint8)
-        return np.packbits(codewords, axis=1, bitorder="little")
+            codeword = np.asarray(self._library_code.encode(bits), np.uint8)
+        return np.packbits(codeword, bitorder="little").tobytes()
 
     def decode(self, bits: npt.NDArray[np.uint8]) -> tuple[bytes, int]:
         """Return data and number of corrected errors of unmasked bits ``(n_bits,)``, values 0 and 1.
@@ -107,23 +105,36 @@ class PayloadCode:
 
 
 def customer_key(master: WatermarkKey, customer: int) -> WatermarkKey:
-    """Return the key of one customer's copy: the master's secret, carriers and projection, the customer's number as payload.
+    """Return the key of one customer's copy: the master's secret, carriers and projection, and a signature of its own.
+
+    The signatures are a pseudorandom function of the number: knowing any copies, and mixing them in any way, says nothing about
+    another customer's.
 
     Args:
-        master: a key without payload, 32 bits or more; 128 let :func:`trace` be sure.
+        master: a key without payload, 44 bits or more; 128 let :func:`trace` be sure.
         customer: the customer's number, 0 to 65535.
 
     Raises:
-        ValueError: the number is out of range, or the master has a payload or too few bits.
+        ValueError: the number is out of range, or the master is of version 1, has a payload or has too few bits.
     """
     check_int("customer", customer, minimum=0, maximum=MAX_CUSTOMERS - 1)
-    return master.with_payload(customer_code(master).encode(customer.to_bytes(CUSTOMER_BYTES, "little")))
+    check_master(master)
+    check_traceable(master.n_bits, n_customers=_USUAL_CUSTOMERS, alpha=_USUAL_ALPHA)
+    return master.with_payload(customer.to_bytes(CUSTOMER_BYTES, "little"), purpose="customer")
 
 
-def customer_code(master: WatermarkKey) -> PayloadCode:
-    """Return the code of customers' numbers, little-endian; the errors are those of :func:`customer_key`."""
-    _check_master(master)
-    return PayloadCode(master.n_bits, CUSTOMER_BYTES)
+def check_traceable(n_bits: int, *, n_customers: int, alpha: float) -> None:
+    """Refuse keys of which not even a perfect reading could tell one of ``n_customers`` at ``alpha``.
+
+    Raises:
+        ValueError: the key is too short; the message says which length would do.
+    """
+    needed = math.ceil(math.log2(n_customers / alpha))
+    if n_bits < needed:
+        raise ValueError(
+            f"`master` must have at least {needed} bits to tell {n_customers} customers apart at alpha = {alpha:g} "
+            f"(128 leave room for wrong bits), got {n_bits}."
+        )
 
 
 def message_key(master: WatermarkKey, message: str) -> WatermarkKey:
@@ -135,38 +146,61 @@ def message_key(master: WatermarkKey, message: str) -> WatermarkKey:
             mended.
 
     Raises:
-        ValueError: the message is too long, or the master has a payload or too few bits.
+        ValueError: the message is too long, or the master is of version 1, has a payload or has too few bits.
     """
     check_instance("message", message, str)
     code = message_code(master)
-    data = message.encode()
+    data = _encoded(message)
     if len(data) > code.n_bytes or b"\0" in data:
         raise ValueError(f"`message` must be at most {code.n_bytes} bytes of UTF-8 without zeros, got {len(data)} bytes.")
-    return master.with_payload(code.encode(data.ljust(code.n_bytes, b"\0")))
+    return blank_message_key(master, code.encode(data.ljust(code.n_bytes, b"\0")))
+
+
+def blank_message_key(master: WatermarkKey, payload: bytes = b"") -> WatermarkKey:
+    """Return the key of messages with this payload; without one its signature is the mask of all messages."""
+    return master.with_payload(payload, purpose="message")
 
 
 def message_code(master: WatermarkKey) -> PayloadCode:
     """Return the code of messages; the errors are those of :func:`message_key`."""
-    _check_master(master)
+    check_master(master)
     return PayloadCode(master.n_bits, _message_bytes(master.n_bits))
 
 
-def _check_master(master: WatermarkKey) -> None:
+def _encoded(message: str) -> bytes:
+    try:
+        return message.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"`message` must be text that UTF-8 can hold, got {message!r}.") from error
+
+
+def check_master(master: WatermarkKey) -> None:
+    """Refuse what no copies' keys can be made from.
+
+    Raises:
+        ValueError: the key is of version 1, has a payload, or is a copy's itself.
+        TypeError: it is no key.
+    """
     check_instance("master", master, WatermarkKey)
+    if master.version < 2:
+        raise ValueError(f"`master` must be a key of version 2 or later, got version {master.version}; make a new one.")
     if master.has_payload:
         raise ValueError("`master` must be a key without payload, got one with a payload of its own.")
 
 
-def freedom(payload: bytes, n_bits: int) -> float:
-    """Return how many bits of choice a payload leaves to who makes the key, 0 to ``8 * len(payload)``.
+def freedom(key: WatermarkKey) -> float:
+    """Return how many bits of choice a key's payload and purpose leave to who makes it.
 
-    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a bit. The payloads of
-    :func:`customer_key` and :func:`message_key` are chosen by their data alone, and by which of the two they are.
+    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a bit. Customers'
+    numbers and messages are chosen by their data alone, and by which of the two they are.
     """
-    for n_bytes in (CUSTOMER_BYTES, _message_bytes(n_bits)):
-        if len(payload) > n_bytes and _is_codeword(payload, n_bits, n_bytes):
-            return min(8.0 * len(payload), 8.0 * n_bytes + 1)
-    return 8.0 * len(payload)
+    payload = bytes.fromhex(key.reveal()["payload"])
+    if key.purpose == "owner":
+        return 8.0 * len(payload)
+    n_bytes = _message_bytes(key.n_bits)
+    if key.purpose == "message" and _is_codeword(payload, key.n_bits, n_bytes):
+        return 8.0 * n_bytes + 1
+    return 8.0 * len(payload) + 1
 
 
 def _is_codeword(payload: bytes, n_bits: int, n_bytes: int) -> bool:

@@ -14,6 +14,7 @@ from gradsigns_lightning.core.frozen import derivative
 from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
 
 LogitsFn = Callable[[Tensor], Tensor]
+_ENTRIES_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,15 @@ class SignatureProjector:
         unmarked model every z_j is about standard normal.
         """
         return self.projection @ unit(carrier_gradient)
+
+
+def project(key: SignatureKey, carried: Tensor) -> Tensor:
+    """Return E times values at the carriers, ``(c,)`` to ``(N,)``, in their precision.
+
+    Some rows at a time, because a stranger's projection in float64 could take all memory.
+    """
+    parts = torch.split(key.projection, max(1, _ENTRIES_AT_ONCE // len(carried)))
+    return torch.cat([part.to(carried.dtype) @ carried for part in parts])
 
 
 def unit(vector: Tensor) -> Tensor:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 
 def write_file(path: str | PathLike[str], data: bytes, *, argument: str, overwrite: bool, mode: int = 0o600) -> None:
-    """Write a file in one atomic step; a reader sees the old file or the whole new one, never a part.
+    """Write a file in one atomic step; a reader sees the old file, none, or the whole new one, never a part.
+
+    Of several processes that write the same new file at once, one succeeds. Where the file system has no hard links (FAT, some
+    network drives) that holds too, but a reader may see an empty file for a moment.
 
     Args:
         path: the file.
@@ -21,11 +24,12 @@ def write_file(path: str | PathLike[str], data: bytes, *, argument: str, overwri
 
     Raises:
         ValueError: the file exists and must not be replaced, or its folder does not exist or cannot be written to.
+        OSError: writing failed, for example because the disk is full; all is as before.
     """
     target = Path(path).expanduser()
-    if target.exists() and not overwrite:
-        raise ValueError(f"`{argument}` must not name an existing file, got '{target}'.")
-    if not target.parent.is_dir() or target.is_dir():
+    if os.path.lexists(target) and not overwrite:
+        raise ValueError(_existing(argument, target))
+    if not os.path.isdir(target.parent) or os.path.isdir(target):
         raise ValueError(f"`{argument}` must name a file in an existing folder, got '{target}'.")
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # created with mode 0600
@@ -37,8 +41,43 @@ def write_file(path: str | PathLike[str], data: bytes, *, argument: str, overwri
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, mode)
-        os.replace(temporary, target)
-    except BaseException:
+        os.replace(temporary, target) if overwrite else _move_to_new(temporary, target)
+    except FileExistsError as error:
+        raise ValueError(_existing(argument, target)) from error
+    finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """See the names of a folder's files to the disk; where a folder cannot be opened, the system does it by itself."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _existing(argument: str, target: Path) -> str:
+    return f"`{argument}` must not name an existing file, got '{target}'."
+
+
+def _move_to_new(temporary: str, target: Path) -> None:
+    """Give a file the target's name if nobody has it; unlike renaming, linking and claiming never replace a file.
+
+    Raises:
+        FileExistsError: somebody has it.
+    """
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
         raise
+    except OSError:  # no hard links here
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        try:
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(target)
+            raise

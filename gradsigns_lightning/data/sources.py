@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from typing_extensions import Self
 
 from gradsigns_lightning.core.checks import check_instance, check_number
-from gradsigns_lightning.data.optional import import_pillow
+from gradsigns_lightning.data.decoding import decode
 
 Augment = Callable[[Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
@@ -173,32 +173,11 @@ class FileImages(ImageSource):
         """Return the decoded uint8 images of the files at ``stored``, shape ``(n, 3, H, W)``."""
         if len(stored) == 0:
             return torch.empty(0, 3, *self._size, dtype=torch.uint8)
-        return torch.stack([decode_rgb(self._paths[i], self._size) for i in stored.tolist()])
+        return torch.stack([decode(self._paths[i], "RGB", self._size) for i in stored.tolist()])
 
     def cached(self) -> TensorImages:
         """Return the same images, all decoded now and kept in memory."""
         return TensorImages(self.pixels(self._index), self.labels)
-
-
-def decode_rgb(path: Path, size: tuple[int, int]) -> Tensor:
-    """Decode one image file.
-
-    Args:
-        path: a file in any format that Pillow reads.
-        size: ``(height, width)`` of the result; the resize is bilinear and ignores the aspect ratio.
-
-    Returns:
-        A uint8 tensor of shape ``(3, height, width)``.
-
-    Raises:
-        ImportError: Pillow is not installed.
-    """
-    height, width = size
-    pillow = import_pillow()
-    with pillow.open(path) as opened:
-        image = opened.convert("RGB").resize((width, height), pillow.Resampling.BILINEAR)
-        flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return flat.view(height, width, 3).permute(2, 0, 1).contiguous()
 
 
 def keep_batch(batch: Any) -> Any:

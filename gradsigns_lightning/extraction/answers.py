@@ -78,6 +78,14 @@ class AnswerReader:
             half = self.resolution / 2
             return np.log(np.clip(target, half, 1)) - np.log(np.clip(1 - target, half, 1))
 
+    def names_target(self, values: Values) -> Values:
+        """Return 1 where the answer is class T, 0 where it is another, NaN where there is none; shape ``(n,)``."""
+        if values.ndim == 1:
+            return np.where(np.isnan(values), np.nan, (values == self.target_class).astype(np.float64))
+        answered = ~np.isnan(values).all(axis=1)
+        named = np.where(np.isnan(values), -np.inf, values).argmax(axis=1) == self.target_class
+        return np.where(answered, named.astype(np.float64), np.nan)
+
     def _check_classes(self, n_classes: int) -> None:
         if n_classes <= self.target_class or n_classes < 2:
             raise ValueError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from torch import Tensor
 from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.key import SignatureKey
 from gradsigns_lightning.extraction.answers import AnswerReader, Values
+from gradsigns_lightning.extraction.lines import LineFile, read_lines
 from gradsigns_lightning.extraction.white_box import normalise
 
 Oracle = Callable[[Tensor], Any]
 _FORMAT = "gradsigns-journal/1"
+_MAX_VALUES = 1 << 24  # of JSON: half a gigabyte in memory
 
 
 def normalised(predict: Oracle, key: SignatureKey) -> Oracle:
@@ -66,51 +68,119 @@ class Transcript:
     def record(self, digest: str, answer: Values) -> None:
         """Take note of a new answer."""
 
+    def prepare(self) -> None:
+        """Get ready to take note of an answer, before it is asked for."""
+
+    def close(self) -> None:
+        """Let go of the file, if there is one."""
+
+    def __enter__(self) -> Transcript:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class Journal(Transcript):
-    """A transcript in a file, one JSON line for each batch; a line cut off by a crash is dropped.
+    """A transcript in a file, one JSON line for each batch, that no crash, power cut or full disk takes an answer from.
+
+    It is only appended to, in space that is reserved before a question is asked. What a crash left of a line is ignored, and
+    overwritten by the next answer. While a reading goes on, no other one can write to it; a lock lies beside it as ``NAME.lock``.
 
     Args:
         path: the file; it is made, or continued if it is of the same reading.
         reading: what identifies the reading.
 
     Raises:
-        ValueError: the file is of another reading, or no journal.
+        ValueError: the file is of another reading, no journal, in use, or cannot be written to.
     """
 
     def __init__(self, path: str | PathLike[str], reading: dict[str, Any]) -> None:
-        self._path = Path(path).expanduser()
-        lines = read_journal(self._path) if self._path.exists() else []
-        super().__init__(lines, reading, name=str(path))
-        self._rewrite([self.header, *lines[1:]])
+        self._path = path
+        try:
+            self._file = LineFile(Path(path).expanduser())
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`journal` must name a file in a writable folder, got '{path}': {_why(error)}.") from error
+        try:
+            super().__init__(_parse(self._file.lines, path), reading, name=str(path))
+            self._n_kept = max(0, len(self._file.lines) - 1)
+            if not self._file.lines:
+                self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def prepare(self) -> None:
+        """Reserve space for the next answer.
+
+        Raises:
+            ValueError: there is none.
+        """
+        with self._kept():
+            self._file.reserve()
 
     def record(self, digest: str, answer: Values) -> None:
-        """Append an answer and see it to the disk."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"images": digest, "answer": _to_json(answer)}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append an answer and see it to the disk.
 
-    def _rewrite(self, lines: list[Any]) -> None:
+        Raises:
+            ValueError: it cannot be written; the journal is as before.
+        """
+        with self._kept():
+            self._file.append(_line({"images": digest, "answer": _to_json(answer)}))
+        self._n_kept += 1
+
+    def close(self) -> None:
+        """Let other readings use the file."""
+        self._file.close()
+
+    def _begin(self) -> None:
+        header = _line(self.header)
+        if not header.startswith(self._file.tail):
+            raise ValueError(f"`journal` must name a journal or no file, got '{self._path}'.")
+        with self._kept():
+            self._file.append(header)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Say what became of the answers if the file cannot grow."""
         try:
-            temporary = self._path.with_name(self._path.name + ".new")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-            temporary.replace(self._path)
-        except OSError as error:
-            raise ValueError(f"`journal` must name a file in a writable folder, got '{self._path}': {error.strerror}.") from error
+            yield
+        except (OSError, ValueError) as error:
+            kept = f"the answers to {self._n_kept} calls are kept; the same command goes on from them"
+            raise ValueError(f"`journal`: '{self._path}' cannot be written to: {_why(error)}; {kept}.") from error
 
 
 def read_journal(path: str | PathLike[str]) -> list[Any]:
     """Return the lines of a journal as JSON types, without one that was cut off.
 
     Raises:
-        ValueError: the file cannot be read or is no journal.
+        ValueError: the file cannot be read, is no journal, or is too large for one.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"`journal` must name a journal or no file, got '{path}'.") from error
+        lines, _ = read_lines(Path(path).expanduser())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`journal` must name a journal, got '{path}': {_why(error)}.") from error
+    return _parse(lines, path)
+
+
+def _parse(lines: Sequence[bytes], path: str | PathLike[str]) -> list[Any]:
+    n_values = sum(line.count(mark) for line in lines for mark in (b",", b"[", b"{"))
+    if n_values > _MAX_VALUES:
+        raise ValueError(f"`journal` must hold at most {_MAX_VALUES} values, got '{path}' with about {n_values}.")
+    try:
+        return [json.loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"`journal` must name a journal or no file, got '{path}'; it was edited or is something else."
+        ) from error
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+def _why(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 class Asker:
@@ -140,12 +210,18 @@ class Asker:
 
     def ask(self, images: Tensor) -> Values:
         """Return how sure the model is of T on uint8 images ``(n, C, H, W)``; NaN for what it or the budget left unanswered."""
-        certainty = np.full(len(images), np.nan)
+        return self.ask_and_name(images)[0]
+
+    def ask_and_name(self, images: Tensor) -> tuple[Values, Values]:
+        """Return the same, and whether the model takes each image for class T (1, 0, or NaN); both of shape ``(n,)``."""
+        certainty, named = np.full((2, len(images)), np.nan)
         for start in range(0, len(images), self._batch_size):
             batch = images[start : start + self._batch_size][: self.max_queries - self.n_queries]
             if len(batch):
-                certainty[start : start + len(batch)] = self.reader.certainty(self._answer(batch))
-        return certainty
+                answer = self._answer(batch)
+                certainty[start : start + len(batch)] = self.reader.certainty(answer)
+                named[start : start + len(batch)] = self.reader.names_target(answer)
+        return certainty, named
 
     def _answer(self, batch: Tensor) -> Values:
         digest = hashlib.sha256(batch.contiguous().numpy().tobytes()).hexdigest()
@@ -153,6 +229,8 @@ class Asker:
         if recorded is not None:
             answer = self.reader.array(recorded, len(batch))
         else:
+            if self._transcript:
+                self._transcript.prepare()
             answer = self.reader.array(self._predict(batch.to(torch.float32) / 255), len(batch))
             if self._transcript:
                 self._transcript.record(digest, answer)

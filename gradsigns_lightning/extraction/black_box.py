@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from functools import partial
 from os import PathLike
 from typing import Any, Literal
@@ -14,22 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.checks import check_choice, check_instance
+from gradsigns_lightning.core.checks import check_instance
 from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
-from gradsigns_lightning.extraction.answers import KINDS, AnswerReader, Kind, Values
+from gradsigns_lightning.extraction.answers import AnswerReader, Kind, Values
 from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, Transcript, normalised
 from gradsigns_lightning.extraction.pool import ImagePool
-from gradsigns_lightning.extraction.probes import alignment, block_directions, carrier_directions, row_directions
+from gradsigns_lightning.extraction.probes import alignment, block_directions, row_directions
 from gradsigns_lightning.extraction.readings import FIRST_STEP, CoordinateReading, RowReading
-from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, check_alpha, verdict_of
+from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, verdict_of
 from gradsigns_lightning.extraction.sequential import FIRST_LOOK, Evidence, integer_scores, is_futile, look_schedule
+from gradsigns_lightning.extraction.settings import Estimator, ReadingSettings
 from gradsigns_lightning.extraction.white_box import check_images
 
-Estimator = Literal["blocks", "rows", "coordinate"]
 _LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
 _WORTH_FOLDING = 1.5
-_SETTINGS = ("estimator", "answers", "alignments", "batch_size", "max_queries", "alpha")
 _BATCH_SIZE = 32
 _STEPS_TRIED = 4  # images until every length of step has been used
 Stopped = Literal["proven", "futile", "budget", "images"]
@@ -109,17 +109,29 @@ def verify_api(
         ValueError: an argument is out of range, or an answer is not what ``predict`` must return.
         TypeError: an argument has the wrong type.
     """
-    settings = {
-        "estimator": estimator,
-        "answers": answers,
-        "alignments": alignments,
-        "batch_size": batch_size,
-        "max_queries": max_queries,
-        "alpha": alpha,
-    }
+    settings = ReadingSettings(
+        estimator=estimator,
+        answers=answers,
+        alignments=alignments,  # type: ignore[arg-type]  # a list becomes a tuple
+        batch_size=batch_size,
+        max_queries=max_queries,
+        alpha=alpha,
+    )
     check_instance("key", key, (WatermarkKey, SignatureKey))
     check_images(images, key)
     return _verify(predict, key, _pixels(images), settings, partial(Journal, journal) if journal is not None else None)
+
+
+def settings_of(lines: Sequence[Any]) -> ReadingSettings:
+    """Return the settings that a transcript's header states.
+
+    Raises:
+        ValueError: there is no such header.
+    """
+    try:
+        return ReadingSettings.from_dict({entry.name: lines[0][entry.name] for entry in fields(ReadingSettings)})
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError("`lines` must be the lines of a journal, of which the first says what was read and how.") from error
 
 
 def replay(key: SignatureKey, pixels: Tensor, lines: Sequence[Any]) -> ApiVerificationResult:
@@ -137,19 +149,16 @@ def replay(key: SignatureKey, pixels: Tensor, lines: Sequence[Any]) -> ApiVerifi
     def unanswered(_: Tensor) -> Any:
         raise ValueError("`lines`: the transcript ends before the reading does.")
 
-    try:
-        settings = {name: lines[0][name] for name in _SETTINGS}
-        transcript: list[Transcript] = []
+    settings = settings_of(lines)
+    opened: list[Transcript] = []
 
-        def open_transcript(header: dict[str, Any]) -> Transcript:
-            transcript.append(Transcript(lines, header, name="the transcript"))
-            return transcript[0]
+    def open_transcript(header: dict[str, Any]) -> Transcript:
+        opened.append(Transcript(lines, header, name="the transcript"))
+        return opened[0]
 
-        result = _verify(unanswered, key, pixels, settings, open_transcript)
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError("`lines` must be the lines of a journal, of which the first says what was read and how.") from error
-    if transcript[0].n_left:
-        raise ValueError(f"`lines`: the transcript goes on for {transcript[0].n_left} answers after the reading has ended.")
+    result = _verify(unanswered, key, pixels, settings, open_transcript)
+    if opened[0].n_left:
+        raise ValueError(f"`lines`: the transcript goes on for {opened[0].n_left} answers after the reading has ended.")
     return result
 
 
@@ -157,35 +166,31 @@ def _verify(
     predict: nn.Module | Oracle,
     key: SignatureKey,
     pixels: Tensor,
-    settings: dict[str, Any],
+    settings: ReadingSettings,
     open_transcript: Callable[[dict[str, Any]], Transcript] | None,
 ) -> ApiVerificationResult:
-    estimator, answers, alpha = settings["estimator"], settings["answers"], settings["alpha"]
-    check_choice("estimator", estimator, ("blocks", "rows", "coordinate"))
-    if answers is not None:
-        check_choice("answers", answers, KINDS)
-    check_alpha(alpha)
-    names = _check_alignments(settings["alignments"])
     identity = {
         "commitment": key.commitment,
         "images": hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest(),
-        **settings,
-        "alignments": names,
+        **settings.to_dict(),
     }
-    asker = Asker(
-        _oracle(predict, key),
-        AnswerReader(key.target_class, answers),
-        max_queries=settings["max_queries"],
-        batch_size=settings["batch_size"],
-        transcript=open_transcript(identity) if open_transcript is not None else None,
-    )
-    claims = _claims(key, asker, pixels, names, estimator, alpha)
-    stopped = _read(claims, asker, alpha)
+    with open_transcript(identity) if open_transcript is not None else nullcontext() as transcript:
+        asker = Asker(
+            _oracle(predict, key),
+            AnswerReader(key.target_class, settings.answers),
+            max_queries=settings.max_queries,
+            batch_size=settings.batch_size,
+            transcript=transcript,
+        )
+        directions, bits = _directions(key, settings)
+        pool = ImagePool(pixels, asker, direction=directions[0], step=FIRST_STEP)
+        claims = _claims(key, asker, pool, directions, bits, settings)
+        stopped = _read(claims, asker, settings.alpha)
     best = min(claims, key=lambda claim: claim.evidence.log10_p_value)
-    return _result(best, key, asker, alpha, estimator, stopped)
+    return _result(best, key, asker, settings, stopped, pool.recognised)
 
 
-def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int) -> tuple[Values, int]:
+def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int) -> tuple[Values, int, float]:
     """Spend a budget on the bits of a key, not compared with its signature.
 
     Args:
@@ -195,17 +200,19 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
         max_queries: images that may be asked about.
 
     Returns:
-        The evidence for each bit being 1, shape ``(N,)``, 0 where there is none; and the queries spent.
+        The evidence for each bit being 1, shape ``(N,)``, 0 where there is none; the queries spent; and the share of natural
+        images that the model takes for the target class.
     """
     check_images(images, key)
     asker = Asker(
         _oracle(predict, key), AnswerReader(key.target_class), max_queries=max_queries, batch_size=_BATCH_SIZE, transcript=None
     )
     directions = row_directions(key)
-    reading = RowReading(asker, ImagePool(_pixels(images), asker, direction=directions[0], step=FIRST_STEP), directions)
+    pool = ImagePool(_pixels(images), asker, direction=directions[0], step=FIRST_STEP)
+    reading = RowReading(asker, pool, directions)
     while not asker.exhausted and reading.advance():
         pass
-    return reading.evidence(), asker.n_queries
+    return reading.evidence(), asker.n_queries, pool.recognised
 
 
 @dataclass
@@ -217,14 +224,6 @@ class _Claim:
     bits: Tensor
     evidence: Evidence
     ended: Stopped | None = None
-
-
-def _check_alignments(alignments: Any) -> list[str]:
-    if isinstance(alignments, str) or not isinstance(alignments, Sequence) or not alignments:
-        raise ValueError(f"`alignments` must be a non-empty sequence of names, got {alignments!r}.")
-    for name in alignments:
-        alignment(name)
-    return list(dict.fromkeys(alignments))
 
 
 def _pixels(images: Tensor) -> Tensor:
@@ -248,21 +247,24 @@ def _module_oracle(model: nn.Module, key: SignatureKey) -> Oracle:
     return normalised(logits, key)
 
 
+def _directions(key: SignatureKey, settings: ReadingSettings) -> tuple[Tensor, Tensor]:
+    n_blocks = max(_LEAST_BLOCKS, math.ceil(-_BLOCKS_PER_BIT * math.log2(settings.alpha)))
+    folded = settings.estimator == "blocks" and key.n_bits > _WORTH_FOLDING * n_blocks
+    return block_directions(key, n_blocks if folded else key.n_bits)
+
+
 def _claims(
-    key: SignatureKey, asker: Asker, pixels: Tensor, names: Sequence[str], estimator: Estimator, alpha: float
+    key: SignatureKey, asker: Asker, pool: ImagePool, directions: Tensor, bits: Tensor, settings: ReadingSettings
 ) -> list[_Claim]:
-    n_blocks = max(_LEAST_BLOCKS, math.ceil(-_BLOCKS_PER_BIT * math.log2(alpha)))
-    n_coins = n_blocks if estimator == "blocks" and key.n_bits > _WORTH_FOLDING * n_blocks else key.n_bits
-    directions, bits = block_directions(key, n_coins)
-    pool = ImagePool(pixels, asker, direction=directions[0], step=FIRST_STEP)
+    by_coordinate, names = settings.estimator == "coordinate", settings.alignments
 
     def reading(name: str) -> RowReading | CoordinateReading:
         align = alignment(name)
-        if estimator == "coordinate":
-            return CoordinateReading(asker, pool, align(carrier_directions(key)), key.projection)
-        return RowReading(asker, pool, align(directions))
+        if by_coordinate:
+            return CoordinateReading(asker, pool, key, align)
+        return RowReading(asker, pool, directions, align)
 
-    signature = key.signature if estimator == "coordinate" else bits
+    signature = key.signature if by_coordinate else bits
     return [_Claim(name, reading(name), signature, Evidence(n_hypotheses=len(names))) for name in names]
 
 
@@ -322,7 +324,7 @@ def _signed(claim: _Claim) -> Values:
 
 
 def _result(
-    claim: _Claim, key: SignatureKey, asker: Asker, alpha: float, estimator: Estimator, stopped: Stopped
+    claim: _Claim, key: SignatureKey, asker: Asker, settings: ReadingSettings, stopped: Stopped, recognised: float
 ) -> ApiVerificationResult:
     signed = _signed(claim)
     n_decided = int(np.count_nonzero(signed))
@@ -338,11 +340,12 @@ def _result(
         log10_p_value=log10_p_value,
         margin=float(signed.min() / np.sqrt(np.mean(signed[signed != 0] ** 2))) if n_decided else math.nan,
         n_queries=asker.n_queries,
-        alpha=alpha,
-        verdict=verdict_of(p_value, alpha),
+        alpha=settings.alpha,
+        verdict=verdict_of(p_value, settings.alpha, recognised),
         commitment=key.commitment,
+        recognised=recognised,
         answers=asker.reader.kind,
-        estimator=estimator,
+        estimator=settings.estimator,
         alignment=claim.name,
         step=claim.reading.step / 255,
         n_images=claim.reading.n_images,

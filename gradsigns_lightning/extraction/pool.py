@@ -13,6 +13,7 @@ from gradsigns_lightning.extraction.asking import Asker
 from gradsigns_lightning.extraction.probes import blended, moved, permutation, shuffled
 
 _SCREENED_AT_ONCE = 8
+_LEAST_RECOGNISED, _SCREENED_IN_DOUBT = 0.5, 32
 _RESOLVED = 20  # smallest 1 - p of use, in steps of the resolution
 _LEAST_NEAR, _NEAR_OUTSIDE = 2.0, 1.0  # log-odds; rounding hides least at 0, and outside the class the mark is weaker
 _BISECTIONS = 6
@@ -49,10 +50,11 @@ class ImagePool:
         self._foreign: list[Tensor] = []
         self._worthwhile = True
         self._outside = 0.0  # log-odds up to which an image counts as foreign
+        self._named = np.empty(0)
 
     def get(self, index: int) -> ProbeImage | None:
         """Return the probe image number ``index``, or None if there are not so many."""
-        while len(self._ready) <= index and not self._asker.exhausted and self._find_more():
+        while (len(self._ready) <= index or self._doubtful) and not self._asker.exhausted and self._find_more():
             pass
         return self._ready[index] if 0 <= index < len(self._ready) else None
 
@@ -60,6 +62,16 @@ class ImagePool:
     def size(self) -> int:
         """Number of probe images found so far."""
         return len(self._ready)
+
+    @property
+    def recognised(self) -> float:
+        """Share of the natural images asked about that the model takes for class T, in [0, 1]; NaN if it said of none."""
+        return float(np.nanmean(self._named)) if np.isfinite(self._named).any() else math.nan
+
+    @property
+    def _doubtful(self) -> bool:
+        """Whether the first images leave it open whether the model takes the class's images for the class."""
+        return self.recognised < _LEAST_RECOGNISED and self._n_screened < min(_SCREENED_IN_DOUBT, len(self._images))
 
     @property
     def _resolved(self) -> float:
@@ -71,7 +83,9 @@ class ImagePool:
 
     def _find_more(self) -> bool:
         """Spend a few queries on finding probe images; return False when there is nothing left to try."""
-        if self._sure and self._foreign:
+        if self._doubtful:
+            self._screen()
+        elif self._sure and self._foreign:
             self._to_the_boundary(self._sure.pop(0), self._foreign.pop(0))
         elif self._n_screened < len(self._images) and (self._worthwhile or not self._sure):
             self._screen()
@@ -87,7 +101,8 @@ class ImagePool:
     def _screen(self) -> None:
         batch = self._images[self._n_screened : self._n_screened + _SCREENED_AT_ONCE]
         self._n_screened += len(batch)
-        certainty = self._asker.ask(batch)
+        certainty, named = self._asker.ask_and_name(batch)
+        self._named = np.append(self._named, named)
         only_labels = self._asker.reader.kind == "labels"
         if self._outside == 0 and np.isfinite(certainty).any():
             # At a high temperature no class has half of the probability; most images are inside all the same.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable
 
@@ -14,11 +15,20 @@ from torch import Tensor
 from gradsigns_lightning.core.key import SignatureKey
 
 _LARGEST_ROOM = 16
+_MAX_VALUES = 1 << 28
 _SHIFT = re.compile(r"shift\(([+-]?[0-9]{1,2}),([+-]?[0-9]{1,2})\)")
-_NAMED: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda image: image, "hflip": lambda image: image.flip(-1)}
+Align = Callable[[Tensor], Tensor]
 
 
-def alignment(name: str) -> Callable[[Tensor], Tensor]:
+def same(directions: Tensor) -> Tensor:
+    """Return the directions for a server that changes no geometry."""
+    return directions
+
+
+_NAMED: dict[str, Align] = {"identity": same, "hflip": lambda image: image.flip(-1)}
+
+
+def alignment(name: str) -> Align:
     """Return what undoes a server's geometry on directions ``(n, C, H, W)``.
 
     Args:
@@ -39,9 +49,8 @@ def alignment(name: str) -> Callable[[Tensor], Tensor]:
 
 def row_directions(key: SignatureKey) -> Tensor:
     """Return each row of the projection as an image of values in [-1, 1], zero off the carriers; ``(N, C, H, W)``."""
-    directions = torch.zeros(key.n_bits, int(np.prod(key.input_shape)))
-    directions[:, key.carriers] = key.projection.float()
-    return directions.view(-1, *key.input_shape)
+    _check_size(key.n_bits, key)
+    return _as_images(key.projection.float(), key)
 
 
 def block_directions(key: SignatureKey, n_blocks: int) -> tuple[Tensor, Tensor]:
@@ -59,21 +68,38 @@ def block_directions(key: SignatureKey, n_blocks: int) -> tuple[Tensor, Tensor]:
     Returns:
         Directions ``(n_blocks, C, H, W)``, float32, and each block's first bit ``(n_blocks,)``, uint8.
     """
-    rows = row_directions(key)
+    _check_size(n_blocks, key)
     blocks = np.array_split(permutation(key.n_bits, "blocks"), n_blocks)
     signs = 2 * key.signature.float() - 1
     directions = [
-        torch.tensordot(signs[block] * signs[block[0]], rows[block], dims=1) / len(block) ** 0.5
+        (signs[block] * signs[block[0]]) @ key.projection[block].float() / len(block) ** 0.5
         for block in map(torch.from_numpy, blocks)
     ]
-    return torch.stack(directions), key.signature[[int(block[0]) for block in blocks]]
+    return _as_images(torch.stack(directions), key), key.signature[[int(block[0]) for block in blocks]]
 
 
-def carrier_directions(key: SignatureKey) -> Tensor:
-    """Return each carrier as an image with a one there and zeros elsewhere; ``(c, C, H, W)``."""
-    directions = torch.zeros(len(key.carriers), int(np.prod(key.input_shape)))
-    directions[torch.arange(len(key.carriers)), key.carriers] = 1
+def carrier_directions(key: SignatureKey, chosen: slice) -> Tensor:
+    """Return each of the ``chosen`` carriers as an image with a one there and zeros elsewhere; ``(n, C, H, W)``."""
+    carriers = key.carriers[chosen]
+    directions = torch.zeros(len(carriers), math.prod(key.input_shape))
+    directions[torch.arange(len(carriers)), carriers] = 1
     return directions.view(-1, *key.input_shape)
+
+
+def _as_images(rows: Tensor, key: SignatureKey) -> Tensor:
+    """Spread values at the carriers, ``(n, c)``, over images ``(n, C, H, W)`` of zeros."""
+    directions = torch.zeros(len(rows), math.prod(key.input_shape))
+    directions[:, key.carriers] = rows
+    return directions.view(-1, *key.input_shape)
+
+
+def _check_size(n_directions: int, key: SignatureKey) -> None:
+    """Refuse keys, which may be a stranger's, whose probes would take more than a gibibyte."""
+    if n_directions * math.prod(key.input_shape) > _MAX_VALUES:
+        raise ValueError(
+            f"`key` must have at most {_MAX_VALUES} values in all directions to be read through an API, got {n_directions} "
+            f"directions of shape {key.input_shape}; read it from the weights, or with estimator='blocks'."
+        )
 
 
 def moved(image: Tensor, directions: Tensor, step: int) -> Tensor:

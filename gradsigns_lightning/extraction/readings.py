@@ -9,10 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gradsigns_lightning.core.key import SignatureKey
+from gradsigns_lightning.core.signature import project
 from gradsigns_lightning.extraction.answers import Values
 from gradsigns_lightning.extraction.asking import Asker
 from gradsigns_lightning.extraction.pool import ImagePool
-from gradsigns_lightning.extraction.probes import moved, permutation
+from gradsigns_lightning.extraction.probes import Align, carrier_directions, moved, permutation, same
 
 FIRST_STEP, _LARGEST_STEP = 4, 64  # grey levels
 _SECOND_STEP = 8
@@ -50,13 +52,14 @@ class RowReading:
     Args:
         asker: asks the model.
         pool: images to probe around.
-        directions: rows or blocks as images in the server's geometry, ``(n, C, H, W)``, about 1 in size.
+        directions: rows or blocks as images, ``(n, C, H, W)``, about 1 in size.
+        align: brings some of them into the server's geometry.
     """
 
-    def __init__(self, asker: Asker, pool: ImagePool, directions: Tensor) -> None:
+    def __init__(self, asker: Asker, pool: ImagePool, directions: Tensor, align: Align = same) -> None:
         self.step = FIRST_STEP
         self.n_probes = self.n_images = 0
-        self._asker, self._pool, self._directions = asker, pool, directions
+        self._asker, self._pool, self._directions, self._align = asker, pool, directions, align
         self._order = permutation(len(directions), "rows")
         self._next_row = 0
         self._sum: Values = np.zeros(len(directions))
@@ -75,7 +78,7 @@ class RowReading:
         around = self._around
         asked = len(around.answers)
         batch = around.indices[asked : asked + (_BATCH if asked else _CALIBRATION)]
-        probes = moved(around.image, self._directions[batch], around.side * self.step)
+        probes = moved(around.image, self._align(self._directions[batch]), around.side * self.step)
         around.answers = np.append(around.answers, self._asker.ask(probes))
         self.n_probes += len(batch)
         if not asked:
@@ -159,30 +162,29 @@ class CoordinateReading:
     Args:
         asker: asks the model.
         pool: images to probe around.
-        directions: carriers as images in the server's geometry, ``(c, C, H, W)``.
-        projection: the key's projection, ``(N, c)``.
+        key: whose carriers and projection are read.
+        align: brings directions into the server's geometry.
     """
 
     step = _COORDINATE_STEP
 
-    def __init__(self, asker: Asker, pool: ImagePool, directions: Tensor, projection: Tensor) -> None:
+    def __init__(self, asker: Asker, pool: ImagePool, key: SignatureKey, align: Align = same) -> None:
         self.n_probes = self.n_images = 0
-        self._asker, self._pool, self._directions = asker, pool, directions
-        self._projection = projection.numpy().astype(np.float64)
-        self._gradient: Values = np.zeros(len(directions))
+        self._asker, self._pool, self._key, self._align = asker, pool, key, align
+        self._gradient: Values = np.zeros(len(key.carriers))
         self._image: Tensor | None = None
         self._next = 0
 
     def advance(self) -> bool:
         """Ask one batch; return False when no image is left."""
-        if self._image is None or self._next == len(self._directions):
+        if self._image is None or self._next == len(self._gradient):
             found = self._pool.get(self.n_images)
             if found is None:
                 return False
             self._image, self._next = found.image, 0
             self.n_images += 1
         batch = slice(self._next, self._next + _BATCH // 2)
-        directions = self._directions[batch]
+        directions = self._align(carrier_directions(self._key, batch))
         plus, minus = (moved(self._image, directions, side * self.step) for side in (1, -1))
         answers = self._asker.ask(torch.stack([plus, minus], 1).flatten(0, 1)).reshape(-1, 2)
         self._gradient[batch] += np.nan_to_num(answers[:, 1] - answers[:, 0])
@@ -192,8 +194,7 @@ class CoordinateReading:
 
     def evidence(self) -> Values:
         """Return the evidence for each bit being 1, shape ``(n,)``; 0 where there is none."""
-        evidence: Values = self._projection @ self._gradient
-        return evidence
+        return project(self._key, torch.from_numpy(self._gradient)).numpy()
 
 
 def _deviation(values: Values) -> float:

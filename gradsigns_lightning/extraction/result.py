@@ -16,6 +16,7 @@ from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownersh
 
 Verdict = Literal["owned", "not_proven", "inconclusive"]
 DEFAULT_ALPHA = 1e-9
+_LEAST_RECOGNISED = 0.5
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ class VerificationResult:
         margin: smallest ``(2 b_j - 1) z_j``, in standard deviations of an unmarked model's z; NaN when no bit was decided.
         n_queries: images that the model was asked about.
         alpha: significance level of the verdict.
-        verdict: ``"owned"`` (p <= alpha), ``"not_proven"``, or ``"inconclusive"`` (no bit could be decided).
+        verdict: ``"owned"`` (p <= alpha), ``"not_proven"``, or ``"inconclusive"`` (no bit could be decided, or the model does not
+            take the images for the target class: whatever the figures say, they are not those of the class's gradient).
         commitment: the key's public commitment.
+        recognised: share of the natural images that the model takes for the target class, in [0, 1]; NaN if it said of none.
     """
 
     n_bits: int
@@ -48,6 +51,7 @@ class VerificationResult:
     alpha: float
     verdict: Verdict
     commitment: str
+    recognised: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types; NaN becomes None."""
@@ -59,7 +63,9 @@ def without_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields.items()}
 
 
-def decide(projections: Tensor, key: SignatureKey, *, n_queries: int, alpha: float) -> VerificationResult:
+def decide(
+    projections: Tensor, key: SignatureKey, *, n_queries: int, alpha: float, recognised: float = math.nan
+) -> VerificationResult:
     """Compare projections with the key's signature.
 
     Args:
@@ -67,6 +73,7 @@ def decide(projections: Tensor, key: SignatureKey, *, n_queries: int, alpha: flo
         key: the owner's key.
         n_queries: images that the model was asked about.
         alpha: significance level, above 0 and at most 1.
+        recognised: share of the images that the model takes for the target class; NaN if it is not known.
     """
     check_alpha(alpha)
     bits = key.signature.numpy().astype(np.float64)
@@ -84,8 +91,9 @@ def decide(projections: Tensor, key: SignatureKey, *, n_queries: int, alpha: flo
         margin=float(signed.min()) if n_decided else math.nan,
         n_queries=n_queries,
         alpha=alpha,
-        verdict=verdict_of(p_value, alpha),
+        verdict=verdict_of(p_value, alpha, recognised),
         commitment=key.commitment,
+        recognised=recognised,
     )
 
 
@@ -95,8 +103,8 @@ def check_alpha(alpha: float) -> None:
         raise ValueError("`alpha` must be > 0, got 0.")
 
 
-def verdict_of(p_value: float, alpha: float) -> Verdict:
-    """Return the verdict on a p-value; NaN when no bit was decided."""
-    if math.isnan(p_value):
+def verdict_of(p_value: float, alpha: float, recognised: float = math.nan) -> Verdict:
+    """Return the verdict on a p-value, which is NaN when no bit was decided, and on the share of images that were recognised."""
+    if math.isnan(p_value) or recognised < _LEAST_RECOGNISED:
         return "inconclusive"
     return "owned" if p_value <= alpha else "not_proven"

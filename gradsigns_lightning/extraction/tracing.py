@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.payload import CUSTOMER_BYTES, MAX_CUSTOMERS, customer_code, customer_key, message_code
+from gradsigns_lightning.core.payload import (
+    MAX_CUSTOMERS,
+    blank_message_key,
+    check_master,
+    check_traceable,
+    customer_key,
+    message_code,
+)
 from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
 from gradsigns_lightning.extraction.asking import Oracle
 from gradsigns_lightning.extraction.black_box import read_rows
@@ -21,6 +28,7 @@ from gradsigns_lightning.extraction.sequential import integer_scores
 from gradsigns_lightning.extraction.white_box import read_projections
 
 Evidence = npt.NDArray[np.float64]
+_NEAR = 1e-3  # at which a second mark counts, so that a near-tie gives no name
 
 
 @dataclass(frozen=True)
@@ -34,13 +42,21 @@ class TraceResult:
         n_matches: decided bits that equal this customer's signature.
         n_erasures: bits that the answers could not decide.
         next_n_matches: the same for the customer who fits next best.
-        p_value: probability that a model without any of these signatures fits any customer as well, at most 1: the exact
-            p-value of one customer times ``n_customers``; NaN when no bit was decided.
+        p_value: probability that any customer whose copy had no part in the model fits as well, at most 1, whatever other
+            customers' marks the model holds: the exact p-value of one customer (:func:`sign_flip_p_value`, bits weighted by how
+            clearly they were read) times ``n_customers``; NaN when no bit was decided.
         log10_p_value: its base-10 logarithm.
+        present: customers whose marks are in the model, each with a p-value of its own of at most ``alpha``, clearest first: one
+            for a copy, several for a mixture of copies.
+        mixed: whether the model shows a second mark, another customer's or the master's own, as it is or turned round (p <= 1e-3
+            for all of them). Then it is no single customer's copy.
+        is_master: whether the model shows the master's own mark (p <= alpha).
         n_queries: images that the model was asked about.
         alpha: significance level of the verdict.
-        verdict: ``"owned"`` if the copy is this customer's (p <= alpha), else ``"not_proven"`` or ``"inconclusive"``.
+        verdict: ``"owned"`` if the copy is this customer's (p <= alpha, and not mixed), else ``"not_proven"`` or
+            ``"inconclusive"``.
         commitment: public commitment of the customer's key.
+        recognised: share of the natural images that the model takes for the target class.
     """
 
     customer: int
@@ -51,14 +67,18 @@ class TraceResult:
     next_n_matches: int
     p_value: float
     log10_p_value: float
+    present: tuple[int, ...]
+    mixed: bool
+    is_master: bool
     n_queries: int
     alpha: float
     verdict: Verdict
     commitment: str
+    recognised: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types; NaN becomes None."""
-        return without_nan(vars(self))
+        return {**without_nan(vars(self)), "present": list(self.present)}
 
 
 @dataclass(frozen=True)
@@ -87,65 +107,105 @@ def trace(
 ) -> TraceResult:
     """Tell which customer's copy a model is, from one reading.
 
-    The bits are read once and compared with every customer's signature (:func:`customer_key`); the nearest codeword is the
-    maximum-likelihood answer, which mends more errors than the code guarantees. Copies averaged over several customers'
-    (collusion) are not resolved.
+    The bits are read once and correlated with every customer's signature (:func:`customer_key`). An innocent customer's signature
+    is independent of everything that is in the model, however many customers mixed their copies to make it, so the p-value holds
+    for mixtures as well.
 
     Args:
-        suspect: a ``torch.nn.Module`` that returns logits, read from its weights, or what :func:`verify_api` can ask.
-        master: the owner's key, without payload.
-        images: raw natural images of the target class in [0, 1], shape ``(n, C, H, W)``; 50 or more.
-        n_customers: customers numbered 0 to ``n_customers - 1``, at most 65536.
+        suspect: a ``torch.nn.Module`` that returns logits, read from its weights; anything else is asked like a prediction API.
+        master: the key that the customers' keys were made from; 44 bits or more for the defaults, 128 to be sure.
+        images: natural images of the target class, raw in [0, 1], shape ``(n, C, H, W)``; 50 or more.
+        n_customers: customers who have a copy, 2 to 65536; the p-value pays for their number.
         alpha: significance level of the verdict.
-        max_queries: images that may be asked about; all are used. Nothing to modules.
+        max_queries: images that a prediction API may be asked about.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or the master is too short, of version 1 or has a payload.
         TypeError: an argument has the wrong type.
     """
     check_int("n_customers", n_customers, minimum=2, maximum=MAX_CUSTOMERS)
     check_alpha(alpha)
-    code = customer_code(master)
-    evidence, n_queries = _read(suspect, master, images, max_queries)
-    numbers = np.arange(n_customers, dtype="<u4").view(np.uint8).reshape(-1, 4)[:, :CUSTOMER_BYTES]
-    payloads = np.unpackbits(code.encode_many(numbers), axis=1, bitorder="little")
-    signatures = np.tile(master.signature.numpy(), (n_customers, 1))
-    signatures[:, : payloads.shape[1]] ^= payloads
-    signs = 2.0 * signatures - 1
-    totals = signs @ evidence
-    best, second = np.argsort(-totals, kind="stable")[:2]
-    decided = evidence != 0
-    n_matches, next_n_matches = (int((signs[i] * evidence > 0).sum()) for i in (best, second))
-    log10_p_value = math.nan
-    if decided.any():
-        one = log10_sign_flip_p_value(integer_scores(signs[best] * evidence))
-        log10_p_value = min(0.0, one + math.log10(n_customers))
-    p_value = 10**log10_p_value
+    check_master(master)
+    check_traceable(master.n_bits, n_customers=n_customers, alpha=alpha)
+    evidence, n_queries, recognised = _read(suspect, master, images, max_queries)
+    return decode(evidence, master, n_customers=n_customers, alpha=alpha, n_queries=n_queries, recognised=recognised)
+
+
+def decode(
+    evidence: Evidence, master: WatermarkKey, *, n_customers: int, alpha: float, n_queries: int, recognised: float
+) -> TraceResult:
+    """Tell whose signature the evidence shows.
+
+    Args:
+        evidence: for each bit how clearly it was read as 1 (above 0) or as 0 (below 0), 0 for an erasure; shape ``(N,)``.
+        master: the key that the customers' keys were made from.
+        n_customers: customers who have a copy.
+        alpha: significance level of the verdict.
+        n_queries: images that the model was asked about.
+        recognised: share of the natural images that the model takes for the target class.
+    """
+    signatures = np.concatenate([master.customer_signatures(n_customers), master.signature.numpy()[None]])
+    signed = (2.0 * signatures - 1) * np.array(integer_scores(evidence))
+    totals = signed.sum(1)
+    best, second = np.argsort(-totals[:-1], kind="stable")[:2]
+    decided = bool(evidence.any())
+    log10_p_value = min(0.0, _log10_p_value(signed[best], n_customers)) if decided else math.nan
+    present = _present(signed[:-1], totals[:-1], alpha) if decided else ()
+    mixed = decided and _other_marks(signed, totals, int(best)) <= _NEAR
+    verdict = verdict_of(10**log10_p_value, alpha, recognised)
     return TraceResult(
         customer=int(best),
         n_customers=n_customers,
         n_bits=master.n_bits,
-        n_matches=n_matches,
-        n_erasures=int((~decided).sum()),
-        next_n_matches=next_n_matches,
-        p_value=p_value,
+        n_matches=int((signed[best] > 0).sum()),
+        n_erasures=int((signed[best] == 0).sum()),
+        next_n_matches=int((signed[second] > 0).sum()),
+        p_value=10**log10_p_value,
         log10_p_value=log10_p_value,
+        present=present,
+        mixed=mixed,
+        is_master=decided and _log10_p_value(signed[-1], 1) <= math.log10(alpha),
         n_queries=n_queries,
         alpha=alpha,
-        verdict=verdict_of(p_value, alpha),
+        verdict="not_proven" if mixed and verdict == "owned" else verdict,
         commitment=customer_key(master, int(best)).commitment,
+        recognised=recognised,
     )
+
+
+def _present(signed: Evidence, totals: Evidence, alpha: float) -> tuple[int, ...]:
+    """Return the customers whose marks show, clearest first."""
+    found: list[int] = []
+    for customer in np.argsort(-totals, kind="stable"):
+        if _log10_p_value(signed[customer], len(signed)) > math.log10(alpha):
+            break
+        found.append(int(customer))
+    return tuple(found)
+
+
+def _other_marks(signed: Evidence, totals: Evidence, best: int) -> float:
+    """Return the p-value of the clearest mark besides ``best``, on either side, for all others together."""
+    others = np.delete(np.arange(len(signed)), best)
+    clearest = others[np.argmax(np.abs(totals[others]))]
+    return float(10 ** _log10_p_value(np.sign(totals[clearest]) * signed[clearest], 2 * len(others)))
+
+
+def _log10_p_value(signed: Evidence, n_hypotheses: int) -> float:
+    return log10_sign_flip_p_value([int(score) for score in signed]) + math.log10(n_hypotheses)
 
 
 def read_message(suspect: nn.Module | Oracle, master: WatermarkKey, images: Tensor, *, max_queries: int = 1000) -> Message:
     """Read the text that :func:`message_key` put into a model; arguments as for :func:`trace`.
 
     Raises:
-        ValueError: more bits are wrong than the code mends, or an argument is out of range.
+        ValueError: more bits are wrong than the code mends, the model does not take the images for the target class, or an
+            argument is out of range.
     """
     code = message_code(master)
-    evidence, _ = _read(suspect, master, images, max_queries)
-    data, n_corrected = code.decode((evidence > 0).astype(np.uint8) ^ master.signature.numpy())
+    evidence, _, recognised = _read(suspect, master, images, max_queries)
+    if verdict_of(0.0, 1.0, recognised) == "inconclusive":
+        raise ValueError("`images` must be of the target class: the model takes most of them for something else.")
+    data, n_corrected = code.decode((evidence > 0).astype(np.uint8) ^ blank_message_key(master).signature.numpy())
     try:
         text = data.rstrip(b"\0").decode()
     except UnicodeDecodeError as error:
@@ -153,9 +213,9 @@ def read_message(suspect: nn.Module | Oracle, master: WatermarkKey, images: Tens
     return Message(text=text, n_corrected=n_corrected, n_correctable=code.n_correctable)
 
 
-def _read(suspect: nn.Module | Oracle, master: WatermarkKey, images: Tensor, max_queries: int) -> tuple[Evidence, int]:
-    """Return the evidence for each bit being 1, shape ``(N,)``, and how many images were asked about."""
+def _read(suspect: nn.Module | Oracle, master: WatermarkKey, images: Tensor, max_queries: int) -> tuple[Evidence, int, float]:
+    """Return the evidence for each bit being 1, shape ``(N,)``, how many images were asked about, and the share recognised."""
     if not isinstance(suspect, nn.Module):
         return read_rows(suspect, master, images, max_queries=max_queries)
-    projections = read_projections(suspect, master, images)
-    return np.sign(projections) if np.isfinite(projections).all() else np.zeros(master.n_bits), len(images)
+    projections, recognised = read_projections(suspect, master, images)
+    return projections if np.isfinite(projections).all() else np.zeros(master.n_bits), len(images), recognised

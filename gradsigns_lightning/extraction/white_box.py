@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.inputs import carrier_inputs
-from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
-from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, pixel_scale, unit
+from gradsigns_lightning.core.key import KeyAsRead, SignatureKey, WatermarkKey
+from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, pixel_scale, project, unit
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
 
 _BATCH_SIZE = 128
@@ -31,6 +31,8 @@ def verify(
     batch_size: int = _BATCH_SIZE,
     logits: LogitsFn | None = None,
     carrier_layer: str | None = None,
+    input_mean: float | Sequence[float] | None = None,
+    input_std: float | Sequence[float] | None = None,
 ) -> VerificationResult:
     """Read one key from a model's weights (GradSigns, MLSys 2021, section 3.3).
 
@@ -46,14 +48,22 @@ def verify(
         batch_size: images per pass.
         logits: maps normalised inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``; by default ``model`` itself.
         carrier_layer: name of the submodule whose output carries the mark instead of the input, as in the callback.
+        input_mean: mean of the model's own input normalisation, one value or one per channel; by default the key's. Who checks
+            somebody else's claim states what the model's documentation says.
+        input_std: standard deviation of that normalisation; by default the key's.
 
     Returns:
-        The result; ``inconclusive`` if the gradient is all zero or not finite.
+        The result; ``inconclusive`` if the gradient is all zero or not finite, or if the model takes less than half of the images
+        for the target class.
 
     Raises:
         ValueError: images of the wrong shape or range, or a model that returns no logits.
         TypeError: an argument of the wrong type.
     """
+    if input_mean is not None or input_std is not None:
+        check_instance("key", key, (WatermarkKey, SignatureKey))
+        mean, std = key.input_mean if input_mean is None else input_mean, key.input_std if input_std is None else input_std
+        key = KeyAsRead.of(key, input_mean=mean, input_std=std)
     return _read(model, [key], images, alpha, batch_size, logits, carrier_layer)[0]
 
 
@@ -89,18 +99,25 @@ def _read(
     if carrier_layer is None:
         check_images(images, keys[0])
     logits_fn = model if logits is None else logits
-    gradient, n_target = _mean_gradient(model, logits_fn, images, keys[0], batch_size, carrier_layer)
-    _warn_if_unlike(images.shape[0], n_target, keys[0].target_class)
-    return [decide(_project(gradient, key), key, n_queries=images.shape[0], alpha=alpha) for key in keys]
+    gradient, recognised = _mean_gradient(model, logits_fn, images, keys[0], batch_size, carrier_layer)
+    _warn_if_unlike(images.shape[0], recognised, keys[0].target_class)
+    n_queries = images.shape[0]
+    return [
+        decide(project(key, unit(gradient[key.carriers])), key, n_queries=n_queries, alpha=alpha, recognised=recognised)
+        for key in keys
+    ]
 
 
-def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> npt.NDArray[np.float64]:
-    """Return z of one key, shape ``(N,)``, not compared with its signature; arguments and errors as for :func:`verify`."""
+def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> tuple[npt.NDArray[np.float64], float]:
+    """Return z of one key, shape ``(N,)``, not compared with its signature, and the share of images that were recognised.
+
+    Arguments and errors as for :func:`verify`.
+    """
     check_images(images, key)
-    gradient, n_target = _mean_gradient(model, model, images, key, _BATCH_SIZE)
-    _warn_if_unlike(images.shape[0], n_target, key.target_class)
-    projections: npt.NDArray[np.float64] = _project(gradient, key).numpy()
-    return projections
+    gradient, recognised = _mean_gradient(model, model, images, key, _BATCH_SIZE)
+    _warn_if_unlike(images.shape[0], recognised, key.target_class)
+    projections: npt.NDArray[np.float64] = project(key, unit(gradient[key.carriers])).numpy()
+    return projections, recognised
 
 
 def _mean_gradient(
@@ -110,8 +127,8 @@ def _mean_gradient(
     key: SignatureKey,
     batch_size: int,
     carrier_layer: str | None = None,
-) -> tuple[Tensor, int]:
-    """Return the mean raw-pixel gradient in float64, flat, and how many images the model takes for the target class."""
+) -> tuple[Tensor, float]:
+    """Return the mean raw-pixel gradient in float64, flat, and the share of images that the model takes for the target class."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     total = torch.zeros(key.input_shape, dtype=torch.float64)
     n_target = 0
@@ -131,17 +148,38 @@ def _mean_gradient(
             # Not in place: `total` may be an inference tensor.
             total = total + gradient.double().sum(0).cpu().view(key.input_shape)
     inverse_std = channel_values(key.input_std, key, device="cpu", dtype=total.dtype).reciprocal()
-    return total.flatten() / images.shape[0] * inverse_std, n_target
+    return total.flatten() / images.shape[0] * inverse_std, n_target / images.shape[0]
+
+
+class RawInputs(nn.Module):
+    """A classifier of raw images, made of one whose inputs are normalised.
+
+    Args:
+        model: takes normalised images ``(n, C, H, W)`` and returns logits.
+        input_mean: mean of its normalisation, one value or one per channel.
+        input_std: standard deviation, positive, one value or one per channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, *, input_mean: Sequence[float], input_std: Sequence[float]) -> None:
+        super().__init__()
+        check_instance("model", model, nn.Module)
+        self.model = model
+        self.register_buffer("mean", torch.tensor(input_mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(input_std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of raw images ``(n, C, H, W)`` in [0, 1]."""
+        logits: Tensor = self.model((images - self.mean) / self.std)
+        return logits
 
 
 def normalise(images: Tensor, key: SignatureKey) -> Tensor:
     """Make the model's inputs from raw images as the key's ``input_mean`` and ``input_std`` say."""
     mean, std = pixel_scale(key, device=images.device, dtype=images.dtype)
     return (images - mean) / std
-
-
-def _project(gradient: Tensor, key: SignatureKey) -> Tensor:
-    return key.projection.to(gradient.dtype) @ unit(gradient[key.carriers])
 
 
 def _check_keys(keys: Sequence[SignatureKey]) -> None:
@@ -171,7 +209,7 @@ def check_images(images: Tensor, key: SignatureKey) -> None:
         )
 
 
-def _warn_if_unlike(n_images: int, n_target: int, target_class: int) -> None:
+def _warn_if_unlike(n_images: int, recognised: float, target_class: int) -> None:
     if n_images < MIN_IMAGES:
         plural = "s" if n_images > 1 else ""
         warnings.warn(
@@ -179,10 +217,10 @@ def _warn_if_unlike(n_images: int, n_target: int, target_class: int) -> None:
             UserWarning,
             stacklevel=4,
         )
-    if 2 * n_target < n_images:
+    if recognised < 0.5:
         warnings.warn(
-            f"The model takes only {n_target} of {n_images} images for class {target_class}: are they of the target class, "
-            "raw in [0, 1], and do the key's `input_mean` and `input_std` fit the model?",
+            f"The model takes only {round(recognised * n_images)} of {n_images} images for class {target_class}: nothing is "
+            "concluded. Are they of the target class, raw in [0, 1], and do `input_mean` and `input_std` fit the model?",
             UserWarning,
             stacklevel=4,
         )

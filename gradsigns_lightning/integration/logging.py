@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 
+from gradsigns_lightning.core.text import printable
+
 _SUMMARIES = {"ber": "min", "p_value": "min", "log10_p_value": "min", "margin": "max"}
 
 
 def prepare_loggers(trainer: Any, name: str, settings: dict[str, Any]) -> None:
     """Write the public settings (the commitment, never the secret) into each run's configuration."""
     for logger in trainer.loggers:
-        logger.log_hyperparams({f"{name}/{k}": v for k, v in settings.items()})
+        logger.log_hyperparams({f"{name}/{k}": printable(v) if isinstance(v, str) else v for k, v in settings.items()})
         # Lightning itself defines a metric for everything on first use of the run, so ours comes after.
         define_metric = getattr(_experiment(logger), "define_metric", None)
         if trainer.is_global_zero and callable(define_metric):

@@ -36,7 +36,7 @@ def torchvision_model(name: str, n_classes: int, in_channels: int = 3) -> nn.Mod
     """
     check_int("n_classes", n_classes, minimum=2)
     check_int("in_channels", in_channels, minimum=1)
-    models = _import_models()
+    models = import_models()
     names = models.list_models(module=models)
     if name not in names:
         close = difflib.get_close_matches(str(name), names, n=4) or sorted(names)[:4]
@@ -48,7 +48,12 @@ def torchvision_model(name: str, n_classes: int, in_channels: int = 3) -> nn.Mod
     return model
 
 
-def _import_models() -> Any:
+def import_models() -> Any:
+    """Return ``torchvision.models``.
+
+    Raises:
+        ImportError: torchvision is not installed.
+    """
     try:
         from torchvision import models
     except ImportError as error:

@@ -1,138 +1,135 @@
-"""Fuzz what comes from others: `python fuzz_readers.py key|bundle|commitment|journal|server [libFuzzer options]`.
+"""Fuzz what comes from others: `python fuzz_readers.py TARGET [TARGET ...] [libFuzzer options]`; fuzz_targets.py lists the targets.
 
-Every input must give a result or a ValueError (OracleError of a server); any other exception, a hang, or the attempt to run
-something ends the program with a non-zero exit code.
+Every input must give a result or a ValueError (OracleError of a server) of reasonable length. Anything else ends the program with
+a non-zero exit code and leaves the input as `crash-...`, `timeout-...` or `oom-...` in the current folder: another exception, 20 s
+without an end, memory, a file opened outside the fuzzer's folder or for writing, a process, a socket, a module imported, code
+run, a global looked up by a pickle.
+
+The long run of one target, an hour, which keeps what it found in the folder `found`:
+
+    mkdir -p found && OMP_NUM_THREADS=1 python tests/fuzz/fuzz_readers.py checkpoint -max_total_time=3600 found
+
+An input is looked at again by `python tests/fuzz/fuzz_readers.py checkpoint crash-...`.
 """
 
-import json
+import codecs
+import os
+import random
+import resource
+import shutil
 import sys
-import tempfile
+import warnings
 from pathlib import Path
 
 import atheris
+from fuzz_mutation import LONGEST, changed
+from fuzz_targets import FOLDER, TARGETS
 
-with atheris.instrument_imports(include=["gradsigns_lightning"]):
-    from gradsigns_lightning import WatermarkKey, verify_api
-    from gradsigns_lightning.extraction.asking import read_journal
-    from gradsigns_lightning.extraction.black_box import replay
-    from gradsigns_lightning.extraction.evidence import Bundle, Statement, judge, make_statement
-    from gradsigns_lightning.extraction.oracles import JsonTemplate, MlflowProtocol, OpenInferenceProtocol
-
-import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-SHAPE = (1, 4, 5)
-KEY = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=1, secret=bytes(32))
-IMAGES = (torch.rand(9, *SHAPE, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
-PIXELS = (IMAGES * 255).to(torch.uint8)
-SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(32))
-FOLDER = Path(tempfile.mkdtemp())
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class", "socket.connect")
+GROWTH = 1 << 30  # bytes of memory that an input may take beyond those of the seeds
+LONGEST_MESSAGE = 100_000  # characters
+FORBIDDEN = (
+    *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "subprocess.", "socket.", "ctypes."),
+    *("import", "exec", "pickle.find_class", "marshal.", "code.__new__", "urllib.", "http.", "ftplib.", "smtplib."),
+    *("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil.", "tempfile."),
+)
 
 
-def predict(images):
-    """A model of two classes."""
-    return torch.stack([images.flatten(1).mean(1), 1 - images.flatten(1).mean(1)], 1)
+# Modules of Python's own that json and pickletools import for some bytes.
+CODECS = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-16", "utf-32", "utf-8-sig", "raw-unicode-escape")
 
 
-def make_journal():
-    path = FOLDER / "seed.jsonl"
-    verify_api(predict, KEY, IMAGES, max_queries=40, alpha=0.5, journal=path)
-    return path.read_bytes()
+class Guard:
+    """Notes what a reader does beside reading; Python never lets go of such a hook, so it is armed for the time of an input."""
+
+    def __init__(self):
+        self.armed, self.seen = False, []
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event, arguments):
+        if self.armed and (event.startswith(FORBIDDEN) or (event == "open" and self._is_foreign(*arguments))):
+            self.seen.append(f"{event} {arguments!r:.300}")
+            raise PermissionError(self.seen[-1])
+
+    @staticmethod
+    def _is_foreign(path, mode, flags):
+        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        return bool(writes) or (not isinstance(path, int) and not Path(os.fsdecode(path)).resolve().is_relative_to(FOLDER))
 
 
-def make_bundle():
-    (FOLDER / "lines.jsonl").write_bytes(make_journal())
-    path = FOLDER / "seed.gsbundle"
-    statement = make_statement([KEY.commitment], SIGNER)
-    Bundle(key=KEY, statement=statement, images=PIXELS, transcript=read_journal(FOLDER / "lines.jsonl")).save(path, SIGNER)
-    return path.read_bytes()
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def make_key():
-    KEY.save(FOLDER / "seed.gskey")
-    return (FOLDER / "seed.gskey").read_bytes()
+def fuzz(name, options):
+    with atheris.instrument_imports(include=["gradsigns_lightning", *TARGETS[name].instrument]):
+        target = TARGETS[name].make()
+    guard, seeds = Guard(), FOLDER / f"seeds-{name}"
+    seeds.mkdir()
+    for number, seed in enumerate(target.seeds):
+        (seeds / str(number)).write_bytes(seed)
 
-
-def read_key(data):
-    (FOLDER / "key").write_bytes(data)
-    WatermarkKey.load(FOLDER / "key")
-
-
-def read_bundle(data):
-    """Read a bundle as it is, and its edited content signed anew, as a dishonest claimant would."""
-    for content in (data, signed_anew(data)):
-        if content is not None:
-            judge(Bundle.from_bytes(content), grinding_bits=0)
-
-
-def signed_anew(data):
-    try:
-        evidence = json.loads(data)["evidence"]
-        text = json.dumps(evidence, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-        outer = {"evidence": evidence, "signature": SIGNER.sign(text).hex()}
-        return json.dumps(outer, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def read_lines(data):
-    (FOLDER / "lines").write_bytes(data)
-    replay(KEY, PIXELS, read_journal(FOLDER / "lines"))
-
-
-def read_reply(data):
-    """Read any JSON as the reply of each kind of server."""
-    try:
-        reply = json.loads(data)
-    except (ValueError, RecursionError):
-        return
-    for protocol in (
-        OpenInferenceProtocol(),
-        MlflowProtocol(),
-        JsonTemplate({"x": "$images"}, answer="/outputs"),
-        JsonTemplate({"x": "$images"}, classes=["a", "b"]),
-    ):
-
-        def ask(images, protocol=protocol):
-            return protocol.scores(reply, len(images))
-
+    def run(data):
         try:
-            verify_api(ask, KEY, IMAGES, max_queries=20, batch_size=1)
-        except ValueError:
-            continue
+            target.read(data)
+        except target.errors as error:
+            if not 0 < len(str(error)) < LONGEST_MESSAGE:
+                raise RuntimeError(f"a message of {len(str(error))} characters: {str(error)[:200]!r}") from error
 
+    def check(data):
+        target.write(data)
+        guard.armed = True
+        try:
+            run(data)
+        finally:
+            guard.armed = False
+        if guard.seen:
+            raise RuntimeError(f"the input made the reader do: {guard.seen}")
+        if peak() > limit:
+            raise RuntimeError(f"the input made the reader take {peak() >> 20} MiB, {GROWTH >> 20} more than the seeds")
 
-TARGETS = {
-    "key": (read_key, make_key),
-    "bundle": (read_bundle, make_bundle),
-    "commitment": (Statement.from_bytes, lambda: make_statement([KEY.commitment], SIGNER).to_bytes()),
-    "journal": (read_lines, make_journal),
-    "server": (read_reply, lambda: b'{"outputs": [{"name": "p", "shape": [1, 2], "datatype": "FP32", "data": [0.25, 0.75]}]}'),
-}
+    def mutate(data, size, seed):
+        rng = random.Random(seed)
+        if rng.random() < 0.6:
+            try:
+                made = target.pack(changed(target.unpack(data), rng))
+            except Exception:  # bytes that are no such file, or a change that cannot be written down
+                made = b""
+            if 0 < len(made) <= size:
+                return made
+        return atheris.Mutate(data, size)
+
+    warnings.showwarning = lambda *_, **__: None  # it would open a source file
+    for codec in CODECS:
+        codecs.lookup(codec)
+    for seed in (*target.seeds, *target.warm_up):  # imports everything that reading needs
+        target.write(seed)
+        run(seed)
+    limit = peak() + GROWTH
+    defaults = ["-timeout=20", f"-max_len={LONGEST}", f"-rss_limit_mb={limit >> 20}", "-print_final_stats=1"]
+    atheris.Setup([sys.argv[0], *defaults, *options, *([] if any(map(os.path.isfile, options)) else [str(seeds)])], check, custom_mutator=mutate)
+    atheris.Fuzz()
 
 
 def main():
-    read, make_seed = TARGETS[sys.argv.pop(1)]
-    seeds = FOLDER / "seeds"
-    seeds.mkdir()
-    (seeds / "seed").write_bytes(make_seed())
-    read((seeds / "seed").read_bytes())
-
-    def check(data):
-        try:
-            read(data)
-        except ValueError as error:
-            if not str(error):
-                raise RuntimeError("an error without a message") from error
-
-    def forbid(event, _):
-        if event in FORBIDDEN:
-            raise SystemError(f"input made the reader do {event}")
-
-    sys.addaudithook(forbid)
-    atheris.Setup([*sys.argv, str(seeds)], check)
-    atheris.Fuzz()
+    names = [word for word in sys.argv[1:] if word in TARGETS]
+    options = [word for word in sys.argv[1:] if word not in TARGETS]
+    if not names:
+        sys.exit(f"usage: {sys.argv[0]} TARGET [TARGET ...] [libFuzzer options]; targets: {', '.join(TARGETS)}")
+    with atheris.instrument_imports(include=["gradsigns_lightning"]):
+        import gradsigns_lightning  # noqa: F401  (once, before the forks: it takes seconds)
+    failed, parent = [], os.getpid()
+    try:
+        for name in names:
+            print(f"target {name}", file=sys.stderr, flush=True)
+            if (child := os.fork()) == 0:
+                fuzz(name, options)
+            if os.waitpid(child, 0)[1] != 0:
+                failed.append(name)
+    finally:
+        if os.getpid() == parent:  # libFuzzer ends a child by an exception
+            shutil.rmtree(FOLDER)
+    print(f"failed: {', '.join(failed) or 'none'}", file=sys.stderr)
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

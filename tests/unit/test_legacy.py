@@ -132,6 +132,90 @@ def test_a_model_of_another_shape_is_named(release):
         load_2021(release)
 
 
+WEIGHT = "model_weights/dense_1/dense_1/kernel:0"
+VALUES = np.zeros((64, 10), "f4")
+
+
+def replaced(release, make):
+    with h5py.File(release / "model.hdf5", "a") as file:
+        file["elsewhere"] = VALUES
+        del file[WEIGHT]
+        make(file)
+
+
+def a_virtual_weight(file):
+    layout = h5py.VirtualLayout((64, 10), "f4")
+    layout[:] = h5py.VirtualSource("other.h5", "elsewhere", (64, 10))
+    file.create_virtual_dataset(WEIGHT, layout)
+
+
+def an_external_layer(file):
+    del file["model_weights/dense_1"]
+    file["model_weights/dense_1"] = h5py.ExternalLink("other.h5", "model_weights/dense_1")
+
+
+ELSEWHERE = {
+    "external link": lambda file: file.__setitem__(WEIGHT, h5py.ExternalLink("other.h5", "elsewhere")),
+    "external layer": an_external_layer,
+    "soft link": lambda file: file.__setitem__(WEIGHT, h5py.SoftLink("/elsewhere")),
+    "external data": lambda file: file.create_dataset(WEIGHT, (64, 10), "f4", external=[("other.bin", 0, 2560)]),
+    "virtual": a_virtual_weight,
+    "packed": lambda file: file.create_dataset(WEIGHT, data=VALUES, compression="gzip"),
+    "chunks": lambda file: file.create_dataset(WEIGHT, data=VALUES, chunks=(64, 10)),
+    "text": lambda file: file.create_dataset(WEIGHT, data=np.full((64, 10), b"abc")),
+    "objects": lambda file: file.create_dataset(WEIGHT, (64, 10), h5py.string_dtype()),
+    "group": lambda file: file.create_group(WEIGHT),
+    "huge": lambda file: file.create_dataset(WEIGHT, (10**6, 10**6), "f4"),
+    "scalar": lambda file: file.create_dataset(WEIGHT, data=1.0),
+    "layer is a dataset": lambda file: (
+        file.__delitem__("model_weights/dense_1"),
+        file.create_dataset("model_weights/dense_1", data=1.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_only_plain_weights_of_the_file_itself_are_read(release, monkeypatch, name):
+    monkeypatch.chdir(release)
+    (release / "other.bin").write_bytes(bytes(2560))
+    with h5py.File("other.h5", "w") as file:
+        file["elsewhere"] = file[WEIGHT] = VALUES
+        file["model_weights/dense_1/dense_1/bias:0"] = VALUES[0]
+    replaced(release, ELSEWHERE[name])
+    with pytest.raises(ValueError, match=r"`folder`: (the Keras model has no|weight) "):
+        load_2021(release)
+
+
+@pytest.mark.parametrize("name", ["embed_key.npy", "grad_select.npy", "wm.npy"])
+def test_a_header_that_claims_more_than_the_file_holds_takes_no_memory(release, name):
+    content = (release / name).read_bytes()
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({10**12},), }}".ljust(117).encode() + b"\n"
+    (release / name).write_bytes(content[:8] + len(header).to_bytes(2, "little") + header + content[128:])
+    with pytest.raises(ValueError, match=r"`folder` must hold the authors' released arrays; .* is missing or damaged"):
+        load_2021(release)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("grad_select.npy", np.full(3072, 40 / 3072)),
+        ("grad_select.npy", np.full(3072, np.nan)),
+        ("grad_select.npy", np.zeros(3072)),
+        ("wm.npy", np.full(16, 2)),
+        ("wm.npy", np.zeros((4, 4))),
+        ("wm.npy", np.zeros(0)),
+        ("embed_key.npy", np.full((16, 40), np.inf)),
+        ("embed_key.npy", np.zeros((16, 40), complex)),
+        ("embed_key.npy", np.zeros((16, 40), [("a", "f4")])),
+        ("embed_key.npy", np.zeros((1, 16, 40))),
+    ],
+)
+def test_other_arrays_are_named(release, name, array):
+    np.save(release / name, array)
+    with pytest.raises(ValueError, match="`folder`"):
+        load_2021(release)
+
+
 @pytest.mark.parametrize(
     ("mean", "error"), [(torch.zeros(3), ValueError), (torch.zeros(3, 32, 32, dtype=torch.uint8), ValueError), (0.5, TypeError)]
 )

@@ -3,13 +3,12 @@
 from gradsigns_lightning.extraction.evidence.bundle import Bundle
 from gradsigns_lightning.extraction.evidence.commitment import (
     Statement,
-    check_timestamp,
     load_signer,
     make_statement,
     signer_pem,
-    timestamp_request,
 )
 from gradsigns_lightning.extraction.evidence.judging import GRINDING_BITS, Judgement, judge
+from gradsigns_lightning.extraction.evidence.timestamp import check_timestamp, timestamp_request
 
 __all__ = [
     "GRINDING_BITS",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
-from gradsigns_lightning.core.canonical import canonical_json
+from gradsigns_lightning.core.canonical import canonical_json, parse_json
 from gradsigns_lightning.core.checks import check_instance
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.writing import write_file
@@ -25,7 +24,7 @@ from gradsigns_lightning.extraction.evidence.commitment import Statement, is_sig
 
 _FORMAT = "gradsigns-bundle/1"
 _MEMBERS = {"format", "software", "statement", "timestamp", "key", "images", "transcript"}
-_MAX_FILE_BYTES = 1 << 28
+_MAX_FILE_BYTES, _MAX_VALUES = 1 << 27, 1 << 23
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,6 @@ class Bundle:
     @classmethod
     def from_bytes(cls, data: bytes) -> Bundle:
         """Read a bundle; see :meth:`load`."""
-        if len(data) > _MAX_FILE_BYTES:
-            raise ValueError(f"`bundle` must have at most {_MAX_FILE_BYTES} bytes.")
         outer = _object(_parse(data), {"evidence", "signature"}, "the file")
         content = _object(outer["evidence"], _MEMBERS, "the evidence")
         if content["format"] != _FORMAT:
@@ -107,7 +104,7 @@ class Bundle:
             statement=statement,
             timestamp=None if content["timestamp"] is None else _base64(content["timestamp"], "timestamp"),
             images=None if content["images"] is None else _images(content["images"]),
-            transcript=content["transcript"],
+            transcript=_transcript(content["transcript"]),
             software=_text(content["software"], "software"),
         )
 
@@ -131,10 +128,13 @@ class Bundle:
 
 def _parse(data: bytes) -> Any:
     try:
-        content = json.loads(data)
+        content = parse_json(data, max_bytes=_MAX_FILE_BYTES, max_values=_MAX_VALUES)
         canonical = canonical_json(content) + b"\n" == data
     except (ValueError, RecursionError) as error:
-        raise ValueError("`bundle` must be one of gradsigns-lightning; this file is damaged or something else.") from error
+        raise ValueError(
+            "`bundle` must be one of gradsigns-lightning; this file is damaged or something else "
+            f"({str(error)[:120]!r})."
+        ) from error
     if not canonical:
         raise ValueError("`bundle` must be canonical JSON, exactly as it was written; this file was edited.")
     return content
@@ -154,6 +154,12 @@ def _key(value: Any) -> WatermarkKey:
         raise ValueError("`bundle`: the key's public parameters must be an object.")
     secrets = {name: _hex(parts[name], name) for name in ("payload", "secret")}
     return WatermarkKey.from_parts(parts["public"], **secrets)
+
+
+def _transcript(value: Any) -> list[Any] | None:
+    if value is not None and not isinstance(value, list):
+        raise ValueError(f"`bundle`: the transcript must be an array of a journal's lines, got {type(value).__name__}.")
+    return value
 
 
 def _text(value: Any, where: str) -> str:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
 
-from gradsigns_lightning.core.canonical import canonical_json
+from gradsigns_lightning.core.canonical import canonical_json, parse_json
 from gradsigns_lightning.core.checks import check_instance
+from gradsigns_lightning.extraction.settings import ReadingSettings
 
-_FORMAT = "gradsigns-commitment/1"
+_FORMATS = ("gradsigns-commitment/1", "gradsigns-commitment/2")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_COMMITMENTS = 100_000
+_MAX_FILE_BYTES = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,16 @@ class Statement:
             at a time.
         signer: Ed25519 public key of who may claim them, 64 hexadecimal digits. Opening a key reveals its secret; nobody who
             reads the evidence can claim the model with it, because they cannot sign for this.
+        reading: how the owner will read a prediction API, so that no settings can be chosen to fit the answers; None in
+            statements of format 1, of which no transcript counts as read as announced.
+
+    Raises:
+        ValueError: a value is no digest, or there are too many.
     """
 
     commitments: tuple[str, ...]
     signer: str
+    reading: ReadingSettings | None = None
 
     def __post_init__(self) -> None:
         if not self.commitments or len(self.commitments) > _MAX_COMMITMENTS:
@@ -45,7 +50,10 @@ class Statement:
 
     def to_bytes(self) -> bytes:
         """Return the content of the published file: one line of canonical JSON. These bytes are what is time-stamped."""
-        return canonical_json({"format": _FORMAT, "commitments": list(self.commitments), "signer": self.signer}) + b"\n"
+        content: dict[str, Any] = {"format": _FORMATS[0], "commitments": list(self.commitments), "signer": self.signer}
+        if self.reading is not None:
+            content |= {"format": _FORMATS[1], "reading": self.reading.to_dict()}
+        return canonical_json(content) + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Statement:
@@ -55,54 +63,22 @@ class Statement:
             ValueError: it is something else, or not canonical.
         """
         try:
-            content = json.loads(data)
-            statement = cls(commitments=tuple(content["commitments"]), signer=content["signer"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            content = parse_json(data, max_bytes=_MAX_FILE_BYTES, max_values=_MAX_COMMITMENTS + 1000)
+            reading = None if content["format"] == _FORMATS[0] else ReadingSettings.from_dict(content["reading"])
+            statement = cls(tuple(content["commitments"]), content["signer"], reading)
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError("`commitment` must be one of gradsigns-lightning; this is damaged or something else.") from error
         if statement.to_bytes() != data:
             raise ValueError("`commitment` must be exactly as it was written; this one was edited.")
         return statement
 
 
-def make_statement(commitments: Sequence[str], signer: Ed25519PrivateKey) -> Statement:
-    """Return the statement that commits ``signer`` to keys."""
+def make_statement(
+    commitments: Sequence[str], signer: Ed25519PrivateKey, *, reading: ReadingSettings | None = None
+) -> Statement:
+    """Return the statement that commits ``signer`` to keys and to how they will be read; by default as ``verify_api`` does."""
     check_instance("signer", signer, Ed25519PrivateKey)
-    return Statement(tuple(commitments), public_hex(signer.public_key()))
-
-
-def timestamp_request(statement: Statement) -> bytes:
-    """Return a time-stamp request (RFC 3161, section 2.4.1) over the statement's SHA-256, DER, to be sent to an authority."""
-    client = _import_client()
-    builder = client.TimestampRequestBuilder().data(statement.to_bytes()).hash_algorithm(client.HashAlgorithm.SHA256)
-    request: bytes = builder.nonce(nonce=True).cert_request(cert_request=True).build().as_bytes()
-    return request
-
-
-def check_timestamp(reply: bytes, statement: Statement, authority: bytes) -> datetime:
-    """Check an authority's reply (RFC 3161, section 2.4.2) and return when it saw the statement, in UTC.
-
-    Args:
-        reply: the reply, DER.
-        statement: what was stamped.
-        authority: certificates that are trusted, PEM, the root's among them.
-
-    Raises:
-        ValueError: the reply is none, was refused, is over something else, or is not by a trusted authority.
-        ImportError: rfc3161-client is not installed.
-    """
-    client = _import_client()
-    builder = client.VerifierBuilder()
-    for certificate in _certificates(authority):
-        is_root = certificate.issuer == certificate.subject
-        builder = builder.add_root_certificate(certificate) if is_root else builder.add_intermediate_certificate(certificate)
-    try:
-        response = client.decode_timestamp_response(reply)
-        builder.build().verify_message(response, statement.to_bytes())
-        time: datetime = response.tst_info.gen_time
-    except Exception as error:  # the library's errors share no other base class
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"`timestamp` must be a trusted authority's reply for this commitment: {reason.rstrip('.')}.") from error
-    return time
+    return Statement(tuple(commitments), public_hex(signer.public_key()), ReadingSettings() if reading is None else reading)
 
 
 def load_signer(pem: bytes) -> Ed25519PrivateKey:
@@ -137,21 +113,3 @@ def is_signed(message: bytes, signature: bytes, signer: str) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
-
-
-def _certificates(pem: bytes) -> list[x509.Certificate]:
-    try:
-        certificates = x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
-        raise ValueError("`authority` must be a PEM file with the time-stamp authority's certificates.") from error
-    if not any(certificate.issuer == certificate.subject for certificate in certificates):
-        raise ValueError("`authority` must hold the authority's root certificate, which signs itself.")
-    return certificates
-
-
-def _import_client() -> Any:
-    try:
-        import rfc3161_client
-    except ImportError as error:
-        raise ImportError("Time-stamps need rfc3161-client: pip install 'gradsigns-lightning[evidence]'.") from error
-    return rfc3161_client

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.checks import check_instance, check_number
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import KeyAsRead, WatermarkKey
 from gradsigns_lightning.core.payload import freedom
+from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.extraction.asking import Oracle
-from gradsigns_lightning.extraction.black_box import replay, verify_api
+from gradsigns_lightning.extraction.black_box import replay, settings_of, verify_api
 from gradsigns_lightning.extraction.evidence.bundle import Bundle
-from gradsigns_lightning.extraction.evidence.commitment import check_timestamp
+from gradsigns_lightning.extraction.evidence.timestamp import check_timestamp
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, Verdict, VerificationResult, check_alpha, verdict_of, without_nan
 from gradsigns_lightning.extraction.white_box import verify
 
@@ -30,8 +31,9 @@ class Judgement:
     """What the judge found.
 
     Attributes:
-        owner: the claimant, as the key names it.
+        owner: the claimant, as the key names it: foreign text, to be shown with :func:`printable`.
         commitment: public commitment of the opened key.
+        n_commitments: commitments in the claimant's statement, each of which could have been opened instead.
         committed_at: when the time-stamp authority saw the commitment, in UTC; None without time-stamp, or
             without authority to check it by.
         precedes_suspect: whether that was before the suspect was there; None if the judge did not say since when it is.
@@ -39,19 +41,23 @@ class Judgement:
         transcript: the claimant's reading, replayed from the bundle; its answers are what the claimant says they were. Or None.
         controls: reading of each control model with the same key and images.
         payload_bits: bits of choice that the key's payload left to its maker.
-        grinding_bits: base-2 logarithm of the secrets that the claimant is thought able to have tried.
+        grinding_bits: base-2 logarithm of the secrets that the claimant is thought able to have tried, at least that of
+            ``n_commitments``.
         p_value: raw p-value of the judge's reading, or of the transcript where there is no suspect to read.
         log10_p_value: its base-10 logarithm.
         adjusted_p_value: ``p_value`` times ``2 ** grinding_bits``, and times ``2 ** payload_bits`` unless the commitment is
             known to precede the suspect; at most 1.
         log10_adjusted_p_value: its base-10 logarithm.
         alpha: significance level of the verdict.
-        verdict: ``"owned"`` if ``adjusted_p_value <= alpha`` and nothing in ``objections``.
-        objections: what speaks against the claim, in words.
+        verdict: ``"owned"`` if ``adjusted_p_value <= alpha`` and nothing in ``objections``; ``"not_proven"``; ``"inconclusive"``
+            if the reading can say nothing; ``"claimed"`` if there was no suspect to read, whatever the transcript says.
+        objections: what speaks against the claim or is missing for it, in words.
+        remarks: what a reader should know, in words; they do not change the verdict.
     """
 
     owner: str
     commitment: str
+    n_commitments: int
     committed_at: datetime | None
     precedes_suspect: bool | None
     reading: VerificationResult | None
@@ -64,8 +70,9 @@ class Judgement:
     adjusted_p_value: float
     log10_adjusted_p_value: float
     alpha: float
-    verdict: Verdict
+    verdict: Verdict | Literal["claimed"]
     objections: tuple[str, ...]
+    remarks: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types; NaN becomes None."""
@@ -78,6 +85,7 @@ class Judgement:
             "committed_at": self.committed_at.isoformat() if self.committed_at else None,
             "controls": {name: result.to_dict() for name, result in self.controls.items()},
             "objections": list(self.objections),
+            "remarks": list(self.remarks),
         }
 
 
@@ -86,6 +94,8 @@ def judge(
     *,
     suspect: nn.Module | Oracle | None = None,
     images: Tensor | None = None,
+    input_mean: float | Sequence[float] = 0.0,
+    input_std: float | Sequence[float] = 1.0,
     controls: Mapping[str, nn.Module | Oracle] | None = None,
     authority: bytes | None = None,
     suspect_since: datetime | None = None,
@@ -96,15 +106,20 @@ def judge(
     """Judge a bundle.
 
     Carriers, projection and signature are derived from the opened secret; nothing else in the bundle can stand in for them. What
-    was left to choose costs: ``2 ** grinding_bits`` secrets tried make the smallest p-value smaller by that factor, and a free
-    payload is a signature chosen freely, bit by bit.
+    was left to choose costs (``2 ** grinding_bits`` secrets tried make the smallest p-value smaller by that factor, and a free
+    payload is a signature chosen freely, bit by bit) or is the judge's: images, normalisation, estimator, budget and level. Only
+    a key that was time-stamped before the suspect was there can be ``"owned"``.
 
     Args:
         bundle: the evidence, as :meth:`Bundle.load` returns it.
         suspect: the model in dispute: a ``torch.nn.Module`` that returns logits, or what :func:`verify_api` can ask. Without it
-            only the bundle's transcript is replayed.
+            only the bundle's transcript is replayed, and the verdict is ``"claimed"``.
         images: the judge's own natural images of the key's target class, raw in [0, 1], ``(n, C, H, W)``; 50 or more.
-        controls: models that the claimant had no part in, by name. The key must not be found in them.
+        input_mean: mean of the suspect's input normalisation, as its own documentation states it, one value or one per channel;
+            by default it takes raw images. What the key says plays no part.
+        input_std: standard deviation of that normalisation.
+        controls: models that the claimant had no part in, by name, which take raw images (:class:`RawInputs` makes them). The key
+            must not be found in them.
         authority: the time-stamp authority's certificates, PEM; without it time-stamps count for nothing.
         suspect_since: when the suspect is first known to have existed, with time zone. A key committed to later proves nothing.
         grinding_bits: see :class:`Judgement`, 0 or more.
@@ -118,19 +133,17 @@ def judge(
     check_instance("bundle", bundle, Bundle)
     check_number("grinding_bits", grinding_bits, minimum=0)
     check_alpha(alpha)
-    since = _aware(suspect_since) if suspect_since is not None else None
     controls = controls or {}
     if images is None and (suspect is not None or controls):
         raise ValueError("`images` must be given to read a suspect or controls: the judge's own, of the key's target class.")
-    key = bundle.key
-    committed_at = check_timestamp(bundle.timestamp, bundle.statement, authority) if bundle.timestamp and authority else None
-    precedes = None if since is None else committed_at is not None and committed_at < since
-    payload_bits = freedom(bytes.fromhex(key.reveal()["payload"]), key.n_bits)
+    key = KeyAsRead.of(bundle.key, input_mean=input_mean, input_std=input_std)
+    committed_at, precedes = _date(bundle, authority, suspect_since)
+    n_commitments = len(set(bundle.statement.commitments))
+    grinding_bits = max(float(grinding_bits), math.log2(n_commitments))
+    payload_bits = freedom(bundle.key)
     factor = (grinding_bits + (0.0 if precedes else payload_bits)) * math.log10(2)
 
-    transcript = (
-        replay(key, bundle.images, bundle.transcript) if bundle.images is not None and bundle.transcript is not None else None
-    )
+    transcript = _replayed(bundle)
     reading = None
     if suspect is not None and images is not None:
         needed = max(_SMALLEST_ALPHA, 10 ** max(-300.0, math.log10(alpha) - factor))
@@ -138,45 +151,92 @@ def judge(
     evidence = reading or transcript
     if evidence is None:
         raise ValueError("`suspect` must be given: the bundle holds no transcript that could be replayed.")
-    readings = {}
-    for name, model in controls.items():
-        assert images is not None
-        readings[name] = _read(model, key, images, _CONTROL_ALPHA / len(controls), max_queries)
+    readings = _read_controls(controls, bundle.key, images, max_queries)
     objections = _objections(precedes, readings)
     adjusted = evidence.log10_p_value + factor
     adjusted = 0.0 if adjusted > 0 else adjusted  # NaN stays: nothing could be decided
-    verdict = verdict_of(10**adjusted, alpha)
     return Judgement(
-        owner=key.owner,
+        owner=bundle.key.owner,
         commitment=key.commitment,
+        n_commitments=n_commitments,
         committed_at=committed_at,
         precedes_suspect=precedes,
         reading=reading,
         transcript=transcript,
         controls=readings,
         payload_bits=payload_bits,
-        grinding_bits=float(grinding_bits),
+        grinding_bits=grinding_bits,
         p_value=evidence.p_value,
         log10_p_value=evidence.log10_p_value,
         adjusted_p_value=10**adjusted,
         log10_adjusted_p_value=adjusted,
         alpha=alpha,
-        verdict="not_proven" if objections and verdict == "owned" else verdict,
+        verdict=_verdict(reading, 10**adjusted, alpha, objections),
         objections=objections,
+        remarks=_remarks(bundle, key, reading, transcript),
     )
+
+
+def _date(bundle: Bundle, authority: bytes | None, suspect_since: datetime | None) -> tuple[datetime | None, bool | None]:
+    """Return when the commitment was stamped, and whether that was before the suspect was there."""
+    since = _aware(suspect_since) if suspect_since is not None else None
+    committed_at = check_timestamp(bundle.timestamp, bundle.statement, authority) if bundle.timestamp and authority else None
+    return committed_at, None if since is None else committed_at is not None and committed_at < since
+
+
+def _replayed(bundle: Bundle) -> VerificationResult | None:
+    if bundle.images is None or bundle.transcript is None:
+        return None
+    return replay(bundle.key, bundle.images, bundle.transcript)
+
+
+def _read_controls(
+    controls: Mapping[str, nn.Module | Oracle], key: WatermarkKey, images: Tensor | None, max_queries: int
+) -> dict[str, VerificationResult]:
+    if images is None or not controls:
+        return {}
+    raw = KeyAsRead.of(key, input_mean=0.0, input_std=1.0)
+    return {name: _read(model, raw, images, _CONTROL_ALPHA / len(controls), max_queries) for name, model in controls.items()}
+
+
+def _verdict(
+    reading: VerificationResult | None, adjusted_p_value: float, alpha: float, objections: Sequence[str]
+) -> Verdict | Literal["claimed"]:
+    if reading is None:
+        return "claimed"
+    verdict = verdict_of(adjusted_p_value, alpha, reading.recognised)
+    return "not_proven" if objections and verdict == "owned" else verdict
 
 
 def _objections(precedes: bool | None, controls: Mapping[str, VerificationResult]) -> tuple[str, ...]:
     found = []
-    if precedes is False:
+    if precedes is None:
+        found.append("no trusted time-stamp was held against the time since which the suspect is known")
+    elif not precedes:
         found.append("the commitment is not known to be older than the suspect")
     for name, result in controls.items():
         if result.p_value <= _CONTROL_ALPHA / len(controls):
-            found.append(f"control model {name!r} shows the signature too (p = {result.p_value:.2g})")
+            found.append(f"control model {printable(name)!r} shows the signature too (p = {result.p_value:.2g})")
     return tuple(found)
 
 
-def _read(model: nn.Module | Oracle, key: WatermarkKey, images: Tensor, alpha: float, max_queries: int) -> VerificationResult:
+def _remarks(
+    bundle: Bundle, key: KeyAsRead, reading: VerificationResult | None, transcript: VerificationResult | None
+) -> tuple[str, ...]:
+    found = []
+    if reading is None:
+        found.append("the answers are what the claimant says they were; only a reading of the suspect can decide")
+    if transcript is not None and bundle.transcript is not None and settings_of(bundle.transcript) != bundle.statement.reading:
+        found.append("the transcript was not read as the published commitment announced, so its p-value proves nothing")
+    if reading is not None and not reading.recognised >= 0.5:
+        found.append(
+            "the suspect does not take the images for the key's class as it was read (normalisation "
+            f"{key.input_mean}, {key.input_std}), so its reading says nothing"
+        )
+    return tuple(found)
+
+
+def _read(model: nn.Module | Oracle, key: KeyAsRead, images: Tensor, alpha: float, max_queries: int) -> VerificationResult:
     if isinstance(model, nn.Module):
         return verify(model, key, images, alpha=alpha)
     return verify_api(model, key, images, alpha=alpha, max_queries=max_queries)

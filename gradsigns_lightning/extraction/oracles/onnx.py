@@ -1,7 +1,12 @@
-"""A model in an ONNX file."""
+"""A model in an ONNX file.
+
+The file may come from the accused, so the runtime is given the checked content alone, never a path: an ONNX file can name other
+files, and other formats that the runtime reads by a file's ending are not checked here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -9,6 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+
+_LARGEST = 2**31 - 1  # bytes of a protobuf message
+_FILE_READERS = ("EPContext",)  # operators that name a file
 
 
 class OnnxOracle:
@@ -21,8 +29,8 @@ class OnnxOracle:
         path: the ONNX file.
 
     Raises:
-        ValueError: the file is missing, no ONNX model, or takes something else than one image tensor.
-        ImportError: onnxruntime is not installed.
+        ValueError: the file is missing, no ONNX model, names other files, or takes something else than one image tensor.
+        ImportError: onnx or onnxruntime is not installed.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -30,11 +38,9 @@ class OnnxOracle:
             import onnxruntime
         except ImportError as error:
             raise ImportError("Reading an ONNX file needs onnxruntime: pip install 'gradsigns-lightning[onnx]'.") from error
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise ValueError(f"`path` must name an ONNX file, got '{path}', which is not there.")
+        content = _checked_content(Path(path).expanduser())
         try:
-            self._session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no other base class
             raise ValueError(f"`path`: '{path}' is damaged or no ONNX model that can be run.") from error
         inputs = self._session.get_inputs()
@@ -51,3 +57,45 @@ class OnnxOracle:
         one_by_one = isinstance(self._input.shape[0], int)
         batches = np.split(array, len(array)) if one_by_one and self._input.shape[0] == 1 else [array]
         return np.concatenate([self._session.run(None, {self._input.name: batch})[0] for batch in batches])
+
+
+def _checked_content(file: Path) -> bytes:
+    """Return the model in ``file``, written anew, so that the runtime reads what was checked and nothing else."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError("Reading an ONNX file needs onnx: pip install 'gradsigns-lightning[onnx]'.") from error
+    if not file.is_file():
+        raise ValueError(f"`path` must name an ONNX file, got '{file}', which is not there.")
+    if file.stat().st_size > _LARGEST:
+        raise ValueError(f"`path` must name an ONNX file below 2 GiB, got '{file}' of {file.stat().st_size} bytes.")
+    try:
+        model = onnx.ModelProto.FromString(file.read_bytes())
+    except Exception as error:  # protobuf's implementations raise errors of their own
+        raise ValueError(f"`path`: '{file}' is damaged or no ONNX model that can be run.") from error
+    if not model.HasField("graph"):
+        raise ValueError(f"`path`: '{file}' is damaged or no ONNX model that can be run.")
+    if any(_names_files(message) for message in _messages(model)):
+        raise ValueError(f"`path`: the model in '{file}' names other files; export it with its weights inside.")
+    model.DiscardUnknownFields()
+    checked: bytes = model.SerializeToString()
+    return checked
+
+
+def _names_files(message: Any) -> bool:
+    """Tell whether a part of an ONNX model is a tensor or an operator whose content is in another file."""
+    kind = message.DESCRIPTOR.name
+    if kind == "TensorProto":
+        return bool(message.data_location == message.EXTERNAL or message.external_data)
+    return kind == "NodeProto" and message.op_type in _FILE_READERS
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """Yield a protobuf message and all messages in it, at any depth: initializers, attributes, subgraphs, functions."""
+    yield message
+    if message.DESCRIPTOR.name == "TensorProto":
+        return  # to list its fields would copy its numbers
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from _messages(part)

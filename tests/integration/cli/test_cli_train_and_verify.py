@@ -55,7 +55,7 @@ def test_keygen_prints_the_commitment_and_refuses_to_overwrite(capsys):
     assert (key.input_shape, key.input_mean, key.input_std) == ((1, 8, 8), (0.305,), (0.376,))
     out = capsys.readouterr().out
     assert key.commitment in out
-    assert key._secret.hex() not in out
+    assert key.reveal()["secret"] not in out
     assert read_json("k.json")["commitment"] == key.commitment
     assert main(words) == 1
     assert "existing key file" in capsys.readouterr().err
@@ -85,7 +85,7 @@ def test_train_prints_one_table_and_nothing_else(signed):
 
 
 def test_no_file_of_the_run_but_the_key_holds_the_secret(signed):
-    secret = WatermarkKey.load(signed.key)._secret
+    secret = bytes.fromhex(WatermarkKey.load(signed.key).reveal()["secret"])
     assert files_with(signed.folder.parent, secret) == ["acme.gskey"]
     assert files_with(signed.folder.parent, secret.hex().encode()) == []
     assert secret.hex() not in signed.printed

@@ -17,7 +17,10 @@ from gradsigns_lightning.core import derivation
 
 VECTORS = json.loads((Path(__file__).parent / "key_vectors.json").read_text())
 DOCUMENT = Path(__file__).parents[3] / "docs" / "key-format.md"
-BOUND = ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")
+BOUND = {1: ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")}
+BOUND[2] = (*BOUND[1], "input_mean", "input_std")
+COMMITTED = {1: (*BOUND[2], "payload", "secret"), 2: (*BOUND[2], "version", "purpose", "payload", "secret")}
+STREAMS = {"owner": "signature", "message": "signature/message"}
 SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\f": "\\f", "\b": "\\b"}
 
 
@@ -50,9 +53,10 @@ def hkdf_sha256(secret: bytes, salt: bytes, info: bytes, length: int = 32) -> by
 
 
 def stream(vector, label: str, n_bytes: int) -> bytes:
-    context = canonical({name: vector[name] for name in BOUND}).encode("ascii")
-    info = b"gradsigns/v1/" + label.encode("ascii") + b"\n" + context
-    key = hkdf_sha256(bytes.fromhex(vector["secret"]), b"gradsigns-lightning/key/v1", info)
+    version = vector["version"]
+    context = canonical({name: vector[name] for name in BOUND[version]}).encode("ascii")
+    info = b"gradsigns/v%d/" % version + label.encode("ascii") + b"\n" + context
+    key = hkdf_sha256(bytes.fromhex(vector["secret"]), b"gradsigns-lightning/key/v%d" % version, info)
     return hashlib.shake_256(key).digest(n_bytes)
 
 
@@ -76,33 +80,41 @@ def derived(vector) -> dict:
     carriers = sorted(ranked[: vector["n_carriers"]])
     n_entries = vector["n_bits"] * vector["n_carriers"]
     entries = bytes(1 if bit else 255 for bit in bits(stream(vector, "projection", -(-n_entries // 8)), n_entries))
-    payload = bits(bytes.fromhex(vector["payload"]).ljust(-(-vector["n_bits"] // 8), b"\0"), vector["n_bits"])
-    keystream = bits(stream(vector, "signature", -(-vector["n_bits"] // 8)), vector["n_bits"])
-    committed = {name: vector[name] for name in (*BOUND, "input_mean", "input_std", "payload", "secret")}
+    committed = {name: vector[name] for name in COMMITTED[vector["version"]]}
     salt = stream(vector, "commitment-salt", 32)
+    prefix = b"gradsigns/v%d/commitment\n" % vector["version"]
     return {
         "first_carriers": carriers[:6],
         "last_carriers": carriers[-6:],
         "carriers_sha256": hashlib.sha256(b"".join(i.to_bytes(8, "little") for i in carriers)).hexdigest(),
         "projection_sha256": hashlib.sha256(entries).hexdigest(),
-        "signature": packed([k ^ p for k, p in zip(keystream, payload, strict=True)]).hex(),
-        "commitment": hashlib.sha256(b"gradsigns/v1/commitment\n" + salt + canonical(committed).encode("ascii")).hexdigest(),
+        "signature": packed(signature(vector)).hex(),
+        "commitment": hashlib.sha256(prefix + salt + canonical(committed).encode("ascii")).hexdigest(),
     }
 
 
+def signature(vector) -> list[int]:
+    n_bits, n_bytes = vector["n_bits"], -(-vector["n_bits"] // 8)
+    payload = bytes.fromhex(vector["payload"])
+    if vector["purpose"] == "customer":
+        number = int.from_bytes(payload, "little")
+        return bits(stream(vector, "signature/customers", n_bytes * (number + 1))[n_bytes * number :], n_bits)
+    keystream = bits(stream(vector, STREAMS[vector["purpose"]], n_bytes), n_bits)
+    return [k ^ p for k, p in zip(keystream, bits(payload.ljust(n_bytes, b"\0"), n_bits), strict=True)]
+
+
 def key_of(vector) -> WatermarkKey:
-    return WatermarkKey.generate(
-        vector["owner"],
-        vector["n_bits"],
-        input_shape=vector["input_shape"],
-        target_class=vector["target_class"],
-        n_carriers=vector["n_carriers"],
-        payload=bytes.fromhex(vector["payload"]),
-        input_mean=vector["input_mean"],
-        input_std=vector["input_std"],
-        scope=vector["scope"],
-        secret=bytes.fromhex(vector["secret"]),
-    )
+    names = BOUND[2] if vector["version"] == 1 else (*BOUND[2], "version", "purpose")
+    public = {name: vector[name] for name in names}
+    return WatermarkKey.from_parts(public, payload=bytes.fromhex(vector["payload"]), secret=bytes.fromhex(vector["secret"]))
+
+
+def test_what_is_generated_is_of_the_latest_version():
+    vector = next(v for v in VECTORS if v["version"] == 2 and v["purpose"] == "owner")
+    names = ("n_bits", "n_carriers", "input_shape", "target_class", "input_mean", "input_std", "scope")
+    secret, payload = (bytes.fromhex(vector[name]) for name in ("secret", "payload"))
+    key = WatermarkKey.generate(vector["owner"], **{n: vector[n] for n in names}, secret=secret, payload=payload)
+    assert key == key_of(vector)
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["name"])
@@ -136,15 +148,22 @@ def test_own_hkdf_follows_rfc_5869_test_case_1():
 
 
 def test_streams_of_other_labels_and_contexts_differ():
-    streams = {derivation.expand(bytes(32), label, context, 32) for label in "ab" for context in (b"", b"c")}
-    assert len(streams) == 4
+    secret = derivation.Secret(bytes(32))
+    streams = {
+        derivation.Streams(secret, context, version).bytes(label, 32)
+        for label in "ab"
+        for context in (b"", b"c")
+        for version in (1, 2)
+    }
+    assert len(streams) == 8
 
 
 def test_a_shorter_stream_is_a_prefix_of_a_longer_one():
-    assert derivation.expand(bytes(32), "a", b"", 100)[:7] == derivation.expand(bytes(32), "a", b"", 7)
+    streams = derivation.Streams(derivation.Secret(bytes(32)), b"", 2)
+    assert streams.bytes("a", 100)[:7] == streams.bytes("a", 7)
 
 
 def test_equal_words_go_to_the_smaller_value(monkeypatch):
     words = np.array([5, 1, 5, 0, 5], dtype="<u8")
-    monkeypatch.setattr(derivation, "expand", lambda *_: words.tobytes())
-    assert derivation.expand_subset(bytes(32), "x", b"", 5, 3).tolist() == [0, 1, 3]
+    monkeypatch.setattr(derivation.Streams, "bytes", lambda *_: words.tobytes())
+    assert derivation.Streams(derivation.Secret(bytes(32)), b"", 2).subset("x", 5, 3).tolist() == [0, 1, 3]

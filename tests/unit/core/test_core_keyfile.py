@@ -36,14 +36,14 @@ def outcome(path, data: bytes):
         return WatermarkKey.load(path)
     except ValueError as error:
         assert "`path`" in str(error)  # noqa: PT017
-        assert KEY._secret.hex() not in str(error)  # noqa: PT017
+        assert KEY._secret.reveal().hex() not in str(error)  # noqa: PT017
         return None
 
 
 def file_of(**changes) -> bytes:
     """A key file whose entries are replaced; None leaves one out."""
-    entries = {"format": "gradsigns-key", "version": "1", "commitment": KEY.commitment, "key": json.dumps(KEY.to_public_dict())}
-    tensors = {"secret": np.frombuffer(KEY._secret, np.uint8), "payload": np.frombuffer(KEY._payload, np.uint8)}
+    entries = {"format": "gradsigns-key", "version": "2", "commitment": KEY.commitment, "key": json.dumps(KEY.to_public_dict())}
+    tensors = {"secret": np.frombuffer(KEY._secret.reveal(), np.uint8), "payload": np.frombuffer(KEY._payload, np.uint8)}
     for name, value in changes.items():
         (tensors if name in tensors else entries)[name] = value
     return save({k: v for k, v in tensors.items() if v is not None}, {k: v for k, v in entries.items() if v is not None})
@@ -120,7 +120,8 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(path, monkeypatch,
 
 
 def test_a_failing_first_write_leaves_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    for name in ("link", "replace"):
+        monkeypatch.setattr(os, name, lambda *_: (_ for _ in ()).throw(OSError("no")))
     with pytest.raises(OSError, match="no"):
         KEY.save(tmp_path / "k")
     assert list(tmp_path.iterdir()) == []
@@ -154,9 +155,21 @@ def test_appended_bytes_are_refused(path):
 
 
 def test_another_version_is_named(path):
-    path.write_bytes(file_of(version="2"))
-    with pytest.raises(ValueError, match="has version '2', this release reads '1'"):
+    path.write_bytes(file_of(version="3"))
+    with pytest.raises(ValueError, match="has version '3', this release reads 1, 2"):
         WatermarkKey.load(path)
+
+
+def test_the_files_version_must_be_the_keys(path):
+    assert outcome(path, file_of(version="1")) is None
+
+
+def test_a_key_of_version_1_is_written_and_read(tmp_path):
+    public = {name: value for name, value in KEY.to_public_dict().items() if name not in ("version", "purpose")}
+    old = WatermarkKey.from_parts(public, payload=b"", secret=bytes(32))
+    old.save(tmp_path / "old.gskey")
+    assert WatermarkKey.load(tmp_path / "old.gskey") == old
+    assert b'"version":"1"' in (tmp_path / "old.gskey").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +190,7 @@ def test_another_version_is_named(path):
         (file_of(key="{"), "something else"),
         (file_of(key="7"), "something else"),
         (file_of(key="[" * 100_000), "something else"),
-        (file_of(key="{}"), "parameters in key file"),
+        (file_of(key="{}", version="1"), "parameters in key file"),
         (file_of(secret=None), "something else"),
         (file_of(payload=None), "something else"),
         (file_of(payload=np.frombuffer(b"b", np.uint8)), "does not match its own commitment"),
@@ -232,7 +245,7 @@ def test_a_huge_file_is_refused_without_reading_it(tmp_path):
 
 def test_what_was_read_prints_no_secret(path):
     content = keyfile.read(path)
-    assert content.secret == KEY._secret
+    assert content.secret == KEY._secret.reveal()
     assert "secret=" not in repr(content)
     assert "payload=" not in repr(content)
 

@@ -9,11 +9,17 @@ import pytest
 import torch
 
 from gradsigns_lightning import WatermarkKey, customer_key, message_key
-from gradsigns_lightning.core.payload import PayloadCode, _threads_kept, freedom
+from gradsigns_lightning.core.payload import PayloadCode, _threads_kept, blank_message_key, check_traceable, freedom
 
 galois = pytest.importorskip("galois")
 
 MASTER = WatermarkKey.generate("Acme", 128, input_shape=(1, 28, 28), target_class=0, secret=bytes(32))
+SHORT = WatermarkKey.generate("Acme", 43, input_shape=(1, 28, 28), target_class=0, secret=bytes(32))
+OLD = WatermarkKey.from_parts(
+    {name: value for name, value in MASTER.to_public_dict().items() if name not in ("version", "purpose")},
+    payload=b"",
+    secret=bytes(32),
+)
 NUMBERS = PayloadCode(128, 2)
 
 
@@ -74,16 +80,38 @@ def test_customers_share_all_but_the_signature():
     first, second = customer_key(MASTER, 17), customer_key(MASTER, 9_999)
     assert torch.equal(first.carriers, second.carriers)
     assert torch.equal(first.projection, MASTER.projection)
-    # Codewords of the code differ in at least 2 t + 1 places.
-    assert int((first.signature != second.signature).sum()) > 2 * NUMBERS.n_correctable
     assert len({first.commitment, second.commitment, MASTER.commitment}) == 3
-    assert NUMBERS.decode(first.signature.numpy() ^ MASTER.signature.numpy()) == ((17).to_bytes(2, "little"), 0)
+
+
+def test_signatures_of_copies_have_nothing_in_common():
+    """No linear code: what any customers' signatures combine to is nobody's, the master's and messages' among them."""
+    customers = MASTER.customer_signatures(2000)
+    assert all(np.array_equal(customers[i], customer_key(MASTER, i).signature) for i in (0, 1, 1234, 1999))
+    others = [MASTER.signature, blank_message_key(MASTER).signature, message_key(MASTER, "a").signature]
+    sums = [customers[i] ^ customers[j] ^ customers[k] for i, j, k in ((1234, 777, 321), (0, 1, 2), (5, 6, 7))]
+    for bits in [*(other.numpy() for other in others), *sums]:
+        assert 30 < (customers != bits).sum(1).min() < 64  # as far as random bits are
+    assert abs(customers.mean() - 0.5) < 0.005
+
+
+def test_no_customer_has_the_masters_or_a_messages_signature():
+    assert not torch.equal(customer_key(MASTER, 0).signature, MASTER.signature)
+    assert not torch.equal(message_key(MASTER, "").signature, MASTER.signature)
+    assert not torch.equal(message_key(MASTER, "ab").signature, customer_key(MASTER, int.from_bytes(b"ab", "little")).signature)
+
+
+@pytest.mark.parametrize(("n_bits", "n_customers", "alpha", "needed"), [(43, 10_000, 1e-9, 44), (8, 2, 1e-3, 11)])
+def test_keys_too_short_to_trace_are_refused_with_the_length_that_would_do(n_bits, n_customers, alpha, needed):
+    with pytest.raises(ValueError, match=f"`master` must have at least {needed} bits .* got {n_bits}"):
+        check_traceable(n_bits, n_customers=n_customers, alpha=alpha)
+    check_traceable(needed, n_customers=n_customers, alpha=alpha)
+    assert n_customers * 2.0**-needed <= alpha < n_customers * 2.0 ** -(needed - 1)
 
 
 def test_a_message_key_carries_its_text():
     code = PayloadCode(128, 4)
     key = message_key(MASTER, "v2é")
-    assert code.decode(key.signature.numpy() ^ MASTER.signature.numpy()) == ("v2é".encode(), 0)
+    assert code.decode(key.signature.numpy() ^ blank_message_key(MASTER).signature.numpy()) == ("v2é".encode(), 0)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +119,11 @@ def test_a_message_key_carries_its_text():
     [
         (lambda: customer_key(MASTER, 65536), r"`customer` must be an integer in \[0, 65535\], got 65536"),
         (lambda: customer_key(customer_key(MASTER, 1), 2), "`master` must be a key without payload"),
+        (lambda: customer_key(message_key(MASTER, ""), 2), "`master` must be a key without payload"),
+        (lambda: customer_key(SHORT, 2), "`master` must have at least 44 bits"),
+        (lambda: customer_key(OLD, 2), "`master` must be a key of version 2 or later, got version 1"),
+        (lambda: message_key(OLD, "a"), "`master` must be a key of version 2 or later, got version 1"),
+        (lambda: message_key(MASTER, "\ud800"), "`message` must be text that UTF-8 can hold"),
         (lambda: message_key(MASTER, "hello"), "`message` must be at most 4 bytes of UTF-8 without zeros, got 5"),
         (lambda: message_key(MASTER, "a\0b"), "`message` must be at most 4 bytes of UTF-8 without zeros"),
     ],
@@ -101,12 +134,14 @@ def test_wrong_customers_and_messages_are_named(make, message):
 
 
 def test_freedom_counts_what_could_be_chosen():
-    assert freedom(b"", 128) == 0
-    assert freedom(bytes(range(16)), 128) == 128  # a free payload: every bit of the signature
-    assert freedom(NUMBERS.encode(b"ab"), 128) == 16 + 1  # two bytes of one of two codes
-    assert freedom(PayloadCode(128, 4).encode(b"v2.1"), 128) == 32 + 1
-    assert freedom(bytes(range(4)), 32) == 32
-    assert freedom(b"x", 128) == 8
+    assert freedom(MASTER) == 0
+    assert freedom(MASTER.with_payload(bytes(range(16)))) == 128  # a free payload: every bit of the signature
+    assert freedom(MASTER.with_payload(b"x")) == 8
+    assert freedom(MASTER.with_payload(NUMBERS.encode(b"ab"))) == 8 * 16  # only what says that it is a code is one
+    assert freedom(customer_key(MASTER, 7)) == 16 + 1
+    assert freedom(message_key(MASTER, "v2.1")) == 32 + 1
+    assert freedom(blank_message_key(MASTER, bytes(range(16)))) == 128 + 1  # no codeword
+    assert freedom(OLD.with_payload(bytes(range(4)))) == 32
 
 
 def test_the_number_of_threads_stays_as_it_was():

@@ -2,7 +2,6 @@
 
 import io
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from scipy import stats
 from torch import nn
 
 from gradsigns_lightning import WatermarkKey, verify_api
+from gradsigns_lightning.core.key import KeyAsRead
 from gradsigns_lightning.extraction.probes import alignment
 
 SHAPE = (3, 16, 16)
@@ -123,7 +123,7 @@ def test_a_module_gets_normalised_inputs(model):
         def forward(self, x):
             return model(x * 0.25 + 0.5)
 
-    key = replace(KEY, input_mean=(0.5,), input_std=(0.25,))
+    key = KeyAsRead.of(KEY, input_mean=0.5, input_std=0.25)
     by_module = verify_api(Normalised(), key, IMAGES)
     by_hand = verify_api(lambda x: model(x).detach(), KEY, IMAGES)
     assert by_module.n_queries == by_hand.n_queries

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tracemalloc
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
@@ -27,6 +28,7 @@ from gradsigns_lightning.extraction.evidence import (
     signer_pem,
     timestamp_request,
 )
+from gradsigns_lightning.extraction.settings import ReadingSettings
 
 SHAPE, T = (3, 16, 16), 2
 SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -88,7 +90,14 @@ def edited(path, change, *, sign_with=None):
 def test_a_statement_reveals_nothing_and_reads_back():
     data = STATEMENT.to_bytes()
     assert Statement.from_bytes(data) == STATEMENT
-    assert json.loads(data).keys() == {"format", "commitments", "signer"}
+    assert json.loads(data).keys() == {"format", "commitments", "signer", "reading"}
+
+
+def test_a_statement_of_format_1_is_read_and_its_bytes_stay():
+    old = Statement(STATEMENT.commitments, STATEMENT.signer)
+    assert json.loads(old.to_bytes()).keys() == {"format", "commitments", "signer"}
+    assert Statement.from_bytes(old.to_bytes()) == old
+    assert old.reading is None
 
 
 @pytest.mark.parametrize(
@@ -285,12 +294,59 @@ def test_whatever_a_file_holds_the_error_is_clear(data):
             read(data)
 
 
+@pytest.mark.parametrize("data", [b"[" + b"{}," * (1 << 23) + b"{}]\n", b"[" * (1 << 24), b"9" * ((1 << 27) + 1)])
+def test_a_small_file_does_not_take_a_hundred_times_its_size(data):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"must have at most \d+ (bytes|values), got \d+"):
+            Bundle.from_bytes(data)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_bits": 8192, "n_carriers": 65537, "input_shape": (1, 512, 512)}, "`n_bits` \\* `n_carriers` must be <= 536870912"),
+        ({"n_bits": 8, "n_carriers": 8, "input_shape": (1, 8192, 4097)}, "`input_shape` must have at most 33554432 coordinates"),
+    ],
+)
+def test_keys_that_ask_for_gigabytes_are_refused_before_anything_is_derived(change, message):
+    public = {**KEY.to_public_dict(), **change}
+    with pytest.raises(ValueError, match=message):
+        WatermarkKey.from_parts(public, payload=b"", secret=bytes(32))
+
+
+def test_rows_that_ask_for_gigabytes_are_refused(model):
+    key = WatermarkKey.generate("A", 4096, input_shape=(1, 512, 512), target_class=0, n_carriers=4096, secret=bytes(32))
+    with pytest.raises(ValueError, match="`key` must have at most 268435456 values in all directions"):
+        verify_api(model, key, torch.rand(1, 1, 512, 512), estimator="rows")
+
+
 # --- judgement
 
 
-def test_a_genuine_claim_stands(bundle_file, model, unmarked, transcript):
-    judgement = judge(Bundle.load(bundle_file), suspect=model, images=JUDGES, controls={"other": unmarked})
+@pytest.fixture(scope="module")
+def dated(authority):
+    """What a judge knows who has seen that the commitments were stamped before the suspect was there."""
+    return {"authority": authority.certificates.read_bytes(), "suspect_since": NOW + timedelta(days=1)}
+
+
+def stamped(authority, key, statement=None, **content):
+    statement = statement or make_statement([key.commitment], SIGNER)
+    return Bundle(key=key, statement=statement, timestamp=authority.stamp(timestamp_request(statement)), **content)
+
+
+@pytest.fixture(scope="module")
+def genuine(authority, transcript):
+    return stamped(authority, KEY, STATEMENT, images=transcript[1], transcript=transcript[2])
+
+
+def test_a_genuine_claim_stands(genuine, dated, model, unmarked, transcript):
+    judgement = judge(genuine, suspect=model, images=JUDGES, controls={"other": unmarked}, **dated)
     assert (judgement.verdict, judgement.objections, judgement.owner) == ("owned", (), "Acme")
+    assert judgement.remarks == ()
     assert judgement.reading.n_matches > 120
     assert judgement.transcript == transcript[0]
     assert judgement.controls["other"].p_value > 1e-3
@@ -298,18 +354,101 @@ def test_a_genuine_claim_stands(bundle_file, model, unmarked, transcript):
     assert json.dumps(judgement.to_dict(), allow_nan=False)
 
 
-def test_a_suspect_behind_an_api_is_asked_until_the_adjusted_evidence_suffices(bundle_file, model):
-    judgement = judge(Bundle.load(bundle_file), suspect=scores(model), images=JUDGES)
+def test_without_an_earlier_time_stamp_nothing_is_owned(genuine, bundle_file, dated, model):
+    for bundle, known in [
+        (genuine, {}),
+        (genuine, {"authority": dated["authority"]}),
+        (genuine, {"suspect_since": dated["suspect_since"]}),
+        (Bundle.load(bundle_file), dated),  # without stamp
+    ]:
+        judgement = judge(bundle, suspect=model, images=JUDGES, **known)
+        assert judgement.adjusted_p_value < 1e-15
+        assert judgement.verdict == "not_proven"
+        assert "time-stamp" in judgement.objections[0] or "older than the suspect" in judgement.objections[0]
+
+
+def test_a_suspect_behind_an_api_is_asked_until_the_adjusted_evidence_suffices(genuine, dated, model):
+    judgement = judge(genuine, suspect=scores(model), images=JUDGES, **dated)
     assert judgement.verdict == "owned"
     assert judgement.adjusted_p_value <= 1e-9
     assert judgement.reading.n_queries > 100
 
 
-def test_without_suspect_the_transcript_is_replayed(bundle_file, transcript):
-    judgement = judge(Bundle.load(bundle_file), grinding_bits=0)
-    assert (judgement.verdict, judgement.reading) == ("owned", None)
-    assert judgement.p_value == judgement.adjusted_p_value == transcript[0].p_value
-    assert judge(Bundle.load(bundle_file)).verdict == "not_proven"  # 2**64 keys tried are more than this transcript bears
+def test_without_suspect_there_is_a_claim_and_no_verdict(genuine, dated, transcript):
+    for known in ({}, dated):
+        judgement = judge(genuine, grinding_bits=0, **known)
+        assert (judgement.verdict, judgement.reading) == ("claimed", None)
+        assert judgement.p_value == transcript[0].p_value
+        assert judgement.adjusted_p_value == pytest.approx(2 * transcript[0].p_value)  # two commitments
+        assert "what the claimant says" in judgement.remarks[0]
+
+
+def test_an_invented_transcript_is_a_claim(tmp_path, authority, dated):
+    """Answers that no model gave replay as well as genuine ones."""
+    weights = torch.zeros(768)
+    weights[KEY.carriers] = (2 * KEY.signature.float() - 1) @ KEY.projection.float()
+
+    def liar(images):
+        score = -(images.flatten(1) - 0.5) @ weights / 20
+        return torch.stack([score, -score, 0 * score], 1).roll(T, 1)
+
+    result = verify_api(liar, KEY, IMAGES, journal=tmp_path / "j", alpha=1e-30, max_queries=3000)
+    assert result.p_value < 1e-25
+    content = {"images": (IMAGES * 255).round().to(torch.uint8), "transcript": read_journal(tmp_path / "j")}
+    assert judge(stamped(authority, KEY, **content), **dated).verdict == "claimed"
+
+
+def test_as_many_keys_were_tried_as_were_committed_to(authority, dated, model):
+    statement = make_statement([KEY.commitment, *(f"{i:064x}" for i in range(1023))], SIGNER)
+    judgement = judge(stamped(authority, KEY, statement), suspect=model, images=JUDGES, grinding_bits=0, **dated)
+    assert (judgement.grinding_bits, judgement.n_commitments) == (10.0, 1024)
+    assert judgement.log10_adjusted_p_value == pytest.approx(judgement.log10_p_value + 10 * np.log10(2))
+
+
+def test_a_transcript_read_otherwise_than_announced_is_remarked(authority, model, tmp_path):
+    """Who picks budget and level after seeing the answers picks where the reading ends."""
+    verify_api(scores(model), KEY, OWN, max_queries=70, journal=tmp_path / "short")
+    content = {"images": (OWN * 255).round().to(torch.uint8), "transcript": read_journal(tmp_path / "short")}
+    announced = make_statement([KEY.commitment], SIGNER, reading=ReadingSettings(max_queries=70))
+    old = Statement([KEY.commitment], make_statement([KEY.commitment], SIGNER).signer)
+    for statement, expected in [(None, 2), (old, 2), (announced, 1)]:
+        judgement = judge(stamped(authority, KEY, statement, **content))
+        assert len(judgement.remarks) == expected
+    assert "not read as the published commitment announced" in judge(stamped(authority, KEY, **content)).remarks[1]
+
+
+def test_the_claimants_normalisation_plays_no_part(authority, dated, planted):
+    key = key_number(7, input_mean=0.5, input_std=0.25)
+    model = planted(key)  # takes raw images
+    judgement = judge(stamped(authority, key), suspect=model, images=JUDGES, **dated)
+    assert judgement.verdict == "owned"
+
+    class Normalised(torch.nn.Module):
+        def forward(self, x):
+            return model(x * 0.25 + 0.5)
+
+    stated = judge(stamped(authority, key), suspect=Normalised(), images=JUDGES, input_mean=0.5, input_std=0.25, **dated)
+    assert stated.verdict == "owned"
+    assert stated.reading.margin == pytest.approx(judgement.reading.margin, rel=1e-3)
+
+
+def test_a_normalisation_solved_for_after_seeing_the_model_is_another_key(unmarked):
+    """In version 1 a claimant could choose `input_std` so that the signs fit; it changed no carrier, projection or bit."""
+    tried = [key_number(7, input_std=[1.0, 1.0, std]) for std in (0.5, 0.500001, 2.0)]
+    assert len({key.signature.numpy().tobytes() for key in tried}) == 3
+    assert len({key.projection.numpy().tobytes() for key in tried}) == 3
+    assert all(verify(unmarked, key, OWN).p_value > 1e-3 for key in tried)
+
+
+def test_a_suspect_that_does_not_take_the_images_for_the_class_is_inconclusive(genuine, dated, model):
+    class Turned(torch.nn.Module):
+        def forward(self, x):
+            return model(x) - 100 * torch.nn.functional.one_hot(torch.tensor(T), 3)
+
+    for suspect in (Turned(), scores(Turned())):
+        judgement = judge(genuine, suspect=suspect, images=JUDGES, **dated)
+        assert (judgement.verdict, judgement.reading.recognised) == ("inconclusive", 0.0)
+        assert "does not take the images for the key's class" in judgement.remarks[0]
 
 
 def test_another_model_is_not_proven(bundle_file, unmarked):
@@ -325,12 +464,13 @@ def test_a_suspect_that_shows_nothing_is_inconclusive(bundle_file):
             return 0 * x.flatten(1)[:, :3]
 
     judgement = judge(Bundle.load(bundle_file), suspect=Flat(), images=JUDGES, controls={"flat": Flat()})
-    assert (judgement.verdict, judgement.objections) == ("inconclusive", ())
+    assert judgement.verdict == "inconclusive"
+    assert len(judgement.objections) == 1  # of the date alone
     assert judgement.to_dict()["adjusted_p_value"] is None
 
 
-def test_a_mark_that_controls_show_too_is_no_proof(bundle_file, model, planted):
-    judgement = judge(Bundle.load(bundle_file), suspect=model, images=JUDGES, controls={"copy": planted(KEY, noise=0.4)})
+def test_a_mark_that_controls_show_too_is_no_proof(genuine, dated, model, planted):
+    judgement = judge(genuine, suspect=model, images=JUDGES, controls={"copy": planted(KEY, noise=0.4)}, **dated)
     assert judgement.verdict == "not_proven"
     assert "control model 'copy' shows the signature too" in judgement.objections[0]
 
@@ -412,11 +552,9 @@ def test_forgery_by_a_signature_chosen_after_seeing_the_model(unmarked):
     assert (judgement.verdict, judgement.payload_bits, judgement.adjusted_p_value) == ("not_proven", 128, 1.0)
 
 
-def test_a_customers_number_costs_little(planted):
-    pytest.importorskip("galois")
+def test_a_customers_number_costs_little(authority, dated, planted):
     key = customer_key(KEY, 123)
-    bundle = Bundle(key=key, statement=make_statement([key.commitment], SIGNER))
-    judgement = judge(bundle, suspect=planted(key), images=JUDGES)
+    judgement = judge(stamped(authority, key), suspect=planted(key), images=JUDGES, **dated)
     assert (judgement.verdict, judgement.payload_bits) == ("owned", 17)
 
 

@@ -452,3 +452,93 @@ def test_what_is_no_onnx_classifier_is_named(tmp_path):
     write_onnx(file, datatype=11)  # double
     with pytest.raises(ValueError, match="must take one float32 or uint8 tensor"):
         OnnxOracle(file)
+
+
+def edited(path, change):
+    """Write the linear classifier with a change of its protobuf message."""
+    import onnx
+
+    write_onnx(path)
+    model = onnx.load(str(path))
+    change(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def external(tensor, location="weights.bin"):
+    tensor.ClearField("raw_data")
+    tensor.data_location = 1
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", location
+
+
+def with_branch(model):
+    """An operator whose subgraph, in an attribute, has a tensor elsewhere."""
+    branch = model.graph.node.add(op_type="If", input=["c"], output=["z"]).attribute.add(name="then_branch", type=5)
+    external(branch.g.node.add(op_type="Constant", output=["k"]).attribute.add(name="value", type=4).t)
+
+
+def with_sparse(model):
+    external(model.graph.sparse_initializer.add().values)
+
+
+def with_function(model):
+    function = model.functions.add(name="f", domain="own")
+    external(function.node.add(op_type="Constant", output=["k"]).attribute.add(name="value", type=4).t)
+
+
+def without_location(model):
+    entry = model.graph.initializer[0].external_data.add()
+    entry.key, entry.value = "location", "weights.bin"
+
+
+OTHER_FILES = {
+    "initializer": lambda model: external(model.graph.initializer[0]),
+    "absolute": lambda model: external(model.graph.initializer[0], "/etc/passwd"),
+    "memory address": lambda model: external(model.graph.initializer[0], "*/_ORT_MEM_ADDR_/*"),
+    "subgraph": with_branch,
+    "sparse": with_sparse,
+    "function": with_function,
+    "without the flag": without_location,
+    "compiled context": lambda model: model.graph.node.add(op_type="EPContext", domain="com.microsoft", output=["z"]),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_FILES)
+def test_an_onnx_file_that_names_other_files_is_refused(tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.bin").write_bytes(bytes(1000))
+    edited(tmp_path / "net.onnx", OTHER_FILES[change])
+    with pytest.raises(ValueError, match=r"`path`: the model in '.*net\.onnx' names other files"):
+        OnnxOracle(tmp_path / "net.onnx")
+
+
+def test_the_runtime_gets_the_checked_content_and_no_path(tmp_path, monkeypatch):
+    import onnxruntime
+
+    write_onnx(tmp_path / "net.onnx")
+    (tmp_path / "net.onnx").write_bytes((tmp_path / "net.onnx").read_bytes() + b"\xfa\x3f\x03abc")  # a field that nobody knows
+    given, session = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda model, **rest: given.append(model) or session(model, **rest))
+    OnnxOracle(tmp_path / "net.onnx")(IMAGES)
+    assert type(given[0]) is bytes
+    assert b"abc" not in given[0]
+
+
+def test_operators_of_unknown_domains_load_nothing(tmp_path):
+    def change(model):
+        model.graph.node[1].domain = "ai.onnx.contrib"
+        model.opset_import.add(domain="ai.onnx.contrib", version=1)
+
+    edited(tmp_path / "net.onnx", change)
+    with pytest.raises(ValueError, match="`path`: .* no ONNX model that can be run"):
+        OnnxOracle(tmp_path / "net.onnx")
+
+
+def test_other_formats_of_the_runtime_and_files_beyond_protobuf_are_refused(tmp_path):
+    (tmp_path / "net.ort").write_bytes(b"\x18\x00\x00\x00ORTM" + bytes(100))
+    with pytest.raises(ValueError, match="`path`: .* damaged"):
+        OnnxOracle(tmp_path / "net.ort")
+    with (tmp_path / "large.onnx").open("wb") as file:
+        file.truncate(2**31)  # takes no place on the disk
+    with pytest.raises(ValueError, match="`path` must name an ONNX file below 2 GiB"):
+        OnnxOracle(tmp_path / "large.onnx")

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from gradsigns_lightning import WatermarkKey, customer_key, message_key, read_message, trace
+from gradsigns_lightning.extraction.tracing import decode
 
-pytest.importorskip("galois")
+pytest.importorskip("galois")  # for messages
 
 SHAPE = (3, 16, 16)
 MASTER = WatermarkKey.generate("A", 128, input_shape=SHAPE, target_class=2, n_carriers=700, secret=bytes(32))
@@ -26,6 +27,78 @@ def test_one_reading_finds_one_customer_of_10_000(planted, customer):
     assert result.n_matches - result.next_n_matches > 20
     assert result.commitment == customer_key(MASTER, customer).commitment
     assert result.p_value < 1e-20
+
+
+def signs(*customers):
+    return [2.0 * MASTER.customer_signatures(10_000)[customer] - 1 for customer in customers]
+
+
+def decoded(evidence, **changes):
+    settings = {"n_customers": 10_000, "alpha": 1e-9, "n_queries": 60, "recognised": 1.0, **changes}
+    return decode(np.asarray(evidence, dtype=np.float64), MASTER, **settings)
+
+
+def test_the_masters_own_copy_is_nobodys():
+    result = decoded(2.0 * MASTER.signature.numpy() - 1)
+    assert (result.verdict, result.present, result.is_master, result.mixed) == ("not_proven", (), True, True)
+    assert not decoded(signs(5)[0]).is_master
+
+
+def test_a_mixture_names_no_single_customer_but_who_is_in_it():
+    a, b, c = signs(1234, 777, 4321)
+    for mixture in (a + b, 0.55 * a + 0.45 * b, a + b - c, a + b + c):
+        result = decoded(mixture)
+        assert (result.verdict, result.mixed) == ("not_proven", True)
+        assert result.present
+        assert set(result.present) <= {1234, 777, 4321}
+    assert decoded(a + b).present in ((777, 1234), (1234, 777))
+
+
+def test_a_combination_that_framed_a_fourth_customer_frames_nobody():
+    # With a linear code the signs of A + B - C were nearest to the customer a ^ b ^ c.
+    innocent = 1234 ^ 777 ^ 4321
+    a, b, c, d = signs(1234, 777, 4321, innocent)
+    for mixture in (a + b - c, 0.7 * a + 0.7 * b - 0.4 * c):
+        assert abs((np.sign(mixture) == d).mean() - 0.5) < 0.2
+        assert innocent not in decoded(mixture).present
+
+
+def test_a_damaged_copy_is_still_its_customers():
+    generator = np.random.default_rng(0)
+    (a,) = signs(1234)
+    noisy = a + generator.standard_normal(128)
+    result = decoded(noisy)
+    assert (result.verdict, result.customer, result.present, result.mixed) == ("owned", 1234, (1234,), False)
+    assert 0 < result.n_bits - result.n_matches < 40
+
+
+def test_innocents_are_named_in_at_most_alpha_of_mixtures():
+    generator = np.random.default_rng(1)
+    alpha, n_runs, framed, accused = 0.05, 2000, 0, 0
+    for _ in range(n_runs):
+        members = generator.choice(200, generator.integers(2, 6), replace=False)
+        weights = generator.standard_normal(len(members))
+        mixture = weights @ (2.0 * MASTER.customer_signatures(200)[members] - 1) + 0.3 * generator.standard_normal(128)
+        result = decoded(mixture, n_customers=200, alpha=alpha)
+        framed += not set(result.present) <= set(members)
+        accused += result.verdict == "owned" and result.customer not in members
+    assert accused <= framed <= 128  # P[Bin(2000, 0.05) > 128] < 0.003
+
+
+def test_images_of_another_class_name_nobody(planted):
+    model = planted(customer_key(MASTER, 5))
+    turned = lambda x: model(x) - 100 * torch.nn.functional.one_hot(torch.tensor(2), 3)  # noqa: E731
+
+    class Turned(torch.nn.Module):
+        def forward(self, x):
+            return turned(x)
+
+    with pytest.warns(UserWarning, match="nothing is concluded"):
+        result = trace(Turned(), MASTER, IMAGES)
+    assert (result.verdict, result.recognised) == ("inconclusive", 0.0)
+    assert trace(lambda x: turned(x).detach(), MASTER, IMAGES, max_queries=300).verdict == "inconclusive"
+    with pytest.raises(ValueError, match="`images` must be of the target class"):
+        read_message(Turned(), MASTER, IMAGES)
 
 
 def test_the_same_through_probabilities(planted):
@@ -98,6 +171,7 @@ def test_no_message_is_invented(planted):
         ({"alpha": 0}, "`alpha` must be > 0"),
         ({"images": IMAGES[:, :1]}, "`images` must be floating point of shape"),
         ({"master": customer_key(MASTER, 1)}, "`master` must be a key without payload"),
+        ({"n_customers": 65536, "alpha": 1e-40}, "`master` must have at least 149 bits"),
     ],
 )
 def test_bad_arguments_are_named(planted, changes, message):

@@ -14,8 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradsigns_lightning import VerificationResult, WatermarkKey, verify, verify_many
+from gradsigns_lightning.core import signature
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
 from gradsigns_lightning.extraction.result import decide
+from gradsigns_lightning.extraction.white_box import RawInputs
 from gradsigns_lightning.models import SmallResNet
 
 SHAPE = (1, 6, 6)
@@ -53,6 +55,7 @@ class Scripted(nn.Module):
 
     def forward(self, x):
         score = x.flatten(1) @ self.direction
+        score = score - score.detach() - 1  # every image is of class 1
         return torch.stack([score, torch.zeros_like(score)], 1)  # J = -log p_1 = softplus(score), dJ/dx along direction
 
 
@@ -129,14 +132,49 @@ def test_normalisation_in_the_key_equals_normalisation_in_the_model():
         def forward(self, x):
             return self.inner((x - mean) / std)
 
-    shape = {"input_shape": (3, 6, 6), "n_carriers": 108}
-    plain, outside = numbered(5, 100, **shape), numbered(5, 100, **shape, input_mean=[0.1, 0.5, 0.9], input_std=[0.2, 1.0, 3.0])
-    inside = verify(Normalised(), plain, raw_images(channels=3))
-    given = verify(network(3), outside, raw_images(channels=3))
-    assert inside.n_matches == given.n_matches
-    assert inside.margin == pytest.approx(given.margin, rel=1e-3)
-    unlike = verify(network(3), plain, raw_images(channels=3))
-    assert unlike.margin != pytest.approx(given.margin, rel=1e-3)
+    normalised = {"input_mean": [0.1, 0.5, 0.9], "input_std": [0.2, 1.0, 3.0]}
+    key = numbered(5, 100, input_shape=(3, 6, 6), n_carriers=108, **normalised)
+    by_key = verify(network(3), key, raw_images(channels=3))
+    raw = verify(Normalised(), key, raw_images(channels=3), input_mean=0.0, input_std=1.0)
+    wrapped = verify(RawInputs(network(3), **normalised), key, raw_images(channels=3), input_mean=0.0, input_std=1.0)
+    other_key = numbered(5, 100, input_shape=(3, 6, 6), n_carriers=108)
+    stated = verify(network(3), other_key, raw_images(channels=3), **normalised)
+    by_default = verify(Normalised(), other_key, raw_images(channels=3))
+    assert by_key.n_matches == raw.n_matches == wrapped.n_matches
+    assert by_key.margin == pytest.approx(raw.margin, rel=1e-3)
+    assert wrapped.margin == pytest.approx(raw.margin, rel=1e-6)
+    assert stated.n_matches == by_default.n_matches
+    assert stated.margin == pytest.approx(by_default.margin, rel=1e-3)
+    assert stated.commitment == other_key.commitment
+    unlike = verify(network(3), other_key, raw_images(channels=3))
+    assert unlike.margin != pytest.approx(stated.margin, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("stated", "error", "message"),
+    [
+        ({"input_std": 0.0}, ValueError, "`input_std` must be positive"),
+        ({"input_mean": [0.1, 0.2]}, ValueError, "`input_mean` must be one value or one per channel"),
+        ({"input_mean": "no"}, TypeError, "`input_mean` must be a number"),
+        ({"input_std": float("inf")}, ValueError, "`input_std` must be a finite number"),
+    ],
+)
+def test_a_stated_normalisation_is_checked(stated, error, message):
+    with pytest.raises(error, match=message):
+        verify(network(), KEY, raw_images(), **stated)
+
+
+def test_images_that_the_model_does_not_take_for_the_class_prove_nothing():
+    key = numbered(3, 32, n_carriers=36)
+
+    class Turned(Scripted):
+        def forward(self, x):
+            return super().forward(x) + torch.tensor([2.0, 0.0])  # every image is of class 0
+
+    model = Turned(marked(key).direction.detach())
+    result = verify(model, key, raw_images())
+    assert (result.n_matches, result.recognised, result.verdict) == (32, 0.0, "inconclusive")
+    assert verify(marked(key), key, raw_images()).recognised == 1.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -275,7 +313,7 @@ def test_ties_are_erasures_not_ones():
 def test_a_result_is_json():
     result = verify(network(), KEY, raw_images())
     assert VerificationResult(**json.loads(json.dumps(result.to_dict(), allow_nan=False))) == result
-    assert KEY._secret.hex() not in str(result)
+    assert KEY._secret.reveal().hex() not in str(result)
 
 
 # --- what it refuses and warns of
@@ -330,9 +368,17 @@ def test_few_images_warn():
 
 
 def test_images_of_another_class_warn():
-    (message,) = warned(Scripted(torch.ones(36)), 60)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    other[1].weight.data[:], other[1].bias.data[:] = torch.eye(2, 36), torch.tensor([9.0, 0.0])
+    (message,) = warned(other, 60)
     assert message.startswith("The model takes only 0 of 60 images for class 1: ")
     assert "`input_mean`" in message
+
+
+def test_rows_are_projected_some_at_a_time(monkeypatch):
+    before = verify(network(), KEY, raw_images())
+    monkeypatch.setattr(signature, "_ENTRIES_AT_ONCE", 3 * KEY.n_carriers + 1)
+    assert verify(network(), KEY, raw_images()) == before
 
 
 # --- many keys

@@ -1,0 +1,47 @@
+"""Image files to pixels; a file may come from anyone."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradsigns_lightning.data.optional import import_pillow
+
+# By content, whatever a file's name says: Pillow would hand an EPS file to Ghostscript.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
+
+def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
+    """Decode one image file.
+
+    Args:
+        path: the file; its content decides its format, one of :data:`FORMATS`.
+        mode: Pillow's name of the channels, ``"L"``, ``"RGB"`` or ``"RGBA"``.
+        size: ``(height, width)`` of the result; the resize is bilinear and ignores the aspect ratio.
+
+    Returns:
+        A uint8 tensor of shape ``(C, height, width)``.
+
+    Raises:
+        ValueError: the file is missing, damaged, of another format, or has more pixels than Pillow deems safe.
+        ImportError: Pillow is not installed.
+    """
+    pillow = import_pillow()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+            with pillow.open(path, formats=FORMATS) as opened:
+                image = opened.convert(mode)
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
+        raise ValueError(f"'{path}' has more pixels than Pillow's limit of {pillow.MAX_IMAGE_PIXELS}.") from error
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged files, SyntaxError among it
+        raise ValueError(f"'{path}' cannot be read as an image ({', '.join(FORMATS)}).") from error
+    height, width = size
+    if image.size != (width, height):
+        image = image.resize((width, height), pillow.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()

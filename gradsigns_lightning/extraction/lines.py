@@ -1,0 +1,140 @@
+"""A file of lines that only grows and loses no line: not to a crash, a power cut, a full disk or a second process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+from os import PathLike
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+from gradsigns_lightning.core.writing import sync_folder
+
+MAX_BYTES = 1 << 28  # as of an evidence bundle, which may have to hold it
+_RESERVED = 1 << 20
+_CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # some file systems
+_HOLE = b"\0"  # what a file holds where space is reserved, or where a power cut came before the data
+
+
+def read_lines(path: Path) -> tuple[list[bytes], bytes]:
+    """Return the whole lines of a file, each with its line feed, and what is left of one that was cut off.
+
+    The last line was cut off if it has no line feed or a hole: text holds no NUL, and each line is on the disk before the next.
+
+    Raises:
+        ValueError: it is no regular file, or too large.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise ValueError("it is no file")
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    lines = io.BytesIO(data.rstrip(_HOLE)).readlines()
+    tail = lines.pop() if lines and (_HOLE in lines[-1] or not lines[-1].endswith(b"\n")) else b""
+    return lines, tail.split(_HOLE, 1)[0]
+
+
+class LineFile:
+    """Appends lines to a file that no other process appends to meanwhile.
+
+    The lock is a file beside it, ``NAME.lock``, which stays.
+
+    Args:
+        path: the file; made if there is none.
+
+    Raises:
+        ValueError: another process holds it, or what :func:`read_lines` says.
+        OSError: it cannot be made, locked or read.
+
+    Attributes:
+        lines: the whole lines that it held.
+        tail: what is left of one that was cut off; the next line takes its place.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self._path = Path(path).resolve()
+        self._path.parent.resolve(strict=True)  # a lock would make the folder
+        self._lock = FileLock(f"{self._path}.lock", thread_local=False)
+        self._file: BinaryIO | None = None
+        try:
+            self._lock.acquire(timeout=0)
+            self.lines, self.tail = read_lines(self._path) if self._path.exists() else ([], b"")
+        except Timeout as error:
+            raise ValueError("another process is writing to it") from error
+        except BaseException:
+            self.close()
+            raise
+        self._end = self._reserved = sum(map(len, self.lines))
+        self._longest = max(map(len, self.lines), default=0)
+
+    def reserve(self) -> None:
+        """Make room for the next line, so that a full disk is noticed before there is something to write.
+
+        Raises:
+            ValueError: the file would become too large.
+            OSError: there is no room.
+        """
+        needed = max(_RESERVED, 2 * self._longest)
+        if self._end + needed > MAX_BYTES:
+            raise ValueError(f"it would become larger than {MAX_BYTES} bytes")
+        if self._reserved - self._end < needed // 2 and hasattr(os, "posix_fallocate"):
+            file = self._open()
+            try:
+                os.posix_fallocate(file.fileno(), self._end, needed)
+            except OSError as error:
+                self._cut()
+                if error.errno not in _CANNOT_RESERVE:
+                    raise
+            else:
+                self._reserved = self._end + needed
+
+    def append(self, line: bytes) -> None:
+        """Write a line and see it to the disk, all of it or nothing.
+
+        Raises:
+            OSError: it could not be written; the file is as before.
+        """
+        file, start = self._open(), self._end
+        os.lseek(file.fileno(), start, os.SEEK_SET)
+        left = memoryview(line)
+        try:
+            while left:
+                left = left[os.write(file.fileno(), left) :]
+            self._end = start + len(line)
+            os.fsync(file.fileno())
+        except OSError:
+            self._end = start
+            self._cut()
+            raise
+        self._longest = max(self._longest, len(line))
+
+    def close(self) -> None:
+        """Give back reserved space, and let others write."""
+        if self._file is not None:
+            self._cut()
+            self._file.close()
+            self._file = None
+        self._lock.release()
+
+    def _open(self) -> BinaryIO:
+        """Open for writing when there is something to write, so that a file that is refused stays as it is."""
+        if self._file is None:
+            is_new = not self._path.exists()
+            self._file = self._path.open("x+b" if is_new else "r+b", buffering=0)
+            if is_new:
+                sync_folder(self._path.parent)
+            self._cut()
+        return self._file
+
+    def _cut(self) -> None:
+        """End the file after its last whole line; what lies there is ignored when it is read, should this fail."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), self._end)
+            self._reserved = self._end

@@ -1,0 +1,33 @@
+"""Networks without values: names and shapes of the weights before any memory is taken for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+Module = TypeVar("Module", bound=nn.Module)
+_ALLOCATORS = (torch.empty, torch.zeros, torch.ones)
+
+
+def skeleton(make: Callable[[], Module]) -> Module:
+    """Return the module that ``make`` makes, with weights on the meta device, which have shapes and no values.
+
+    Args:
+        make: makes a module out of layers of torch, which take the memory of their weights empty, as zeros or as ones.
+    """
+    with _WeightsOnMeta():
+        return make()
+
+
+class _WeightsOnMeta(TorchFunctionMode):
+    """As ``with torch.device("meta")``, but sequences have values: torchvision's RegNet computes its widths with ``arange``."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _ALLOCATORS and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        return func(*args, **kwargs)

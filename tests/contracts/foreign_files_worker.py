@@ -1,0 +1,680 @@
+"""Hands hostile files to every reader and reports what happened beside the answer: `foreign_files_worker.py FOLDER` (Linux).
+
+Run by test_foreign_files.py. Genuine files come first, so that all modules that readers need are imported; then every attack runs
+with a hook on what Python does, a watch on the baits (files that only a hostile text names, whoever opens them), wrappers around
+Hydra's and OmegaConf's functions, and the peak memory of its own. At the end come what the watch must see: guilty acts of every
+kind, and readers that compose and instantiate what a checkpoint says, as this package's once did.
+"""
+
+import contextlib
+import ctypes
+import encodings.cp437  # noqa: F401  (zipfile needs it for names of old)
+import io
+import json
+import os
+import pickle
+import runpy
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+os.environ |= {"FOREIGN_SECRET": "s3cr3t-81c2", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+FOLDER = Path(sys.argv[1]).resolve()
+BAIT, OUT = FOLDER / "bait", FOLDER / "out"
+os.environ["GRADSIGNS_DATA"] = str(FOLDER / "data")
+os.chdir(FOLDER)
+
+import hydra  # noqa: E402
+import hydra.utils  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+
+from gradsigns_lightning import WatermarkKey  # noqa: E402
+from gradsigns_lightning.cli import checkpoint, main, runner, schema, suspect, verify  # noqa: E402
+from gradsigns_lightning.cli.build import to_plain  # noqa: E402
+from gradsigns_lightning.extraction.asking import read_journal  # noqa: E402
+from gradsigns_lightning.extraction.black_box import replay  # noqa: E402
+from gradsigns_lightning.extraction.evidence import Bundle, Statement, load_signer  # noqa: E402
+from gradsigns_lightning.legacy import load_2021  # noqa: E402
+from gradsigns_lightning.models import MLP, Classifier  # noqa: E402
+
+torch.set_num_threads(1)
+ROOT = Path(schema.__file__).resolve().parents[2]
+READABLE = (sys.prefix, sys.base_prefix, sys.exec_prefix, str(ROOT), str(FOLDER), "/proc/", "/sys/", "/dev/null", "/dev/urandom")
+FORBIDDEN = (
+    *("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pty.", "socket.", "ctypes.", "pickle."),
+    *("urllib.", "http.", "ftplib.", "smtplib.", "webbrowser.", "shutil.", "tempfile."),
+    *("os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.chown", "os.truncate"),
+)
+HYDRAS_OWN = {"HYDRA_FULL_ERROR"}  # set and put back by the command itself
+MARK = "foreign"  # in every hostile text
+READ = (0, 3)  # exit codes of a verdict
+
+
+class Watch:
+    """What happens while it is open."""
+
+    def __init__(self):
+        self.events, self.open = [], False
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.inotify = self.libc.inotify_init1(os.O_NONBLOCK)
+        assert self.libc.inotify_add_watch(self.inotify, str(BAIT).encode(), 0x20 | 0x100) > 0  # opened, made
+        sys.addaudithook(self.hear)
+
+    def note(self, text):
+        if self.open:
+            self.events.append(text[:200])
+
+    def hear(self, event, arguments):
+        if not self.open:
+            return
+        hear = {"open": self.hear_open, "import": self.hear_import, "os.mkdir": self.hear_mkdir}.get(event)
+        if hear is not None:
+            hear(*arguments)
+        elif event in ("os.putenv", "os.unsetenv"):
+            if os.fsdecode(arguments[0]) not in HYDRAS_OWN:
+                self.note(f"{event} {arguments[0]}")
+        elif event == "exec":
+            self.note(f"exec by {sys._getframe(2).f_globals.get('__name__')}")
+        elif event.startswith(FORBIDDEN):
+            self.note(f"{event} {arguments[:1]}")
+
+    def hear_import(self, name, *_):
+        if name not in sys.modules:
+            self.note(f"import {name}")
+
+    def hear_mkdir(self, path, *_):
+        made = Path(os.fsdecode(path)).resolve()
+        if made != FOLDER and not made.is_relative_to(OUT):
+            self.note(f"os.mkdir {path}")
+
+    def hear_open(self, path, mode, flags):
+        if isinstance(path, int):
+            return
+        path = str(Path(os.fsdecode(path)).absolute())
+        changes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        if path.startswith(str(BAIT)) or not path.startswith(READABLE):
+            self.note(f"open {path}")
+        elif changes and not path.startswith((str(OUT), "/dev/null")):
+            self.note(f"write {path}")
+
+    def baits(self):
+        with contextlib.suppress(BlockingIOError):
+            return bool(os.read(self.inotify, 1 << 16))
+        return False
+
+    @contextlib.contextmanager
+    def over(self, report):
+        self.events = []
+        self.baits()
+        before = peak(reset=True)
+        self.open = True
+        try:
+            yield
+        finally:
+            self.open = False
+            report["events"] = sorted({*self.events, *(["a bait was opened"] if self.baits() else [])})
+            report["megabytes"] = peak() - before
+
+
+def peak(*, reset=False):
+    """Peak resident memory in MiB; `reset` begins anew."""
+    if reset:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
+
+
+def wrap(watch):
+    """Report calls of Hydra and OmegaConf that are handed foreign text, and of a resolver that only foreign text names."""
+
+    def wrapped(owner, name, *, always=False):
+        original = getattr(owner, name)
+
+        def call(*arguments, **named):
+            if always or MARK in repr((arguments, named)):
+                watch.note(f"{getattr(owner, '__name__', owner)}.{name} {arguments!r}")
+            return original(*arguments, **named)
+
+        setattr(owner, name, call)
+
+    wrapped(hydra, "compose", always=True)
+    wrapped(hydra.utils, "instantiate")
+    for name in ("create", "resolve", "to_container", "from_dotlist"):
+        wrapped(OmegaConf, name)
+    OmegaConf.register_new_resolver("foreign", lambda *words: watch.note(f"resolved {words}") or 1)
+
+
+# --- genuine files
+
+MODEL = {"_target_": "gradsigns_lightning.models.MLP", "input_shape": [1, 8, 8], "n_classes": 10, "hidden": [8]}
+DATA = {"name": "digits", "n_classes": 10, "input_shape": [1, 8, 8], "mean": [0.305], "std": [0.376]}
+
+
+def content(model=MODEL, data=DATA, **changes):
+    torch.manual_seed(0)
+    state = Classifier(MLP((1, 8, 8), 10, [8]), 10).state_dict()
+    described = {"format": 1, "model": model, "data": data, "commitment": "00"}
+    return {"state_dict": state, "hyper_parameters": {"gradsigns": described}, **changes}
+
+
+def prepare():
+    from PIL import Image
+
+    for folder in (BAIT, OUT, FOLDER / "data", FOLDER / "images", FOLDER / "images32", FOLDER / "release"):
+        folder.mkdir()
+    for i in range(4):
+        Image.new("L", (8, 8), 60 * i).save(FOLDER / f"images/{i}.png")
+        Image.new("RGB", (32, 32), (60 * i, 9, 9)).save(FOLDER / f"images32/{i}.png")
+    torch.save(content(), "good.ckpt")
+    assert main(["keygen", "owner=A", "data=digits", "key=b32", "target_class=3", "out=k.gskey"]) == 0
+    assert main(["keygen", "owner=A", "data=digits", "key=b64", "target_class=3", "out=master.gskey"]) == 0
+    assert main(["commit", "key=k.gskey", f"out={FOLDER / 'k.commitment.json'}"]) == 0
+    write_onnx("good.onnx")
+    words = [*COMMANDS["onnx"]("good.onnx"), "bundle=b.gsbundle", "commitment=k.commitment.json", "api.journal=j.jsonl"]
+    assert main(words) in READ
+    runpy.run_path(str(ROOT / "tests/unit/test_legacy.py"))["write_release"](FOLDER / "release")
+    (BAIT / "evil.yaml").write_text("name: foreign\nmodule:\n  _target_: torch.load\n  f: bait/run.pkl\n  weights_only: false\n")
+    (BAIT / "run.pkl").write_bytes(pickle.dumps(Runs()))
+    (BAIT / "weights.bin").write_bytes(bytes(10**5))
+
+
+class Runs:
+    def __reduce__(self):
+        return os.system, ("touch bait/ran-foreign",)
+
+
+def write_onnx(path, change=lambda model: None):
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["y"])]
+    sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["n", 1, 8, 8]), ("y", ["n", 10]))]
+    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(64, 10)).astype("f4"), "w")
+    graph = helper.make_graph(nodes, "net", sides[:1], sides[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    change(model)
+    Path(path).write_bytes(model.SerializeToString())
+
+
+# --- hostile files
+
+ENV = "${foreign:}${oc.env:FOREIGN_SECRET}"
+UP = os.path.relpath(BAIT / "evil", Path(schema.config_folder()) / "data")
+NAMES = [
+    *(UP, str(BAIT / "evil"), f"../{UP}", "foreign", "data@foreign", "digits@data", "digits,foreign", "digits +foreign=1"),
+    *("digits\nforeign", "[digits,foreign]", ENV, "'digits", "null", "???", "image_folder", "ytf", "cifar10", "x" * 150),
+    *("x" * 10**6, 5, None, ["digits"], {"_target_": "foreign"}, True, "\x1b[2Jforeign"),
+]
+TARGETS = [
+    *("torch.load", "torch.hub.load", "torch.utils.cpp_extension.load_inline", "torch.package.PackageImporter", "os.system"),
+    *("subprocess.check_output", "builtins.eval", "gradsigns_lightning.cli.main", "lightning.pytorch.Trainer", "foreign.Net"),
+    *("gradsigns_lightning.models.Classifier", "gradsigns_lightning.models.mlp.MLP", "torchvision.models.get_model"),
+    *(
+        "torchvision.models.detection.ssd300_vgg16",
+        ENV,
+        "",
+        ".",
+        "gradsigns_lightning.models.",
+        "x" * 10**6,
+        None,
+        7,
+        ["torch.load"],
+    ),
+]
+RESNET = {"_target_": "torchvision.models.resnet18", "num_classes": 10}
+NESTED = {"_target_": "torch.load", "f": "bait/run.pkl", "weights_only": False}
+
+
+def model(**changes):
+    return content({**MODEL, **changes})
+
+
+def without(name, **changes):
+    return content({k: v for k, v in {**MODEL, **changes}.items() if k != name})
+
+
+def swollen(levels=40):
+    nested = ["foreign"]
+    for _ in range(levels):
+        nested = [nested, nested]
+    return nested
+
+
+def of_size(make):
+    """A file whose own weights are all views of one number."""
+    state = torch.nn.Module.state_dict(make())
+    return {name: torch.zeros(1, dtype=value.dtype).expand(value.shape) for name, value in state.items()}
+
+
+def huge():
+    with torch.device("meta"):
+        return Classifier(MLP((1, 8, 8), 10, [10**6, 10**6]), 10)
+
+
+class Calls:
+    """Pickles as a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+DESCRIPTIONS = {
+    **{f"target {target!r:.40}": model(_target_=target, f="bait/run.pkl") for target in TARGETS},
+    **{f"nested in {name}": model(**{name: NESTED}) for name in ("input_shape", "n_classes", "hidden", "foreign")},
+    **{f"${{...}} in {name}": model(**{name: ENV}) for name in ("input_shape", "n_classes", "hidden")},
+    **{f"{name}": model(**{name: value}) for name, value in {"_partial_": True, "_args_": [ENV], "_convert_": "all"}.items()},
+    "only nested": content({"_target_": "gradsigns_lightning.models.Classifier", "net": NESTED, "n_classes": 10}),
+    "weights": content({**RESNET, "weights": "DEFAULT"}),
+    "norm layer": content({**RESNET, "norm_layer": NESTED}),
+    "name of torchvision": content({"_target_": "gradsigns_lightning.models.torchvision_model", "name": ENV, "n_classes": 10}),
+    "names of torchvision": content({"_target_": "torchvision.models.../foreign", "num_classes": 10}),
+    "classes of 10^9": model(n_classes=10**9),
+    "classes of 10^5000": model(n_classes=10**5000),
+    "hidden 10^9": model(hidden=[10**9]),
+    "hidden 10^6, of small weights": model(hidden=[10**6, 10**6]),
+    "hidden 10^6, of one number": content({**MODEL, "hidden": [10**6, 10**6]}, state_dict=of_size(huge)),
+    "a million layers": model(hidden=[8] * 10**5),
+    "deep transformer": content(
+        {"_target_": "gradsigns_lightning.models.ViT", "input_shape": [1, 8, 8], "n_classes": 10, "depth": 10**9}
+    ),
+    "swollen": model(hidden=swollen()),
+    "tensor": model(hidden=torch.zeros(3)),
+    "no target": without("_target_"),
+    "no shape": without("input_shape"),
+    "a list": content([MODEL]),
+    "text": content(ENV),
+}
+DATAS = {
+    **{f"data {name!r:.40}": content(data={**DATA, "name": name}) for name in NAMES},
+    **{
+        f"data with {name} {value!r:.30}": content(data={**DATA, name: value})
+        for name, values in {
+            "mean": ([ENV], [float("nan")], [True], [10**400], [0.305, 0.3], None),
+            "std": ([0.0], [-1.0], [float("inf")], NESTED),
+            "n_classes": (10**9, True, ENV, 1),
+            "input_shape": ([1, 8, 10**9], ENV, [1, 8], [3, 8, 8]),
+        }.items()
+        for value in values
+    },
+    "data of nothing": content(data=None),
+    "data swollen": content(data={**DATA, "mean": swollen()}),
+}
+FILES = {
+    "no dictionary": ["foreign"],
+    "no description": content(hyper_parameters={}),
+    "description of text": content(hyper_parameters=ENV),
+    "later format": content(hyper_parameters={"gradsigns": {"format": ENV}}),
+    "code": Runs(),
+    "code in it": content(hyper_parameters=Runs()),
+    "buffer of 8 GB": content(hyper_parameters=Calls(bytearray, 2**33)),
+    "tensor of 10^12": content(hyper_parameters=Calls(torch.FloatTensor, 10**6, 10**6)),
+    "sparse": content(state_dict={**content()["state_dict"], "net.layers.1.weight": torch.zeros(8, 64).to_sparse()}),
+    "meta": content(state_dict={**content()["state_dict"], "net.layers.1.weight": torch.zeros(8, 64, device="meta")}),
+    "complex": content(state_dict={**content()["state_dict"], "net.layers.1.weight": torch.zeros(8, 64, dtype=torch.complex64)}),
+    "text as weight": content(state_dict={**content()["state_dict"], "net.layers.1.weight": ENV}),
+    "another weight": content(state_dict={**content()["state_dict"], ENV: torch.zeros(1)}),
+    "weights of text": content(state_dict=ENV),
+}
+
+
+def packed(path):
+    """A file that torch reads, whose entry of 256 MiB zeros is packed."""
+    torch.save(content(), path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, bytes(2**28) if name.endswith("data/0") else data)
+    data = stream.getvalue()
+    length, start, _ = struct.unpack("<IIH", data[-10:])
+    end = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, len(entries), len(entries), length, start)
+    end += struct.pack("<4sIQI", b"PK\x06\x07", 0, len(data) - 22, 1) + data[-22:]
+    Path(path).write_bytes(data[:-22] + end)
+
+
+def external(location):
+    def change(file):
+        tensor = file.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = 1
+        entry = tensor.external_data.add()
+        entry.key, entry.value = "location", location
+
+    return change
+
+
+def in_subgraph(file):
+    node = file.graph.node.add(op_type="If", input=["x"], output=["z"]).attribute.add(name="then_branch", type=5).g.node.add()
+    tensor = node.attribute.add(name="value", type=4).t
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "bait/weights.bin"
+
+
+ONNX = {
+    "beside": external("bait/weights.bin"),
+    "absolute": external(str(BAIT / "weights.bin")),
+    "in a subgraph": in_subgraph,
+    "unknown domain": lambda file: file.graph.node.add(op_type="Foreign", domain="foreign", input=["x"], output=["z"]),
+    "library": lambda file: file.graph.node.add(op_type="PyOp", domain="pyopmulti_1", input=["x"], output=["z"]),
+    "context": lambda file: file.graph.node.add(op_type="EPContext", domain="com.microsoft", output=["z"]),
+    "no image": lambda file: file.graph.input[0].type.tensor_type.shape.dim.pop(),
+}
+
+
+def with_array(name, array):
+    return lambda folder: np.save(folder / name, array, allow_pickle=True)
+
+
+def with_header(folder):
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({10**12},), }}".ljust(117).encode() + b"\n"
+    (folder / "wm.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+
+
+def with_weight(make):
+    def change(folder):
+        import h5py
+
+        with h5py.File(folder / "model.hdf5", "a") as file:
+            del file["model_weights/dense_1/dense_1/kernel:0"]
+            make(h5py, file, "model_weights/dense_1/dense_1/kernel:0")
+
+    return change
+
+
+RELEASES = {
+    "code": with_array("wm.npy", np.array([Runs()], dtype=object)),
+    "long header": with_header,
+    "external link": with_weight(lambda h5py, file, name: file.__setitem__(name, h5py.ExternalLink("../bait/weights.bin", "/x"))),
+    "external data": with_weight(
+        lambda h5py, file, name: file.create_dataset(name, (64, 10), "f4", external=[(str(BAIT / "weights.bin"), 0, 2560)])
+    ),
+    "huge": with_weight(lambda h5py, file, name: file.create_dataset(name, (10**6, 10**6), "f4")),
+}
+
+COMMANDS = {
+    "verify": lambda file: ["verify", f"checkpoint={file}", "key=k.gskey"],
+    "trace": lambda file: ["trace", f"checkpoint={file}", "key=master.gskey", "n_customers=10"],
+    "judge": lambda file: ["judge", "bundle=b.gsbundle", f"checkpoint={file}", "images=images"],
+    "control": lambda file: ["judge", "bundle=b.gsbundle", "checkpoint=good.ckpt", f"controls=[{file}]", "images=images"],
+    "init": lambda file: [
+        *("train", "data=digits", "model=mlp", "model.hidden=[8]", f"init={file}", f"hydra.run.dir={OUT}/train", "logger=none"),
+        *("trainer.accelerator=cpu", "progress=false", "trainer.max_epochs=1", "key=k.gskey"),
+    ],
+    "onnx": lambda file: ["verify", f"onnx={file}", "key=k.gskey", "images=images", "api.max_queries=8"],
+    "onnx control": lambda file: [*COMMANDS["control"](file), "api.max_queries=8"],
+    "import-2021": lambda folder: ["import-2021", f"folder={folder}", "images=images32", "api.max_queries=8"],
+}
+# Which file the other commands get: one of each kind, since all go through the same reader.
+EVERYWHERE = {
+    "target 'torch.hub.load'",
+    "${...} in n_classes",
+    "weights",
+    "hidden 10^6, of one number",
+    f"data {NAMES[0]!r:.40}",
+    "code",
+}
+# `init` takes weights alone, whatever the description says.
+WEIGHTS_ONLY = {"code", "hidden 10^6, of one number", "buffer of 8 GB", "text as weight", "another weight", "sparse", "packed"}
+
+
+def attacks():
+    """Yield (reader, name of the attack, file)."""
+    folder = FOLDER / "attacks"
+    folder.mkdir()
+    everything = {**DESCRIPTIONS, **DATAS, **FILES, "packed": None}
+    for i, (name, written) in enumerate(everything.items()):
+        path = folder / f"{i}.ckpt"
+        packed(path) if name == "packed" else torch.save(written, path)
+        yield "verify", name, path
+        for reader in ("trace", "judge", "control") if name in EVERYWHERE else ():
+            if reader == "trace" or name not in DATAS:  # a judge brings images
+                yield reader, name, path
+        if name in WEIGHTS_ONLY:
+            yield "init", name, path
+    for name, change in ONNX.items():
+        path = folder / f"{name.replace(' ', '_')}.onnx"
+        write_onnx(path, change)
+        yield "onnx", name, path
+    yield "onnx control", "beside", folder / "beside.onnx"
+    (folder / "net.ort").write_bytes(b"\x18\x00\x00\x00ORTM" + bytes(100))
+    yield "onnx", "of the runtime", folder / "net.ort"
+    for name, change in RELEASES.items():
+        path = folder / f"release_{name.replace(' ', '_')}"
+        path.mkdir()
+        for file in (FOLDER / "release").iterdir():
+            (path / file.name).write_bytes(file.read_bytes())
+        change(path)
+        yield "import-2021", name, path
+
+
+def run(watch, words):
+    return reported(watch, lambda: main(words))
+
+
+def reported(watch, command):
+    report = {}
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), watch.over(report):
+        report["code"] = command()
+    return {**report, "out": out.getvalue(), "err": err.getvalue()}
+
+
+def attack(watch, reader, name, file):
+    """Run a whole command, or, since composing its configuration takes most of the time, the one that was composed before."""
+    if reader != "verify" or name in EVERYWHERE:
+        return run(watch, COMMANDS[reader](file))
+
+    def command():
+        try:
+            verify.run({**SETTINGS, "checkpoint": str(file)})
+        except Exception as error:
+            return runner._report(*runner.explain("verify", [], error))
+        return 0
+
+    return reported(watch, command)
+
+
+def composed():
+    """Return the settings of a `gradsigns verify`."""
+    kept, original = [], verify.run
+    verify.run = lambda config: kept.append(to_plain(config)) or 0.0
+    main(COMMANDS["verify"]("good.ckpt"))
+    verify.run = original
+    return kept[0]
+
+
+# --- functions that read
+
+HOSTILE = [
+    ENV,
+    UP,
+    str(BAIT / "evil.yaml"),
+    "bait/evil.yaml",
+    "file:///bait/foreign",
+    "x" * 10**5,
+    10**400,
+    -1,
+    True,
+    None,
+    [],
+    {},
+]
+
+
+def leaves(value, path=()):
+    if isinstance(value, dict) and value:
+        for name in value:
+            yield from leaves(value[name], (*path, name))
+    elif isinstance(value, list) and value:
+        yield from leaves(value[0], (*path, 0))
+    else:
+        yield path
+
+
+def replaced(value, path, new):
+    if not path:
+        return new
+    copied = dict(value) if isinstance(value, dict) else list(value)
+    copied[path[0]] = replaced(value[path[0]], path[1:], new)
+    return copied
+
+
+def dumped(value):
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def edits(data):
+    content = json.loads(data)
+    for path in leaves(content):
+        for value in HOSTILE:
+            yield replaced(content, path, value)
+
+
+def bundles():
+    signer = load_signer(Path("k.commitment.pem").read_bytes())
+    for edited in edits(Path("b.gsbundle").read_bytes()):
+        if isinstance(edited.get("evidence"), dict):
+            edited = {**edited, "signature": signer.sign(dumped(edited["evidence"])).hex()}
+        yield dumped(edited) + b"\n"
+
+
+def key_files():
+    data = Path("k.gskey").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    texts = [{**header, "__metadata__": edited} for edited in edits(dumped(header["__metadata__"]))]
+    public = json.loads(header["__metadata__"]["key"])
+    texts += [
+        {**header, "__metadata__": {**header["__metadata__"], "key": json.dumps(edited)}} for edited in edits(dumped(public))
+    ]
+    for text in texts:
+        written = dumped(text)
+        yield len(written).to_bytes(8, "little") + written + data[8 + length :]
+
+
+def from_file(read):
+    def reading(data):
+        Path("out/file").write_bytes(data)
+        read("out/file")
+
+    return reading
+
+
+def tried(read):
+    def reading(data):
+        with contextlib.suppress(ValueError):
+            read(data)
+
+    return reading
+
+
+def journals():
+    lines = Path("j.jsonl").read_bytes().splitlines()
+    for i, line in enumerate(lines[:3]):
+        for edited in edits(line):
+            yield b"".join(entry + b"\n" for entry in (*lines[:i], dumped(edited), *lines[i + 1 :]))
+
+
+def replay_file(data):
+    Path("out/file").write_bytes(data)
+    genuine = Bundle.load("b.gsbundle")
+    replay(genuine.key, genuine.images, read_journal("out/file"))
+
+
+FUNCTIONS = {
+    "Bundle.from_bytes": (Bundle.from_bytes, bundles),
+    "Statement.from_bytes": (Statement.from_bytes, lambda: map(dumped, edits(Path("k.commitment.json").read_bytes()))),
+    "WatermarkKey.load": (from_file(WatermarkKey.load), key_files),
+    "read_journal and replay": (replay_file, journals),
+    "pickles": (
+        lambda data: [
+            read(data) for read in (tried(Bundle.from_bytes), tried(Statement.from_bytes), from_file(tried(read_journal)))
+        ],
+        lambda: [pickle.dumps(Runs()), pickle.dumps(Runs(), 0)],
+    ),
+    "load_2021": (load_2021, lambda: [FOLDER / "release"]),
+}
+
+
+def call(watch, function, inputs):
+    report = {"unclean": []}
+    inputs = list(inputs())
+    with watch.over(report):
+        for data in inputs:
+            try:
+                function(data)
+            except ValueError:
+                continue
+            except Exception as error:
+                report["unclean"].append(repr(error)[:200])
+    return {**report, "inputs": len(inputs)}
+
+
+# --- what the watch must see
+
+GUILTY = {
+    "read": (BAIT / "evil.yaml").read_text,
+    "read elsewhere": Path("/etc/hostname").read_text,
+    "read unseen by Python": lambda: WATCH.libc.close(WATCH.libc.open(str(BAIT / "evil.yaml").encode(), 0)),
+    "write": lambda: (FOLDER / "written").write_text("x"),
+    "import": lambda: __import__("foreign_module"),
+    "exec": lambda: exec("1"),
+    "process": lambda: subprocess.run(["true"], check=True),
+    "system": lambda: os.system("true"),
+    "network": lambda: __import__("socket").socket().close(),
+    "library": lambda: ctypes.CDLL(None),
+    "pickle": lambda: pickle.loads(pickle.dumps(Path)),
+    "environment": lambda: os.putenv("FOREIGN", "1"),
+    "instantiate": lambda: hydra.utils.instantiate({"_target_": "builtins.dict", "a": "foreign"}),
+    "compose": lambda: hydra.compose("verify"),
+    "resolve": lambda: OmegaConf.to_container(OmegaConf.create({"a": "${foreign:}"}), resolve=True),
+    "memory": lambda: bytearray(2**29),
+}
+
+
+def act(watch, guilty):
+    report = {}
+    with watch.over(report), contextlib.suppress(Exception):
+        guilty()
+    return report
+
+
+BEFORE = {"nested in hidden", "${...} in n_classes", f"data {NAMES[0]!r:.40}"}
+
+
+def as_before():
+    """Let checkpoints be read as by the release before: their texts are composed and instantiated."""
+    from hydra.core.hydra_config import HydraConfig
+
+    def images(name, root, class_index):
+        config = hydra.compose("verify", overrides=[*HydraConfig.get().overrides.task, f"data={name}"])
+        return suspect.build(to_plain(config.data)["module"]).raw_images("test", class_index)
+
+    checkpoint.described_network = lambda described: lambda: suspect.build(described)
+    checkpoint._fitting = lambda state, expected, *, argument: type("State", (dict,), {})(state)
+    suspect.shipped_images = images
+
+
+if __name__ == "__main__":
+    prepare()
+    genuine = {"onnx": "good.onnx", "onnx control": "good.onnx", "import-2021": "release"}
+    WATCH, SETTINGS = Watch(), composed()
+    warm = {reader: run(WATCH, words(genuine.get(reader, "good.ckpt"))) for reader, words in COMMANDS.items()}
+    wrap(WATCH)
+    warm_errors = [run(WATCH, COMMANDS["verify"](file)) for file in ("nowhere.ckpt", "k.gskey")]
+    result = {"genuine": {reader: run(WATCH, words(genuine.get(reader, "good.ckpt"))) for reader, words in COMMANDS.items()}}
+    tried_files = list(attacks())
+    result["attacks"] = [{"reader": r, "name": n, **attack(WATCH, r, n, f)} for r, n, f in tried_files]
+    result["functions"] = {name: call(WATCH, *parts) for name, parts in FUNCTIONS.items()}
+    result["guilty"] = {name: act(WATCH, guilty) for name, guilty in GUILTY.items()}
+    as_before()
+    result["before"] = {n: run(WATCH, COMMANDS[r](f)) for r, n, f in tried_files if r == "verify" and n in BEFORE}
+    (FOLDER / "report.json").write_text(json.dumps(result))

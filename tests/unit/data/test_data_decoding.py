@@ -1,0 +1,73 @@
+"""Image files of others."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gradsigns_lightning.cli.images import read_folder
+from gradsigns_lightning.data import FileImages
+from gradsigns_lightning.data.decoding import decode
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def png(width: int, height: int, data: bytes = b"") -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "ppm", "tiff", "gif", "webp", "jpg"])
+def test_the_formats_are_read(suffix, tmp_path):
+    file = tmp_path / f"image.{suffix}"
+    Image.fromarray(PIXELS).save(file)
+    decoded = decode(file, "RGB", (6, 5))
+    assert decoded.shape == (3, 6, 5)
+    if suffix in ("png", "bmp", "ppm", "tiff"):
+        assert np.array_equal(decoded.permute(1, 2, 0), PIXELS)
+
+
+def test_the_size_and_the_channels_are_the_callers(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png", "L", (3, 9)).shape == (1, 3, 9)
+    assert decode(tmp_path / "a.png", "RGBA", (6, 5)).shape == (4, 6, 5)
+
+
+DAMAGED = {
+    "empty": b"",
+    "text": b"no image",
+    "postscript": EPS,
+    "cut": png(5, 6, bytes(36))[:44],
+    "no data": png(5, 6),
+    "bad checksum": png(5, 6, bytes(36)).replace(b"IDAT", b"IDAX"),
+    "bomb": png(50_000, 50_000),
+    "half a bomb": png(10_000, 10_000),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_is_no_image_is_named_whatever_its_suffix_says(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr(shutil, "which", lambda _: "/bin/true")  # as if Ghostscript were there
+    file = tmp_path / "image.png"
+    file.write_bytes(DAMAGED[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"image\.png' (cannot be read as an image|has more pixels than Pillow's limit)"):
+            decode(file, "RGB", (6, 5))
+        with pytest.raises(ValueError, match=r"`images`: '.*image\.png'"):
+            read_folder(str(tmp_path), (3, 6, 5))
+        with pytest.raises(ValueError, match=r"image\.png'"):
+            FileImages([file], torch.tensor([0]), size=(6, 5)).pixels(torch.tensor([0]))
