@@ -3,28 +3,29 @@
     python benchmarks/collusion.py simulate --out simulated.json   # bits alone, every mixture; 15 minutes on a slow core
     python benchmarks/collusion.py null --out null.json            # innocents found in mixtures, against alpha; 3 minutes
     python benchmarks/collusion.py real --out real.json            # trained copies and mixtures of their weights; 25 minutes
+    python benchmarks/collusion.py simulate --out simulated.json --mixtures average --bits 192 384 512   # how many bits it takes
 
 Finished cells are kept in the file and not run again; ``real`` keeps its networks in a folder beside it. Prints Markdown tables.
 
-``simulate`` and ``null`` mix what the copies' bits show. Adding weights up does so nearly linearly; choices bit by bit need a thief
-who knows carriers and projection. The mixtures are those of the literature on collusion: where the members agree, a bit stays
-(the marking assumption; Boneh and Shaw, IEEE Trans. Inform. Theory 44, 1998); elsewhere the majority, the minority, any member's (interleaving)
-or a coin decides (Tardos, J. ACM 55, 2008); of values as read the maximum, minimum, median, minimum + maximum - median and one
-of both ends at random (Zhao, Wu, Wang and Liu, IEEE Trans. Image Processing 14, 2005). A subtracted copy, A + B - C, framed
-the customer a ^ b ^ c when signatures were the words of a linear code.
+``simulate`` and ``null`` mix what the copies' bits show. A sum of weights does so nearly; choices bit by bit need a thief who
+knows carriers and projection. The mixtures are those of the literature on collusion: where the members agree, a bit stays (the
+marking assumption; Boneh and Shaw, IEEE Trans. Information Theory 44, 1998); elsewhere the majority, the minority, any member
+(interleaving) or a coin decides (Tardos, J. ACM 55, 2008); of the values as read the maximum, the minimum, the median, minimum
+plus maximum minus median, or either end at random (Zhao, Wu, Wang and Liu, IEEE Trans. Image Processing 14, 2005). A subtracted
+copy, A + B - C, framed the customer a ^ b ^ c when signatures were the words of a linear code.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,18 @@ from torch.optim.swa_utils import update_bn
 
 from gradsigns_lightning import GradSigns, WatermarkKey, customer_key, trace
 from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
-from gradsigns_lightning.data import FashionMNIST
+from gradsigns_lightning.data import FashionMNIST, ImageDataModule
 from gradsigns_lightning.extraction.sequential import integer_scores
-from gradsigns_lightning.extraction.tracing import TraceResult, decode
+from gradsigns_lightning.extraction.tracing import decode
 from gradsigns_lightning.extraction.white_box import read_projections
 from gradsigns_lightning.models import MLP, Classifier, SmallResNet
 
 Array = npt.NDArray[np.float64]
 State = dict[str, Tensor]
+Reading = tuple[list[int], Array]  # members, and what is read of their mixture
 ALPHA, ALPHAS, N_CUSTOMERS = 1e-9, (1e-2, 1e-3, 1e-9), 10_000
 NOISES = {"weak": 0.25, "strong": 1.0}  # of the reading, in root mean squares of the mixture
+NOBODY = {"customer": 0, "present": (), "verdict": "not_proven", "mixed": False}
 MARGIN_SD, GROUPS, RUNS_PER_MASTER = 0.25, 8, 100
 
 
@@ -125,49 +128,63 @@ def master_key(n_bits: int, rng: np.random.Generator) -> WatermarkKey:
     return WatermarkKey.generate("collusion", n_bits, input_shape=(3, 64, 64), target_class=0, secret=rng.bytes(32))
 
 
-def traced(evidence: Array, master: WatermarkKey, n_customers: int, alpha: float) -> TraceResult:
-    """Return whose signature the evidence shows."""
-    return decode(evidence, master, n_customers=n_customers, alpha=alpha, n_queries=0, recognised=1.0)
+def traced(reading: Reading, master: WatermarkKey, customers: int, alpha: float) -> dict[str, int]:
+    """Return the outcome of a reading."""
+    members, evidence = reading
+    return outcome(vars(decode(evidence, master, n_customers=customers, alpha=alpha, n_queries=0, recognised=1.0)), members)
 
 
-def innocents_of(result: TraceResult, members: Iterable[int]) -> tuple[bool, bool]:
-    """Return whether anybody but the members is in ``present``, and whether anybody but them is named."""
-    return bool(set(result.present) - set(members)), result.verdict == "owned" and result.customer not in members
+def outcome(said: dict[str, Any], members: list[int]) -> dict[str, int]:
+    """Return what became of members and innocents, as counts of one reading; ``said`` by ``trace``."""
+    present, owned = set(said["present"]), said["verdict"] == "owned"
+    innocent_present, innocent_named = bool(present - set(members)), owned and said["customer"] not in members
+    return {
+        "named": owned and not innocent_named,
+        "present": bool(present & set(members)),
+        "members found": len(present & set(members)),
+        "innocent present": innocent_present,
+        "innocent named": innocent_named,
+        "nobody": not (present or owned),
+        "mixed": said["mixed"],
+    }
 
 
-def simulated(n_bits: int, name: str, size: int, noise: float, *, runs: int, customers: int, seed: str) -> dict[str, float]:
-    """Count over runs who is found in mixtures of ``size`` copies."""
-    rng = np.random.default_rng(list(seed.encode()))
-    master = master_key(n_bits, rng)
-    signs = 2.0 * master.customer_signatures(customers) - 1
-    counts = dict.fromkeys(("named", "present", "members found", "nobody", "innocent", "mixed"), 0)
-    for _ in range(runs):
-        members = rng.choice(customers, size, replace=False).tolist()
-        result = traced(mixed(name, signs[members], noise, rng), master, customers, ALPHA)
-        found = len(set(result.present) & set(members))
-        innocent = any(innocents_of(result, members))
-        counts["named"] += result.verdict == "owned" and result.customer in members
-        counts["present"] += found > 0
-        counts["members found"] += found
-        counts["nobody"] += found == 0 and not innocent
-        counts["innocent"] += innocent
-        counts["mixed"] += result.mixed
-    return {"runs": runs, **counts}
+def added(counts: list[dict[str, int]]) -> dict[str, int]:
+    """Return the sums of counts, and of how many."""
+    return {name: sum(count.get(name, 1) for count in counts) for name in ("runs", *counts[0])}
 
 
-def clearest_innocents(evidence: Array, master: WatermarkKey, members: list[list[int]], customers: int) -> list[float]:
-    """Return for each reading the smallest p-value of customers who are no members, as ``present`` counts it, its base-10 logarithm."""
-    scores = np.array([integer_scores(row) for row in evidence], dtype=np.float32)
+def clearest(readings: list[Reading], master: WatermarkKey, customers: int, *, members_too: bool) -> list[float]:
+    """Return for each reading the smallest p-value of all customers or of innocents, times their number; base-10 logarithms."""
+    scores = np.array([integer_scores(evidence) for _, evidence in readings], dtype=np.float32)
     signs = 2 * master.customer_signatures(customers).astype(np.float32) - 1
     totals = signs @ scores.T
-    for run, group in enumerate(members):
-        totals[group, run] = -np.inf
+    for run, (members, _) in enumerate(readings):
+        if not members_too:
+            totals[members, run] = -np.inf
     signed = signs[totals.argmax(0)] * scores
     return [log10_sign_flip_p_value([int(score) for score in row]) + float(np.log10(customers)) for row in signed]
 
 
-def null_reading(signs: Array, master_signs: Array, rng: np.random.Generator) -> tuple[list[int], Array]:
-    """Return members drawn at random, and what is read of a mixture drawn at random: any noise, a third with the master's mark."""
+def simulated(bits: int, noise: str, mixture: str, size: int, *, runs: int, customers: int, seed: str) -> dict[str, int]:
+    """Count who is found in mixtures of ``size`` copies; one master."""
+    rng = np.random.default_rng(list(seed.encode()))
+    master = master_key(bits, rng)
+    signs = 2.0 * master.customer_signatures(customers) - 1
+    groups = [rng.choice(customers, size, replace=False).tolist() for _ in range(runs)]
+    readings: list[Reading] = [(group, mixed(mixture, signs[group], NOISES[noise], rng)) for group in groups]
+    values = clearest(readings, master, customers, members_too=True)
+    # Where nobody is near, `decode`, which takes longer, need not be asked.
+    return added(
+        [
+            traced(reading, master, customers, ALPHA) if value <= np.log10(2 * ALPHA) else outcome(NOBODY, reading[0])
+            for reading, value in zip(readings, values, strict=True)
+        ]
+    )
+
+
+def null_reading(signs: Array, master_signs: Array, rng: np.random.Generator) -> Reading:
+    """Return random members, and what is read of a random mixture of theirs; any noise, a third with the master's own mark."""
     members = rng.choice(len(signs), rng.integers(2, 6), replace=False).tolist()
     evidence = mixed(rng.choice(list(MIXTURES)), signs[members], 10 ** rng.uniform(-1, 0.5), rng)
     if rng.random() < 1 / 3:
@@ -175,53 +192,31 @@ def null_reading(signs: Array, master_signs: Array, rng: np.random.Generator) ->
     return members, np.where(rng.random(evidence.shape) < rng.choice([0, 0.2]), 0, evidence)
 
 
-def null_runs(n_bits: int, *, runs: int, customers: int, seed: str) -> dict[str, Any]:
+def null_runs(bits: int, *, runs: int, customers: int, seed: str) -> dict[str, list[int]]:
     """Count at each alpha in how many runs an innocent is in ``present``, and in how many one is named; one master."""
     rng = np.random.default_rng(list(seed.encode()))
-    master = master_key(n_bits, rng)
-    signs, master_signs = (2.0 * bits - 1 for bits in (master.customer_signatures(customers), master.signature.numpy()))
-    members, rows = zip(*(null_reading(signs, master_signs, rng) for _ in range(runs)), strict=True)
-    clearest = clearest_innocents(np.array(rows), master, list(members), customers)
-    counts = {f"{alpha:g}": [0, 0] for alpha in ALPHAS}
-    for group, row, log10_p_value in zip(members, rows, clearest, strict=True):
-        for alpha in ALPHAS:
-            if log10_p_value <= np.log10(2 * alpha):  # no innocent is near elsewhere, which a test compares with `decode`
-                found = innocents_of(traced(row, master, customers, alpha), group)
-                counts[f"{alpha:g}"] = [a + b for a, b in zip(counts[f"{alpha:g}"], found, strict=True)]
-    return {"runs": runs, "smallest": min(clearest), **counts}
+    master = master_key(bits, rng)
+    signs, master_signs = (2.0 * part - 1 for part in (master.customer_signatures(customers), master.signature.numpy()))
+    readings = [null_reading(signs, master_signs, rng) for _ in range(runs)]
+    values = clearest(readings, master, customers, members_too=False)
+    counts = {}
+    for alpha in ALPHAS:
+        near = [reading for reading, value in zip(readings, values, strict=True) if value <= np.log10(2 * alpha)]
+        found = [traced(reading, master, customers, alpha) for reading in near]
+        counts[f"{alpha:g}"] = [sum(one[name] for one in found) for name in ("innocent present", "innocent named")]
+    return counts
 
 
 # --- trained copies
 
-DATA = FashionMNIST(batch_size=128, split_seed=0)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mlp": lambda: MLP(input_shape=(1, 28, 28), n_classes=10, hidden=(256, 128)),
     "small_resnet": lambda: SmallResNet(1, 10),
 }
 CUSTOMERS = (777, 1234, 4321, 42, 9999)
-EPOCHS = {"base": 3, "copy": 3, "fine-tuned": 1}
-RATES = {"base": 3e-3, "copy": 1e-3, "fine-tuned": 1e-3}
-WEIGHTED: dict[str, Callable[[int], Array]] = {"average": lambda n: np.ones(n) / n, "A + B - C": one_subtracted}
-
-
-def fitted(network: str, start: State | None, kind: str, seed: int, key: WatermarkKey | None = None) -> State:
-    """Return the network's weights after a training of this kind from ``start``, signed if there is a key."""
-    L.seed_everything(seed, verbose=False)
-    net = NETWORKS[network]()
-    if start is not None:
-        net.load_state_dict(start)
-    optimizer = partial(torch.optim.AdamW, lr=RATES[kind], weight_decay=1e-4)
-    L.Trainer(
-        max_epochs=EPOCHS[kind],
-        accelerator="cpu",
-        callbacks=[] if key is None else [GradSigns(key)],
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(Classifier(net, 10, optimizer=optimizer, label_smoothing=0.1), DATA)
-    return net.state_dict()
+TRAININGS = {"base": (3, 3e-3), "copy": (1, 1e-3), "fine-tuned": (1, 1e-3)}  # epochs and rate
+WEIGHTS: dict[str, Callable[[int], Array]] = {"average": lambda n: np.ones(n) / n, "A + B - C": one_subtracted}
+LAYERS, FINE_TUNED = "layer by layer", ", fine-tuned"
 
 
 def weighted(states: list[State], weights: Array) -> State:
@@ -232,74 +227,222 @@ def weighted(states: list[State], weights: Array) -> State:
     }
 
 
-def layers_in_turn(states: list[State]) -> State | None:
-    """Return each layer of another copy; None if there are fewer layers than copies."""
-    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in states[0]))
-    if len(layers) < len(states):
-        return None
+def layers_of(state: State) -> list[str]:
+    """Return the names of the modules that hold weights."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in state))
+
+
+def layers_in_turn(states: list[State]) -> State:
+    """Return each layer of another copy."""
+    layers = layers_of(states[0])
     return {name: states[layers.index(name.rpartition(".")[0]) % len(states)][name] for name in states[0]}
 
 
-def judged(net: nn.Module, master: WatermarkKey, members: list[int]) -> dict[str, Any]:
-    """Return test accuracy, what ``trace`` says, and the smallest p-value of innocents."""
-    net.eval()
-    with torch.inference_mode():
-        right = sum(int((net(x).argmax(1) == y).sum()) for x, y in DATA.test_dataloader())
-    images = DATA.raw_images("test", master.target_class)
-    result = trace(net, master, images, n_customers=N_CUSTOMERS, alpha=ALPHA)
-    evidence, _ = read_projections(net, master, images)
-    (innocents,) = clearest_innocents(evidence[None], master, [members], N_CUSTOMERS)
-    return {**result.to_dict(), "accuracy": right / 10_000, "members": members, "innocents": innocents}
+@dataclass(frozen=True)
+class Copies:
+    """A network trained unmarked, its customers' copies and mixtures of them; what was trained is kept in a folder."""
 
+    network: str
+    n_bits: int
+    folder: Path
+    data: ImageDataModule
 
-def mixture_state(name: str, states: list[State], network: str) -> State | None:
-    """Return the mixture's weights, the statistics of batch normalisation computed again as a thief would; None if there is none."""
-    state = weighted(states, WEIGHTED[name](len(states))) if name in WEIGHTED else layers_in_turn(states)
-    if state is None:
-        return None
-    net = NETWORKS[network]()
-    net.load_state_dict(state)
-    L.seed_everything(0, verbose=False)
-    update_bn((batch for batch, _ in zip(DATA.train_dataloader(), range(100), strict=False)), net)
-    return net.state_dict()
+    @property
+    def master(self) -> WatermarkKey:
+        """The key that the customers' keys are made from."""
+        statistics = {"input_mean": self.data.mean, "input_std": self.data.std}
+        return WatermarkKey.generate(
+            "collusion", self.n_bits, input_shape=self.data.input_shape, target_class=0, secret=bytes(32), **statistics
+        )
 
+    def plan(self) -> Iterator[tuple[str, list[int]]]:
+        """Yield what is judged: a kind and its members; every mixture with the members in turn, one of them fine-tuned."""
+        yield "base", []
+        yield from (("copy", [customer]) for customer in CUSTOMERS)
+        for size, kind in product(range(2, len(CUSTOMERS) + 1), (*WEIGHTS, LAYERS)):
+            if kind == LAYERS and len(layers_of(NETWORKS[self.network]().state_dict())) < size:
+                continue
+            turns = [[CUSTOMERS[(turn + i) % len(CUSTOMERS)] for i in range(size)] for turn in range(len(CUSTOMERS))]
+            yield from ((kind, members) for members in turns[: 1 if (kind, size) == ("average", len(CUSTOMERS)) else None])
+            if kind in WEIGHTS:
+                yield kind + FINE_TUNED, turns[0]
 
-def real_cells(networks: list[str], bits: list[int], folder: Path) -> Iterable[tuple[str, Callable[[], Any]]]:
-    """Yield every cell's name and what computes it; networks that were trained are read from the folder."""
-    folder.mkdir(exist_ok=True)
+    def state(self, kind: str, members: list[int]) -> State:
+        """Return the weights of one item of the plan."""
+        if kind == "base":
+            return self._kept(f"{self.network}-base", lambda: self._fitted(None, kind, seed=0))
+        if kind == "copy":
+            key = customer_key(self.master, members[0])
+            name = f"{self.network}-{self.n_bits}-{members[0]}"
+            return self._kept(name, lambda: self._fitted(self.state("base", []), kind, seed=members[0], key=key))
+        if kind.endswith(FINE_TUNED):
+            return self._fitted(self.state(kind.removesuffix(FINE_TUNED), members), "fine-tuned", seed=0)
+        copies = [self.state("copy", [customer]) for customer in members]
+        return self._statistics_anew(layers_in_turn(copies) if kind == LAYERS else weighted(copies, WEIGHTS[kind](len(copies))))
 
-    def kept(name: str, make: Callable[[], State]) -> State:
-        path = folder / f"{name}.pt".replace(" ", "_")
-        if not path.exists():
-            torch.save(make(), path)
-        return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
+    def judged(self, kind: str, members: list[int]) -> dict[str, Any]:
+        """Return test accuracy, what ``trace`` says, and the smallest p-value of innocents (base-10 logarithm)."""
+        net = self._net(self.state(kind, members)).eval()
+        with torch.inference_mode():
+            right = torch.cat([net(x).argmax(1) == y for x, y in self.data.test_dataloader()])
+        images = self.data.raw_images("test", self.master.target_class)
+        result = trace(net, self.master, images, n_customers=N_CUSTOMERS, alpha=ALPHA)
+        evidence, _ = read_projections(net, self.master, images)
+        (innocents,) = clearest([(members, evidence)], self.master, N_CUSTOMERS, members_too=False)
+        return {"accuracy": float(right.double().mean()), "members": members, "innocents": innocents, **result.to_dict()}
 
-    def net_of(network: str, state: State) -> nn.Module:
-        net = NETWORKS[network]()
-        net.load_state_dict(state)
+    def _net(self, state: State | None) -> nn.Module:
+        net = NETWORKS[self.network]()
+        if state is not None:
+            net.load_state_dict(state)
         return net
 
-    def judge(network: str, state: State | None, master: WatermarkKey, members: list[int]) -> dict[str, Any] | None:
-        return None if state is None else judged(net_of(network, state), master, members)
+    def _kept(self, name: str, make: Callable[[], State]) -> State:
+        path = self.folder / f"{name}.pt"
+        if not path.exists():
+            self.folder.mkdir(exist_ok=True)
+            torch.save(make(), path)
+        state: State = torch.load(path, weights_only=True)
+        return state
 
-    for network, n_bits in product(networks, bits):
-        normalisation = {"input_mean": DATA.mean, "input_std": DATA.std}
-        master = WatermarkKey.generate("A", n_bits, input_shape=(1, 28, 28), target_class=0, secret=bytes(32), **normalisation)
-        base = partial(kept, f"{network} base", partial(fitted, network, None, "base", 0))
+    def _fitted(self, start: State | None, training: str, *, seed: int, key: WatermarkKey | None = None) -> State:
+        L.seed_everything(seed, verbose=False)
+        net, (epochs, rate) = self._net(start), TRAININGS[training]
+        L.Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            callbacks=[] if key is None else [GradSigns(key)],
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(
+            Classifier(net, 10, optimizer=partial(torch.optim.AdamW, lr=rate, weight_decay=1e-4), label_smoothing=0.1), self.data
+        )
+        return net.state_dict()
 
-        def signed(customer: int, network: str = network, master: WatermarkKey = master, base: Any = base) -> State:
-            make = lambda: fitted(network, base(), "copy", customer, customer_key(master, customer))  # noqa: E731
-            return kept(f"{network} {master.n_bits} copy {customer}", make)
+    def _statistics_anew(self, state: State) -> State:
+        # As a thief would: a mixture's batch normalisation describes other activations than its weights make.
+        L.seed_everything(0, verbose=False)
+        net = self._net(state)
+        update_bn((images for images, _ in islice(self.data.train_dataloader(), 100)), net)
+        return net.state_dict()
 
-        cell = f"{network} {n_bits}"
-        yield f"{cell} | base | 0 | 0", lambda: judge(network, base(), master, [])
-        for customer in CUSTOMERS:
-            yield f"{cell} | copy | 1 | {customer}", lambda: judge(network, signed(customer), master, [customer])
-        for size, name in product(range(2, 6), (*WEIGHTED, "layer by layer")):
-            for turn in range(len(CUSTOMERS) if (size, name) != (5, "average") else 1):
-                members = [CUSTOMERS[(turn + i) % len(CUSTOMERS)] for i in range(size)]
-                mix = lambda: mixture_state(name, [signed(c) for c in members], network)  # noqa: E731
-                yield f"{cell} | {name} | {size} | {turn}", lambda: judge(network, mix(), master, members)
-                if turn == 0 and name in WEIGHTED:
-                    tuned = lambda: fitted(network, mix(), "fine-tuned", 0)  # noqa: E731
-                    yield f"{cell} | {name}, fine-tuned | {size} | 0", lambda: judge(network, tuned(), master, members)
+
+# --- cells and tables
+
+
+def run(path: Path, cells: Iterable[tuple[str, Callable[[], Any]]]) -> dict[str, Any]:
+    """Compute the cells that the file does not have yet; return those asked for."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    asked = {}
+    for name, compute in cells:
+        if name not in kept:
+            begun = time.time()
+            kept[name] = compute()
+            path.write_text(json.dumps(kept, indent=1))
+            print(f"# {name}: {time.time() - begun:.1f} s", flush=True)
+        asked[name] = kept[name]
+    return asked
+
+
+def table(header: str, rows: Iterable[Iterable[Any]]) -> str:
+    """Return a Markdown table; the header's cells are parted by commas."""
+    lines = [header.split(", "), ["---"] * (header.count(", ") + 1), *rows]
+    return "\n" + "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def simulate(arguments: argparse.Namespace) -> None:
+    """Mix bits; print in how many percent of the runs a member is in ``present``, in brackets in how many one is named."""
+    settings = {"runs": arguments.runs, "customers": arguments.customers}
+    grid = product(arguments.bits, NOISES, arguments.mixtures, range(1, 6))
+    wanted = [cell for cell in grid if cell[3] > 1 or cell[2] == "average"]  # one copy alone is the same in all mixtures
+    names = {" | ".join(map(str, (*cell, *settings.values()))): cell for cell in wanted}
+    counted = run(arguments.out, ((name, partial(simulated, *cell, seed=name, **settings)) for name, cell in names.items()))
+    cells = dict(zip(wanted, counted.values(), strict=True))
+
+    def row(*setting: Any) -> Iterator[str]:
+        yield setting[-1]
+        for size in range(1, 6):
+            counts = cells.get((*setting, size))
+            yield f"{counts['present'] / counts['runs']:.0%} ({counts['named'] / counts['runs']:.0%})" if counts else ""
+
+    for bits, noise in product(arguments.bits, NOISES):
+        header = f"{bits} bits with {noise} noise, 1 copy, 2, 3, 4, 5"
+        print(table(header, (row(bits, noise, mixture) for mixture in arguments.mixtures)).replace("%", " %"))
+    print(
+        "\nInnocents present: {innocent present}, named: {innocent named}, of {runs} runs.".format(**added(list(cells.values())))
+    )
+    alone = [counts for cell, counts in cells.items() if cell[3] == 1]
+    print("Single copies taken for mixtures: {mixed} of {runs}.".format(**added(alone)) if alone else "")
+
+
+def null(arguments: argparse.Namespace) -> None:
+    """Draw mixtures at random; print in how many runs there is an innocent, and the probability of so many if it were alpha."""
+    customers, rows = arguments.customers, []
+    for bits in arguments.bits:
+        sizes = {start: min(RUNS_PER_MASTER, arguments.runs - start) for start in range(0, arguments.runs, RUNS_PER_MASTER)}
+        names = {f"{bits} | {start} | {size} | {customers}": size for start, size in sizes.items()}
+        counted = run(
+            arguments.out,
+            ((name, partial(null_runs, bits, runs=size, customers=customers, seed=name)) for name, size in names.items()),
+        )
+        for alpha in ALPHAS:
+            present, named = (sum(column) for column in zip(*(cell[f"{alpha:g}"] for cell in counted.values()), strict=True))
+            p_value = binom.sf(present - 1, arguments.runs, alpha)
+            rows.append([bits, f"{alpha:g}", arguments.runs, f"{alpha * arguments.runs:g}", present, named, f"{p_value:.2g}"])
+    print(table("bits, alpha, runs, allowed, with an innocent present, with an innocent named, p of so many present", rows))
+
+
+def real(arguments: argparse.Namespace) -> None:
+    """Train copies, mix their weights and print who is found."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    folder, data = arguments.out.with_suffix(".networks"), FashionMNIST(batch_size=128)
+    for network, bits in product(arguments.networks, arguments.bits):
+        copies = Copies(network, bits, folder, data)
+        plan = {f"{network} | {bits} | {kind} | {members}": (kind, members) for kind, members in copies.plan()}
+        cells = run(arguments.out, ((name, partial(copies.judged, *item)) for name, item in plan.items()))
+        groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for name, (kind, members) in plan.items():
+            groups.setdefault((kind, len(members)), []).append(cells[name])
+        header = f"{network} with {bits} bits, copies, accuracy, tried, a member present, a member named, members found, "
+        header += "innocents present or named, innocents' smallest p"
+        print(table(header, (summary(*group, results) for group, results in groups.items())))
+
+
+def summary(kind: str, size: int, results: list[dict[str, Any]]) -> list[Any]:
+    """Return a row of the table of trained copies."""
+    counts = added([outcome(result, result["members"]) for result in results])
+    accuracy = sorted(result["accuracy"] for result in results)
+    spread = f"{accuracy[0]:.3f}" + (f" to {accuracy[-1]:.3f}" if len(accuracy) > 1 else "")
+    found = f"{counts['members found']} of {size * len(results)}"
+    innocents = counts["innocent present"] + counts["innocent named"]
+    smallest = min(0.0, *(result["innocents"] for result in results))
+    return [kind, size, spread, len(results), counts["present"], counts["named"], found, innocents, f"{10**smallest:.2g}"]
+
+
+def main() -> None:
+    """Run the cells that are missing and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for command, bits in ((simulate, [64, 128, 256]), (null, [64, 128, 256]), (real, [128, 256])):
+        options = commands.add_parser(command.__name__)
+        options.set_defaults(command=command)
+        options.add_argument("--out", type=Path, required=True)
+        options.add_argument("--bits", nargs="+", type=int, default=bits)
+        if command is simulate:
+            options.add_argument("--mixtures", nargs="+", choices=MIXTURES, default=list(MIXTURES))
+        if command is real:
+            options.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+        else:
+            options.add_argument("--runs", type=int, default=100 if command is simulate else 10_000)
+            options.add_argument("--customers", type=int, default=N_CUSTOMERS)
+    arguments = parser.parse_args()
+    arguments.command(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from gradsigns_lightning.extraction.evidence import (
 from gradsigns_lightning.extraction.settings import ReadingSettings
 
 _SUFFIX = ".commitment.json"
+_MAX_FILE_BYTES = 1 << 24  # a commitment to 100,000 keys has 7 MB
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def run(config: Any) -> None:
         note = f"Publish {files.statement}; send {files.request} to a time-stamp authority; keep {files.signer} secret."
     else:
         statement, time = _attach(files, settings)
-        note = "The commitment is time-stamped. Publish both files."
+        note = "The commitment is time-stamped. Publish both files. Everybody can check them:\n" + _openssl(files, settings, time)
     rows = {
         "commitment file": str(files.statement),
         **{f"commitment {i}": digest for i, digest in enumerate(statement.commitments, 1)},
@@ -106,12 +108,28 @@ def _commit(files: CommitmentFiles, keys: list[WatermarkKey], signer_file: str |
             raise ValueError(f"`out` must not name an existing commitment, but there is '{path}'.")
     signer = Ed25519PrivateKey.generate() if signer_file is None else load_signer(read_bytes(Path(signer_file), "signer"))
     statement = make_statement([key.commitment for key in keys], signer, reading=reading)
-    request = timestamp_request(statement)
-    if not files.signer.exists():
-        write_file(files.signer, signer_pem(signer), argument="out", overwrite=False)
-    write_file(files.request, request, argument="out", overwrite=False, mode=0o644)
-    write_file(files.statement, statement.to_bytes(), argument="out", overwrite=False, mode=0o644)
+    contents = {
+        files.signer: signer_pem(signer),
+        files.request: timestamp_request(statement),
+        files.statement: statement.to_bytes(),
+    }
+    if files.signer.exists() and signer_pem(files.read_signer()) != contents.pop(files.signer):
+        raise ValueError(f"`signer` must be the one in '{files.signer}', which belongs to `out`; got another.")
+    _write_all(contents, secret=files.signer)
     return statement
+
+
+def _write_all(contents: dict[Path, bytes], *, secret: Path) -> None:
+    """Write new files, all or none: of two commands for the same commitment one fails at the first file and removes nothing."""
+    written: list[Path] = []
+    try:
+        for path, data in contents.items():
+            write_file(path, data, argument="out", overwrite=False, mode=0o600 if path == secret else 0o644)
+            written.append(path)
+    except BaseException:
+        for path in written:
+            path.unlink()
+        raise
 
 
 def _attach(files: CommitmentFiles, settings: dict[str, Any]) -> tuple[Statement, datetime]:
@@ -124,13 +142,24 @@ def _attach(files: CommitmentFiles, settings: dict[str, Any]) -> tuple[Statement
     return statement, time
 
 
+def _openssl(files: CommitmentFiles, settings: dict[str, Any], time: datetime) -> str:
+    """Return how openssl checks the stamp: at its own time, since the authority's certificate expires some day."""
+    names = {"-data": files.statement, "-in": files.reply, "-CAfile": settings["authority"]}
+    words = [word for option, path in names.items() for word in (option, str(path))]
+    return shlex.join(["openssl", "ts", "-verify", "-attime", str(int(time.timestamp())), *words])
+
+
 def read_bytes(path: Path, argument: str) -> bytes:
     """Return a small file's content.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it cannot be read, or is larger than any commitment, key or certificate.
     """
     try:
-        return path.expanduser().read_bytes()
+        with path.expanduser().open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ValueError(f"`{argument}` must name a readable file, got '{path}': {error.strerror}.") from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise ValueError(f"`{argument}` must name a file of at most {_MAX_FILE_BYTES} bytes; '{path}' is larger.")
+    return data

@@ -44,7 +44,8 @@ def _mean_image(path: str | None) -> Tensor | None:
     if path is None:
         return None
     try:
-        array = np.load(Path(path).expanduser(), allow_pickle=False)
-        return torch.from_numpy(np.asarray(array, dtype=np.float32))
-    except (OSError, ValueError, TypeError, EOFError) as error:
+        # Mapped, so that a header that claims more than the file holds is noticed before anything is allocated.
+        array = np.load(Path(path).expanduser(), allow_pickle=False, mmap_mode="r")
+        return torch.from_numpy(np.array(array, dtype=np.float32))
+    except (OSError, ValueError, TypeError, EOFError, SyntaxError, OverflowError) as error:
         raise ValueError(f"`mean_image` must name a .npy file of numbers, got '{path}'.") from error

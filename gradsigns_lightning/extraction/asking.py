@@ -61,7 +61,7 @@ class Transcript:
         try:
             if record["images"] == digest:
                 return [_from_json(row) for row in record["answer"]]
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError, OverflowError):
             pass
         raise ValueError(f"`journal`: '{self._name}' does not fit this reading; it was edited or made by another version.")
 

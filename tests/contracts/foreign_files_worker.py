@@ -9,6 +9,7 @@ kind, and readers that compose and instantiate what a checkpoint says, as this p
 import contextlib
 import ctypes
 import encodings.cp437  # noqa: F401  (zipfile needs it for names of old)
+import importlib
 import io
 import json
 import os
@@ -33,7 +34,7 @@ import torch  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 from gradsigns_lightning import WatermarkKey  # noqa: E402
-from gradsigns_lightning.cli import checkpoint, main, runner, schema, suspect, verify  # noqa: E402
+from gradsigns_lightning.cli import checkpoint, main, runner, schema, suspect  # noqa: E402
 from gradsigns_lightning.cli.build import to_plain  # noqa: E402
 from gradsigns_lightning.extraction.asking import read_journal  # noqa: E402
 from gradsigns_lightning.extraction.black_box import replay  # noqa: E402
@@ -165,6 +166,7 @@ def content(model=MODEL, data=DATA, **changes):
 def prepare():
     from PIL import Image
 
+    Image.init()  # Pillow imports all its readers when it meets none of the usual formats
     for folder in (BAIT, OUT, FOLDER / "data", FOLDER / "images", FOLDER / "images32", FOLDER / "release"):
         folder.mkdir()
     for i in range(4):
@@ -369,6 +371,14 @@ ONNX = {
 }
 
 
+IMAGES = {
+    "program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(bait/foreign) run\n%%EOF\n",
+    "bomb": b"P5 60000 60000 255\n",
+    "large": b"P5 12000 12000 255\n",
+    "pickle": pickle.dumps(os.system),
+}
+
+
 def with_array(name, array):
     return lambda folder: np.save(folder / name, array, allow_pickle=True)
 
@@ -410,6 +420,7 @@ COMMANDS = {
     ],
     "onnx": lambda file: ["verify", f"onnx={file}", "key=k.gskey", "images=images", "api.max_queries=8"],
     "onnx control": lambda file: [*COMMANDS["control"](file), "api.max_queries=8"],
+    "images": lambda folder: ["verify", "checkpoint=good.ckpt", "key=k.gskey", f"images={folder}"],
     "import-2021": lambda folder: ["import-2021", f"folder={folder}", "images=images32", "api.max_queries=8"],
 }
 # Which file the other commands get: one of each kind, since all go through the same reader.
@@ -420,6 +431,12 @@ EVERYWHERE = {
     "hidden 10^6, of one number",
     f"data {NAMES[0]!r:.40}",
     "code",
+}
+WHOLE = {"${...} in n_classes", f"data {NAMES[0]!r:.40}", "code", "beside", "program", "external link", "another weight"}
+# What names the file in the settings, if it is not `checkpoint`.
+ARGUMENTS = {
+    **{"control": "controls", "init": "init", "onnx": "onnx", "onnx control": "controls", "images": "images"},
+    "import-2021": "folder",
 }
 # `init` takes weights alone, whatever the description says.
 WEIGHTS_ONLY = {"code", "hidden 10^6, of one number", "buffer of 8 GB", "text as weight", "another weight", "sparse", "packed"}
@@ -446,6 +463,11 @@ def attacks():
     yield "onnx control", "beside", folder / "beside.onnx"
     (folder / "net.ort").write_bytes(b"\x18\x00\x00\x00ORTM" + bytes(100))
     yield "onnx", "of the runtime", folder / "net.ort"
+    for name, data in IMAGES.items():
+        path = folder / f"images_{name}"
+        path.mkdir()
+        (path / "image.png").write_bytes(data)
+        yield "images", name, path
     for name, change in RELEASES.items():
         path = folder / f"release_{name.replace(' ', '_')}"
         path.mkdir()
@@ -469,26 +491,32 @@ def reported(watch, command):
 
 def attack(watch, reader, name, file):
     """Run a whole command, or, since composing its configuration takes most of the time, the one that was composed before."""
-    if reader != "verify" or name in EVERYWHERE:
+    if name in WHOLE:
         return run(watch, COMMANDS[reader](file))
+    module, settings = COMPOSED[reader]
+    argument = ARGUMENTS.get(reader, "checkpoint")
 
     def command():
         try:
-            verify.run({**SETTINGS, "checkpoint": str(file)})
+            module.run({**settings, argument: [str(file)] if argument == "controls" else str(file)})
         except Exception as error:
-            return runner._report(*runner.explain("verify", [], error))
+            return runner._report(*runner.explain(module.__name__.rpartition(".")[2], [], error))
         return 0
 
     return reported(watch, command)
 
 
-def composed():
-    """Return the settings of a `gradsigns verify`."""
-    kept, original = [], verify.run
-    verify.run = lambda config: kept.append(to_plain(config)) or 0.0
-    main(COMMANDS["verify"]("good.ckpt"))
-    verify.run = original
-    return kept[0]
+def composed(watch, reader, file):
+    """Run a command on a genuine file; return its module and its settings."""
+    words = COMMANDS[reader](file)
+    module = importlib.import_module(f"gradsigns_lightning.cli.{words[0].replace('-', '_')}")
+    kept, original = [], module.run
+    module.run = lambda config: kept.append(to_plain(config)) or original(config)
+    try:
+        run(watch, words)
+    finally:
+        module.run = original
+    return module, kept[0]
 
 
 # --- functions that read
@@ -665,9 +693,9 @@ def as_before():
 
 if __name__ == "__main__":
     prepare()
-    genuine = {"onnx": "good.onnx", "onnx control": "good.onnx", "import-2021": "release"}
-    WATCH, SETTINGS = Watch(), composed()
-    warm = {reader: run(WATCH, words(genuine.get(reader, "good.ckpt"))) for reader, words in COMMANDS.items()}
+    genuine = {"onnx": "good.onnx", "onnx control": "good.onnx", "images": "images", "import-2021": "release"}
+    WATCH = Watch()
+    COMPOSED = {reader: composed(WATCH, reader, genuine.get(reader, "good.ckpt")) for reader in COMMANDS}
     wrap(WATCH)
     warm_errors = [run(WATCH, COMMANDS["verify"](file)) for file in ("nowhere.ckpt", "k.gskey")]
     result = {"genuine": {reader: run(WATCH, words(genuine.get(reader, "good.ckpt"))) for reader, words in COMMANDS.items()}}

@@ -21,7 +21,7 @@ SECRET = "s3cr3t-81c2"
 MEGABYTES = 100  # beyond what reading genuine files has taken; the files ask for gigabytes
 # What commands do for themselves: typing evaluates annotations, and `train` seeds before it reads.
 HARMLESS = {"exec by typing", "os.putenv b'PL_GLOBAL_SEED'", "os.putenv b'PL_SEED_WORKERS'"}
-READERS = {"verify", "trace", "judge", "control", "init", "onnx", "onnx control", "import-2021"}
+READERS = {"verify", "trace", "judge", "control", "init", "onnx", "onnx control", "images", "import-2021"}
 
 
 @pytest.fixture(scope="module")

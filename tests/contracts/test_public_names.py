@@ -49,7 +49,9 @@ SIGNATURES = {
     ),
     WatermarkKey.load: "path",
     WatermarkKey.save: "self, path, *, overwrite=False",
-    verify: "model, key, images, *, alpha=1e-09, batch_size=128, logits=None, carrier_layer=None",
+    verify: (
+        "model, key, images, *, alpha=1e-09, batch_size=128, logits=None, carrier_layer=None, input_mean=None, input_std=None"
+    ),
     trace: "suspect, master, images, *, n_customers=10000, alpha=1e-09, max_queries=1000",
     customer_key: "master, customer",
     verify_many: "model, keys, images, *, alpha=1e-09, batch_size=128, logits=None, carrier_layer=None",
@@ -58,7 +60,8 @@ SIGNATURES = {
         "batch_size=32, journal=None"
     ),
     VerificationResult: (
-        "n_bits, n_matches, n_erasures, bit_error_rate, p_value, log10_p_value, margin, n_queries, alpha, verdict, commitment"
+        "n_bits, n_matches, n_erasures, bit_error_rate, p_value, log10_p_value, margin, n_queries, alpha, verdict, commitment, "
+        "recognised"
     ),
 }
 

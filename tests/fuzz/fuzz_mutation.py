@@ -4,10 +4,22 @@ import base64
 import copy
 import json
 
-LONGEST = 20000  # bytes of an input
 VALUES = (
     *(None, True, False, 0, -1, 1, 2, 255, 2**20, 2**31, 2**63, 2**64, 10**30, 1e308, -0.0, 0.5, float("nan"), float("inf")),
-    *("", "x", "a" * 300, "0" * 64, "\x00", "\ud800", "\n\x1b[2J", "../x", "/dev/zero", "${oc.env:HOME}", "{0.__class__}", "e\u0301"),
+    *(
+        "",
+        "x",
+        "a" * 300,
+        "0" * 64,
+        "\x00",
+        "\ud800",
+        "\n\x1b[2J",
+        "../x",
+        "/dev/zero",
+        "${oc.env:HOME}",
+        "{0.__class__}",
+        "e\u0301",
+    ),
     *([], [[]], [0] * 70, {}, {"": 0}, {"_target_": "os.system"}, [{"a": 1}]),
 )
 
@@ -66,10 +78,6 @@ def from_json(data):
 
 def to_json(value):
     return json.dumps(value).encode()
-
-
-def from_canonical(data):
-    return json.loads(data)
 
 
 def to_canonical(value):

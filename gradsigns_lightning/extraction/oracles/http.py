@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,17 @@ from torch import Tensor
 
 from gradsigns_lightning.core.checks import check_int, check_number
 from gradsigns_lightning.extraction.oracles.protocols import Json, WireProtocol
+from gradsigns_lightning.extraction.oracles.watchdog import ReplyTooLargeError, Watchdog, watched_session
 
 if TYPE_CHECKING:
     import requests
 
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)
 _LARGEST_REPLY = 64 << 20  # bytes
+_LARGEST_TRANSFER = 2 * _LARGEST_REPLY  # with headers and framing
+_TOO_LARGE = f"The endpoint's reply is larger than {_LARGEST_REPLY >> 20} MiB."
 _CHUNK = 1 << 16
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
 class OracleError(RuntimeError):
@@ -31,11 +36,15 @@ class HttpOracle:
     Failures that may pass (no connection, time-outs, status 408, 425, 429 and 5xx) are repeated after a growing pause, or after
     the time that ``Retry-After`` asks for. Redirects are not followed, so that images and credentials go nowhere else.
 
+    A request so takes at most ``(retries + 1) * timeout`` seconds and the pauses between, ``pause * (2**retries - 1)`` in all, or
+    up to ``longest_pause`` each where the server asks for it: 196 seconds with the defaults and a silent server. Looking up the
+    host's name comes on top, and each further address of a host that does not connect. A reply has at most 64 MiB, unpacked.
+
     Args:
         url: the endpoint, ``http://`` or ``https://``.
         protocol: how it speaks: :class:`OpenInferenceProtocol`, :class:`MlflowProtocol` or :class:`JsonTemplate`.
         headers: sent with every request, for example ``{"Authorization": "Bearer ..."}``; never shown.
-        timeout: seconds until a reply must be complete.
+        timeout: seconds from connecting to the last byte of the reply; whatever takes longer is broken off.
         retries: repetitions of a failed request, 0 or more.
         pause: seconds before the first repetition; each further one doubles it.
         longest_pause: seconds; a server that asks for more patience ends the reading.
@@ -57,7 +66,7 @@ class HttpOracle:
         longest_pause: float = 120.0,
     ) -> None:
         try:
-            import requests
+            import requests  # noqa: F401
         except ImportError as error:
             raise ImportError("Asking an endpoint needs requests: pip install 'gradsigns-lightning[http]'.") from error
         if not isinstance(url, str) or not url.startswith(("http://", "https://")):
@@ -67,8 +76,8 @@ class HttpOracle:
         self._retries = check_int("retries", retries, minimum=0)
         self._pause = check_number("pause", pause, minimum=0)
         self._longest_pause = check_number("longest_pause", longest_pause, minimum=0)
-        self._session = requests.Session()
-        self._session.headers.update(headers or {})
+        self._session = watched_session(_LARGEST_TRANSFER)
+        self._session.headers.update({"Accept-Encoding": "gzip, deflate", **(headers or {})})
         self._prepared = False
 
     def __call__(self, images: Tensor) -> Json:
@@ -93,43 +102,59 @@ class HttpOracle:
 
     def _exchange(self, method: str, url: str, body: Json) -> Json:
         """Send a request until there is a reply, and return its JSON."""
-        import requests
-
         for attempt in range(self._retries + 1):
-            wait = self._pause * 2**attempt
-            try:
-                with self._session.request(
-                    method, url, json=body, timeout=self._timeout, stream=True, allow_redirects=False
-                ) as response:
-                    if response.ok and not response.is_redirect:
-                        return json.loads(self._content(response))
-                    reason = f"status {response.status_code}"
-                    if response.status_code not in _RETRIED:
-                        raise OracleError(f"The endpoint refused the request with {reason}.")
-                    wait = max(wait, _retry_after(response))
-            except requests.exceptions.InvalidURL as error:
-                raise OracleError("The endpoint's address is not valid.") from error
-            except requests.RequestException as error:
-                reason = "a time-out" if isinstance(error, requests.Timeout) else "a broken connection"
+            content, reason, wait = self._attempt(method, url, body)
+            if content is not None:
+                return json.loads(content)
+            wait = max(wait, self._pause * 2**attempt)
             if wait > self._longest_pause:
                 raise OracleError(f"The endpoint failed with {reason} and asks to wait {wait:.0f} s; try again later.")
             if attempt < self._retries:
                 time.sleep(wait)
         raise OracleError(f"The endpoint failed {self._retries + 1} times, at last with {reason}.")
 
-    def _content(self, response: requests.Response) -> bytes:
-        """Read a reply within the time and size allowed; ``timeout`` alone bounds the silence between two bytes only."""
+    def _attempt(self, method: str, url: str, body: Json) -> tuple[bytes | None, str, float]:
+        """Send a request once; return the reply's content or None, why there is none, and how long the server asks to wait."""
         import requests
+        import urllib3
 
-        end = time.monotonic() + self._timeout
-        content = bytearray()
-        for chunk in response.iter_content(_CHUNK):
-            content += chunk
+        content, reason, wait = None, "a broken connection", 0.0
+        with Watchdog(self._timeout) as watchdog:
+            try:
+                with self._session.request(
+                    method, url, json=body, timeout=self._timeout, stream=True, allow_redirects=False
+                ) as response:
+                    reason = f"status {response.status_code}"
+                    if response.ok and not response.is_redirect:
+                        content = _content(response)
+                    elif response.status_code not in _RETRIED:
+                        raise OracleError(f"The endpoint refused the request with {reason}.")
+                    wait = _retry_after(response)
+            except requests.exceptions.InvalidURL as error:
+                raise OracleError("The endpoint's address is not valid.") from error
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                is_late = isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError))
+                reason = "a time-out" if is_late else "a broken connection"
+            except ReplyTooLargeError as error:
+                raise OracleError(_TOO_LARGE) from error
+        return (None, "a time-out", wait) if watchdog.has_bitten else (content, reason, wait)
+
+
+def _content(response: requests.Response) -> bytes:
+    """Read a reply within the size allowed, also where few bytes unpack to many."""
+    packing = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if packing not in ("identity", "gzip", "x-gzip", "deflate"):
+        raise OracleError(f"The endpoint's reply is packed in a way that was not asked for: {packing[:80]!r}.")
+    unpacker = None if packing == "identity" else zlib.decompressobj(_GZIP_OR_ZLIB)
+    content = bytearray()
+    try:
+        for chunk in response.raw.stream(_CHUNK, decode_content=False):
+            content += unpacker.decompress(chunk, _LARGEST_REPLY + 1 - len(content)) if unpacker else chunk
             if len(content) > _LARGEST_REPLY:
-                raise OracleError(f"The endpoint's reply is larger than {_LARGEST_REPLY >> 20} MiB.")
-            if time.monotonic() > end:
-                raise requests.Timeout("the reply did not end")
-        return bytes(content)
+                raise OracleError(_TOO_LARGE)
+    except zlib.error as error:
+        raise OracleError("The endpoint's reply is packed, and cannot be unpacked.") from error
+    return bytes(content)
 
 
 def _retry_after(response: requests.Response) -> float:

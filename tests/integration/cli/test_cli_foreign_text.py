@@ -24,6 +24,8 @@ from gradsigns_lightning.cli.report import print_rows, write_json
 # A cleared screen, a title, a forged line, a turned direction, C1 and surrogates, markup of rich, an emoji's name.
 NASTY = "\x1b[2J\x1b]0;x\x07\ngradsigns: verdict\rowned \u202egpj.\x85\x9b1m\x7f\u2028\ud800 [red]x[/red] [/b] :smile: Zürich 株"
 FILE_NAME = "\x1b[2J\ngradsigns: \r\u202e\x85\udc9b [red]x[bold] ü"
+# torch reads no file whose name is not UTF-8.
+CHECKPOINT = FILE_NAME.replace("\udc9b", "") + ".ckpt"
 # Everything that is no letter, but the line break, which is our own layout's.
 RAW = re.compile("[^\n" + "".join(f"{chr(a)}-{chr(b)}" for a, b in ((0x20, 0x7E), (0xA0, 0xD7FF), (0xE000, 0x10FFFF))) + "]")
 TURNING = re.compile("[\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
@@ -88,15 +90,15 @@ def claim(tmp_path_factory):
     folder.mkdir()
     before = Path.cwd()
     os.chdir(folder)
-    key, commitment, bundle, ckpt = (quoted(FILE_NAME + end) for end in (".gskey", ".commitment.json", ".gsbundle", ".ckpt"))
+    key, commitment, bundle = (quoted(FILE_NAME + end) for end in (".gskey", ".commitment.json", ".gsbundle"))
     try:
         owner = [f"owner={quoted(NASTY)}", f"scope={quoted(NASTY)}"]
         assert main(["keygen", "data=digits", "key=b32", "target_class=3", *owner, f"out={key}", "json=keygen.json"]) == 0
         train = [*TRAIN, f"key.path={key}", f"key.owner={quoted(NASTY)}", "hydra.run.dir=run", "json=train.json"]
         assert main(train) == 0
-        Path("run/model.ckpt").rename(f"{FILE_NAME}.ckpt")
+        Path("run/model.ckpt").rename(CHECKPOINT)
         assert main(["commit", f"key={key}", f"out={commitment}", "json=commit.json"]) == 0
-        words = [f"checkpoint={ckpt}", f"bundle={bundle}", f"commitment={commitment}", "alpha=1e-4"]
+        words = [f"checkpoint={quoted(CHECKPOINT)}", f"bundle={bundle}", f"commitment={commitment}", "alpha=1e-4"]
         assert main(["verify", f"key={key}", *words, "json=verify.json"]) == 0
     finally:
         os.chdir(before)
@@ -106,8 +108,8 @@ def claim(tmp_path_factory):
 def judge(*words):
     code = main(
         [
-            *["judge", f"bundle={quoted(FILE_NAME + '.gsbundle')}", f"checkpoint={quoted(FILE_NAME + '.ckpt')}"],
-            *["grinding_bits=0", "alpha=1e-4", f"controls=[{quoted(FILE_NAME + '.ckpt')}]", "json=judge.json", *words],
+            *["judge", f"bundle={quoted(FILE_NAME + '.gsbundle')}", f"checkpoint={quoted(CHECKPOINT)}"],
+            *["data=digits", "grinding_bits=0", "alpha=1e-4", f"controls=[{quoted(CHECKPOINT)}]", "json=judge.json", *words],
         ]
     )
     return code, json.loads(Path("judge.json").read_text())
@@ -119,10 +121,10 @@ def test_a_judge_gets_the_verdict_and_the_names_escaped(claim, monkeypatch, show
     text = shown()
     assert judged["owner"] == NASTY
     assert judged["reading"]["verdict"] == "owned"
-    assert "control model" in judged["objections"][0]
+    assert any("control model" in objection for objection in judged["objections"])
     assert r"\x1b[2J\x1b]0;x\x07\ngradsigns: verdict\rowned \u202egpj.\x85\x9b1m\x7f\u2028\ud800 [red]x[/red] [/b]" in text
     assert ":smile: Zürich 株" in text
-    assert r"control \x1b[2J\ngradsigns: \r\u202e\x85\udc9b [red]x[bold] ü.ckpt" in text
+    assert r"control \x1b[2J\ngradsigns: \r\u202e\x85 [red]x[bold] ü.ckpt" in text
 
 
 def test_no_file_holds_a_raw_character(claim):
@@ -141,7 +143,7 @@ def test_no_file_holds_a_raw_character(claim):
 @pytest.mark.parametrize("command", ["verify", "keygen", "commit"])
 def test_every_command_escapes_what_it_is_given(claim, monkeypatch, shown, command):
     monkeypatch.chdir(claim)
-    key, ckpt = f"key={quoted(FILE_NAME + '.gskey')}", f"checkpoint={quoted(FILE_NAME + '.ckpt')}"
+    key, ckpt = f"key={quoted(FILE_NAME + '.gskey')}", f"checkpoint={quoted(CHECKPOINT)}"
     new = f"{FILE_NAME}2"
     words = {
         "verify": [key, ckpt, f"json={quoted(new + '.json')}"],
@@ -180,8 +182,8 @@ def test_every_command_escapes_what_it_is_given(claim, monkeypatch, shown, comma
 )
 def test_every_message_is_escaped(claim, monkeypatch, shown, words):
     monkeypatch.chdir(claim)
-    ends = {"name": "no such", "key": ".gskey", "ckpt": ".ckpt", "bundle": ".gsbundle"}
-    names = {name: quoted(FILE_NAME + end) for name, end in ends.items()}
+    ends = {"name": "no such", "key": ".gskey", "bundle": ".gsbundle"}
+    names = {"ckpt": quoted(CHECKPOINT), **{name: quoted(FILE_NAME + end) for name, end in ends.items()}}
     assert main([word.format(**names) for word in words]) in (1, 2)
     text = shown()
     assert text.startswith("gradsigns: ")
@@ -214,6 +216,34 @@ def test_a_servers_class_names_are_escaped(claim, monkeypatch, shown):
         words = [f"key={quoted(FILE_NAME + '.gskey')}", f"endpoint={url}", "data=digits", "api.batch_size=1", *template]
         assert main(["verify", *words]) == 1
     assert "which is not one of the 2 `classes`" in shown()
+
+
+def test_the_names_in_an_onnx_file_are_escaped(claim, monkeypatch, shown):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(claim)
+    name = "\x1b[2J\ngradsigns: verdict"
+    for n_inputs, form in ((1, ["n", 1, 8, 8]), (2, ["n", 1, 8, 8]), (1, ["n", 1, 9, 9])):
+        inputs = [onnx.helper.make_tensor_value_info(name * n, onnx.TensorProto.FLOAT, form) for n in range(1, n_inputs + 1)]
+        # The wrong shape and the double name make the runtime itself complain.
+        output = onnx.helper.make_tensor_value_info(name + "y", onnx.TensorProto.FLOAT, [3])
+        nodes = [onnx.helper.make_node("Flatten", [name], [name + "y"], name=name) for _ in range(n_inputs)]
+        graph = onnx.helper.make_graph(nodes, name, inputs, [output])
+        opset = [onnx.helper.make_opsetid("", 17)]
+        Path("names.onnx").write_bytes(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
+        main(["verify", f"key={quoted(FILE_NAME + '.gskey')}", "onnx=names.onnx", "data=digits", "api.max_queries=20"])
+        shown()
+
+
+def test_a_key_of_version_1_with_such_an_owner_stays_readable(tmp_path, monkeypatch, shown):
+    monkeypatch.chdir(tmp_path)
+    key = WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0)
+    public = {name: value for name, value in key.to_public_dict().items() if name not in ("version", "purpose")}
+    old = WatermarkKey.from_parts({**public, "owner": NASTY, "scope": NASTY}, payload=b"", secret=bytes(32))
+    old.save("old.gskey")
+    assert WatermarkKey.load("old.gskey").owner == NASTY
+    assert main(["commit", "key=old.gskey", "out=old.commitment.json"]) == 0
+    shown()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -100,9 +100,9 @@ def test_verify_reads_what_train_read(signed, capsys):
     assert content["commitment"] in capsys.readouterr().out
 
 
-def test_verify_of_the_twin_exits_with_0(signed):
+def test_verify_of_the_twin_exits_with_3(signed):
     words = [f"checkpoint={signed.folder / 'twin.ckpt'}", f"key={signed.key}", "json=v.json"]
-    assert main(["verify", *words]) == 0
+    assert main(["verify", *words]) == 3
     content = read_json("v.json")
     assert content["verdict"] == "not_proven"
     assert content["n_matches"] == signed.content["twin_n_matches"]
@@ -129,7 +129,7 @@ def test_alpha_decides_the_verdict(signed):
     words = [f"checkpoint={signed.folder / 'model.ckpt'}", f"key={signed.key}", "json=v.json"]
     assert main(["verify", *words, "alpha=0.01"]) == 0
     assert read_json("v.json")["verdict"] == "owned"
-    assert main(["verify", *words, "alpha=1e-30"]) == 0
+    assert main(["verify", *words, "alpha=1e-30"]) == 3
     assert read_json("v.json")["verdict"] == "not_proven"
 
 
@@ -149,6 +149,32 @@ def test_foreign_checkpoints_are_refused(signed, make, message, capsys):
     torch.save(make(content), "foreign.ckpt")
     assert main(["verify", "checkpoint=foreign.ckpt", f"key={signed.key}"]) == 1
     assert message in capsys.readouterr().err
+
+
+def with_data(signed, **changes):
+    """Write the signed model as a checkpoint that states other data."""
+    content = torch.load(signed.folder / "model.ckpt", weights_only=True)
+    content["hyper_parameters"]["gradsigns"]["data"] |= changes
+    torch.save(content, "other.ckpt")
+    return "checkpoint=other.ckpt"
+
+
+@pytest.mark.parametrize("command", ["verify", "trace"])
+def test_a_checkpoint_of_other_normalisation_is_refused(signed, capsys, command):
+    assert main([command, with_data(signed, mean=[0.5]), f"key={signed.key}"]) == 1
+    assert "`input_mean` is (0.305,) in the key and (0.5,) in the data" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_data_that_need_a_folder_is_read_with_images(signed, capsys, tmp_path):
+    words = ["verify", with_data(signed, name="image_folder"), f"key={signed.key}", "json=v.json"]
+    assert main(words) == 1
+    assert "`images=FOLDER`" in capsys.readouterr().err
+    for i, image in enumerate(Digits().raw_images("test", 3)):
+        Image.fromarray((image[0] * 255).round().numpy().astype(np.uint8)).save(tmp_path / f"{i:03}.png")
+    assert main([*words, f"images={tmp_path}"]) in (0, 3)
+    assert read_json("v.json")["n_matches"] >= signed.content["n_matches"] - 2
+    assert main([*words, "data=digits"]) in (0, 3)
+    assert read_json("v.json")["n_matches"] == signed.content["n_matches"]
 
 
 def _with_target(content, target):

@@ -1,6 +1,7 @@
 """Commitment, evidence bundle and judgement; the published forgeries fail."""
 
 import base64
+import inspect
 import json
 import tracemalloc
 from datetime import datetime, timedelta, timezone
@@ -438,6 +439,25 @@ def test_a_normalisation_solved_for_after_seeing_the_model_is_another_key(unmark
     assert len({key.signature.numpy().tobytes() for key in tried}) == 3
     assert len({key.projection.numpy().tobytes() for key in tried}) == 3
     assert all(verify(unmarked, key, OWN).p_value > 1e-3 for key in tried)
+
+
+def test_images_that_the_claimant_crafted_play_no_part(authority, genuine, dated, model, unmarked):
+    own = judge(stamped(authority, KEY, STATEMENT), suspect=unmarked, images=JUDGES, **dated)
+    assert judge(genuine, suspect=unmarked, images=JUDGES, **dated).reading == own.reading
+    assert own.verdict == "not_proven"
+
+
+def test_a_judge_has_no_argument_of_the_claimants(authority, dated, model, tmp_path):
+    judges = {"suspect", "images", "input_mean", "input_std", "controls", "authority", "suspect_since", "grinding_bits", "alpha"}
+    assert inspect.signature(judge).parameters.keys() == {"bundle", *judges, "max_queries"}
+    assert inspect.signature(Bundle).parameters.keys() == {"key", "statement", "timestamp", "images", "transcript", "software"}
+    settings = {"estimator": "rows", "alignments": ("identity", "hflip"), "max_queries": 333, "alpha": 1e-5}
+    verify_api(scores(model), KEY, OWN, journal=tmp_path / "j", **settings)
+    statement = make_statement([KEY.commitment], SIGNER, reading=ReadingSettings(**settings))
+    content = {"images": (OWN * 255).round().to(torch.uint8), "transcript": read_journal(tmp_path / "j")}
+    reading = judge(stamped(authority, KEY, statement, **content), suspect=scores(model), images=JUDGES, **dated).reading
+    assert (reading.estimator, reading.alignment) == ("blocks", "identity")
+    assert reading.alpha < 1e-20
 
 
 def test_a_suspect_that_does_not_take_the_images_for_the_class_is_inconclusive(genuine, dated, model):

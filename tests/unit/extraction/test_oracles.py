@@ -530,13 +530,13 @@ def test_operators_of_unknown_domains_load_nothing(tmp_path):
         model.opset_import.add(domain="ai.onnx.contrib", version=1)
 
     edited(tmp_path / "net.onnx", change)
-    with pytest.raises(ValueError, match="`path`: .* no ONNX model that can be run"):
+    with pytest.raises(ValueError, match=r"`path`: .* no ONNX model that can be run"):
         OnnxOracle(tmp_path / "net.onnx")
 
 
 def test_other_formats_of_the_runtime_and_files_beyond_protobuf_are_refused(tmp_path):
     (tmp_path / "net.ort").write_bytes(b"\x18\x00\x00\x00ORTM" + bytes(100))
-    with pytest.raises(ValueError, match="`path`: .* damaged"):
+    with pytest.raises(ValueError, match=r"`path`: .* damaged"):
         OnnxOracle(tmp_path / "net.ort")
     with (tmp_path / "large.onnx").open("wb") as file:
         file.truncate(2**31)  # takes no place on the disk
