@@ -255,14 +255,14 @@ class Copies:
             "collusion", self.n_bits, input_shape=self.data.input_shape, target_class=0, secret=bytes(32), **statistics
         )
 
-    def plan(self) -> Iterator[tuple[str, list[int]]]:
-        """Yield what is judged: a kind and its members; every mixture with the members in turn, one of them fine-tuned."""
+    def plan(self, n_turns: int) -> Iterator[tuple[str, list[int]]]:
+        """Yield what is judged: a kind and its members; every mixture with so many groups in turn, one of them fine-tuned."""
         yield "base", []
         yield from (("copy", [customer]) for customer in CUSTOMERS)
         for size, kind in product(range(2, len(CUSTOMERS) + 1), (*WEIGHTS, LAYERS)):
             if kind == LAYERS and len(layers_of(NETWORKS[self.network]().state_dict())) < size:
                 continue
-            turns = [[CUSTOMERS[(turn + i) % len(CUSTOMERS)] for i in range(size)] for turn in range(len(CUSTOMERS))]
+            turns = [[CUSTOMERS[(turn + i) % len(CUSTOMERS)] for i in range(size)] for turn in range(n_turns)]
             yield from ((kind, members) for members in turns[: 1 if (kind, size) == ("average", len(CUSTOMERS)) else None])
             if kind in WEIGHTS:
                 yield kind + FINE_TUNED, turns[0]
@@ -403,7 +403,7 @@ def real(arguments: argparse.Namespace) -> None:
     folder, data = arguments.out.with_suffix(".networks"), FashionMNIST(batch_size=128)
     for network, bits in product(arguments.networks, arguments.bits):
         copies = Copies(network, bits, folder, data)
-        plan = {f"{network} | {bits} | {kind} | {members}": (kind, members) for kind, members in copies.plan()}
+        plan = {f"{network} | {bits} | {kind} | {members}": (kind, members) for kind, members in copies.plan(arguments.turns)}
         cells = run(arguments.out, ((name, partial(copies.judged, *item)) for name, item in plan.items()))
         groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for name, (kind, members) in plan.items():
@@ -437,6 +437,7 @@ def main() -> None:
             options.add_argument("--mixtures", nargs="+", choices=MIXTURES, default=list(MIXTURES))
         if command is real:
             options.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+            options.add_argument("--turns", type=int, choices=range(1, len(CUSTOMERS) + 1), default=len(CUSTOMERS))
         else:
             options.add_argument("--runs", type=int, default=100 if command is simulate else 10_000)
             options.add_argument("--customers", type=int, default=N_CUSTOMERS)

@@ -170,7 +170,7 @@ def test_trained_copies_are_mixed_judged_and_kept(collusion, monkeypatch, tmp_pa
 
 
 def test_the_plan_of_the_trained_copies(collusion):
-    plan = list(collusion.Copies("mlp", 128, Path(), None).plan())
+    plan = list(collusion.Copies("mlp", 128, Path(), None).plan(5))
     assert plan[0] == ("base", [])
     assert sum(kind == "copy" for kind, _ in plan) == 5
     assert max(len(members) for kind, members in plan if kind == "layer by layer") == 3  # as many as it has layers

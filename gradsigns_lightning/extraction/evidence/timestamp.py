@@ -106,8 +106,8 @@ def _check_strength(signed_data: Any, trusted: Sequence[x509.Certificate], time:
     # OpenSSL verifies with the signer's digest algorithm and insists that it is one of these, whatever else is written there.
     weak = {oid.dotted_string for oid in signed_data.digest_algorithms} - set(_STRONG_DIGESTS)
     if weak:
-        allowed = ", ".join(_STRONG_DIGESTS.values())
-        raise ValueError(f"it must be signed with {allowed}, not with the digest algorithm {sorted(weak)[0]} (SHA-1 is 1.3.14.3.2.26)")
+        names = ", ".join(_STRONG_DIGESTS.values())
+        raise ValueError(f"it must be signed with {names}, not with the digest algorithm {min(weak)} (SHA-1 is 1.3.14.3.2.26)")
     embedded = [x509.load_der_x509_certificate(data) for data in signed_data.certificates]
     (info,) = signed_data.signer_infos
     signers = [c for c in embedded if (c.issuer, c.serial_number) == (info.issuer, info.serial_number)]
