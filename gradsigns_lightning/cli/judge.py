@@ -11,7 +11,8 @@ from gradsigns_lightning.cli.commit import read_bytes
 from gradsigns_lightning.cli.report import check_json_path, format_p_value, matches, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.suspect import Suspect, open_control, open_suspect, suspect_images
-from gradsigns_lightning.core.key import KeyAsRead, WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.signature_key import KeyAsRead
 from gradsigns_lightning.extraction.evidence import Bundle, Judgement, judge
 
 

@@ -11,7 +11,8 @@ from gradsigns_lightning.cli.build import build
 from gradsigns_lightning.cli.checkpoint import description_of, load_classifier, read_checkpoint
 from gradsigns_lightning.cli.images import read_folder
 from gradsigns_lightning.cli.keys import check_key_fits
-from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.data.catalogue import shipped_images
 from gradsigns_lightning.extraction import VerificationResult, verify, verify_api
 from gradsigns_lightning.extraction.asking import Oracle

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing.reduction import ForkingPickler
 from os import PathLike
-from typing import Any, Literal, NoReturn, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +19,11 @@ from torch import Tensor
 
 from gradsigns_lightning.core import keyfile
 from gradsigns_lightning.core.canonical import canonical_json
-from gradsigns_lightning.core.checks import check_choice, check_instance, check_int, check_number
+from gradsigns_lightning.core.checks import check_choice, check_instance, check_int
 from gradsigns_lightning.core.derivation import SECRET_BYTES, Secret, Streams
+from gradsigns_lightning.core.key_checks import as_floats, check_capacity, check_name, check_shape, check_statistics
 
 MIN_BITS, MAX_BITS = 8, 8192
-_MAX_INPUTS, _MAX_PROJECTION = 1 << 25, 1 << 29  # what a foreign key may make its reader allocate
 CARRIERS_PER_BIT = 6  # the ratio of the authors' released key (64 bits on 384 carriers)
 VERSION = 2  # of the keys that are made; those of version 1 are read
 CUSTOMER_BYTES = 2
@@ -36,56 +35,6 @@ _PUBLIC_NAMES = {
     1: {*_CARRIED, *_NORMALISATION},
     2: {*_CARRIED, *_NORMALISATION, "version", "purpose"},
 }
-
-
-@runtime_checkable
-class SignatureKey(Protocol):
-    """What a reader needs of a key, where to look and which bits to expect; see :class:`WatermarkKey`."""
-
-    @property
-    def n_bits(self) -> int:
-        """Number of signature bits N."""
-        ...
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape ``(C, H, W)`` of one raw input."""
-        ...
-
-    @property
-    def target_class(self) -> int:
-        """Class T whose input gradients are signed."""
-        ...
-
-    @property
-    def input_mean(self) -> tuple[float, ...]:
-        """Mean that the model's preprocessing subtracts, one value or one per channel."""
-        ...
-
-    @property
-    def input_std(self) -> tuple[float, ...]:
-        """Standard deviation that it divides by."""
-        ...
-
-    @property
-    def carriers(self) -> Tensor:
-        """Indices into the flattened raw input, ascending; shape ``(c,)``, int64."""
-        ...
-
-    @property
-    def projection(self) -> Tensor:
-        """Matrix E; shape ``(N, c)``."""
-        ...
-
-    @property
-    def signature(self) -> Tensor:
-        """Bits b; shape ``(N,)``, uint8."""
-        ...
-
-    @property
-    def commitment(self) -> str:
-        """Public digest of the key."""
-        ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,14 +78,14 @@ class WatermarkKey:
     def __post_init__(self) -> None:
         check_choice("version", self.version, _PUBLIC_NAMES)
         check_choice("purpose", self.purpose, get_args(Purpose) if self.version > 1 else ("owner",))
-        _check_name("owner", self.owner, minimum=1)
-        _check_name("scope", self.scope, minimum=0)
+        check_name("owner", self.owner, minimum=1)
+        check_name("scope", self.scope, minimum=0)
         check_int("target_class", self.target_class, minimum=0)
-        _check_shape(self.input_shape)
+        check_shape(self.input_shape)
         check_int("n_bits", self.n_bits, minimum=MIN_BITS, maximum=MAX_BITS)
-        _check_capacity(self.n_bits, self.n_carriers, self.input_shape)
+        check_capacity(self.n_bits, self.n_carriers, self.input_shape)
         for name, values in (("input_mean", self.input_mean), ("input_std", self.input_std)):
-            _check_statistics(name, values, n_channels=self.input_shape[0])
+            check_statistics(name, values, n_channels=self.input_shape[0])
         if len(self._payload) * 8 > self.n_bits:
             room = self.n_bits // 8
             raise ValueError(f"`payload` must have at most n_bits // 8 = {room} bytes, got {len(self._payload)} bytes.")
@@ -183,7 +132,7 @@ class WatermarkKey:
             >>> key.carriers.shape, key.projection.shape, key.signature.shape
             (torch.Size([384]), torch.Size([64, 384]), torch.Size([64]))
         """
-        shape = _check_shape(input_shape)
+        shape = check_shape(input_shape)
         check_int("n_bits", n_bits, minimum=MIN_BITS, maximum=MAX_BITS)
         if n_carriers is None:
             n_carriers = min(CARRIERS_PER_BIT * n_bits, math.prod(shape))
@@ -196,8 +145,8 @@ class WatermarkKey:
             n_carriers=n_carriers,
             input_shape=shape,
             target_class=target_class,
-            input_mean=_as_floats("input_mean", input_mean),
-            input_std=_as_floats("input_std", input_std),
+            input_mean=as_floats("input_mean", input_mean),
+            input_std=as_floats("input_std", input_std),
             _payload=payload.encode() if isinstance(payload, str) else payload or b"",
             _secret=Secret(secrets.token_bytes(SECRET_BYTES) if secret is None else secret),
         )
@@ -345,35 +294,6 @@ class WatermarkKey:
         )
 
 
-@dataclass(frozen=True)
-class KeyAsRead:
-    """A key read from a model whose inputs are normalised otherwise than the key says; see :class:`SignatureKey`."""
-
-    n_bits: int
-    input_shape: tuple[int, ...]
-    target_class: int
-    input_mean: tuple[float, ...]
-    input_std: tuple[float, ...]
-    carriers: Tensor = field(repr=False)
-    projection: Tensor = field(repr=False)
-    signature: Tensor = field(repr=False)
-    commitment: str
-
-    @classmethod
-    def of(cls, key: SignatureKey, *, input_mean: float | Sequence[float], input_std: float | Sequence[float]) -> KeyAsRead:
-        """Return ``key`` with the normalisation that the model's own documentation states.
-
-        Raises:
-            ValueError: a value is out of range, or there are not so many channels.
-            TypeError: a value is no number.
-        """
-        stated = {"input_mean": _as_floats("input_mean", input_mean), "input_std": _as_floats("input_std", input_std)}
-        for name, values in stated.items():
-            _check_statistics(name, values, n_channels=key.input_shape[0])
-        others: dict[str, Any] = {e.name: getattr(key, e.name) for e in fields(cls) if e.name not in stated}
-        return cls(**others, input_mean=stated["input_mean"], input_std=stated["input_std"])
-
-
 def _for_another_process(key: WatermarkKey) -> tuple[Callable[..., WatermarkKey], tuple[Any, ...]]:
     return _rebuilt, (key.to_public_dict(), key._payload, key._secret.reveal())
 
@@ -384,49 +304,3 @@ def _rebuilt(public: dict[str, Any], payload: bytes, secret: bytes) -> Watermark
 
 # What is sent to a process that this one starts goes through a pipe, not into a file.
 ForkingPickler.register(WatermarkKey, _for_another_process)
-
-
-def _check_name(name: str, value: Any, *, minimum: int) -> None:
-    check_instance(name, value, str)
-    if not minimum <= len(value) <= 256 or value != unicodedata.normalize("NFC", value):
-        raise ValueError(f"`{name}` must be NFC-normalised text of {minimum} to 256 characters, got {len(value)} characters.")
-
-
-def _check_shape(shape: Any) -> tuple[int, ...]:
-    if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence) or len(shape) != 3:
-        raise ValueError(f"`input_shape` must be three integers (channels, height, width), got {shape!r}.")
-    if math.prod(check_int("input_shape", size, minimum=1) for size in shape) > _MAX_INPUTS:
-        raise ValueError(f"`input_shape` must have at most {_MAX_INPUTS} coordinates, got {tuple(shape)}.")
-    return tuple(shape)
-
-
-def _check_capacity(n_bits: int, n_carriers: Any, input_shape: tuple[int, ...]) -> None:
-    size = math.prod(input_shape)
-    check_int("n_carriers", n_carriers, minimum=1)
-    if n_carriers > size:
-        product = " * ".join(str(s) for s in input_shape)
-        raise ValueError(f"`n_carriers` must be at most {product} = {size} (one per input coordinate), got {n_carriers}.")
-    if n_bits * n_carriers > _MAX_PROJECTION:
-        raise ValueError(
-            f"`n_bits` * `n_carriers` must be <= {_MAX_PROJECTION}, the size of the projection, got {n_bits} * {n_carriers}."
-        )
-    if n_bits > n_carriers:
-        raise ValueError(
-            f"`n_bits` must be at most `n_carriers`: {n_bits} sign conditions on {n_carriers} carriers leave "
-            f"{n_carriers} - {n_bits} = {n_carriers - n_bits} degrees of freedom, so the bits cannot be held apart. "
-            f"Take fewer bits (a sixth of the carriers is usual), or more carriers (the input has {size} coordinates)."
-        )
-
-
-def _check_statistics(name: str, values: Any, *, n_channels: int) -> None:
-    if len(values) not in (1, n_channels):
-        raise ValueError(f"`{name}` must be one value or one per channel ({n_channels}), got {len(values)} values.")
-    for value in values:
-        check_number(name, value)
-        if name == "input_std" and value <= 0:
-            raise ValueError(f"`input_std` must be positive, got {value!r}.")
-
-
-def _as_floats(name: str, value: Any) -> tuple[float, ...]:
-    values = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else (value,)
-    return tuple(check_number(name, v) + 0.0 for v in values)  # -0.0 becomes 0.0: equal keys have equal bytes

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradsigns_lightning.core.frozen import derivative
-from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.signature_key import SignatureKey
 
 LogitsFn = Callable[[Tensor], Tensor]
 _ENTRIES_AT_ONCE = 1 << 24

@@ -26,7 +26,7 @@ def printable(text: str, *, limit: int = LONGEST) -> str:
     """
     shown = text[:limit]
     if not shown.isprintable():
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
     return shown if len(text) <= limit else f"{shown}... ({len(text)} characters)"
 
 

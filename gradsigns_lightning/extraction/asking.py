@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradsigns_lightning.core.checks import check_int
-from gradsigns_lightning.core.key import SignatureKey
+from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.extraction.answers import AnswerReader, Values
 from gradsigns_lightning.extraction.lines import LineFile, read_lines
 from gradsigns_lightning.extraction.white_box import normalise

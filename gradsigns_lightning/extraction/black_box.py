@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.checks import check_instance
 from gradsigns_lightning.core.frozen import frozen_statistics
-from gradsigns_lightning.core.key import SignatureKey, WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.extraction.answers import AnswerReader, Kind, Values
 from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, Transcript, normalised
 from gradsigns_lightning.extraction.pool import ImagePool

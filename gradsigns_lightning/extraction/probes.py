@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.core.key import SignatureKey
+from gradsigns_lightning.core.signature_key import SignatureKey
 
 _LARGEST_ROOM = 16
 _MAX_VALUES = 1 << 28

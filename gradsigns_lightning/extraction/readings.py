@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.core.key import SignatureKey
 from gradsigns_lightning.core.signature import project
+from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.extraction.answers import Values
 from gradsigns_lightning.extraction.asking import Asker
 from gradsigns_lightning.extraction.pool import ImagePool

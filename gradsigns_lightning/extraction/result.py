@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from gradsigns_lightning.core.checks import check_number
-from gradsigns_lightning.core.key import SignatureKey
+from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
 
 Verdict = Literal["owned", "not_proven", "inconclusive"]

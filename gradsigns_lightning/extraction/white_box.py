@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.inputs import carrier_inputs
-from gradsigns_lightning.core.key import KeyAsRead, SignatureKey, WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, pixel_scale, project, unit
+from gradsigns_lightning.core.signature_key import KeyAsRead, SignatureKey
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
 
 _BATCH_SIZE = 128

@@ -73,9 +73,7 @@ class Statement:
         return statement
 
 
-def make_statement(
-    commitments: Sequence[str], signer: Ed25519PrivateKey, *, reading: ReadingSettings | None = None
-) -> Statement:
+def make_statement(commitments: Sequence[str], signer: Ed25519PrivateKey, *, reading: ReadingSettings | None = None) -> Statement:
     """Return the statement that commits ``signer`` to keys and to how they will be read; by default as ``verify_api`` does."""
     check_instance("signer", signer, Ed25519PrivateKey)
     return Statement(tuple(commitments), public_hex(signer.public_key()), ReadingSettings() if reading is None else reading)

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import nn
 
 from gradsigns_lightning import WatermarkKey, verify_api
-from gradsigns_lightning.core.key import KeyAsRead
+from gradsigns_lightning.core.signature_key import KeyAsRead
 from gradsigns_lightning.extraction.probes import alignment
 
 SHAPE = (3, 16, 16)
