@@ -129,7 +129,7 @@ def _read_key(folder: Path) -> ReleasedKey:
     fit = fit and np.isin(mask, (0, 1)).all() and projection.shape == (bits.size, int(mask.sum())) and projection.size > 0
     if not fit or not np.isin(bits, (0, 1)).all() or not np.isfinite(projection).all():
         raise ValueError(
-            f"`folder`: the arrays in '{folder}' do not fit together: embed_key {projection.shape}, grad_select {mask.shape}, "
+            f"`folder`: the arrays in {str(folder)!r} do not fit together: embed_key {projection.shape}, grad_select {mask.shape}, "
             f"wm {bits.shape}; mask and mark must hold 0 and 1 alone, the projection finite numbers."
         )
     # Their columns follow the image flattened as height, width, channel; ours follow channel, height, width.
@@ -149,9 +149,9 @@ def _read_array(path: Path) -> np.ndarray[Any, Any]:
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
     except Exception as error:  # a forged header makes NumPy raise more than it documents
-        raise ValueError(f"`folder` must hold the authors' released arrays; '{path}' is missing or damaged.") from error
+        raise ValueError(f"`folder` must hold the authors' released arrays; {str(path)!r} is missing or damaged.") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf" or array.dtype.itemsize > 8 or array.ndim > 2:
-        raise ValueError(f"`folder` must hold the authors' released arrays; '{path}' is not one of numbers.")
+        raise ValueError(f"`folder` must hold the authors' released arrays; {str(path)!r} is not one of numbers.")
     return array
 
 
@@ -164,14 +164,14 @@ def _read_keras(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
 
     files = sorted(folder.glob("*.hdf5"))
     if len(files) != 1:
-        raise ValueError(f"`folder` must hold one Keras model *.hdf5, got {len(files)} in '{folder}'.")
+        raise ValueError(f"`folder` must hold one Keras model *.hdf5, got {len(files)} in {str(folder)!r}.")
     try:
         with h5py.File(files[0], "r") as file:
             return _converted(lambda source, shape: _read_weight(h5py, file, source, shape), expected)
     except _WrongWeightError:
         raise
     except Exception as error:  # HDF5's errors share no other base class
-        raise ValueError(f"`folder`: '{files[0]}' is damaged or no Keras model.") from error
+        raise ValueError(f"`folder`: {str(files[0])!r} is damaged or no Keras model.") from error
 
 
 class _WrongWeightError(ValueError):
@@ -184,15 +184,15 @@ def _read_weight(h5py: Any, file: Any, source: str, shape: tuple[int, ...]) -> n
     node = file
     for part in ("model_weights", layer, layer, f"{name}:0"):
         if not isinstance(node, h5py.Group) or type(node.get(part, getlink=True)) is not h5py.HardLink:
-            raise _WrongWeightError(f"`folder`: the Keras model has no weight '{source}'.")
+            raise _WrongWeightError(f"`folder`: the Keras model has no weight {str(source)!r}.")
         node = node[part]
     if not isinstance(node, h5py.Dataset) or node.shape != shape:
-        raise _WrongWeightError(f"`folder`: weight '{source}' must have shape {shape}, got {getattr(node, 'shape', None)}.")
+        raise _WrongWeightError(f"`folder`: weight {str(source)!r} must have shape {shape}, got {getattr(node, 'shape', None)}.")
     plan = node.id.get_create_plist()
     # Filters, which may be libraries to load, and chunks, which may be larger than the whole, are what Keras does not use.
     plain = plan.get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT) and plan.get_external_count() == 0
     if not plain or node.dtype.kind != "f" or node.dtype.itemsize > 8:
-        raise _WrongWeightError(f"`folder`: weight '{source}' must be plain numbers in the file itself.")
+        raise _WrongWeightError(f"`folder`: weight {str(source)!r} must be plain numbers in the file itself.")
     return np.asarray(node[()])
 
 

@@ -47,20 +47,22 @@ def read_checkpoint(path: str, *, argument: str = "checkpoint") -> dict[str, Any
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"`{argument}` must name a checkpoint file, got '{path}', which is not there.")
+        raise ValueError(f"`{argument}` must name a checkpoint file, got {str(path)!r}, which is not there.")
     try:
         check_archive(file)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # what a forged pickle makes torch raise has no base class in common
         reason = f": {str(error)[:200]}" if type(error) is ValueError else ""
-        raise ValueError(f"`{argument}`: '{path}' is damaged, or no checkpoint of weights and plain types{reason}.") from error
+        raise ValueError(
+            f"`{argument}`: {str(path)!r} is damaged, or no checkpoint of weights and plain types{reason}."
+        ) from error
     content = dict(dict.items(content)) if isinstance(content, dict) else {}
     if not isinstance(content.get("state_dict"), dict):
-        raise ValueError(f"`{argument}`: '{path}' has no `state_dict`; it is not a Lightning checkpoint.")
+        raise ValueError(f"`{argument}`: {str(path)!r} has no `state_dict`; it is not a Lightning checkpoint.")
     content["state_dict"] = state = dict(dict.items(content["state_dict"]))
     # A view may repeat one stored number any number of times.
     if sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor)) > file.stat().st_size:
-        raise ValueError(f"`{argument}`: '{path}' describes larger tensors than it holds.")
+        raise ValueError(f"`{argument}`: {str(path)!r} describes larger tensors than it holds.")
     return content
 
 
@@ -74,12 +76,12 @@ def description_of(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
     description = mapping(parameters, "hyperparameters").get(ENTRY) if isinstance(parameters, dict) else None
     if not isinstance(description, dict):
         raise ValueError(
-            f"`checkpoint`: '{path}' was not written by `gradsigns train`, so how to build its model is not known. "
+            f"`checkpoint`: {str(path)!r} was not written by `gradsigns train`, so how to build its model is not known. "
             "Load it in Python and call gradsigns_lightning.verify(model, key, images)."
         )
     stated = mapping(description, "description")
     if type(stated.get("format")) is not int or stated["format"] != FORMAT:
-        raise ValueError(f"`checkpoint`: '{path}' has format {shown(stated.get('format'))}, this release reads {FORMAT}.")
+        raise ValueError(f"`checkpoint`: {str(path)!r} has format {shown(stated.get('format'))}, this release reads {FORMAT}.")
     return {"model": stated.get("model"), "data": _data(stated.get("data"))}
 
 

@@ -105,7 +105,7 @@ def run(config: Any) -> None:
 def _commit(files: CommitmentFiles, keys: list[WatermarkKey], signer_file: str | None, reading: ReadingSettings) -> Statement:
     for path in (files.statement, files.request, files.signer):
         if path.exists() and (path != files.signer or signer_file is None):
-            raise ValueError(f"`out` must not name an existing commitment, but there is '{path}'.")
+            raise ValueError(f"`out` must not name an existing commitment, but there is {str(path)!r}.")
     signer = Ed25519PrivateKey.generate() if signer_file is None else load_signer(read_bytes(Path(signer_file), "signer"))
     statement = make_statement([key.commitment for key in keys], signer, reading=reading)
     contents = {
@@ -114,7 +114,7 @@ def _commit(files: CommitmentFiles, keys: list[WatermarkKey], signer_file: str |
         files.statement: statement.to_bytes(),
     }
     if files.signer.exists() and signer_pem(files.read_signer()) != contents.pop(files.signer):
-        raise ValueError(f"`signer` must be the one in '{files.signer}', which belongs to `out`; got another.")
+        raise ValueError(f"`signer` must be the one in {str(files.signer)!r}, which belongs to `out`; got another.")
     _write_all(contents, secret=files.signer)
     return statement
 
@@ -159,7 +159,7 @@ def read_bytes(path: Path, argument: str) -> bytes:
         with path.expanduser().open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ValueError(f"`{argument}` must name a readable file, got '{path}': {error.strerror}.") from error
+        raise ValueError(f"`{argument}` must name a readable file, got {str(path)!r}: {error.strerror}.") from error
     if len(data) > _MAX_FILE_BYTES:
-        raise ValueError(f"`{argument}` must name a file of at most {_MAX_FILE_BYTES} bytes; '{path}' is larger.")
+        raise ValueError(f"`{argument}` must name a file of at most {_MAX_FILE_BYTES} bytes; {str(path)!r} is larger.")
     return data

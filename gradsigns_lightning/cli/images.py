@@ -26,10 +26,10 @@ def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise ValueError(f"`images` must name a folder, got '{folder}'.")
+        raise ValueError(f"`images` must name a folder, got {str(folder)!r}.")
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
-        raise ValueError(f"`images` must name a folder with images ({', '.join(SUFFIXES)}), got '{folder}' without any.")
+        raise ValueError(f"`images` must name a folder with images ({', '.join(SUFFIXES)}), got {str(folder)!r} without any.")
     channels, height, width = input_shape
     if channels not in _MODES:
         raise ValueError(f"`images`: files hold {sorted(_MODES)} channels, but the key's `input_shape` has {channels}.")

@@ -48,4 +48,4 @@ def _mean_image(path: str | None) -> Tensor | None:
         array = np.load(Path(path).expanduser(), allow_pickle=False, mmap_mode="r")
         return torch.from_numpy(np.array(array, dtype=np.float32))
     except (OSError, ValueError, TypeError, EOFError, SyntaxError, OverflowError) as error:
-        raise ValueError(f"`mean_image` must name a .npy file of numbers, got '{path}'.") from error
+        raise ValueError(f"`mean_image` must name a .npy file of numbers, got {str(path)!r}.") from error

@@ -11,6 +11,8 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
+from gradsigns_lightning.core.text import printable_lines
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -41,4 +43,4 @@ class QuietWorkers(Callback):
 
 
 def _show(message: Any, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+    print(f"warning: {printable_lines(str(message))}", file=sys.stderr)  # noqa: T201

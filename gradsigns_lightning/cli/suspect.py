@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.cli.build import build
@@ -82,11 +83,24 @@ def open_checkpoint(path: str, key: SignatureKey) -> Suspect:
     data = description["data"]
     if data["input_shape"] != tuple(key.input_shape):
         raise ValueError(
-            f"`key` does not fit the checkpoint '{path}': `input_shape` is {tuple(key.input_shape)} in the key and "
+            f"`key` does not fit the checkpoint {str(path)!r}: `input_shape` is {tuple(key.input_shape)} in the key and "
             f"{data['input_shape']} in the checkpoint."
         )
     model = load_classifier(checkpoint, description)
+    _check_images(model, data)
     return Suspect("checkpoint", path, model, data["name"], input_mean=data["mean"], input_std=data["std"])
+
+
+@torch.inference_mode()
+def _check_images(model: nn.Module, data: dict[str, Any]) -> None:
+    """Check that a network takes images of its data's shape; the file states the two apart."""
+    shape, n_classes = data["input_shape"], data["n_classes"]
+    try:
+        found = tuple(model(torch.zeros(1, *shape)).shape)
+    except RuntimeError as error:
+        raise ValueError(f"`checkpoint` describes a network that does not take images of shape {shape}.") from error
+    if found != (1, n_classes):
+        raise ValueError(f"`checkpoint` describes a network that gives {found} for an image, not {n_classes} logits.")
 
 
 def check_normalisation(suspect: Suspect, key: WatermarkKey) -> None:

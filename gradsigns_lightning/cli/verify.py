@@ -66,7 +66,7 @@ def _check_bundle(settings: dict[str, Any], key: WatermarkKey) -> CommitmentFile
         return None
     target = Path(settings["bundle"]).expanduser()
     if target.exists() or not target.parent.is_dir():
-        raise ValueError(f"`bundle` must name a new file in an existing folder, got '{target}'.")
+        raise ValueError(f"`bundle` must name a new file in an existing folder, got {str(target)!r}.")
     if settings["commitment"] is None:
         raise ValueError("`commitment` must name the file that `gradsigns commit` wrote, to make a `bundle`.")
     if settings["checkpoint"] is None and settings["api"]["journal"] is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from reprlib import repr as short
 from typing import Any
 
 
@@ -15,9 +16,9 @@ def check_number(name: str, value: Any, *, minimum: float = -math.inf, maximum: 
         ValueError: ``value`` is not finite or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` must be a number, got {value!r} of type {type(value).__name__}.")
+        raise TypeError(f"`{name}` must be a number, got {short(value)} of type {type(value).__name__}.")
     if not abs(value) <= sys.float_info.max or not minimum <= value <= maximum:  # integers may be too large for a float
-        raise ValueError(f"`{name}` must be a finite number {_span(minimum, maximum)}, got {value!r}.")
+        raise ValueError(f"`{name}` must be a finite number {_span(minimum, maximum)}, got {short(value)}.")
     return float(value)
 
 
@@ -29,9 +30,9 @@ def check_int(name: str, value: Any, *, minimum: float = -math.inf, maximum: flo
         ValueError: ``value`` is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`{name}` must be an integer, got {value!r} of type {type(value).__name__}.")
+        raise TypeError(f"`{name}` must be an integer, got {short(value)} of type {type(value).__name__}.")
     if not minimum <= value <= maximum:
-        raise ValueError(f"`{name}` must be an integer {_span(minimum, maximum)}, got {value!r}.")
+        raise ValueError(f"`{name}` must be an integer {_span(minimum, maximum)}, got {short(value)}.")
     return value
 
 
@@ -46,7 +47,7 @@ def check_instance(name: str, value: Any, kind: type | tuple[type, ...]) -> None
 def check_choice(name: str, value: Any, allowed: Any) -> None:
     """Raise a ``ValueError`` that lists the allowed values unless ``value`` is one of them."""
     if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {sorted(allowed)}, got {value!r}.")
+        raise ValueError(f"`{name}` must be one of {sorted(allowed)}, got {short(value)}.")
 
 
 def _span(minimum: float, maximum: float) -> str:

@@ -228,9 +228,11 @@ class WatermarkKey:
         try:
             key = cls.from_parts(content.public, payload=content.payload, secret=content.secret)
         except ValueError as error:
-            raise ValueError(f"`path`: the parameters in key file '{path}' are not valid; it was edited or damaged.") from error
+            raise ValueError(
+                f"`path`: the parameters in key file {str(path)!r} are not valid; it was edited or damaged."
+            ) from error
         if key.commitment != content.commitment:
-            raise ValueError(f"`path`: key file '{path}' does not match its own commitment; it was edited or damaged.")
+            raise ValueError(f"`path`: key file {str(path)!r} does not match its own commitment; it was edited or damaged.")
         return key
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
+from reprlib import repr as short
 from typing import Any
 
 from gradsigns_lightning.core.checks import check_instance, check_int, check_number
@@ -22,7 +23,7 @@ def check_name(name: str, value: Any, *, minimum: int) -> None:
 def check_shape(shape: Any) -> tuple[int, ...]:
     """Return an input shape ``(C, H, W)`` of at most 2^25 coordinates."""
     if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence) or len(shape) != 3:
-        raise ValueError(f"`input_shape` must be three integers (channels, height, width), got {shape!r}.")
+        raise ValueError(f"`input_shape` must be three integers (channels, height, width), got {short(shape)}.")
     if math.prod(check_int("input_shape", size, minimum=1) for size in shape) > _MAX_INPUTS:
         raise ValueError(f"`input_shape` must have at most {_MAX_INPUTS} coordinates, got {tuple(shape)}.")
     return tuple(shape)

@@ -39,7 +39,7 @@ def write(
         ValueError: the file exists and ``overwrite`` is false, or its folder does not exist.
     """
     if Path(path).expanduser().exists() and not overwrite:
-        raise ValueError(f"`path` must not name an existing key file unless overwrite=True, got '{path}'.")
+        raise ValueError(f"`path` must not name an existing key file unless overwrite=True, got {str(path)!r}.")
     version = str(public.get("version", 1))
     tensors = {"secret": np.frombuffer(secret, dtype=np.uint8), "payload": np.frombuffer(payload, dtype=np.uint8)}
     metadata = {"format": FORMAT, "version": version, "commitment": commitment, "key": json.dumps(public, sort_keys=True)}
@@ -49,7 +49,7 @@ def write(
 def read(path: str | PathLike[str]) -> KeyFileContent:
     """Read and parse a key file; see :meth:`WatermarkKey.load` for the errors."""
     data = _read_bytes(Path(path))
-    foreign = f"`path` must name a gradsigns key file; '{path}' is damaged, truncated or something else."
+    foreign = f"`path` must name a gradsigns key file; {str(path)!r} is damaged, truncated or something else."
     try:
         tensors = load(data)
         header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")])
@@ -60,7 +60,9 @@ def read(path: str | PathLike[str]) -> KeyFileContent:
         raise ValueError(foreign)
     version = metadata.get("version")
     if version not in VERSIONS:
-        raise ValueError(f"`path`: key file '{path}' has version {repr(version)[:80]}, this release reads {', '.join(VERSIONS)}.")
+        raise ValueError(
+            f"`path`: key file {str(path)!r} has version {repr(version)[:80]}, this release reads {', '.join(VERSIONS)}."
+        )
     try:
         public = json.loads(metadata["key"])
         if str(public.get("version", 1)) != version:
@@ -82,7 +84,7 @@ def _read_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ValueError(f"`path` must name a readable key file, got '{path}': {error.strerror}.") from error
+        raise ValueError(f"`path` must name a readable key file, got {str(path)!r}: {error.strerror}.") from error
     if len(data) > _MAX_FILE_BYTES:
-        raise ValueError(f"`path` must name a gradsigns key file of at most {_MAX_FILE_BYTES} bytes; '{path}' is larger.")
+        raise ValueError(f"`path` must name a gradsigns key file of at most {_MAX_FILE_BYTES} bytes; {str(path)!r} is larger.")
     return data

@@ -30,11 +30,11 @@ def write_file(path: str | PathLike[str], data: bytes, *, argument: str, overwri
     if os.path.lexists(target) and not overwrite:
         raise ValueError(_existing(argument, target))
     if not os.path.isdir(target.parent) or os.path.isdir(target):
-        raise ValueError(f"`{argument}` must name a file in an existing folder, got '{target}'.")
+        raise ValueError(f"`{argument}` must name a file in an existing folder, got {str(target)!r}.")
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # created with mode 0600
     except OSError as error:
-        raise ValueError(f"`{argument}` must name a file in a folder that can be written to, got '{target}'.") from error
+        raise ValueError(f"`{argument}` must name a file in a folder that can be written to, got {str(target)!r}.") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -61,7 +61,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _existing(argument: str, target: Path) -> str:
-    return f"`{argument}` must not name an existing file, got '{target}'."
+    return f"`{argument}` must not name an existing file, got {str(target)!r}."
 
 
 def _move_to_new(temporary: str, target: Path) -> None:

@@ -37,9 +37,9 @@ def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
             with pillow.open(path, formats=FORMATS) as opened:
                 image = opened.convert(mode)
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
-        raise ValueError(f"'{path}' has more pixels than Pillow's limit of {pillow.MAX_IMAGE_PIXELS}.") from error
+        raise ValueError(f"{str(path)!r} has more pixels than Pillow's limit of {pillow.MAX_IMAGE_PIXELS}.") from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files, SyntaxError among it
-        raise ValueError(f"'{path}' cannot be read as an image ({', '.join(FORMATS)}).") from error
+        raise ValueError(f"{str(path)!r} cannot be read as an image ({', '.join(FORMATS)}).") from error
     height, width = size
     if image.size != (width, height):
         image = image.resize((width, height), pillow.Resampling.BILINEAR)

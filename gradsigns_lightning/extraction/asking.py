@@ -45,7 +45,7 @@ class Transcript:
     def __init__(self, lines: Sequence[Any], reading: dict[str, Any], *, name: str) -> None:
         self.header = {"format": _FORMAT, **reading}
         if lines and lines[0] != self.header:
-            raise ValueError(f"`journal` must be new or of the same reading, got '{name}' of another key, images or settings.")
+            raise ValueError(f"`journal` must be new or of the same reading, got {name!r} of another key, images or settings.")
         self._recorded, self._name = list(lines[1:]), name
 
     @property
@@ -63,7 +63,7 @@ class Transcript:
                 return [_from_json(row) for row in record["answer"]]
         except (TypeError, KeyError, ValueError, OverflowError):
             pass
-        raise ValueError(f"`journal`: '{self._name}' does not fit this reading; it was edited or made by another version.")
+        raise ValueError(f"`journal`: {str(self._name)!r} does not fit this reading; it was edited or made by another version.")
 
     def record(self, digest: str, answer: Values) -> None:
         """Take note of a new answer."""
@@ -100,7 +100,7 @@ class Journal(Transcript):
         try:
             self._file = LineFile(Path(path).expanduser())
         except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"`journal` must name a file in a writable folder, got '{path}': {_why(error)}.") from error
+            raise ValueError(f"`journal` must name a file in a writable folder, got {str(path)!r}: {_why(error)}.") from error
         try:
             super().__init__(_parse(self._file.lines, path), reading, name=str(path))
             self._n_kept = max(0, len(self._file.lines) - 1)
@@ -136,7 +136,7 @@ class Journal(Transcript):
     def _begin(self) -> None:
         header = _line(self.header)
         if not header.startswith(self._file.tail):
-            raise ValueError(f"`journal` must name a journal or no file, got '{self._path}'.")
+            raise ValueError(f"`journal` must name a journal or no file, got {str(self._path)!r}.")
         with self._kept():
             self._file.append(header)
 
@@ -147,7 +147,7 @@ class Journal(Transcript):
             yield
         except (OSError, ValueError) as error:
             kept = f"the answers to {self._n_kept} calls are kept; the same command goes on from them"
-            raise ValueError(f"`journal`: '{self._path}' cannot be written to: {_why(error)}; {kept}.") from error
+            raise ValueError(f"`journal`: {str(self._path)!r} cannot be written to: {_why(error)}; {kept}.") from error
 
 
 def read_journal(path: str | PathLike[str]) -> list[Any]:
@@ -159,19 +159,19 @@ def read_journal(path: str | PathLike[str]) -> list[Any]:
     try:
         lines, _ = read_lines(Path(path).expanduser())
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"`journal` must name a journal, got '{path}': {_why(error)}.") from error
+        raise ValueError(f"`journal` must name a journal, got {str(path)!r}: {_why(error)}.") from error
     return _parse(lines, path)
 
 
 def _parse(lines: Sequence[bytes], path: str | PathLike[str]) -> list[Any]:
     n_values = sum(line.count(mark) for line in lines for mark in (b",", b"[", b"{"))
     if n_values > _MAX_VALUES:
-        raise ValueError(f"`journal` must hold at most {_MAX_VALUES} values, got '{path}' with about {n_values}.")
+        raise ValueError(f"`journal` must hold at most {_MAX_VALUES} values, got {str(path)!r} with about {n_values}.")
     try:
         return [json.loads(line) for line in lines]
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"`journal` must name a journal or no file, got '{path}'; it was edited or is something else."
+            f"`journal` must name a journal or no file, got {str(path)!r}; it was edited or is something else."
         ) from error
 
 

@@ -16,6 +16,7 @@ from gradsigns_lightning.core.engines import AUTO, Engine
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
+from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.batches import images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible
@@ -172,7 +173,9 @@ class GradSigns(Callback):
         now = self._public_settings()
         if self._cadence_from_length:
             del now["cadence"]  # the training's length is not known yet, and a longer one is no other setting
-        changed = [f"{k}: {saved.get(k)} -> {now[k]}" for k in now if saved.get(k) != now[k]] if saved else []
+        changed = (
+            [f"{k}: {printable(str(saved.get(k)), limit=80)} -> {now[k]}" for k in now if saved.get(k) != now[k]] if saved else []
+        )
         if changed:
             warnings.warn(
                 f"GradSigns {self.name!r} differs from the checkpoint: {'; '.join(changed)}.", UserWarning, stacklevel=2

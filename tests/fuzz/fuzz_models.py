@@ -133,7 +133,7 @@ def released():
     import h5py
     import numpy as np
 
-    from gradsigns_lightning.legacy import _NORM_NAMES, _keras_name, load_2021  # the names are tested against the release
+    from gradsigns_lightning.legacy import _keras_name, load_2021  # the names are tested against the release
     from gradsigns_lightning.models import ResNet20
 
     folder = FOLDER / "released"
@@ -141,7 +141,6 @@ def released():
     mask = np.zeros(3072, np.int8)
     mask[:16] = 1
     arrays = {"embed_key": np.ones((8, 16), np.float32), "grad_select": mask, "wm": np.arange(8) % 2}
-    assert _NORM_NAMES
 
     def keras(n_weights):
         file = io.BytesIO()
@@ -155,24 +154,19 @@ def released():
                 model.create_dataset(f"model_weights/{source}/{source}/{kind}:0", data=numbers)
         return file.getvalue()
 
-    whole = keras(None)
-
-    def lay(changed=None, content=b""):
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array)
-        (folder / "model.hdf5").write_bytes(whole)
-        if changed:
-            (folder / changed).write_bytes(content)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    (folder / "model.hdf5").write_bytes(keras(None))
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    changed = [folder / "model.hdf5"]
 
     def write(data):
-        if data.startswith(b"\x89HDF"):
-            lay("model.hdf5", data)
-        else:
-            lay(f"{list(arrays)[len(data) % 3]}.npy", data)
+        changed[0].write_bytes(whole[changed[0]])
+        changed[0] = folder / ("model.hdf5" if data.startswith(b"\x89HDF") else f"{list(arrays)[len(data) % 3]}.npy")
+        changed[0].write_bytes(data)
 
     seeds = [keras(5), keras(1)]
     for number, name in enumerate(arrays):
-        lay()
-        content = (folder / f"{name}.npy").read_bytes()
+        content = whole[folder / f"{name}.npy"]
         seeds.append(content + bytes(-(len(content) - number) % 3))  # the length says which array it stands for
     return Reader(lambda data: load_2021(folder), seeds, write, pack=lambda value: b"")

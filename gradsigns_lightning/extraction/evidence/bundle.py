@@ -86,7 +86,7 @@ class Bundle:
             with Path(path).expanduser().open("rb") as file:
                 data = file.read(_MAX_FILE_BYTES + 1)
         except OSError as error:
-            raise ValueError(f"`bundle` must name a readable file, got '{path}': {error.strerror}.") from error
+            raise ValueError(f"`bundle` must name a readable file, got {str(path)!r}: {error.strerror}.") from error
         return cls.from_bytes(data)
 
     @classmethod

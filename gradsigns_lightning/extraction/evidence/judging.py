@@ -138,35 +138,62 @@ def judge(
     if images is None and (suspect is not None or controls):
         raise ValueError("`images` must be given to read a suspect or controls: the judge's own, of the key's target class.")
     key = KeyAsRead.of(bundle.key, input_mean=input_mean, input_std=input_std)
-    committed_at, precedes = _date(bundle, authority, suspect_since)
-    n_commitments = len(set(bundle.statement.commitments))
-    grinding_bits = max(float(grinding_bits), math.log2(n_commitments))
-    payload_bits = freedom(bundle.key)
-    factor = (grinding_bits + (0.0 if precedes else payload_bits)) * math.log10(2)
-
-    transcript = _replayed(bundle)
+    date = _date(bundle, authority, suspect_since)
+    trials = _Trials.of(bundle, grinding_bits, is_dated=bool(date[1]))
     reading = None
     if suspect is not None and images is not None:
-        needed = max(_SMALLEST_ALPHA, 10 ** max(-300.0, math.log10(alpha) - factor))
+        needed = max(_SMALLEST_ALPHA, 10 ** max(-300.0, math.log10(alpha) - trials.log10_factor))
         reading = _read(suspect, key, images, needed, max_queries)
-    evidence = reading or transcript
-    if evidence is None:
+    transcript = _replayed(bundle)
+    if reading is None and transcript is None:
         raise ValueError("`suspect` must be given: the bundle holds no transcript that could be replayed.")
     readings = _read_controls(controls, bundle.key, images, max_queries)
-    objections = _objections(precedes, readings)
-    adjusted = evidence.log10_p_value + factor
+    return _judged(bundle, key, date, trials, reading, transcript, readings, alpha)
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """How often the claimant is thought to have tried."""
+
+    n_commitments: int
+    payload_bits: float
+    grinding_bits: float
+    log10_factor: float
+
+    @classmethod
+    def of(cls, bundle: Bundle, grinding_bits: float, *, is_dated: bool) -> _Trials:
+        n_commitments = len(set(bundle.statement.commitments))
+        payload_bits, grinding_bits = freedom(bundle.key), max(float(grinding_bits), math.log2(n_commitments))
+        factor = (grinding_bits + (0.0 if is_dated else payload_bits)) * math.log10(2)
+        return cls(n_commitments, payload_bits, grinding_bits, factor)
+
+
+def _judged(
+    bundle: Bundle,
+    key: KeyAsRead,
+    date: tuple[datetime | None, bool | None],
+    trials: _Trials,
+    reading: VerificationResult | None,
+    transcript: VerificationResult | None,
+    controls: Mapping[str, VerificationResult],
+    alpha: float,
+) -> Judgement:
+    evidence = reading or transcript
+    assert evidence is not None
+    objections = _objections(date[1], controls)
+    adjusted = evidence.log10_p_value + trials.log10_factor
     adjusted = 0.0 if adjusted > 0 else adjusted  # NaN stays: nothing could be decided
     return Judgement(
         owner=bundle.key.owner,
         commitment=key.commitment,
-        n_commitments=n_commitments,
-        committed_at=committed_at,
-        precedes_suspect=precedes,
+        n_commitments=trials.n_commitments,
+        committed_at=date[0],
+        precedes_suspect=date[1],
         reading=reading,
         transcript=transcript,
-        controls=readings,
-        payload_bits=payload_bits,
-        grinding_bits=grinding_bits,
+        controls=controls,
+        payload_bits=trials.payload_bits,
+        grinding_bits=trials.grinding_bits,
         p_value=evidence.p_value,
         log10_p_value=evidence.log10_p_value,
         adjusted_p_value=10**adjusted,

@@ -60,7 +60,9 @@ def check_timestamp(reply: bytes, statement: Statement, authority: bytes) -> dat
         time: datetime = response.tst_info.gen_time
         _check_time(time)
         _check_strength(response.signed_data, trusted, time)
-    except Exception as error:  # the library's errors share no other base class
+    except BaseException as error:  # the library's errors share no other base class, and its panics not even Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+            raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"`timestamp` must be a trusted authority's reply for this commitment: {reason.rstrip('.')}.") from error
     return time
@@ -125,7 +127,7 @@ def _check_chain(
         is_trusted = _is_root(certificate) and certificate in trusted
         weakness = _weakness(certificate, time, is_trusted=is_trusted)
         if weakness is not None:
-            weaknesses.append(f"certificate '{certificate.subject.rfc4514_string()[:80]}' {weakness}")
+            weaknesses.append(f"certificate {certificate.subject.rfc4514_string()[:80]!r} {weakness}")
         elif is_trusted:
             return
         else:

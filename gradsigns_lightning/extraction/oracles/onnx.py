@@ -40,23 +40,38 @@ class OnnxOracle:
             raise ImportError("Reading an ONNX file needs onnxruntime: pip install 'gradsigns-lightning[onnx]'.") from error
         content = _checked_content(Path(path).expanduser())
         try:
-            self._session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 4  # it would write the model's own names to the terminal, as would the fallback
+            self._session = onnxruntime.InferenceSession(
+                content, sess_options=options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
         except Exception as error:  # onnxruntime's errors share no other base class
-            raise ValueError(f"`path`: '{path}' is damaged or no ONNX model that can be run.") from error
-        inputs = self._session.get_inputs()
+            raise ValueError(f"`path`: {str(path)!r} is damaged or no ONNX model that can be run.") from error
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or inputs[0].type not in ("tensor(float)", "tensor(uint8)") or len(inputs[0].shape) != 4:
-            found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-            raise ValueError(f"`path`: the model in '{path}' must take one float32 or uint8 tensor (n, C, H, W), got {found}.")
-        self._input = inputs[0]
+            found = ", ".join(f"{i.name!r} {i.type} {i.shape}" for i in inputs)
+            raise ValueError(
+                f"`path`: the model in {str(path)!r} must take one float32 or uint8 tensor (n, C, H, W), got {found}."
+            )
+        if not outputs or not outputs[0].type.startswith("tensor("):
+            raise ValueError(f"`path`: the model in {str(path)!r} must return a tensor of scores first.")
+        self._input, self._output = inputs[0], outputs[0]
 
     def __call__(self, images: Tensor) -> npt.NDArray[Any]:
-        """Return the first output for raw images ``(n, C, H, W)``, float32."""
+        """Return the first output for raw images ``(n, C, H, W)``, float32.
+
+        Raises:
+            ValueError: the model cannot be run on them.
+        """
         array = images.detach().cpu().numpy()
         if self._input.type == "tensor(uint8)":
             array = np.rint(array * 255).astype(np.uint8)
         one_by_one = isinstance(self._input.shape[0], int)
         batches = np.split(array, len(array)) if one_by_one and self._input.shape[0] == 1 else [array]
-        return np.concatenate([self._session.run(None, {self._input.name: batch})[0] for batch in batches])
+        try:
+            return np.concatenate([self._session.run([self._output.name], {self._input.name: batch})[0] for batch in batches])
+        except Exception as error:  # onnxruntime's errors share no other base class
+            raise ValueError(f"the ONNX model cannot be run on images {tuple(images.shape)}: {str(error)[:200]!r}.") from error
 
 
 def _checked_content(file: Path) -> bytes:
@@ -66,17 +81,17 @@ def _checked_content(file: Path) -> bytes:
     except ImportError as error:
         raise ImportError("Reading an ONNX file needs onnx: pip install 'gradsigns-lightning[onnx]'.") from error
     if not file.is_file():
-        raise ValueError(f"`path` must name an ONNX file, got '{file}', which is not there.")
+        raise ValueError(f"`path` must name an ONNX file, got {str(file)!r}, which is not there.")
     if file.stat().st_size > _LARGEST:
-        raise ValueError(f"`path` must name an ONNX file below 2 GiB, got '{file}' of {file.stat().st_size} bytes.")
+        raise ValueError(f"`path` must name an ONNX file below 2 GiB, got {str(file)!r} of {file.stat().st_size} bytes.")
     try:
         model = onnx.ModelProto.FromString(file.read_bytes())
     except Exception as error:  # protobuf's implementations raise errors of their own
-        raise ValueError(f"`path`: '{file}' is damaged or no ONNX model that can be run.") from error
+        raise ValueError(f"`path`: {str(file)!r} is damaged or no ONNX model that can be run.") from error
     if not model.HasField("graph"):
-        raise ValueError(f"`path`: '{file}' is damaged or no ONNX model that can be run.")
+        raise ValueError(f"`path`: {str(file)!r} is damaged or no ONNX model that can be run.")
     if any(_names_files(message) for message in _messages(model)):
-        raise ValueError(f"`path`: the model in '{file}' names other files; export it with its weights inside.")
+        raise ValueError(f"`path`: the model in {str(file)!r} names other files; export it with its weights inside.")
     model.DiscardUnknownFields()
     checked: bytes = model.SerializeToString()
     return checked

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from gradsigns_lightning.core.text import printable
+
 Json = Any
 _LABEL_NAMES = ("label", "class", "class_name", "name", "category")
 _SCORE_NAMES = ("score", "probability", "confidence", "prob", "value")
@@ -70,7 +72,9 @@ class OpenInferenceProtocol:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError("the model's description does not name one input") from error
         if self._datatype not in ("FP32", "FP64", "UINT8"):
-            raise ValueError(f"the model's input must be of datatype FP32, FP64 or UINT8, not {self._datatype}")
+            raise ValueError(
+                f"the model's input must be of datatype FP32, FP64 or UINT8, not {printable(self._datatype, limit=40)}"
+            )
 
     def request(self, images: Tensor) -> Json:
         values = (images * 255).round().int() if self._datatype == "UINT8" else images
@@ -153,7 +157,7 @@ class JsonTemplate:
         found = _at(reply, self._answer)
         rows = found if self.batched else [found]
         if not isinstance(rows, list) or len(rows) != n_images:
-            raise ValueError(f"the reply must hold {n_images} answers at '{self._answer}'")
+            raise ValueError(f"the reply must hold {n_images} answers at {str(self._answer)!r}")
         return [self._row(row) for row in rows]
 
     def _row(self, row: Json) -> Json:
@@ -213,7 +217,7 @@ def _at(value: Json, pointer: str) -> Json:
         try:
             value = value[int(name)] if isinstance(value, list) else value[name]
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"the reply has nothing at '{pointer}'") from error
+            raise ValueError(f"the reply has nothing at {str(pointer)!r}") from error
     return value
 
 
