@@ -129,8 +129,8 @@ def _read_key(folder: Path) -> ReleasedKey:
     fit = fit and np.isin(mask, (0, 1)).all() and projection.shape == (bits.size, int(mask.sum())) and projection.size > 0
     if not fit or not np.isin(bits, (0, 1)).all() or not np.isfinite(projection).all():
         raise ValueError(
-            f"`folder`: the arrays in {str(folder)!r} do not fit together: embed_key {projection.shape}, grad_select {mask.shape}, "
-            f"wm {bits.shape}; mask and mark must hold 0 and 1 alone, the projection finite numbers."
+            f"`folder`: the arrays in {str(folder)!r} do not fit together: embed_key {projection.shape}, "
+            f"grad_select {mask.shape}, wm {bits.shape}; mask and mark must hold 0 and 1 alone, the projection finite numbers."
         )
     # Their columns follow the image flattened as height, width, channel; ours follow channel, height, width.
     channels, height, width = _INPUT_SHAPE
