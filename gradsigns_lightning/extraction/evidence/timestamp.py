@@ -18,6 +18,7 @@ _MAX_REPLY_BYTES, _MAX_AUTHORITY_BYTES = 1 << 18, 1 << 20  # usual: 3 to 8 KiB; 
 _STRONG_DIGESTS = {f"2.16.840.1.101.3.4.2.{i}": name for i, name in enumerate(("SHA-256", "SHA-384", "SHA-512"), 1)}
 _BROKEN_HASHES = (hashes.MD5, hashes.SHA1)
 _LEAST_KEY_BITS, _LEAST_CURVE_BITS = 2048, 224
+_NOT_THE_FILES = (KeyboardInterrupt, SystemExit, MemoryError)
 _CLOCK_SKEW = timedelta(minutes=5)
 _CONTEXT_0 = 0xA0  # DER's tag of what a structure marks with [0]
 
@@ -61,7 +62,7 @@ def check_timestamp(reply: bytes, statement: Statement, authority: bytes) -> dat
         _check_time(time)
         _check_strength(response.signed_data, trusted, time)
     except BaseException as error:  # the library's errors share no other base class, and its panics not even Exception
-        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+        if isinstance(error, _NOT_THE_FILES):
             raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"`timestamp` must be a trusted authority's reply for this commitment: {reason.rstrip('.')}.") from error
@@ -174,7 +175,9 @@ def _certificates(pem: bytes) -> list[x509.Certificate]:
     try:
         certificates = list(dict.fromkeys(x509.load_pem_x509_certificates(pem)))
         has_root = any(_is_root(certificate) for certificate in certificates)
-    except ValueError as error:
+    except BaseException as error:  # not all that the library raises is a ValueError, and its panics are no Exception
+        if isinstance(error, _NOT_THE_FILES):
+            raise
         raise ValueError("`authority` must be a PEM file with the time-stamp authority's certificates.") from error
     if not has_root:
         raise ValueError("`authority` must hold the authority's root certificate, which signs itself.")

@@ -1,5 +1,6 @@
 """Time-stamps of authorities made by the tests, with openssl's own word beside ours."""
 
+import base64
 import itertools
 import shlex
 import subprocess
@@ -181,3 +182,13 @@ def test_any_bytes_are_an_authority_or_a_value_error(genuine, junk, at):
         check_timestamp(reply, STATEMENT, pem[:at] + junk + pem[at:])
     except ValueError as error:
         assert str(error).startswith(("`authority` must", REFUSED))  # noqa: PT017
+
+
+def test_an_authority_of_an_unknown_version_is_a_value_error(genuine):
+    """Not all that the library raises on a certificate is a ValueError."""
+    reply, pem = genuine
+    der = base64.b64decode("".join(line for line in pem.decode().splitlines() if not line.startswith("-")))
+    at = der.index(b"\xa0\x03\x02\x01\x02") + 4  # [0] INTEGER 2 says version 3
+    changed = base64.b64encode(der[:at] + b"\x0f" + der[at + 1 :]).decode()
+    with pytest.raises(ValueError, match="`authority` must be a PEM file"):
+        check_timestamp(reply, STATEMENT, f"-----BEGIN CERTIFICATE-----\n{changed}\n-----END CERTIFICATE-----\n".encode())
