@@ -1,9 +1,9 @@
 """Who is caught, and whether anybody innocent is ever named, when customers mix their copies.
 
-    python benchmarks/collusion.py simulate --out simulated.json   # bits alone, every mixture; 15 minutes on a slow core
+    python benchmarks/collusion.py simulate --out simulated.json   # bits alone, every mixture; 10 minutes on a slow core
     python benchmarks/collusion.py null --out null.json            # innocents found in mixtures, against alpha; 3 minutes
     python benchmarks/collusion.py real --out real.json            # trained copies and mixtures of their weights; 25 minutes
-    python benchmarks/collusion.py simulate --out simulated.json --mixtures average --bits 192 384 512   # how many bits it takes
+    python benchmarks/collusion.py simulate --out simulated.json --mixtures average --bits 192 320   # how many bits it takes
 
 Finished cells are kept in the file and not run again; ``real`` keeps its networks in a folder beside it. Prints Markdown tables.
 

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.settings import reading_settings
+from gradsigns_lightning.core.files import read_file, write_file
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.writing import write_file
 from gradsigns_lightning.extraction.evidence import (
     Statement,
     check_timestamp,
@@ -107,7 +107,7 @@ def _commit(files: CommitmentFiles, keys: list[WatermarkKey], signer_file: str |
         if path.exists() and (path != files.signer or signer_file is None):
             raise ValueError(f"`out` must not name an existing commitment, but there is {str(path)!r}.")
     signer = Ed25519PrivateKey.generate() if signer_file is None else load_signer(read_bytes(Path(signer_file), "signer"))
-    statement = make_statement([key.commitment for key in keys], signer, reading=reading)
+    statement = make_statement(keys, signer, reading=reading)
     contents = {
         files.signer: signer_pem(signer),
         files.request: timestamp_request(statement),
@@ -155,11 +155,4 @@ def read_bytes(path: Path, argument: str) -> bytes:
     Raises:
         ValueError: it cannot be read, or is larger than any commitment, key or certificate.
     """
-    try:
-        with path.expanduser().open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ValueError(f"`{argument}` must name a readable file, got {str(path)!r}: {error.strerror}.") from error
-    if len(data) > _MAX_FILE_BYTES:
-        raise ValueError(f"`{argument}` must name a file of at most {_MAX_FILE_BYTES} bytes; {str(path)!r} is larger.")
-    return data
+    return read_file(path, argument=argument, kind="file", max_bytes=_MAX_FILE_BYTES)

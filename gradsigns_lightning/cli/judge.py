@@ -84,6 +84,7 @@ def _rows(judgement: Judgement, as_read: KeyAsRead) -> dict[str, str]:
     rows = {
         "verdict": judgement.verdict.replace("_", " "),
         "owner": judgement.owner,
+        "signer": judgement.signer,
         "commitment": judgement.commitment,
         "committed at": (judgement.committed_at.isoformat() if judgement.committed_at else "not known") + dated,
     }
@@ -95,7 +96,7 @@ def _rows(judgement: Judgement, as_read: KeyAsRead) -> dict[str, str]:
     rows |= {f"control {name}": f"{matches(result)}, p = {format_p_value(result)}" for name, result in judgement.controls.items()}
     rows["raw p-value"] = _power(judgement.log10_p_value)
     trials = f"2^{judgement.grinding_bits:g} keys tried"
-    if judgement.payload_bits and not judgement.precedes_suspect:
+    if judgement.payload_bits:
         trials += f", payload of {judgement.payload_bits:g} bits"
     rows["adjusted p-value"] = f"{_power(judgement.log10_adjusted_p_value)} for {trials} (owned at <= {judgement.alpha:g})"
     return rows

@@ -24,7 +24,7 @@ def quiet() -> Iterator[None]:
 
 def silence() -> None:
     """Do what :func:`quiet` does, for good."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "urllib3"):  # urllib3 repeats what servers write
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module=r"gradsigns_lightning\.")

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradsigns_lightning.core.files import write_file
 from gradsigns_lightning.core.text import printable, printable_lines
-from gradsigns_lightning.core.writing import write_file
 from gradsigns_lightning.extraction import TraceResult, VerificationResult
 
 _STYLES = {"owned": "bold green", "not_proven": "bold yellow", "inconclusive": "bold red"}

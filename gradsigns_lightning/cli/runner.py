@@ -97,6 +97,8 @@ class Task:
         run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
         try:
             check_root_keys(self.command, config)
+            if self.command == "judge" and HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise ValueError("`judge` gives one verdict and cannot be swept.")
             with quiet():
                 outcome: Outcome = run(config) or Outcome()
         except Exception as error:

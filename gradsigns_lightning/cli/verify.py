@@ -54,8 +54,10 @@ def run(config: Any) -> Outcome:
 
 
 def _note(settings: dict[str, Any], files: CommitmentFiles | None) -> str:
-    announced = files.read_statement().reading if files is not None and settings["checkpoint"] is None else None
-    if announced in (None, reading_settings(settings)):
+    if files is None or settings["checkpoint"] is not None:
+        return ""
+    announced = files.read_statement().reading
+    if announced == reading_settings(settings):
         return ""
     return f"The commitment announced another reading, so a judge counts the transcript for nothing: {announced}."
 

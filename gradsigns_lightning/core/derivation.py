@@ -36,6 +36,11 @@ class Secret:
             raise ValueError(f"`secret` must be {SECRET_BYTES} bytes.")
         self._reveal: Callable[[], bytes] = lambda: value
 
+    @classmethod
+    def of(cls, value: bytes | Secret) -> Secret:
+        """Return a secret as it is, or one of bytes."""
+        return value if isinstance(value, Secret) else cls(value)
+
     def reveal(self) -> bytes:
         """Return the 32 bytes."""
         return self._reveal()

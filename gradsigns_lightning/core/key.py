@@ -148,7 +148,7 @@ class WatermarkKey:
             input_mean=as_floats("input_mean", input_mean),
             input_std=as_floats("input_std", input_std),
             _payload=payload.encode() if isinstance(payload, str) else payload or b"",
-            _secret=Secret(secrets.token_bytes(SECRET_BYTES) if secret is None else secret),
+            _secret=Secret.of(secrets.token_bytes(SECRET_BYTES) if secret is None else secret),
         )
 
     @cached_property
@@ -197,6 +197,20 @@ class WatermarkKey:
         canonical = canonical_json({**self.to_public_dict(), **secret})
         return hashlib.sha256(f"gradsigns/v{self.version}/commitment\n".encode() + salt + canonical).hexdigest()
 
+    def claim(self, signer: str) -> str:
+        """Return what a public statement says of this key: that ``signer`` may claim it; 64 hexadecimal digits.
+
+        Only who has the secret can make it. The :attr:`commitment` stands in checkpoints and logs, from where others could copy
+        it into a statement of their own.
+
+        Args:
+            signer: an Ed25519 public key, 64 hexadecimal digits.
+        """
+        check_instance("signer", signer, str)
+        content = canonical_json({"commitment": self.commitment, "signer": signer})
+        salt = self._streams.bytes("claim-salt", 32)
+        return hashlib.sha256(f"gradsigns/v{self.version}/claim\n".encode() + salt + content).hexdigest()
+
     def to_public_dict(self) -> dict[str, Any]:
         """Return the parameters that are not secret, as plain JSON types."""
         public = {name: getattr(self, name) for name in _PUBLIC_NAMES[self.version]}
@@ -210,7 +224,7 @@ class WatermarkKey:
         """
         keyfile.write(
             path,
-            secret=self._secret.reveal(),
+            secret=self._secret,
             payload=self._payload,
             public=self.to_public_dict(),
             commitment=self.commitment,
@@ -236,7 +250,7 @@ class WatermarkKey:
         return key
 
     @classmethod
-    def from_parts(cls, public: Mapping[str, Any], *, payload: bytes, secret: bytes) -> WatermarkKey:
+    def from_parts(cls, public: Mapping[str, Any], *, payload: bytes, secret: bytes | Secret) -> WatermarkKey:
         """Rebuild a key from its public parameters, payload and secret, as files and opened evidence hold them.
 
         Raises:
@@ -250,7 +264,7 @@ class WatermarkKey:
             raise ValueError(f"`public` must have the members {sorted(names)}, got {str(sorted(map(repr, public)))[:400]}.")
         try:
             sequences = {name: tuple(public[name]) for name in ("input_shape", *_NORMALISATION)}
-            return cls(**{**public, "version": version, **sequences}, _payload=payload, _secret=Secret(secret))
+            return cls(**{**public, "version": version, **sequences}, _payload=payload, _secret=Secret.of(secret))
         except TypeError as error:
             raise ValueError(f"`public` holds a value of the wrong type: {error}") from error
 

@@ -12,7 +12,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from gradsigns_lightning.core.writing import write_file
+from gradsigns_lightning.core.derivation import Secret
+from gradsigns_lightning.core.files import check_target, read_file, write_file
 
 FORMAT = "gradsigns-key"
 VERSIONS = ("1", "2")  # of the key's derivation
@@ -24,14 +25,14 @@ _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON heade
 class KeyFileContent:
     """What a key file holds, not yet checked against the commitment."""
 
-    secret: bytes = field(repr=False)
+    secret: Secret
     payload: bytes = field(repr=False)
     public: dict[str, Any]
     commitment: str
 
 
 def write(
-    path: str | PathLike[str], *, secret: bytes, payload: bytes, public: dict[str, Any], commitment: str, overwrite: bool
+    path: str | PathLike[str], *, secret: Secret, payload: bytes, public: dict[str, Any], commitment: str, overwrite: bool
 ) -> None:
     """Write a key file with mode 0600; a reader sees the old file or the whole new one, never a part.
 
@@ -41,14 +42,15 @@ def write(
     if Path(path).expanduser().exists() and not overwrite:
         raise ValueError(f"`path` must not name an existing key file unless overwrite=True, got {str(path)!r}.")
     version = str(public.get("version", 1))
-    tensors = {"secret": np.frombuffer(secret, dtype=np.uint8), "payload": np.frombuffer(payload, dtype=np.uint8)}
     metadata = {"format": FORMAT, "version": version, "commitment": commitment, "key": json.dumps(public, sort_keys=True)}
+    check_target(path, argument="path", overwrite=overwrite)  # before the secret is uncovered: tracebacks may show variables
+    tensors = {name: np.frombuffer(data, dtype=np.uint8) for name, data in (("secret", secret.reveal()), ("payload", payload))}
     write_file(path, save(tensors, metadata), argument="path", overwrite=overwrite)
 
 
 def read(path: str | PathLike[str]) -> KeyFileContent:
     """Read and parse a key file; see :meth:`WatermarkKey.load` for the errors."""
-    data = _read_bytes(Path(path))
+    data = read_file(path, argument="path", kind="key file", max_bytes=_MAX_FILE_BYTES)
     foreign = f"`path` must name a gradsigns key file; {str(path)!r} is damaged, truncated or something else."
     try:
         tensors = load(data)
@@ -68,7 +70,7 @@ def read(path: str | PathLike[str]) -> KeyFileContent:
         if str(public.get("version", 1)) != version:
             raise ValueError(foreign)
         secret, payload = (_as_bytes(tensors[name]) for name in ("secret", "payload"))
-        return KeyFileContent(secret=secret, payload=payload, public=dict(public), commitment=metadata["commitment"])
+        return KeyFileContent(secret=Secret(secret), payload=payload, public=dict(public), commitment=metadata["commitment"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(foreign) from error
 
@@ -77,14 +79,3 @@ def _as_bytes(tensor: np.ndarray[Any, Any]) -> bytes:
     if tensor.dtype != np.uint8 or tensor.ndim != 1:
         raise ValueError("key material must be stored as a vector of bytes")
     return tensor.tobytes()
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ValueError(f"`path` must name a readable key file, got {str(path)!r}: {error.strerror}.") from error
-    if len(data) > _MAX_FILE_BYTES:
-        raise ValueError(f"`path` must name a gradsigns key file of at most {_MAX_FILE_BYTES} bytes; {str(path)!r} is larger.")
-    return data

@@ -23,6 +23,7 @@ from gradsigns_lightning.core.key import CUSTOMER_BYTES, WatermarkKey
 
 MAX_CUSTOMERS = 1 << 8 * CUSTOMER_BYTES
 _USUAL_CUSTOMERS, _USUAL_ALPHA = 10_000, 1e-9  # what `trace` assumes
+_LONGEST_CHECKED = 256  # bits
 BITS_PER_MESSAGE_BYTE = 32  # a quarter of the bits for the message, three quarters to mend errors
 _SMALLEST_FIELD, _LARGEST_FIELD = 4, 13  # code lengths 15 to 8191
 
@@ -108,7 +109,7 @@ def customer_key(master: WatermarkKey, customer: int) -> WatermarkKey:
     """Return the key of one customer's copy: the master's secret, carriers and projection, and a signature of its own.
 
     The signatures are a pseudorandom function of the number: knowing any copies, and mixing them in any way, says nothing about
-    another customer's.
+    another customer's. The key holds the master's secret: who opens it in a dispute opens the master's and all customers'.
 
     Args:
         master: a key without payload, 44 bits or more; 128 let :func:`trace` be sure.
@@ -119,7 +120,12 @@ def customer_key(master: WatermarkKey, customer: int) -> WatermarkKey:
     """
     check_int("customer", customer, minimum=0, maximum=MAX_CUSTOMERS - 1)
     check_master(master)
-    check_traceable(master.n_bits, n_customers=_USUAL_CUSTOMERS, alpha=_USUAL_ALPHA)
+    check_traceable(master.n_bits, n_customers=max(_USUAL_CUSTOMERS, customer + 1), alpha=_USUAL_ALPHA)
+    return customer_key_of(master, customer)
+
+
+def customer_key_of(master: WatermarkKey, customer: int) -> WatermarkKey:
+    """Return a customer's key without asking whether it could be traced."""
     return master.with_payload(customer.to_bytes(CUSTOMER_BYTES, "little"), purpose="customer")
 
 
@@ -129,7 +135,7 @@ def check_traceable(n_bits: int, *, n_customers: int, alpha: float) -> None:
     Raises:
         ValueError: the key is too short; the message says which length would do.
     """
-    needed = math.ceil(math.log2(n_customers / alpha))
+    needed = math.floor(math.log2(n_customers) - math.log2(alpha)) + 1
     if n_bits < needed:
         raise ValueError(
             f"`master` must have at least {needed} bits to tell {n_customers} customers apart at alpha = {alpha:g} "
@@ -192,13 +198,14 @@ def freedom(key: WatermarkKey) -> float:
     """Return how many bits of choice a key's payload and purpose leave to who makes it.
 
     A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a bit. Customers'
-    numbers and messages are chosen by their data alone, and by which of the two they are.
+    numbers and messages are chosen by their data alone, and by which of the two they are; messages in long keys are charged
+    like free payloads, because making the code takes seconds to minutes there and the key may be a stranger's.
     """
     payload = bytes.fromhex(key.reveal()["payload"])
     if key.purpose == "owner":
         return 8.0 * len(payload)
     n_bytes = _message_bytes(key.n_bits)
-    if key.purpose == "message" and _is_codeword(payload, key.n_bits, n_bytes):
+    if key.purpose == "message" and key.n_bits <= _LONGEST_CHECKED and _is_codeword(payload, key.n_bits, n_bytes):
         return 8.0 * n_bytes + 1
     return 8.0 * len(payload) + 1
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from gradsigns_lightning.core.writing import sync_folder
+from gradsigns_lightning.core.files import sync_folder
 
 MAX_BYTES = 1 << 28  # as of an evidence bundle, which may have to hold it
 _RESERVED = 1 << 20

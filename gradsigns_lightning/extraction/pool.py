@@ -13,7 +13,7 @@ from gradsigns_lightning.extraction.asking import Asker
 from gradsigns_lightning.extraction.probes import blended, moved, permutation, shuffled
 
 _SCREENED_AT_ONCE = 8
-_LEAST_RECOGNISED, _SCREENED_IN_DOUBT = 0.5, 32
+_SURELY_RECOGNISED, _SCREENED_IN_DOUBT = 0.75, 32
 _RESOLVED = 20  # smallest 1 - p of use, in steps of the resolution
 _LEAST_NEAR, _NEAR_OUTSIDE = 2.0, 1.0  # log-odds; rounding hides least at 0, and outside the class the mark is weaker
 _BISECTIONS = 6
@@ -71,7 +71,7 @@ class ImagePool:
     @property
     def _doubtful(self) -> bool:
         """Whether the first images leave it open whether the model takes the class's images for the class."""
-        return self.recognised < _LEAST_RECOGNISED and self._n_screened < min(_SCREENED_IN_DOUBT, len(self._images))
+        return self.recognised < _SURELY_RECOGNISED and self._n_screened < min(_SCREENED_IN_DOUBT, len(self._images))
 
     @property
     def _resolved(self) -> float:

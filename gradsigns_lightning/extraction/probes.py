@@ -16,6 +16,7 @@ from gradsigns_lightning.core.signature_key import SignatureKey
 
 _LARGEST_ROOM = 16
 _MAX_VALUES = 1 << 28
+_AT_ONCE = 32  # directions in memory whatever the estimator
 _SHIFT = re.compile(r"shift\(([+-]?[0-9]{1,2}),([+-]?[0-9]{1,2})\)")
 Align = Callable[[Tensor], Tensor]
 
@@ -49,7 +50,7 @@ def alignment(name: str) -> Align:
 
 def row_directions(key: SignatureKey) -> Tensor:
     """Return each row of the projection as an image of values in [-1, 1], zero off the carriers; ``(N, C, H, W)``."""
-    _check_size(key.n_bits, key)
+    _check_size(max(key.n_bits, _AT_ONCE), key)
     return _as_images(key.projection.float(), key)
 
 
@@ -68,7 +69,7 @@ def block_directions(key: SignatureKey, n_blocks: int) -> tuple[Tensor, Tensor]:
     Returns:
         Directions ``(n_blocks, C, H, W)``, float32, and each block's first bit ``(n_blocks,)``, uint8.
     """
-    _check_size(n_blocks, key)
+    _check_size(max(n_blocks, _AT_ONCE), key)
     blocks = np.array_split(permutation(key.n_bits, "blocks"), n_blocks)
     signs = 2 * key.signature.float() - 1
     directions = [

@@ -50,6 +50,8 @@ def integer_scores(evidence: npt.NDArray[np.float64]) -> list[int]:
     decided = evidence[evidence != 0]
     if decided.size == 0:
         return [0] * evidence.size
+    evidence = evidence / np.abs(decided).max()  # first, because tiny values vanish when they are squared, and huge ones overflow
+    decided = evidence[evidence != 0]
     largest = min(np.abs(decided).max(), _CLIP * math.sqrt(np.mean(decided**2)))
     levels = max(1, min(_LEVELS, _LARGEST_SUM_PER_BIT // evidence.size))
     sizes = np.maximum(np.rint(np.minimum(np.abs(evidence), largest) / largest * levels), evidence != 0)

@@ -17,7 +17,7 @@ from gradsigns_lightning.core.payload import (
     blank_message_key,
     check_master,
     check_traceable,
-    customer_key,
+    customer_key_of,
     message_code,
 )
 from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
@@ -48,8 +48,9 @@ class TraceResult:
         log10_p_value: its base-10 logarithm.
         present: customers whose marks are in the model, each with a p-value of its own of at most ``alpha``, clearest first: one
             for a copy, several for a mixture of copies.
-        mixed: whether the model shows a second mark, another customer's or the master's own, as it is or turned round (p <= 1e-3
-            for all of them). Then it is no single customer's copy.
+        mixed: whether the model shows a second mark, another customer's or the master's own, as it is or turned round (p <= 1e-3,
+            or ``alpha`` if that is more, for all of them). Then it is no single customer's copy. A second mark that is much
+            fainter, or was subtracted, may not show: then the customer named had a part in the model all the same.
         is_master: whether the model shows the master's own mark (p <= alpha).
         n_queries: images that the model was asked about.
         alpha: significance level of the verdict.
@@ -109,7 +110,8 @@ def trace(
 
     The bits are read once and correlated with every customer's signature (:func:`customer_key`). An innocent customer's signature
     is independent of everything that is in the model, however many customers mixed their copies to make it, so the p-value holds
-    for mixtures as well.
+    for mixtures as well: as long as no key of this master was opened, and nobody who made the model saw figures of earlier
+    traces.
 
     Args:
         suspect: a ``torch.nn.Module`` that returns logits, read from its weights; anything else is asked like a prediction API.
@@ -144,54 +146,73 @@ def decode(
         n_queries: images that the model was asked about.
         recognised: share of the natural images that the model takes for the target class.
     """
-    signatures = np.concatenate([master.customer_signatures(n_customers), master.signature.numpy()[None]])
-    signed = (2.0 * signatures - 1) * np.array(integer_scores(evidence))
-    totals = signed.sum(1)
-    best, second = np.argsort(-totals[:-1], kind="stable")[:2]
-    decided = bool(evidence.any())
-    log10_p_value = min(0.0, _log10_p_value(signed[best], n_customers)) if decided else math.nan
-    present = _present(signed[:-1], totals[:-1], alpha) if decided else ()
-    mixed = decided and _other_marks(signed, totals, int(best)) <= _NEAR
+    scores = np.array(integer_scores(evidence))
+    decided, recognises = bool(scores.any()), verdict_of(0.0, 1.0, recognised) == "owned"
+    marks = _Marks(master, n_customers, scores)
+    best, second = np.argsort(-marks.totals[:-1], kind="stable")[:2]
+    log10_p_value = min(0.0, marks.log10_p_value(best, n_customers)) if decided else math.nan
+    present = marks.present(alpha) if decided and recognises else ()
+    mixed = decided and (len(present) > 1 or marks.clearest_other(best) <= max(_NEAR, alpha))
     verdict = verdict_of(10**log10_p_value, alpha, recognised)
     return TraceResult(
         customer=int(best),
         n_customers=n_customers,
         n_bits=master.n_bits,
-        n_matches=int((signed[best] > 0).sum()),
-        n_erasures=int((signed[best] == 0).sum()),
-        next_n_matches=int((signed[second] > 0).sum()),
+        n_matches=int((marks.signed(best) > 0).sum()),
+        n_erasures=int((scores == 0).sum()),
+        next_n_matches=int((marks.signed(second) > 0).sum()),
         p_value=10**log10_p_value,
         log10_p_value=log10_p_value,
         present=present,
         mixed=mixed,
-        is_master=decided and _log10_p_value(signed[-1], 1) <= math.log10(alpha),
+        is_master=decided and recognises and marks.log10_p_value(n_customers, 1) <= math.log10(alpha),
         n_queries=n_queries,
         alpha=alpha,
         verdict="not_proven" if mixed and verdict == "owned" else verdict,
-        commitment=customer_key(master, int(best)).commitment,
+        commitment=marks.key(int(best)).commitment,
         recognised=recognised,
     )
 
 
-def _present(signed: Evidence, totals: Evidence, alpha: float) -> tuple[int, ...]:
-    """Return the customers whose marks show, clearest first."""
-    found: list[int] = []
-    for customer in np.argsort(-totals, kind="stable"):
-        if _log10_p_value(signed[customer], len(signed)) > math.log10(alpha):
-            break
-        found.append(int(customer))
-    return tuple(found)
+class _Marks:
+    """How well the signatures of all customers, and last the master's own, fit integer scores ``(N,)``."""
 
+    def __init__(self, master: WatermarkKey, n_customers: int, scores: npt.NDArray[np.int64]) -> None:
+        self._master, self._scores = master, scores
+        self._signatures = np.concatenate([master.customer_signatures(n_customers), master.signature.numpy()[None]])
+        # Whole numbers below 2^24, which float32 holds exactly; some customers at a time, for the memory's sake.
+        parts = np.array_split(self._signatures, max(1, self._signatures.size >> 24))
+        weights = scores.astype(np.float32)
+        self.totals = np.concatenate([2 * (part.astype(np.float32) @ weights) for part in parts]) - weights.sum()
 
-def _other_marks(signed: Evidence, totals: Evidence, best: int) -> float:
-    """Return the p-value of the clearest mark besides ``best``, on either side, for all others together."""
-    others = np.delete(np.arange(len(signed)), best)
-    clearest = others[np.argmax(np.abs(totals[others]))]
-    return float(10 ** _log10_p_value(np.sign(totals[clearest]) * signed[clearest], 2 * len(others)))
+    def key(self, customer: int) -> WatermarkKey:
+        """Return a customer's key."""
+        return customer_key_of(self._master, customer)
 
+    def signed(self, which: Any) -> npt.NDArray[np.int64]:
+        """Return the scores, positive where they agree with a signature."""
+        return np.where(self._signatures[which] == 1, self._scores, -self._scores)
 
-def _log10_p_value(signed: Evidence, n_hypotheses: int) -> float:
-    return log10_sign_flip_p_value([int(score) for score in signed]) + math.log10(n_hypotheses)
+    def log10_p_value(self, which: Any, n_hypotheses: int, *, side: int = 1) -> float:
+        """Return the p-value of a signature, or with ``side=-1`` of its opposite, times ``n_hypotheses``."""
+        signed = side * self.signed(which)
+        return log10_sign_flip_p_value([int(score) for score in signed]) + math.log10(n_hypotheses)
+
+    def present(self, alpha: float) -> tuple[int, ...]:
+        """Return the customers whose marks show, clearest first."""
+        found: list[int] = []
+        for customer in np.argsort(-self.totals[:-1], kind="stable"):
+            if self.log10_p_value(customer, len(self.totals) - 1) > math.log10(alpha):
+                break
+            found.append(int(customer))
+        return tuple(found)
+
+    def clearest_other(self, best: Any) -> float:
+        """Return the p-value of the clearest mark besides ``best``, on either side, for all others together."""
+        others = np.delete(np.arange(len(self.totals)), best)
+        clearest = others[np.argmax(np.abs(self.totals[others]))]
+        side = 1 if self.totals[clearest] >= 0 else -1
+        return float(10 ** self.log10_p_value(clearest, 2 * len(others), side=side))
 
 
 def read_message(suspect: nn.Module | Oracle, master: WatermarkKey, images: Tensor, *, max_queries: int = 1000) -> Message:

@@ -40,7 +40,7 @@ def commitment():
     from gradsigns_lightning.extraction.evidence import Statement, make_statement
 
     key, _, signer = owned()
-    seeds = [make_statement([key.commitment] * n, signer).to_bytes() for n in (1, 3)]
+    seeds = [make_statement([key] * n, signer).to_bytes() for n in (1, 3)]
     return Reader(Statement.from_bytes, seeds, unpack=plain.from_json, pack=plain.to_canonical)
 
 
@@ -70,7 +70,7 @@ def bundle():
     path = FOLDER / "a.gsbundle"
     (FOLDER / "b.jsonl").write_bytes(journal().seeds[0])
     parts = {"images": (images * 255).byte(), "transcript": read_journal(FOLDER / "b.jsonl")}
-    statement, seeds = make_statement([key.commitment], signer), []
+    statement, seeds = make_statement([key], signer), []
     for content in (parts, {}):
         path.unlink(missing_ok=True)
         Bundle(key=key, statement=statement, **content).save(path, signer)
@@ -83,7 +83,7 @@ def bundle():
             made = WatermarkKey.from_parts(
                 parts["public"], payload=bytes.fromhex(parts["payload"]), secret=bytes.fromhex(parts["secret"])
             )
-            evidence["statement"] = make_statement([made.commitment], signer).to_bytes().decode()
+            evidence["statement"] = make_statement([made], signer).to_bytes().decode()
         except (ValueError, TypeError, KeyError):
             pass
         signed = signer.sign(plain.to_canonical(evidence)[:-1]).hex()
@@ -103,7 +103,7 @@ def time_stamp():
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     key, _, signer = owned()
-    statement = make_statement([key.commitment], signer)
+    statement = make_statement([key], signer)
     authority = module.Authority(FOLDER / "authority")
     reply = authority.stamp(timestamp_request(statement))
     pem = authority.certificates.read_bytes()

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from gradsigns_lightning.core.canonical import canonical_json, parse_json
 from gradsigns_lightning.core.checks import check_instance
+from gradsigns_lightning.core.files import read_file, write_file
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.writing import write_file
 from gradsigns_lightning.extraction.evidence.commitment import Statement, is_signed, public_hex
 
 _FORMAT = "gradsigns-bundle/1"
@@ -53,7 +52,7 @@ class Bundle:
 
     def __post_init__(self) -> None:
         check_instance("key", self.key, WatermarkKey)
-        if self.key.commitment not in self.statement.commitments:
+        if not self.statement.commits_to(self.key):
             raise ValueError("`statement` must commit to the key; this key is not one that was committed to.")
         if (self.images is None) != (self.transcript is None):
             raise ValueError("`images` and `transcript` must be given both or not at all.")
@@ -82,12 +81,7 @@ class Bundle:
             ValueError: the file is missing, too large, no bundle, edited, signed by somebody else, or its key is not the one
                 that was committed to.
         """
-        try:
-            with Path(path).expanduser().open("rb") as file:
-                data = file.read(_MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise ValueError(f"`bundle` must name a readable file, got {str(path)!r}: {error.strerror}.") from error
-        return cls.from_bytes(data)
+        return cls.from_bytes(read_file(path, argument="bundle", kind="file", max_bytes=_MAX_FILE_BYTES))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Bundle:

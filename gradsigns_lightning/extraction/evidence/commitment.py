@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -13,9 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from gradsigns_lightning.core.canonical import canonical_json, parse_json
 from gradsigns_lightning.core.checks import check_instance
+from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.extraction.settings import ReadingSettings
 
-_FORMATS = ("gradsigns-commitment/1", "gradsigns-commitment/2")
+_FORMAT = "gradsigns-commitment/2"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_COMMITMENTS = 100_000
 _MAX_FILE_BYTES = 1 << 23
@@ -26,12 +26,11 @@ class Statement:
     """What the owner publishes before releasing a model; it reveals nothing about the keys.
 
     Attributes:
-        commitments: public commitment of each key, 64 hexadecimal digits. Several keys can be committed to at once and opened one
-            at a time.
+        commitments: what :meth:`WatermarkKey.claim` says of each key and this signer, 64 hexadecimal digits. Several keys can be
+            committed to at once and opened one at a time. Nobody can copy one into a statement of their own.
         signer: Ed25519 public key of who may claim them, 64 hexadecimal digits. Opening a key reveals its secret; nobody who
             reads the evidence can claim the model with it, because they cannot sign for this.
-        reading: how the owner will read a prediction API, so that no settings can be chosen to fit the answers; None in
-            statements of format 1, of which no transcript counts as read as announced.
+        reading: how the owner will read a prediction API, so that no settings can be chosen to fit the answers.
 
     Raises:
         ValueError: a value is no digest, or there are too many.
@@ -39,7 +38,7 @@ class Statement:
 
     commitments: tuple[str, ...]
     signer: str
-    reading: ReadingSettings | None = None
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
 
     def __post_init__(self) -> None:
         if not self.commitments or len(self.commitments) > _MAX_COMMITMENTS:
@@ -50,10 +49,12 @@ class Statement:
 
     def to_bytes(self) -> bytes:
         """Return the content of the published file: one line of canonical JSON. These bytes are what is time-stamped."""
-        content: dict[str, Any] = {"format": _FORMATS[0], "commitments": list(self.commitments), "signer": self.signer}
-        if self.reading is not None:
-            content |= {"format": _FORMATS[1], "reading": self.reading.to_dict()}
-        return canonical_json(content) + b"\n"
+        content = {"format": _FORMAT, "commitments": list(self.commitments), "signer": self.signer}
+        return canonical_json({**content, "reading": self.reading.to_dict()}) + b"\n"
+
+    def commits_to(self, key: WatermarkKey) -> bool:
+        """Whether the signer of this statement had ``key`` when it was made."""
+        return key.claim(self.signer) in self.commitments
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Statement:
@@ -64,7 +65,7 @@ class Statement:
         """
         try:
             content = parse_json(data, max_bytes=_MAX_FILE_BYTES, max_values=_MAX_COMMITMENTS + 1000)
-            reading = None if content["format"] == _FORMATS[0] else ReadingSettings.from_dict(content["reading"])
+            reading = ReadingSettings.from_dict(content["reading"])
             statement = cls(tuple(content["commitments"]), content["signer"], reading)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError("`commitment` must be one of gradsigns-lightning; this is damaged or something else.") from error
@@ -73,10 +74,21 @@ class Statement:
         return statement
 
 
-def make_statement(commitments: Sequence[str], signer: Ed25519PrivateKey, *, reading: ReadingSettings | None = None) -> Statement:
-    """Return the statement that commits ``signer`` to keys and to how they will be read; by default as ``verify_api`` does."""
+def make_statement(
+    keys: Sequence[WatermarkKey], signer: Ed25519PrivateKey, *, reading: ReadingSettings | None = None
+) -> Statement:
+    """Return the statement that commits ``signer`` to keys and to how they will be read; by default as ``verify_api`` does.
+
+    Raises:
+        TypeError: ``keys`` holds something else than keys (their public commitments do not suffice), or ``signer`` is no
+            signing key.
+        ValueError: there are no keys, or too many.
+    """
     check_instance("signer", signer, Ed25519PrivateKey)
-    return Statement(tuple(commitments), public_hex(signer.public_key()), ReadingSettings() if reading is None else reading)
+    for key in keys:
+        check_instance("keys", key, WatermarkKey)
+    public = public_hex(signer.public_key())
+    return Statement(tuple(key.claim(public) for key in keys), public, ReadingSettings() if reading is None else reading)
 
 
 def load_signer(pem: bytes) -> Ed25519PrivateKey:

@@ -34,6 +34,7 @@ class Judgement:
     Attributes:
         owner: the claimant, as the key names it: foreign text, to be shown with :func:`printable`.
         commitment: public commitment of the opened key.
+        signer: Ed25519 public key of who may claim the key, and signed the bundle.
         n_commitments: commitments in the claimant's statement, each of which could have been opened instead.
         committed_at: when the time-stamp authority saw the commitment, in UTC; None without time-stamp, or
             without authority to check it by.
@@ -46,8 +47,9 @@ class Judgement:
             ``n_commitments``.
         p_value: raw p-value of the judge's reading, or of the transcript where there is no suspect to read.
         log10_p_value: its base-10 logarithm.
-        adjusted_p_value: ``p_value`` times ``2 ** grinding_bits``, and times ``2 ** payload_bits`` unless the commitment is
-            known to precede the suspect; at most 1.
+        adjusted_p_value: ``p_value`` times ``2 ** (grinding_bits + payload_bits)``, at most 1. A time-stamp takes nothing from
+            that: models of one task share much of their mean gradient, so a key can be fitted to another model before the suspect
+            is there.
         log10_adjusted_p_value: its base-10 logarithm.
         alpha: significance level of the verdict.
         verdict: ``"owned"`` if ``adjusted_p_value <= alpha`` and nothing in ``objections``; ``"not_proven"``; ``"inconclusive"``
@@ -58,6 +60,7 @@ class Judgement:
 
     owner: str
     commitment: str
+    signer: str
     n_commitments: int
     committed_at: datetime | None
     precedes_suspect: bool | None
@@ -77,12 +80,10 @@ class Judgement:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types; NaN becomes None."""
-        results = {
-            name: result.to_dict() if result else None for name in ("reading", "transcript") for result in [getattr(self, name)]
-        }
         return {
             **without_nan(vars(self)),
-            **results,
+            "reading": self.reading.to_dict() if self.reading else None,
+            "transcript": {**self.transcript.to_dict(), "verdict": "claimed"} if self.transcript else None,
             "committed_at": self.committed_at.isoformat() if self.committed_at else None,
             "controls": {name: result.to_dict() for name, result in self.controls.items()},
             "objections": list(self.objections),
@@ -139,7 +140,7 @@ def judge(
         raise ValueError("`images` must be given to read a suspect or controls: the judge's own, of the key's target class.")
     key = KeyAsRead.of(bundle.key, input_mean=input_mean, input_std=input_std)
     date = _date(bundle, authority, suspect_since)
-    trials = _Trials.of(bundle, grinding_bits, is_dated=bool(date[1]))
+    trials = _Trials.of(bundle, grinding_bits)
     reading = None
     if suspect is not None and images is not None:
         needed = max(_SMALLEST_ALPHA, 10 ** max(-300.0, math.log10(alpha) - trials.log10_factor))
@@ -161,11 +162,10 @@ class _Trials:
     log10_factor: float
 
     @classmethod
-    def of(cls, bundle: Bundle, grinding_bits: float, *, is_dated: bool) -> _Trials:
+    def of(cls, bundle: Bundle, grinding_bits: float) -> _Trials:
         n_commitments = len(set(bundle.statement.commitments))
         payload_bits, grinding_bits = freedom(bundle.key), max(float(grinding_bits), math.log2(n_commitments))
-        factor = (grinding_bits + (0.0 if is_dated else payload_bits)) * math.log10(2)
-        return cls(n_commitments, payload_bits, grinding_bits, factor)
+        return cls(n_commitments, payload_bits, grinding_bits, (grinding_bits + payload_bits) * math.log10(2))
 
 
 def _judged(
@@ -186,6 +186,7 @@ def _judged(
     return Judgement(
         owner=bundle.key.owner,
         commitment=key.commitment,
+        signer=bundle.statement.signer,
         n_commitments=trials.n_commitments,
         committed_at=date[0],
         precedes_suspect=date[1],
@@ -201,7 +202,7 @@ def _judged(
         alpha=alpha,
         verdict=_verdict(reading, 10**adjusted, alpha, objections),
         objections=objections,
-        remarks=_remarks(bundle, key, reading, transcript),
+        remarks=_remarks(bundle, key, reading, transcript, controls),
     )
 
 
@@ -249,9 +250,17 @@ def _objections(precedes: bool | None, controls: Mapping[str, VerificationResult
 
 
 def _remarks(
-    bundle: Bundle, key: KeyAsRead, reading: VerificationResult | None, transcript: VerificationResult | None
+    bundle: Bundle,
+    key: KeyAsRead,
+    reading: VerificationResult | None,
+    transcript: VerificationResult | None,
+    controls: Mapping[str, VerificationResult],
 ) -> tuple[str, ...]:
     found = []
+    silent = [name for name, result in controls.items() if result.verdict == "inconclusive"]
+    found += [f"control model {printable(name)!r} answers nothing of use, so it is no control" for name in silent]
+    if reading is not None and len(silent) == len(controls):
+        found.append("no control model of the same task was read, so whether the key fits any such model is not known")
     if reading is None:
         found.append("the answers are what the claimant says they were; only a reading of the suspect can decide")
     if transcript is not None and bundle.transcript is not None and settings_of(bundle.transcript) != bundle.statement.reading:

@@ -11,6 +11,7 @@ import socket
 import threading
 from contextlib import suppress
 from contextvars import ContextVar
+from http.cookiejar import DefaultCookiePolicy
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,7 @@ def watched_session(largest: int) -> requests.Session:
             return None
 
     session = Session()
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # a server's cookies would grow with every reply
     for scheme in ("http://", "https://"):
         session.mount(scheme, Adapter())
     return session

@@ -47,3 +47,16 @@ def test_the_module_runs_and_the_package_does_not_import_hydra():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("gradsigns-lightning ")
+
+
+def test_a_received_folder_brings_no_plugins(tmp_path):
+    """Hydra imports every module of a package `hydra_plugins` that it finds."""
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "evil.py").write_text("open('done', 'w').close()\n")
+    root = str(Path(gradsigns_lightning.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "gradsigns_lightning", "keygen", "owner=A", "out=a.gskey"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.gskey").exists()
+    assert not (tmp_path / "done").exists()

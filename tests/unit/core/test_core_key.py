@@ -323,3 +323,19 @@ def test_errors_do_not_tell_the_secret(changes):
 def test_a_wrong_secret_is_not_repeated_in_the_error():
     with pytest.raises(ValueError, match=r"`secret` must be 32 bytes\.$"):
         make(secret=b"\xfe" * 33)
+
+
+def test_no_variable_in_the_traceback_of_a_failed_save_or_load_shows_the_secret(tmp_path):
+    key = make()
+    key.save(tmp_path / "there")
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes((tmp_path / "there").read_bytes().replace(b"Acme", b"Emca"))
+    for fail in (
+        lambda: key.save(tmp_path / "there"),
+        lambda: key.save(tmp_path / "no folder" / "key"),
+        lambda: WatermarkKey.load(damaged),
+    ):
+        with pytest.raises(ValueError, match="`path`") as caught:
+            fail()
+        shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+        assert not any(text in shown for text in (SECRET.hex(), repr(SECRET)[2:-1], str(list(SECRET))[1:-1]))

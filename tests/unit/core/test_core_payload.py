@@ -100,12 +100,14 @@ def test_no_customer_has_the_masters_or_a_messages_signature():
     assert not torch.equal(message_key(MASTER, "ab").signature, customer_key(MASTER, int.from_bytes(b"ab", "little")).signature)
 
 
-@pytest.mark.parametrize(("n_bits", "n_customers", "alpha", "needed"), [(43, 10_000, 1e-9, 44), (8, 2, 1e-3, 11)])
+@pytest.mark.parametrize(
+    ("n_bits", "n_customers", "alpha", "needed"), [(43, 10_000, 1e-9, 44), (8, 2, 1e-3, 11), (10, 2, 2.0**-10, 12)]
+)
 def test_keys_too_short_to_trace_are_refused_with_the_length_that_would_do(n_bits, n_customers, alpha, needed):
     with pytest.raises(ValueError, match=f"`master` must have at least {needed} bits .* got {n_bits}"):
         check_traceable(n_bits, n_customers=n_customers, alpha=alpha)
     check_traceable(needed, n_customers=n_customers, alpha=alpha)
-    assert n_customers * 2.0**-needed <= alpha < n_customers * 2.0 ** -(needed - 1)
+    assert n_customers * 2.0**-needed < alpha <= n_customers * 2.0 ** -(needed - 1)
 
 
 def test_a_message_key_carries_its_text():

@@ -3,6 +3,7 @@
 import base64
 import inspect
 import json
+import time
 import tracemalloc
 from datetime import datetime, timedelta, timezone
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from gradsigns_lightning import WatermarkKey, customer_key, verify, verify_api
 from gradsigns_lightning.core.canonical import canonical_json
+from gradsigns_lightning.core.payload import blank_message_key, freedom
 from gradsigns_lightning.core.signature import input_gradients
 from gradsigns_lightning.extraction.asking import read_journal
 from gradsigns_lightning.extraction.evidence import (
@@ -45,7 +47,7 @@ def key_number(i: int, n_bits=128, **options) -> WatermarkKey:
 
 
 KEY = key_number(7)
-STATEMENT = make_statement([key_number(1).commitment, KEY.commitment], SIGNER)
+STATEMENT = make_statement([key_number(1), KEY], SIGNER)
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +96,22 @@ def test_a_statement_reveals_nothing_and_reads_back():
     assert json.loads(data).keys() == {"format", "commitments", "signer", "reading"}
 
 
-def test_a_statement_of_format_1_is_read_and_its_bytes_stay():
-    old = Statement(STATEMENT.commitments, STATEMENT.signer)
-    assert json.loads(old.to_bytes()).keys() == {"format", "commitments", "signer"}
-    assert Statement.from_bytes(old.to_bytes()) == old
-    assert old.reading is None
+def test_a_statement_takes_keys_and_not_their_public_commitments():
+    with pytest.raises(TypeError, match="`keys` must be WatermarkKey, got str"):
+        make_statement([KEY.commitment], SIGNER)
+
+
+def test_a_copied_commitment_is_nobodys_claim():
+    """What is public, in statements, checkpoints and logs, makes no statement of another signer's, also once the key is open."""
+    thief = Ed25519PrivateKey.generate()
+    public = signer_pem(thief), thief.public_key().public_bytes_raw().hex()
+    for copied in (STATEMENT.commitments, (KEY.commitment,)):
+        statement = Statement(copied, public[1])
+        with pytest.raises(ValueError, match="`statement` must commit to the key"):
+            Bundle(key=KEY, statement=statement)
+    assert STATEMENT.commits_to(KEY)
+    assert KEY.claim(public[1]) not in STATEMENT.commitments
+    assert KEY.commitment not in STATEMENT.commitments
 
 
 @pytest.mark.parametrize(
@@ -137,7 +150,7 @@ def test_a_time_stamp_is_checked(authority, other_authority):
     certificates = authority.certificates.read_bytes()
     time = check_timestamp(reply, STATEMENT, certificates)
     assert abs(time - datetime.now(timezone.utc)) < timedelta(minutes=5)
-    other = make_statement([KEY.commitment], SIGNER)
+    other = make_statement([KEY], SIGNER)
     refused = [
         (reply, other, certificates),
         (reply, STATEMENT, other_authority.certificates.read_bytes()),
@@ -246,7 +259,7 @@ def small_content(tmp_path_factory):
     verify_api(predict, SMALL, SMALL_IMAGES, max_queries=40, alpha=0.5, journal=folder / "j")
     bundle = Bundle(
         key=SMALL,
-        statement=make_statement([SMALL.commitment], SIGNER),
+        statement=make_statement([SMALL], SIGNER),
         images=(SMALL_IMAGES * 255).round().to(torch.uint8),
         transcript=read_journal(folder / "j"),
     )
@@ -319,10 +332,23 @@ def test_keys_that_ask_for_gigabytes_are_refused_before_anything_is_derived(chan
         WatermarkKey.from_parts(public, payload=b"", secret=bytes(32))
 
 
-def test_rows_that_ask_for_gigabytes_are_refused(model):
-    key = WatermarkKey.generate("A", 4096, input_shape=(1, 512, 512), target_class=0, n_carriers=4096, secret=bytes(32))
+@pytest.mark.parametrize(
+    ("n_bits", "side", "estimator"),
+    [(4096, 512, "rows"), (4096, 512, "coordinate"), (8, 2900, "coordinate"), (8, 2900, "blocks")],
+)
+def test_directions_that_ask_for_gigabytes_are_refused(model, n_bits, side, estimator):
+    key = WatermarkKey.generate("A", n_bits, input_shape=(1, side, side), target_class=0, n_carriers=4096, secret=bytes(32))
     with pytest.raises(ValueError, match="`key` must have at most 268435456 values in all directions"):
-        verify_api(model, key, torch.rand(1, 1, 512, 512), estimator="rows")
+        verify_api(model, key, torch.zeros(1, 1, side, side), estimator=estimator)
+
+
+def test_a_strangers_message_key_costs_a_judge_no_minutes():
+    key = blank_message_key(
+        WatermarkKey.generate("A", 8192, input_shape=(1, 96, 96), target_class=0, secret=bytes(32)), bytes(1024)
+    )
+    start = time.monotonic()
+    assert freedom(key) == 8193
+    assert time.monotonic() - start < 5
 
 
 # --- judgement
@@ -335,7 +361,7 @@ def dated(authority):
 
 
 def stamped(authority, key, statement=None, **content):
-    statement = statement or make_statement([key.commitment], SIGNER)
+    statement = statement or make_statement([key], SIGNER)
     return Bundle(key=key, statement=statement, timestamp=authority.stamp(timestamp_request(statement)), **content)
 
 
@@ -347,7 +373,8 @@ def genuine(authority, transcript):
 def test_a_genuine_claim_stands(genuine, dated, model, unmarked, transcript):
     judgement = judge(genuine, suspect=model, images=JUDGES, controls={"other": unmarked}, **dated)
     assert (judgement.verdict, judgement.objections, judgement.owner) == ("owned", (), "Acme")
-    assert judgement.remarks == ()
+    assert (judgement.remarks, judgement.signer) == ((), STATEMENT.signer)
+    assert judgement.to_dict()["transcript"]["verdict"] == "claimed"
     assert judgement.reading.n_matches > 120
     assert judgement.transcript == transcript[0]
     assert judgement.controls["other"].p_value > 1e-3
@@ -400,7 +427,7 @@ def test_an_invented_transcript_is_a_claim(tmp_path, authority, dated):
 
 
 def test_as_many_keys_were_tried_as_were_committed_to(authority, dated, model):
-    statement = make_statement([KEY.commitment, *(f"{i:064x}" for i in range(1023))], SIGNER)
+    statement = Statement((*make_statement([KEY], SIGNER).commitments, *(f"{i:064x}" for i in range(1023))), STATEMENT.signer)
     judgement = judge(stamped(authority, KEY, statement), suspect=model, images=JUDGES, grinding_bits=0, **dated)
     assert (judgement.grinding_bits, judgement.n_commitments) == (10.0, 1024)
     assert judgement.log10_adjusted_p_value == pytest.approx(judgement.log10_p_value + 10 * np.log10(2))
@@ -410,9 +437,8 @@ def test_a_transcript_read_otherwise_than_announced_is_remarked(authority, model
     """Who picks budget and level after seeing the answers picks where the reading ends."""
     verify_api(scores(model), KEY, OWN, max_queries=70, journal=tmp_path / "short")
     content = {"images": (OWN * 255).round().to(torch.uint8), "transcript": read_journal(tmp_path / "short")}
-    announced = make_statement([KEY.commitment], SIGNER, reading=ReadingSettings(max_queries=70))
-    old = Statement([KEY.commitment], make_statement([KEY.commitment], SIGNER).signer)
-    for statement, expected in [(None, 2), (old, 2), (announced, 1)]:
+    announced = make_statement([KEY], SIGNER, reading=ReadingSettings(max_queries=70))
+    for statement, expected in [(None, 2), (announced, 1)]:
         judgement = judge(stamped(authority, KEY, statement, **content))
         assert len(judgement.remarks) == expected
     assert "not read as the published commitment announced" in judge(stamped(authority, KEY, **content)).remarks[1]
@@ -453,7 +479,7 @@ def test_a_judge_has_no_argument_of_the_claimants(authority, dated, model, tmp_p
     assert inspect.signature(Bundle).parameters.keys() == {"key", "statement", "timestamp", "images", "transcript", "software"}
     settings = {"estimator": "rows", "alignments": ("identity", "hflip"), "max_queries": 333, "alpha": 1e-5}
     verify_api(scores(model), KEY, OWN, journal=tmp_path / "j", **settings)
-    statement = make_statement([KEY.commitment], SIGNER, reading=ReadingSettings(**settings))
+    statement = make_statement([KEY], SIGNER, reading=ReadingSettings(**settings))
     content = {"images": (OWN * 255).round().to(torch.uint8), "transcript": read_journal(tmp_path / "j")}
     reading = judge(stamped(authority, KEY, statement, **content), suspect=scores(model), images=JUDGES, **dated).reading
     assert (reading.estimator, reading.alignment) == ("blocks", "identity")
@@ -468,7 +494,7 @@ def test_a_suspect_that_does_not_take_the_images_for_the_class_is_inconclusive(g
     for suspect in (Turned(), scores(Turned())):
         judgement = judge(genuine, suspect=suspect, images=JUDGES, **dated)
         assert (judgement.verdict, judgement.reading.recognised) == ("inconclusive", 0.0)
-        assert "does not take the images for the key's class" in judgement.remarks[0]
+        assert "does not take the images for the key's class" in judgement.remarks[-1]
 
 
 def test_another_model_is_not_proven(bundle_file, unmarked):
@@ -567,7 +593,7 @@ def test_forgery_by_a_signature_chosen_after_seeing_the_model(unmarked):
     shown = (KEY.projection.double() @ gradient > 0).numpy().astype(np.uint8)
     forged = KEY.with_payload(np.packbits(shown ^ KEY.signature.numpy(), bitorder="little").tobytes())
     assert verify(unmarked, forged, OWN).p_value < 1e-30  # the raw p-value is worthless for a key made afterwards
-    bundle = Bundle(key=forged, statement=make_statement([forged.commitment], SIGNER))
+    bundle = Bundle(key=forged, statement=make_statement([forged], SIGNER))
     judgement = judge(bundle, suspect=unmarked, images=JUDGES, grinding_bits=0)
     assert (judgement.verdict, judgement.payload_bits, judgement.adjusted_p_value) == ("not_proven", 128, 1.0)
 
@@ -578,13 +604,26 @@ def test_a_customers_number_costs_little(authority, dated, planted):
     assert (judgement.verdict, judgement.payload_bits) == ("owned", 17)
 
 
-def test_a_free_payload_costs_nothing_if_it_was_committed_to_before(authority, planted):
+def test_a_payload_fitted_to_another_model_before_the_suspect_existed_is_charged(authority, dated, planted):
+    """Models of one task share much of their mean gradient: a time-stamp before the suspect makes no payload innocent."""
     key = KEY.with_payload(bytes(range(16)))
-    statement = make_statement([key.commitment], SIGNER)
-    bundle = Bundle(key=key, statement=statement, timestamp=authority.stamp(timestamp_request(statement)))
-    since = {"authority": authority.certificates.read_bytes(), "suspect_since": NOW + timedelta(days=1)}
-    assert judge(bundle, suspect=planted(key), images=JUDGES, **since).verdict == "owned"
-    assert judge(bundle, suspect=planted(key), images=JUDGES).verdict == "not_proven"
+    judgement = judge(stamped(authority, key), suspect=planted(key), images=JUDGES, grinding_bits=0, **dated)
+    assert (judgement.precedes_suspect, judgement.payload_bits, judgement.verdict) == (True, 128, "not_proven")
+    assert judgement.log10_adjusted_p_value == pytest.approx(min(0, judgement.log10_p_value + 128 * np.log10(2)))
+
+
+def test_a_control_that_says_nothing_is_said_to_be_none(genuine, dated, model, unmarked):
+    class Flat(torch.nn.Module):
+        def forward(self, x):
+            return 0 * x.flatten(1)[:, :3]
+
+    alone = judge(genuine, suspect=model, images=JUDGES, **dated).remarks
+    assert "no control model of the same task was read" in alone[0]
+    flat = judge(genuine, suspect=model, images=JUDGES, controls={"flat": Flat()}, **dated).remarks
+    assert "control model 'flat' answers nothing of use" in flat[0]
+    assert "no control model of the same task was read" in flat[1]
+    both = judge(genuine, suspect=model, images=JUDGES, controls={"flat": Flat(), "other": unmarked}, **dated).remarks
+    assert len(both) == 1
 
 
 @pytest.mark.parametrize(

@@ -311,6 +311,25 @@ def test_lines_and_bodies_without_end_are_refused(reply, message):
         HttpOracle(url, MlflowProtocol(), timeout=20.0, retries=0)(IMAGES)
 
 
+def answering(body, headers=b""):
+    return OK + headers + b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body
+
+
+def test_a_reply_of_many_small_values_is_refused_before_it_is_built():
+    body = b'{"predictions": [[0.5, 0.5]], "x": [' + b"{}," * (1 << 21) + b"{}]}"
+    with serving(saying(answering(body))) as (url, _), pytest.raises(OracleError, match="must have at most 2097152 values"):
+        HttpOracle(url, MlflowProtocol(), timeout=20.0, retries=0)(IMAGES)
+
+
+def test_a_servers_cookies_are_not_kept():
+    reply = answering(b'{"predictions": [[0.5, 0.5]]}', b"Set-Cookie: a=" + b"b" * 4000 + b"\r\n")
+    with serving(saying(reply)) as (url, _):
+        oracle = HttpOracle(url, MlflowProtocol(), timeout=20.0, retries=0)
+        for _ in range(3):
+            oracle(IMAGES[:1])
+    assert len(oracle._session.cookies) == 0
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
 @pytest.mark.parametrize("framing", [b"", b"Transfer-Encoding: chunked\r\n"])
 def test_few_bytes_that_unpack_to_many_are_refused(pack, framing, monkeypatch):

@@ -1,5 +1,7 @@
 """Whose copy a model is, and what message it carries."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,49 @@ def test_a_mixture_names_no_single_customer_but_who_is_in_it():
         assert result.present
         assert set(result.present) <= {1234, 777, 4321}
     assert decoded(a + b).present in ((777, 1234), (1234, 777))
+
+
+def test_two_marks_name_no_single_customer_at_any_alpha_and_length():
+    a, b = signs(1234, 777)
+    for alpha in (0.05, 0.01, 1e-4):
+        result = decoded(0.6 * a + 0.4 * b, alpha=alpha)
+        assert (len(result.present), result.mixed, result.verdict) == (2, True, "not_proven")
+
+
+def test_a_reading_that_says_nothing_lists_nobody():
+    (a,) = signs(5)
+    result = decoded(a, recognised=0.2)
+    assert (result.verdict, result.present, result.is_master) == ("inconclusive", (), False)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1.0, 1e170, 1e300])
+def test_evidence_of_any_size_is_read(scale):
+    (a,) = signs(5)
+    assert decoded(scale * a).log10_p_value == decoded(a).log10_p_value
+
+
+def test_as_many_customers_as_there_can_be_take_little_memory():
+    master = WatermarkKey.generate("A", 1024, input_shape=(1, 64, 64), target_class=2, secret=bytes(32))
+    evidence = 2.0 * master.customer_signatures(60_001)[60_000] - 1
+    tracemalloc.start()
+    try:
+        result = decode(evidence, master, n_customers=65_536, alpha=1e-9, n_queries=1, recognised=1.0)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 29
+    finally:
+        tracemalloc.stop()
+    assert (result.verdict, result.customer) == ("owned", 60_000)
+
+
+@pytest.mark.parametrize(("n_bits", "n_customers", "alpha"), [(20, 10, 1e-3), (44, 10_000, 1e-9)])
+def test_the_shortest_keys_that_are_taken_can_name_a_customer(n_bits, n_customers, alpha):
+    named = 0
+    for number in range(20):
+        master = WatermarkKey.generate("A", n_bits, input_shape=SHAPE, target_class=2, secret=number.to_bytes(32, "big"))
+        evidence = 2.0 * master.customer_signatures(8)[7] - 1
+        result = decode(evidence, master, n_customers=n_customers, alpha=alpha, n_queries=1, recognised=1.0)
+        assert result.present == (7,)
+        named += result.verdict == "owned"
+    assert named >= 18  # now and then another signature comes near by chance
 
 
 def test_a_combination_that_framed_a_fourth_customer_frames_nobody():

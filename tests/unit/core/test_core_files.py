@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from gradsigns_lightning.core.writing import write_file
+from gradsigns_lightning.core.files import read_file, write_file
 
 
 def names(folder):
@@ -148,3 +148,16 @@ def test_an_interruption_leaves_all_as_before(tmp_path, monkeypatch, overwrite):
 def test_places_that_are_none_are_named(tmp_path, name, overwrite):
     with pytest.raises(ValueError, match="`out` must"):
         write(tmp_path / name, overwrite=overwrite)
+
+
+def test_what_is_no_regular_file_is_neither_replaced_nor_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="`out` must name"):
+        write(tmp_path / "pipe", overwrite=True)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    for path in (tmp_path / "pipe", tmp_path, tmp_path / "nothing"):
+        with pytest.raises(ValueError, match="`in` must name a readable letter, got"):
+            read_file(path, argument="in", kind="letter", max_bytes=10)
+    (tmp_path / "long").write_bytes(bytes(11))
+    with pytest.raises(ValueError, match="`in` must name a letter of at most 10 bytes"):
+        read_file(tmp_path / "long", argument="in", kind="letter", max_bytes=10)

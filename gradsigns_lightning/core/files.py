@@ -1,4 +1,4 @@
-"""Files that are either as before or whole."""
+"""Files that are read within bounds, and written so that they are either as before or whole."""
 
 from __future__ import annotations
 
@@ -7,6 +7,41 @@ import os
 import tempfile
 from os import PathLike
 from pathlib import Path
+
+
+def read_file(path: str | PathLike[str], *, argument: str, kind: str, max_bytes: int) -> bytes:
+    """Read a small file that may come from a stranger; a pipe or a device is none.
+
+    Args:
+        path: the file.
+        argument: what the path is called in error messages.
+        kind: what the file is, for error messages: ``"key file"``.
+        max_bytes: its largest size.
+
+    Raises:
+        ValueError: it is missing, no regular file, cannot be read, or is larger.
+    """
+    file = Path(path).expanduser()
+    try:
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise ValueError(f"`{argument}` must name a readable {kind}, got {str(path)!r}: it is no regular file.")
+        with file.open("rb") as opened:
+            data = opened.read(max_bytes + 1)
+    except OSError as error:
+        raise ValueError(f"`{argument}` must name a readable {kind}, got {str(path)!r}: {error.strerror}.") from error
+    if len(data) > max_bytes:
+        raise ValueError(f"`{argument}` must name a {kind} of at most {max_bytes} bytes; {str(path)!r} is larger.")
+    return data
+
+
+def check_target(path: str | PathLike[str], *, argument: str, overwrite: bool) -> Path:
+    """Return the file that :func:`write_file` would write; the errors are those that can be known before."""
+    target = Path(path).expanduser()
+    if os.path.lexists(target) and not overwrite:
+        raise ValueError(_existing(argument, target))
+    if not os.path.isdir(target.parent) or (os.path.exists(target) and not os.path.isfile(target)):  # a folder, or a device
+        raise ValueError(f"`{argument}` must name a file in an existing folder, got {str(target)!r}.")
+    return target
 
 
 def write_file(path: str | PathLike[str], data: bytes, *, argument: str, overwrite: bool, mode: int = 0o600) -> None:
@@ -26,11 +61,7 @@ def write_file(path: str | PathLike[str], data: bytes, *, argument: str, overwri
         ValueError: the file exists and must not be replaced, or its folder does not exist or cannot be written to.
         OSError: writing failed, for example because the disk is full; all is as before.
     """
-    target = Path(path).expanduser()
-    if os.path.lexists(target) and not overwrite:
-        raise ValueError(_existing(argument, target))
-    if not os.path.isdir(target.parent) or os.path.isdir(target):
-        raise ValueError(f"`{argument}` must name a file in an existing folder, got {str(target)!r}.")
+    target = check_target(path, argument=argument, overwrite=overwrite)
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # created with mode 0600
     except OSError as error:
