@@ -1,27 +1,32 @@
 """A checkpoint file as ``torch.save`` writes it, checked before torch reads it.
 
-``torch.load(weights_only=True)`` runs nothing, but a file may still ask for memory: entries that are packed, or buffers of any
-size that a pickle has made. So only files are read whose entries lie unpacked in the file and whose pickle names nothing but
-tensors and plain containers.
+``torch.load(weights_only=True)`` runs nothing, but a file may still ask for memory or time: entries that are packed or share
+bytes, buffers of any size that a pickle has made, keys that take for ever to hash. So only files are read whose entries lie
+unpacked and apart in the file and whose pickle holds nothing but tensors and plain containers.
 """
 
 from __future__ import annotations
 
-import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
-_PICKLE = "/data.pkl"
-_MOST_PICKLED, _MOST_STEPS = 2**24, 2**20  # ten times what the largest network of torchvision needs
+from gradsigns_lightning.core.pickles import Outline, PickleWalk
+
+_PICKLE, _ORDER = "/data.pkl", "/byteorder"
+_MOST_PICKLED = 2**24  # bytes, of ten times what the largest network of torchvision needs
+_LARGEST_DIRECTORY = 2**21  # bytes, of some twenty thousand entries
+_MOST_SIDES, _MOST_ATTRIBUTES, _MOST_COUNTED, _LONGEST_DEVICE = 16, 16, 1024, 32
 _NAMES = re.compile(
     r"collections (OrderedDict|Counter)|torch (Size|device)|torch\._utils _rebuild_(tensor_v2|parameter)|"
     r"torch (Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
 )
 # The end of a file of torch.save: where the directory is, where that is said, and what programs without zip64 read.
-_END = struct.Struct("<4s20x8x8xQQ4s4xQ4x4s16xH")
+_END = struct.Struct("<4s20x8xQQQ4s4xQ4x4s16xH")
+_LOCAL = struct.Struct("<4s22xHH")
 _SIGNATURES = (b"PK\x06\x06", b"PK\x06\x07", b"PK\x05\x06")
 
 
@@ -32,42 +37,109 @@ def check_archive(file: Path) -> None:
         ValueError: it is none of ``torch.save``, or asks for more than it holds; the message is the reason alone.
         OSError, zipfile.BadZipFile: it cannot be read.
     """
-    _check_end(file)
+    n_entries = _check_end(file)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         names = [entry.orig_filename.lower() for entry in entries]
-        if len(set(names)) != len(names) or any("\0" in name for name in names):
-            raise ValueError("two entries have one name")
+        if len(entries) != n_entries or len(set(names)) != len(names) or any("\0" in name for name in names):
+            raise ValueError("two entries have one name, or some are not counted")
         if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
             raise ValueError("an entry is packed")
-        pickles = [entry for entry in entries if entry.orig_filename.lower().endswith(_PICKLE)]
+        _check_apart(file, entries, archive.start_dir)
+        pickles = [entry for entry, name in zip(entries, names, strict=True) if name.endswith(_PICKLE)]
         if len(pickles) != 1 or pickles[0].file_size > _MOST_PICKLED:
             raise ValueError("its description is missing or too long")
-        foreign = next((name for name in _names(archive.read(pickles[0])) if not _NAMES.fullmatch(name)), None)
-    if foreign is not None:
-        raise ValueError(f"it names {foreign[:80]!r}, which is no part of a checkpoint of weights and plain types")
+        orders = [entry for entry, name in zip(entries, names, strict=True) if name.endswith(_ORDER)]
+        # Numbers in another order are copied, entry by entry.
+        if any(entry.file_size != len("little") or archive.read(entry) != b"little" for entry in orders):
+            raise ValueError("its numbers are not in little-endian order")
+        pickled = archive.read(pickles[0])
+    _CheckpointWalk(pickled).outline()
 
 
-def _check_end(file: Path) -> None:
-    """Torch and Python look for an archive's directory in different ways; here both can only find one."""
+def _check_end(file: Path) -> int:
+    """Torch and Python look for an archive's directory in different ways; here both can only find one.
+
+    Returns:
+        The number of entries that torch will look for.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         stream.seek(max(size - _END.size, 0))
         end = stream.read()
     if len(end) == _END.size:
-        first, length, start, second, said, third, comment = _END.unpack(end)
+        first, n_entries, length, start, second, said, third, comment = _END.unpack(end)
         begin = size - _END.size
         if (first, second, third) == _SIGNATURES and said == begin and start + length == begin and comment == 0:
-            return
+            if length > _LARGEST_DIRECTORY:
+                raise ValueError("it has too many entries")
+            return int(n_entries)
     raise ValueError("it is no file of torch.save (since torch 1.6)")
 
 
-def _names(pickled: bytes) -> Iterator[str]:
-    """Yield what a pickle names; a name that is put together from strings on the stack counts as one without a name."""
-    for step, (code, argument, _) in enumerate(pickletools.genops(pickled)):
-        if step >= _MOST_STEPS:
-            raise ValueError("its description is too long")
-        if code.name in ("GLOBAL", "INST"):
-            yield str(argument)
-        elif code.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
-            yield code.name
+def _check_apart(file: Path, entries: Sequence[zipfile.ZipInfo], start: int) -> None:
+    """Every entry says again, where it lies, how long the words before its bytes are; the directory begins at ``start``."""
+    spans = []
+    with file.open("rb") as stream:
+        for entry in entries:
+            stream.seek(entry.header_offset)
+            header = stream.read(_LOCAL.size)
+            if len(header) != _LOCAL.size or header[:4] != b"PK\x03\x04":
+                raise ValueError("an entry is not where it is said to be")
+            end = entry.header_offset + _LOCAL.size + sum(_LOCAL.unpack(header)[1:]) + entry.file_size
+            spans.append((entry.header_offset, end))
+    if any(one[1] > other[0] for one, other in pairwise([*sorted(spans), (start, start)])):
+        raise ValueError("two entries share bytes")
+
+
+class _CheckpointWalk(PickleWalk):
+    """Allow what the checkpoints of Lightning hold: tensors, parameters, and the dictionaries of optimizers and schedules."""
+
+    def name(self, name: str) -> Outline:
+        if not _NAMES.fullmatch(name):
+            raise ValueError(f"it names {name[:80]!r}, which is no part of a checkpoint of weights and plain types")
+        return Outline("name", name)
+
+    def call(self, function: Outline, arguments: Sequence[Outline]) -> Outline:
+        kinds = [argument.kind for argument in arguments]
+        match (function.kind == "name" and function.content, kinds):
+            case ("collections OrderedDict", []):
+                return Outline("dict", {})
+            case ("collections Counter", ["dict"]) if len(arguments[0].content) <= _MOST_COUNTED:
+                self.spend(len(arguments[0].content))  # it is copied
+                return Outline("counter", depth=arguments[0].depth, size=arguments[0].size)
+            case ("torch Size", ["tuple"]) if _is_shape(arguments[0]):
+                return Outline("shape", size=1 + _MOST_SIDES)
+            case ("torch device", ["str"] | ["str", "int"]) if len(arguments[0].content) <= _LONGEST_DEVICE:
+                return Outline("device")
+            case ("torch._utils _rebuild_tensor_v2", ["storage", "int", "tuple", "tuple", "bool", "dict"]):
+                if _is_inside(arguments) and not arguments[5].content:
+                    return Outline("tensor")
+            case ("torch._utils _rebuild_parameter", ["tensor", "bool", "dict"]) if not arguments[2].content:
+                return Outline("tensor")
+        raise ValueError(f"it calls {function.content!s:.80} with other arguments than a checkpoint does")
+
+    def build(self, value: Outline, state: Outline) -> None:
+        named = state.kind == "dict" and all(type(key) is str for key in state.content)
+        if value.kind != "dict" or not named or len(state.content) > _MOST_ATTRIBUTES:
+            raise ValueError(f"it changes a {value.kind}, or more of it than a checkpoint does")
+
+    def fetch(self, reference: Outline) -> Outline:
+        parts = reference.content if reference.kind == "tuple" else []
+        if [part.kind for part in parts] != ["str", "name", "str", "str", "int"] or parts[0].content != "storage":
+            raise ValueError("it refers to something else than numbers of the file")
+        return Outline("storage", parts[4].content)
+
+
+def _is_shape(value: Outline) -> bool:
+    return len(value.content) <= _MOST_SIDES and all(side.kind == "int" and side.content >= 0 for side in value.content)
+
+
+def _is_inside(arguments: Sequence[Outline]) -> bool:
+    """Whether a tensor lies in its storage; torch would make some storages longer."""
+    storage, offset, shape, strides = arguments[:4]
+    if not (_is_shape(shape) and _is_shape(strides) and len(shape.content) == len(strides.content) and offset.content >= 0):
+        return False
+    sides = [side.content for side in shape.content]
+    last = sum((side - 1) * stride.content for side, stride in zip(sides, strides.content, strict=True))
+    return 0 in sides or bool(offset.content + last < storage.content)

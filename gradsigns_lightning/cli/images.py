@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.data.decoding import decode
+from gradsigns_lightning.data.decoding import MAX_SIDE, decode
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_MAX_VALUES = 1 << 29  # of all images: two gigabytes as float32
 
 
 def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
@@ -21,7 +22,8 @@ def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
         input_shape: ``(C, H, W)`` of the key.
 
     Raises:
-        ValueError: there is no such folder, no image in it, one that cannot be read, or no image has so many channels.
+        ValueError: there is no such folder, no image in it, one that cannot be read or lies elsewhere, no image has so many
+            channels, or the images would be too large.
         ImportError: Pillow is not installed.
     """
     path = Path(folder).expanduser()
@@ -33,11 +35,24 @@ def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
     channels, height, width = input_shape
     if channels not in _MODES:
         raise ValueError(f"`images`: files hold {sorted(_MODES)} channels, but the key's `input_shape` has {channels}.")
-    return torch.stack([_read(file, _MODES[channels], (height, width)) for file in files])
+    if max(height, width) > MAX_SIDE or len(files) * channels * height * width > _MAX_VALUES:
+        raise ValueError(
+            f"`images`: all images together may have {_MAX_VALUES} values and sides of {MAX_SIDE}, got {len(files)} images "
+            f"of the key's `input_shape` {tuple(input_shape)}."
+        )
+    _check_inside(path, files)
+    return torch.stack([_read(file, _MODES[channels], (height, width)) for file in files]).float().div_(255)
+
+
+def _check_inside(folder: Path, files: list[Path]) -> None:
+    """The folder may have been received: a link in it would have a picture read, sent and enclosed that lies elsewhere."""
+    for file in files:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"`images`: {str(file)!r} is a link to a file outside the folder; put a copy in its place.")
 
 
 def _read(file: Path, mode: str, size: tuple[int, int]) -> Tensor:
     try:
-        return decode(file, mode, size).float() / 255
+        return decode(file, mode, size)
     except ValueError as error:
         raise ValueError(f"`images`: {error}") from error

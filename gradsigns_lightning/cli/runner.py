@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,11 @@ from gradsigns_lightning.core.text import printable_lines
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _KEY_FILE_COMMANDS = ("verify", "trace", "commit")
+_FILE_ARGUMENTS = (
+    *("checkpoint", "onnx", "images", "bundle", "controls", "key", "key.path", "init", "attach", "authority", "signer"),
+    *("commitment", "folder", "mean_image"),
+)
+_REFERENCE = re.compile(r"(\\*)\$(?=\\?\{)")  # Hydra takes the backslash out of "$\{"
 _NOT_PROVEN = 3
 
 
@@ -39,7 +45,7 @@ class _Reported(SystemExit):
 def run_command(command: str, overrides: list[str]) -> int:
     """Run ``command`` with Hydra overrides and options; see :func:`gradsigns_lightning.cli.main`."""
     full_error = os.environ.get(_FULL_ERROR) == "1"
-    overrides = [_with_key_file(command, word) for word in overrides]
+    overrides = [_with_file_names(_with_key_file(command, word)) for word in overrides]
     try:
         with _process_state(command, overrides):
             task = Task(command, full_error=full_error)
@@ -61,6 +67,18 @@ def _with_key_file(command: str, word: str) -> str:
     if name == "key" and (command in _KEY_FILE_COMMANDS or value.endswith(".gskey")):
         return f"key.path={value}"
     return word
+
+
+def _with_file_names(word: str) -> str:
+    """Let the value of ``checkpoint=FILE`` and the like be a file's name and no template: the name may be a stranger's choice.
+
+    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a report.
+    """
+    name, equals, value = word.partition("=")
+    if name.lstrip("+") not in _FILE_ARGUMENTS:
+        return word
+    # OmegaConf takes an odd number of backslashes as an escape; outside quotation marks Hydra halves their number before.
+    return name + equals + _REFERENCE.sub(lambda found: "\\" * (4 * ((len(found[1]) + 1) // 2) + 1) + "$", value)
 
 
 def _hydra_main(task: Task) -> Callable[[], None]:

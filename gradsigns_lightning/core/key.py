@@ -80,7 +80,7 @@ class WatermarkKey:
         check_choice("purpose", self.purpose, get_args(Purpose) if self.version > 1 else ("owner",))
         check_name("owner", self.owner, minimum=1)
         check_name("scope", self.scope, minimum=0)
-        check_int("target_class", self.target_class, minimum=0)
+        check_int("target_class", self.target_class, minimum=0, maximum=2**31 - 1)
         check_shape(self.input_shape)
         check_int("n_bits", self.n_bits, minimum=MIN_BITS, maximum=MAX_BITS)
         check_capacity(self.n_bits, self.n_carriers, self.input_shape)

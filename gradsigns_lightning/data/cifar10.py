@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from gradsigns_lightning.core.pickles import Outline, PickleWalk
 from gradsigns_lightning.data.base import ImageDataModule
 from gradsigns_lightning.data.optional import import_torchvision
 from gradsigns_lightning.data.sources import TensorImages
 
 _SHAPE = (3, 32, 32)
+_LARGEST_BATCH = 2**26  # bytes; twice what an official batch has
 _PIXELS = 3 * 32 * 32
+_CLASSES = 10
 _BATCHES = {True: [f"data_batch_{i}" for i in range(1, 6)], False: ["test_batch"]}
 # (folder, end of the file names); the binary version comes first because it needs no pickle.
 _LAYOUTS = (("cifar-10-batches-bin", ".bin"), ("cifar-10-batches-py", ""))
@@ -26,7 +27,7 @@ class CIFAR10(ImageDataModule):
     """CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images of 10 objects, shape ``(3, 32, 32)``.
 
     The official batches are looked for in ``root/cifar-10-batches-bin`` and then in ``root/cifar-10-batches-py``. The pickled
-    Python batches are read by an unpickler which refuses everything but plain values and numeric arrays.
+    Python batches are not unpickled: their pixels and labels are taken out of the file.
 
     Args:
         root: folder that holds one of these folders; with ``download`` the Python batches are put there.
@@ -116,26 +117,60 @@ def read_pickled(path: Path) -> tuple[Tensor, Tensor]:
         ValueError: the file is no such batch, or it names something other than an array.
     """
     try:
-        with path.open("rb") as file:
-            batch = _ArrayUnpickler(file, encoding="bytes").load()
-        images = torch.from_numpy(np.array(batch[b"data"], dtype=np.uint8)).view(-1, *_SHAPE)
-        return images, torch.tensor(batch[b"labels"], dtype=torch.int64)
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"`path` must be a pickled CIFAR-10 batch, got {path}: {error}") from error
+        if path.stat().st_size > _LARGEST_BATCH:
+            raise ValueError(f"it has more than {_LARGEST_BATCH} bytes")
+        batch = _BatchWalk(path.read_bytes()).outline()
+        parts = batch.content if batch.kind == "dict" else {}
+        pixels, labels = _pixels(parts.get(b"data")), _labels(parts.get(b"labels"))
+        if len(pixels) != len(labels) * _PIXELS:
+            raise ValueError(f"it has {len(labels)} labels and {len(pixels)} bytes of images, of {_PIXELS} each")
+    except ValueError as error:
+        raise ValueError(f"`path` must be a pickled CIFAR-10 batch, got {path}: {str(error)[:200]}") from error
+    return torch.frombuffer(pixels, dtype=torch.uint8).view(-1, *_SHAPE), torch.tensor(labels, dtype=torch.int64)
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler for which the only globals are those that rebuild a NumPy array."""
+def _pixels(data: Outline | None) -> bytearray:
+    if data is None or data.kind != "array" or not data.content:
+        raise ValueError("its `data` are no array of bytes, image by image")
+    return bytearray(data.content)
 
-    def find_class(self, module: str, name: str) -> Any:
-        rebuild = np.empty(0).__reduce__()[0]
-        allowed = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            # NumPy 2 moved the module; the official files name the old one.
-            ("numpy.core.multiarray", "_reconstruct"): rebuild,
-            ("numpy._core.multiarray", "_reconstruct"): rebuild,
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR-10 batch does.")
-        return allowed[module, name]
+
+def _labels(labels: Outline | None) -> list[int]:
+    if labels is None or labels.kind != "list" or any(label.kind != "int" for label in labels.content):
+        raise ValueError("its `labels` are no list of integers")
+    values = [label.content for label in labels.content]
+    if any(not 0 <= value < _CLASSES for value in values):
+        raise ValueError(f"its `labels` are not all in [0, {_CLASSES - 1}]")
+    return values
+
+
+class _BatchWalk(PickleWalk):
+    """Allow what rebuilds a NumPy array of bytes, the one thing in a batch that is not plain."""
+
+    def name(self, name: str) -> Outline:
+        # NumPy 2 moved the module; the official files name the old one.
+        module, _, function = name.partition(" ")
+        rebuild = (module, function) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"))
+        if not rebuild and name not in ("numpy ndarray", "numpy dtype"):
+            raise ValueError(f"it names {name[:80]!r}, which no CIFAR-10 batch does")
+        return Outline("name", function)
+
+    def call(self, function: Outline, arguments: Sequence[Outline]) -> Outline:
+        first = arguments[0].content if arguments else None
+        if function.kind == "name" and function.content == "_reconstruct" and first == "ndarray":
+            return Outline("array")
+        if function.kind == "name" and function.content == "dtype" and first in ("u1", b"u1"):
+            return Outline("dtype")
+        raise ValueError("its `data` are no array of bytes")
+
+    def build(self, value: Outline, state: Outline) -> None:
+        if value.kind == "dtype":
+            return  # the order of bytes, which a single byte has not
+        parts = state.content if value.kind == "array" and state.kind == "tuple" else []
+        if [part.kind for part in parts] not in [["int", "tuple", "dtype", kind, "bytes"] for kind in ("bool", "int")]:
+            raise ValueError("its `data` are no array of bytes")
+        _, shape, _, by_column, data = (part.content for part in parts)
+        sides = [side.content for side in shape]
+        if by_column or sides != [len(data) // _PIXELS, _PIXELS] or len(data) % _PIXELS:
+            raise ValueError(f"its `data` have another shape than (n, {_PIXELS})")
+        value.content = data

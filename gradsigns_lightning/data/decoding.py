@@ -13,6 +13,7 @@ from gradsigns_lightning.data.optional import import_pillow
 
 # By content, whatever a file's name says: Pillow would hand an EPS file to Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+MAX_SIDE = 1 << 15  # a resize takes memory for each row and column, however thin the image
 
 
 def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
@@ -27,20 +28,25 @@ def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
         A uint8 tensor of shape ``(C, height, width)``.
 
     Raises:
-        ValueError: the file is missing, damaged, of another format, or has more pixels than Pillow deems safe.
+        ValueError: the file is missing, damaged, of another format, has more pixels than Pillow deems safe, or a longer side than
+            :data:`MAX_SIDE`.
         ImportError: Pillow is not installed.
     """
     pillow = import_pillow()
+    height, width = size
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(path, formats=FORMATS) as opened:
+                # A resize goes through an image of the new width and the old height.
+                if max(opened.size) > MAX_SIDE or opened.height * width > pillow.MAX_IMAGE_PIXELS:
+                    raise pillow.DecompressionBombError
                 image = opened.convert(mode)
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
-        raise ValueError(f"{str(path)!r} has more pixels than Pillow's limit of {pillow.MAX_IMAGE_PIXELS}.") from error
+        limits = f"Pillow's limit of {pillow.MAX_IMAGE_PIXELS}, before or while it is resized, or a side of more than {MAX_SIDE}"
+        raise ValueError(f"{str(path)!r} has more pixels than {limits}.") from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files, SyntaxError among it
         raise ValueError(f"{str(path)!r} cannot be read as an image ({', '.join(FORMATS)}).") from error
-    height, width = size
     if image.size != (width, height):
         image = image.resize((width, height), pillow.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -22,7 +23,8 @@ from gradsigns_lightning.extraction.white_box import normalise
 
 Oracle = Callable[[Tensor], Any]
 _FORMAT = "gradsigns-journal/1"
-_MAX_VALUES = 1 << 24  # of JSON: half a gigabyte in memory
+_MAX_VALUES = 1 << 24  # of JSON: below a gigabyte in memory
+_VALUES = {b",": 1, b'"': 1, b"[": 2, b"{": 6}  # what a mark stands for: an object takes the memory of six numbers
 
 
 def normalised(predict: Oracle, key: SignatureKey) -> Oracle:
@@ -46,7 +48,7 @@ class Transcript:
         self.header = {"format": _FORMAT, **reading}
         if lines and lines[0] != self.header:
             raise ValueError(f"`journal` must be new or of the same reading, got {name!r} of another key, images or settings.")
-        self._recorded, self._name = list(lines[1:]), name
+        self._recorded, self._name = deque(lines[1:]), name
 
     @property
     def n_left(self) -> int:
@@ -57,7 +59,7 @@ class Transcript:
         """Return the recorded answer to the next batch, or None when there is none left."""
         if not self._recorded:
             return None
-        record = self._recorded.pop(0)
+        record = self._recorded.popleft()
         try:
             if record["images"] == digest:
                 return [_from_json(row) for row in record["answer"]]
@@ -164,7 +166,7 @@ def read_journal(path: str | PathLike[str]) -> list[Any]:
 
 
 def _parse(lines: Sequence[bytes], path: str | PathLike[str]) -> list[Any]:
-    n_values = sum(line.count(mark) for line in lines for mark in (b",", b"[", b"{"))
+    n_values = len(lines) + sum(line.count(mark) * n for line in lines for mark, n in _VALUES.items())
     if n_values > _MAX_VALUES:
         raise ValueError(f"`journal` must hold at most {_MAX_VALUES} values, got {str(path)!r} with about {n_values}.")
     try:

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from gradsigns_lightning.core.files import sync_folder
 
 MAX_BYTES = 1 << 28  # as of an evidence bundle, which may have to hold it
+MAX_LINES = 1 << 20  # a line takes far more memory than its bytes
 _RESERVED = 1 << 20
 _CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # some file systems
 _HOLE = b"\0"  # what a file holds where space is reserved, or where a power cut came before the data
@@ -26,7 +27,7 @@ def read_lines(path: Path) -> tuple[list[bytes], bytes]:
     The last line was cut off if it has no line feed or a hole: text holds no NUL, and each line is on the disk before the next.
 
     Raises:
-        ValueError: it is no regular file, or too large.
+        ValueError: it is no regular file, or has too many bytes or lines.
         OSError: it cannot be read.
     """
     if not path.is_file():
@@ -35,21 +36,34 @@ def read_lines(path: Path) -> tuple[list[bytes], bytes]:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    if data.count(b"\n") > MAX_LINES:
+        raise ValueError(f"it has more than {MAX_LINES} lines")
     lines = io.BytesIO(data.rstrip(_HOLE)).readlines()
     tail = lines.pop() if lines and (_HOLE in lines[-1] or not lines[-1].endswith(b"\n")) else b""
     return lines, tail.split(_HOLE, 1)[0]
 
 
+def _file_to_lock(path: Path) -> Path:
+    """Return the file itself, if neither it nor its lock can make or empty another one."""
+    if path.is_symlink() and not path.exists():
+        raise ValueError("it is a symbolic link to nowhere")
+    file = path.resolve()
+    file.parent.resolve(strict=True)  # a lock would make the folder
+    if Path(f"{file}.lock").is_symlink():
+        raise ValueError(f"its lock '{file.name}.lock' is a symbolic link")
+    return file
+
+
 class LineFile:
     """Appends lines to a file that no other process appends to meanwhile.
 
-    The lock is a file beside it, ``NAME.lock``, which stays.
+    The lock is a file beside it, ``NAME.lock``, which stays. Where a symbolic link leads is not made, and a lock is no link.
 
     Args:
         path: the file; made if there is none.
 
     Raises:
-        ValueError: another process holds it, or what :func:`read_lines` says.
+        ValueError: another process holds it, it is a link to nowhere, its lock is a link, or what :func:`read_lines` says.
         OSError: it cannot be made, locked or read.
 
     Attributes:
@@ -58,8 +72,7 @@ class LineFile:
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self._path = Path(path).resolve()
-        self._path.parent.resolve(strict=True)  # a lock would make the folder
+        self._path = _file_to_lock(Path(path))
         self._lock = FileLock(f"{self._path}.lock", thread_local=False)
         self._file: BinaryIO | None = None
         try:
@@ -71,18 +84,20 @@ class LineFile:
             self.close()
             raise
         self._end = self._reserved = sum(map(len, self.lines))
-        self._longest = max(map(len, self.lines), default=0)
+        self._n_lines, self._longest = len(self.lines), max(map(len, self.lines), default=0)
 
     def reserve(self) -> None:
         """Make room for the next line, so that a full disk is noticed before there is something to write.
 
         Raises:
-            ValueError: the file would become too large.
+            ValueError: the file would become too large, or have too many lines.
             OSError: there is no room.
         """
         needed = max(_RESERVED, 2 * self._longest)
         if self._end + needed > MAX_BYTES:
             raise ValueError(f"it would become larger than {MAX_BYTES} bytes")
+        if self._n_lines >= MAX_LINES:
+            raise ValueError(f"it would have more than {MAX_LINES} lines")
         if self._reserved - self._end < needed // 2 and hasattr(os, "posix_fallocate"):
             file = self._open()
             try:
@@ -112,7 +127,7 @@ class LineFile:
             self._end = start
             self._cut()
             raise
-        self._longest = max(self._longest, len(line))
+        self._n_lines, self._longest = self._n_lines + 1, max(self._longest, len(line))
 
     def close(self) -> None:
         """Give back reserved space, and let others write."""

@@ -6,7 +6,9 @@ files, and other formats that the runtime reads by a file's ending are not check
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
+_MAX_NODES, _MAX_INLINED = 1 << 20, 1 << 28  # what the runtime makes of functions that call functions: nodes, bytes
 _FILE_READERS = ("EPContext",)  # operators that name a file
 
 
@@ -29,7 +32,8 @@ class OnnxOracle:
         path: the ONNX file.
 
     Raises:
-        ValueError: the file is missing, no ONNX model, names other files, or takes something else than one image tensor.
+        ValueError: the file is missing, no ONNX model, names other files, has functions that grow beyond bounds, or
+            takes something else than one image tensor.
         ImportError: onnx or onnxruntime is not installed.
     """
 
@@ -61,7 +65,7 @@ class OnnxOracle:
         """Return the first output for raw images ``(n, C, H, W)``, float32.
 
         Raises:
-            ValueError: the model cannot be run on them.
+            ValueError: the model cannot be run on them, or returns a single number.
         """
         array = images.detach().cpu().numpy()
         if self._input.type == "tensor(uint8)":
@@ -69,9 +73,12 @@ class OnnxOracle:
         one_by_one = isinstance(self._input.shape[0], int)
         batches = np.split(array, len(array)) if one_by_one and self._input.shape[0] == 1 else [array]
         try:
-            return np.concatenate([self._session.run([self._output.name], {self._input.name: batch})[0] for batch in batches])
+            answers = [self._session.run([self._output.name], {self._input.name: batch})[0] for batch in batches]
         except Exception as error:  # onnxruntime's errors share no other base class
             raise ValueError(f"the ONNX model cannot be run on images {tuple(images.shape)}: {str(error)[:200]!r}.") from error
+        if any(np.ndim(answer) == 0 for answer in answers):
+            raise ValueError("the ONNX model must return a row of scores for each image, got a single number.")
+        return np.concatenate(answers)
 
 
 def _checked_content(file: Path) -> bytes:
@@ -92,6 +99,11 @@ def _checked_content(file: Path) -> bytes:
         raise ValueError(f"`path`: {str(file)!r} is damaged or no ONNX model that can be run.")
     if any(_names_files(message) for message in _messages(model)):
         raise ValueError(f"`path`: the model in {str(file)!r} names other files; export it with its weights inside.")
+    if not _is_small_inlined(model):
+        raise ValueError(
+            f"`path`: the functions of the model in {str(file)!r} must not call themselves and come to at most {_MAX_NODES} "
+            f"nodes and {_MAX_INLINED} bytes when each call is replaced by its function; export it without functions."
+        )
     model.DiscardUnknownFields()
     checked: bytes = model.SerializeToString()
     return checked
@@ -103,6 +115,51 @@ def _names_files(message: Any) -> bool:
     if kind == "TensorProto":
         return bool(message.data_location == message.EXTERNAL or message.external_data)
     return kind == "NodeProto" and message.op_type in _FILE_READERS
+
+
+def _is_small_inlined(model: Any) -> bool:
+    """Tell whether a model stays within bounds when the runtime replaces each call of a function by the function's nodes."""
+    functions: dict[Any, list[Any]] = defaultdict(list)
+    for function in model.functions:
+        functions[_name(function, function.name)].append(function)
+    calls = {name: [call for part in parts for call in _nodes(part)] for name, parts in functions.items()}
+    sizes: dict[Any, tuple[int, int]] = {}
+    try:
+        for name in TopologicalSorter({name: {_name(n, n.op_type) for n in calls[name]} for name in calls}).static_order():
+            if name in calls:
+                n_nodes, n_bytes = _inlined(calls[name], sum(part.ByteSize() for part in functions[name]), sizes)
+                sizes[name] = n_nodes, n_bytes + n_nodes * sum(_copied(part.attribute_proto) for part in functions[name])
+    except CycleError:
+        return False
+    n_nodes, n_bytes = _inlined(_nodes(model.graph), 0, sizes)
+    return n_nodes <= _MAX_NODES and n_bytes <= _MAX_INLINED
+
+
+def _inlined(nodes: list[Any], n_bytes: int, sizes: dict[Any, tuple[int, int]]) -> tuple[int, int]:
+    """Return the number of nodes and bytes that ``nodes`` come to; a number beyond the bounds may be any such number."""
+    n_nodes = len(nodes)
+    for call in nodes:
+        inner = sizes.get(_name(call, call.op_type))
+        if inner:
+            n_nodes += inner[0]
+            n_bytes += inner[1] + inner[0] * _copied(call.attribute)
+    return min(n_nodes, _MAX_NODES + 1), min(n_bytes, _MAX_INLINED + 1)
+
+
+def _copied(attributes: Any) -> int:
+    """Return the bytes that a function's node may copy by referring to its call's attributes; a graph is beyond bounds."""
+    if any(attribute.HasField("g") or attribute.graphs for attribute in attributes):
+        return _MAX_INLINED + 1
+    return sum(attribute.ByteSize() for attribute in attributes)
+
+
+def _nodes(part: Any) -> list[Any]:
+    return [message for message in _messages(part) if message.DESCRIPTOR.name == "NodeProto"]
+
+
+def _name(part: Any, name: str) -> tuple[str, str, str]:
+    """Return what a function and its calls have in common."""
+    return "" if part.domain == "ai.onnx" else part.domain, name, getattr(part, "overload", "")
 
 
 def _messages(message: Any) -> Iterator[Any]:

@@ -10,7 +10,6 @@ import pytest
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.cli import main
 from gradsigns_lightning.cli.commit import read_bytes
-from gradsigns_lightning.core import files
 from gradsigns_lightning.extraction.evidence import load_signer
 
 pytest.importorskip("rfc3161_client")
@@ -48,13 +47,13 @@ def test_the_printed_line_checks_the_stamp_when_the_certificate_has_expired(make
 @pytest.mark.parametrize("first", FILES)
 def test_nothing_is_left_beside_a_file_of_somebody_else(key, first, monkeypatch, capsys):
     """The other one's file appears after the checks."""
-    original = writing.tempfile.mkstemp
+    original = files.tempfile.mkstemp
 
     def mkstemp(**options):
         Path(first).write_text("of somebody else")
         return original(**options)
 
-    monkeypatch.setattr(writing.tempfile, "mkstemp", mkstemp)
+    monkeypatch.setattr(files.tempfile, "mkstemp", mkstemp)
     assert main(["commit", key]) == 1
     assert f"`out` must not name an existing file, got '{first}'" in capsys.readouterr().err
     assert commitments() == [first]

@@ -49,7 +49,9 @@ def numbered(i: int, **changes) -> WatermarkKey:
         ({"n_bits": 8193, "input_shape": (1, 100, 100), "n_carriers": 9000}, ValueError, r"`n_bits`.*\[8, 8192\], got 8193"),
         ({"n_bits": 12.0}, TypeError, "`n_bits` must be an integer, got 12.0 of type float"),
         ({"n_bits": True}, TypeError, "`n_bits` must be an integer, got True of type bool"),
-        ({"target_class": -1}, ValueError, "`target_class` must be an integer >= 0, got -1"),
+        ({"target_class": -1}, ValueError, r"`target_class` must be an integer in \[0, 2.14748e\+09\], got -1"),
+        ({"target_class": 2**31}, ValueError, r"`target_class` must be an integer in \[0, 2.14748e\+09\], got 2147483648"),
+        ({"target_class": 2**70}, ValueError, "`target_class`"),
         ({"target_class": "1"}, TypeError, "`target_class` must be an integer"),
         ({"input_shape": (6, 6)}, ValueError, r"`input_shape` must be three integers.*got \(6, 6\)"),
         ({"input_shape": "166"}, ValueError, "`input_shape` must be three integers"),
@@ -88,6 +90,7 @@ def test_bad_arguments_are_named(changes, error, message):
         {"n_bits": 30},  # as many bits as carriers
         {"n_carriers": 36},
         {"target_class": 0},
+        {"target_class": 2**31 - 1},
         {"payload": b"a"},
         {"payload": b""},
         {"input_mean": 0, "input_std": 255},

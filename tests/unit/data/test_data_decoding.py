@@ -54,6 +54,8 @@ DAMAGED = {
     "bad checksum": png(5, 6, bytes(36)).replace(b"IDAT", b"IDAX"),
     "bomb": png(50_000, 50_000),
     "half a bomb": png(10_000, 10_000),
+    "thin": png(32_769, 1, bytes(32_770)),
+    "high": png(1, 32_769, bytes(65_538)),
 }
 
 
@@ -71,3 +73,15 @@ def test_what_is_no_image_is_named_whatever_its_suffix_says(name, tmp_path, monk
             read_folder(str(tmp_path), (3, 6, 5))
         with pytest.raises(ValueError, match=r"image\.png'"):
             FileImages([file], torch.tensor([0]), size=(6, 5)).pixels(torch.tensor([0]))
+
+
+def test_the_longest_side_is_read(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(32_768, 1, bytes(32_769)))
+    assert decode(tmp_path / "a.png", "L", (2, 3)).tolist() == [[[0] * 3] * 2]
+
+
+def test_an_image_that_is_large_only_while_it_is_resized_is_refused(tmp_path):
+    """A high image goes through a wide and high one on its way to a wide one."""
+    (tmp_path / "a.png").write_bytes(png(1, 32_768, bytes(65_536)))
+    with pytest.raises(ValueError, match="before or while it is resized"):
+        decode(tmp_path / "a.png", "L", (1, 32_768))

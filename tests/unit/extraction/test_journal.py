@@ -14,7 +14,7 @@ import torch
 
 from gradsigns_lightning import WatermarkKey, verify_api
 from gradsigns_lightning.extraction import asking, lines
-from gradsigns_lightning.extraction.asking import Journal, read_journal
+from gradsigns_lightning.extraction.asking import Journal, Transcript, read_journal
 
 READING = {"commitment": "ab" * 32, "images": "cd" * 32, "alpha": 1e-9}
 ANSWERS = [np.array([[0.25, np.nan], [0.5, 0.5]]), np.array([[0.125, 0.875]]), np.array([[1.0, 0.0]])]
@@ -295,6 +295,13 @@ def test_a_journal_does_not_outgrow_what_is_read(path, monkeypatch):
     assert "larger than 3145728 bytes" in message
 
 
+def test_a_journal_does_not_get_more_lines_than_are_read(path, monkeypatch):
+    monkeypatch.setattr(lines, "MAX_LINES", 6)
+    n_asked, message = ask_until_it_fails(path)
+    assert n_asked == n_recorded(path) == 5
+    assert "more than 6 lines" in message
+
+
 # --- files of others
 
 
@@ -356,9 +363,57 @@ def test_files_too_large_are_not_read(path, monkeypatch):
         patch.setattr(lines, "MAX_BYTES", path.stat().st_size - 1)
         with pytest.raises(ValueError, match=r"`journal` .* it has more than"):
             read_journal(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(lines, "MAX_LINES", 3)
+        with pytest.raises(ValueError, match=r"`journal` .* it has more than 3 lines"):
+            read_journal(path)
     monkeypatch.setattr(asking, "_MAX_VALUES", 10)
     with pytest.raises(ValueError, match="`journal` must hold at most 10 values"):
         read_journal(path)
+
+
+@pytest.mark.parametrize("content", [b" \n", b"1\n", b"\n"])
+def test_lines_are_counted_before_they_are_taken_apart(path, content, monkeypatch):
+    monkeypatch.setattr(lines.io, "BytesIO", lambda _: pytest.fail("millions of lines were made"))
+    path.write_bytes(content * (4 << 20))
+    for read in (read_journal, lambda path: Journal(path, READING)):
+        with pytest.raises(ValueError, match="it has more than 1048576 lines"):
+            read(path)
+
+
+@pytest.mark.parametrize("line", [b"1\n2\n3\n4\n5\n6\n7", b'{"a":1}', b"[[[]]]", b'["ab","cd"]'])
+def test_the_values_of_all_lines_are_counted(path, line, monkeypatch):
+    path.write_bytes((line + b"\n") * 20)
+    monkeypatch.setattr(asking, "_MAX_VALUES", 120)
+    with pytest.raises(ValueError, match="`journal` must hold at most 120 values"):
+        read_journal(path)
+
+
+def test_many_recorded_answers_are_gone_through_in_linear_time():
+    n = 1 << 18
+    transcript = Transcript([{"format": "gradsigns-journal/1"}, *[{"images": "0", "answer": []}] * n], {}, name="a")
+    start = time.process_time()
+    for left in range(n, 0, -1):
+        assert transcript.n_left == left
+        assert transcript.recorded("0") == []
+    assert time.process_time() - start < 5  # half a minute, if each one moves all that follow
+    assert transcript.recorded("0") is None
+
+
+def test_a_link_to_nowhere_makes_no_file_elsewhere(path, tmp_path):
+    path.symlink_to(tmp_path / "elsewhere.txt")
+    with pytest.raises(ValueError, match=r"`journal` must .* it is a symbolic link to nowhere"):
+        Journal(path, READING)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_that_is_a_link_empties_no_file_elsewhere(path, tmp_path):
+    (tmp_path / "elsewhere.txt").write_text("mine")
+    (tmp_path / f"{path.name}.lock").symlink_to(tmp_path / "elsewhere.txt")
+    with pytest.raises(ValueError, match=r"`journal` must .* its lock 'answers\.jsonl\.lock' is a symbolic link"):
+        Journal(path, READING)
+    assert (tmp_path / "elsewhere.txt").read_text() == "mine"
+    assert not path.exists()
 
 
 def test_lines_nested_deeply_are_refused(path):

@@ -542,3 +542,91 @@ def test_other_formats_of_the_runtime_and_files_beyond_protobuf_are_refused(tmp_
         file.truncate(2**31)  # takes no place on the disk
     with pytest.raises(ValueError, match="`path` must name an ONNX file below 2 GiB"):
         OnnxOracle(tmp_path / "large.onnx")
+
+
+def with_functions(model, bodies, called):
+    """Let the model's scores go through a function of one input; a body is the names of what it calls, one after the other."""
+    from onnx import helper
+
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    model.opset_import.append(opsets[1])
+    for name, body in bodies.items():
+        nodes = [
+            helper.make_node(part, [f"v{i}"], [f"v{i + 1}"], domain="" if part == "Identity" else "own")
+            for i, part in enumerate(body)
+        ]
+        model.functions.append(helper.make_function("own", name, ["v0"], [f"v{len(body)}"], nodes, opsets))
+    model.graph.node[2].output[0] = "before"
+    model.graph.node.append(helper.make_node(called, ["before"], ["scores"], domain="own"))
+
+
+def doubling(n):
+    return {"F0": ["Identity"]} | {f"F{i}": [f"F{i - 1}"] * 2 for i in range(1, n + 1)}
+
+
+def test_an_onnx_file_with_functions_answers_like_its_model(tmp_path):
+    edited(tmp_path / "net.onnx", lambda model: with_functions(model, doubling(5), "F5"))
+    assert OnnxOracle(tmp_path / "net.onnx")(IMAGES) == pytest.approx(Linear()(IMAGES).detach().numpy(), abs=1e-5)
+
+
+def with_large_function(model):
+    """Few nodes, each of which would have its own copy of a tensor."""
+    with_functions(model, doubling(12), "F12")
+    model.functions[0].node.add(op_type="Constant", output=["k"]).attribute.add(name="value", type=4).t.raw_data = bytes(1 << 17)
+
+
+def with_large_attribute(model):
+    """The same, where the tensor is an argument of the outermost call."""
+    with_functions(model, doubling(12), "F12")
+    model.graph.node[-1].attribute.add(name="value", type=4).t.raw_data = bytes(1 << 17)
+
+
+def with_graph_attribute(model):
+    with_functions(model, doubling(2), "F2")
+    model.graph.node[-1].attribute.add(name="branch", type=5).g.node.add(op_type="Constant", output=["k"])
+
+
+def with_large_default(model):
+    with_functions(model, doubling(12), "F12")
+    model.functions[12].attribute_proto.add(name="value", type=4).t.raw_data = bytes(1 << 17)
+
+
+def with_calls_in_a_branch(model):
+    with_functions(model, {**doubling(18), "Outer": ["Identity"]}, "Outer")
+    branch = model.functions[-1].node.add(op_type="If", input=["c"], output=["z"]).attribute.add(name="then_branch", type=5)
+    for _ in range(3):
+        branch.g.node.add(op_type="F18", domain="own", input=["v0"], output=["k"])
+
+
+GROWING = {
+    "calls": lambda model: with_functions(model, doubling(25), "F25"),
+    "more than can be counted": lambda model: with_functions(model, doubling(3000), "F3000"),
+    "itself": lambda model: with_functions(model, {"F": ["F"]}, "F"),
+    "each other": lambda model: with_functions(model, {"F": ["G"], "G": ["F"]}, "F"),
+    "tensors": with_large_function,
+    "arguments": with_large_attribute,
+    "graphs as arguments": with_graph_attribute,
+    "defaults": with_large_default,
+    "calls in a branch": with_calls_in_a_branch,
+}
+
+
+@pytest.mark.parametrize("change", GROWING)
+def test_functions_that_would_grow_beyond_bounds_never_reach_the_runtime(tmp_path, monkeypatch, change):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("the runtime was given the model"))
+    edited(tmp_path / "net.onnx", GROWING[change])
+    with pytest.raises(ValueError, match=r"`path`: the functions of the model in '.*net\.onnx' must not call themselves"):
+        OnnxOracle(tmp_path / "net.onnx")
+
+
+def test_a_single_number_is_no_row_of_scores(tmp_path):
+    def change(model):
+        model.graph.node[2].output[0] = "before"
+        model.graph.node.add(op_type="ReduceSum", input=["before"], output=["scores"]).attribute.add(name="keepdims", type=2, i=0)
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+
+    edited(tmp_path / "net.onnx", change)
+    with pytest.raises(ValueError, match="must return a row of scores for each image, got a single number"):
+        OnnxOracle(tmp_path / "net.onnx")(IMAGES)

@@ -1,0 +1,128 @@
+"""File names on the command line, and files of received folders."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gradsigns_lightning import WatermarkKey
+from gradsigns_lightning.cli import images, runner
+from gradsigns_lightning.cli.dispatch import main
+from gradsigns_lightning.cli.images import read_folder
+from gradsigns_lightning.cli.import_2021 import _mean_image
+
+REFERENCE = "${oc.env:FOREIGN_SECRET}"
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch):
+    monkeypatch.setenv("FOREIGN_SECRET", "s3cr3t")
+
+
+def value(word):
+    """Return what Hydra and OmegaConf make of a word of the command line."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    override = OverridesParser.create().parse_override(runner._with_file_names(word))
+    return OmegaConf.to_container(OmegaConf.create({"value": override.value()}), resolve=True)["value"]
+
+
+# --- names that look like templates
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("verify", ["checkpoint={name}", "key=k.gskey"]),
+        ("verify", ["onnx={name}", "key=k.gskey"]),
+        ("verify", ["checkpoint=a.ckpt", "key={name}"]),
+        ("verify", ["checkpoint=a.ckpt", "key.path={name}"]),
+        ("commit", ["key={name}"]),
+        ("judge", ["bundle={name}", "checkpoint=a.ckpt"]),
+        ("import-2021", ["folder={name}", "images=."]),
+    ],
+)
+def test_a_file_name_that_looks_like_a_template_is_taken_literally(command, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    WatermarkKey.generate("A", 8, input_shape=(1, 4, 5), target_class=0).save("k.gskey")
+    assert main([command, *(word.format(name=f"got/{REFERENCE}.bin") for word in words)]) in (1, 2)
+    error = capsys.readouterr().err
+    assert "s3cr3t" not in error
+    assert f"got/{REFERENCE}" in error
+
+
+@pytest.mark.parametrize("name", [*runner._FILE_ARGUMENTS, "+init", "++init"])
+def test_the_arguments_that_name_files_are_no_templates(name):
+    assert value(f"{name}=got/{REFERENCE}.bin") == f"got/{REFERENCE}.bin"
+    assert value(f"{name}=[a,'b/{REFERENCE}',{REFERENCE}]") == ["a", f"b/{REFERENCE}", REFERENCE]
+
+
+@pytest.mark.parametrize("quoted", ["{}", "'{}'", '"{}"', "[{},b]", "['{}']"])
+@pytest.mark.parametrize("n_before", range(7))
+@pytest.mark.parametrize("n_between", range(3))
+def test_no_number_of_backslashes_makes_a_file_name_a_template(quoted, n_before, n_between):
+    from hydra.errors import HydraException
+
+    back = "\\" * n_between
+    word = "checkpoint=" + quoted.format("\\" * n_before + "$" + back + "{oc.env:FOREIGN_SECRET" + back + "}")
+    try:
+        assert "s3cr3t" not in str(value(word))
+    except HydraException:
+        assert n_between == 2  # no value at all to Hydra
+
+
+def test_everything_else_goes_on_resolving():
+    assert value(f"http.headers={{Authorization: Bearer {REFERENCE}}}") == {"Authorization": "Bearer s3cr3t"}
+    assert value(f"endpoint=https://{REFERENCE}") == "https://s3cr3t"
+    assert value(f"json={REFERENCE}") == "s3cr3t"
+
+
+# --- folders of images
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "received"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((4, 5), 51, np.uint8)).save(folder / name)
+    return folder
+
+
+def test_the_images_of_a_folder_are_read(folder):
+    assert torch.equal(read_folder(str(folder), (1, 4, 5)), torch.full((2, 1, 4, 5), 51.0) / 255)
+
+
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
+    (folder / "b.png").replace(tmp_path / "private.png")
+    (folder / "b.png").symlink_to("../private.png")
+    with pytest.raises(ValueError, match=r"`images`: '.*b\.png' is a link to a file outside the folder"):
+        read_folder(str(folder), (1, 4, 5))
+
+
+def test_links_within_the_folder_and_to_it_are_followed(folder, tmp_path):
+    (folder / "c.png").symlink_to("a.png")
+    (tmp_path / "link").symlink_to(folder)
+    assert len(read_folder(str(tmp_path / "link"), (1, 4, 5))) == 3
+
+
+@pytest.mark.parametrize("shape", [(1, 8192, 32768), (4, 16384, 8192), (1, 32769, 1), (1, 1, 32769), (1, 2**40, 2**40)])
+def test_images_of_a_foreign_keys_shape_are_bounded_before_they_are_read(folder, shape, monkeypatch):
+    (folder / "c.png").write_bytes(b"")
+    monkeypatch.setattr(images, "decode", lambda *_: pytest.fail("an image was read"))
+    with pytest.raises(ValueError, match=r"`images`: .* 3 images of the key's `input_shape` \(" + ", ".join(map(str, shape))):
+        read_folder(str(folder), shape)
+
+
+# --- arrays
+
+
+@pytest.mark.parametrize("header", ["(" * 9000, "{'descr':", "\0", "1+" * 9000])
+def test_a_mean_image_whose_header_cannot_be_read_is_named(header, tmp_path):
+    line = header.encode() + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\0" + len(line).to_bytes(2, "little") + line + bytes(64))
+    with pytest.raises(ValueError, match=r"`mean_image` must name a \.npy file of numbers"):
+        _mean_image(str(tmp_path / "a.npy"))
