@@ -290,3 +290,162 @@ def test_files_of_old_releases_of_torch_are_named(file):
         ValueError, match=r"`init`: '.*model\.ckpt' is damaged.*it is no file of torch\.save \(since torch 1\.6\)"
     ):
         read_checkpoint(str(file), argument="init")
+
+
+# --- the pickle
+
+
+def named(name):
+    module, _, function = name.rpartition(".")
+    return f"c{module}\n{function}\n".encode()
+
+
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def big(value):
+    return b"\x8a\x08" + struct.pack("<q", value)
+
+
+TWICE = b"r\0\0\0\0j\0\0\0\0"  # keep the value on top of the stack, and fetch it again
+NO_HOOKS = named("collections.OrderedDict") + b")R"
+STORAGE = b"(" + text("storage") + named("torch.FloatStorage") + text("0") + text("cpu") + b"K\x10tQ"
+
+
+def tensor(offset=0, side=16, stride=1, storage=STORAGE, hooks=NO_HOOKS, end=b"tR"):
+    place = big(offset) + big(side) + b"\x85" + big(stride) + b"\x85\x89"
+    return named("torch._utils._rebuild_tensor_v2") + b"(" + storage + place + hooks + end
+
+
+def parameter(value, hooks=NO_HOOKS):
+    return named("torch._utils._rebuild_parameter") + value + b"\x89" + hooks + b"\x87R"
+
+
+def state_of(weight):
+    return b"}" + text("state_dict") + b"}" + text("w") + weight + b"ss"
+
+
+def copies(function, value):
+    return b"](" + value + b"r\0\0\0\0" + (named(function) + b"j\0\0\0\0\x85R") * 3 + b"e"
+
+
+TUPLE_OF_17 = b"(" + b"K\x01" * 17 + b"t"
+FORGED = {
+    "a key that takes for ever to hash": (b"})" + (TWICE + b"\x86") * 60 + b"K\x01s", "nested too deep"),
+    "a key that overflows the stack": (b"})" + b"\x85" * 600_000 + b"K\x01s", "nested too deep"),
+    "a value that takes for ever to compare": (b")" + (TWICE + b"\x86") * 30, "repeated too often"),
+    "a tuple as key": (b"})K\x01s", "a key of a dictionary is neither text nor a small integer, but tuple"),
+    "a number as key": (b"}G" + bytes(8) + b"K\x01s", "a key of a dictionary .* float"),
+    "keys of one hash": (b"}" + big(2**61 - 1) + b"K\x01s", "a key of a dictionary .* int"),
+    "a list in itself": (b"]" + TWICE + b"a", "changed after it was used"),
+    "a list that grows where it was used": (b"]r\0\0\0\0\x85j\0\0\0\0Na", "changed after it was used"),
+    "copies of a dictionary": (copies("collections.OrderedDict", b"}"), "it calls collections OrderedDict"),
+    "copies of a shape": (copies("torch.Size", TUPLE_OF_17), "it calls torch Size"),
+    "counted letters": (copies("collections.Counter", text("aaaa")), "it calls collections Counter"),
+    "a parameter of nothing": (parameter(b"N"), "it calls torch._utils _rebuild_parameter"),
+    "a parameter with hooks": (parameter(tensor(), b"}K\x01K\x02s"), "it calls torch._utils _rebuild_parameter"),
+    "a tensor that is changed": (state_of(tensor() + b"}b"), "it changes a tensor"),
+    "a parameter that is changed": (state_of(parameter(tensor()) + b"}b"), "it changes a tensor"),
+    "a tensor with hooks": (tensor(hooks=b"}K\x01K\x02s"), "it calls torch._utils _rebuild_tensor_v2"),
+    "a tensor with more": (tensor(end=b"}tR"), "it calls torch._utils _rebuild_tensor_v2"),
+    "a tensor beyond its storage": (tensor(side=17), "it calls torch._utils _rebuild_tensor_v2"),
+    "a tensor that begins too late": (tensor(offset=1), "it calls torch._utils _rebuild_tensor_v2"),
+    "a tensor with long steps": (tensor(stride=2), "it calls torch._utils _rebuild_tensor_v2"),
+    "a tensor that begins before": (tensor(offset=-1), "it calls torch._utils _rebuild_tensor_v2"),
+    "a tensor without numbers": (tensor(storage=b"N"), "it calls torch._utils _rebuild_tensor_v2"),
+    "something outside": (b"K\x01Q", "refers to something else than numbers"),
+    "a long device": (named("torch.device") + text("cpu" * 11) + b"\x85R", "it calls torch device"),
+    "an object": (named("torch.Size") + b")\x81", "its step NEWOBJ"),
+    "nothing to call": (b"K\x01)R", "it calls 1 with other arguments"),
+    "an empty stack": (b"\x85", "its description is damaged"),
+    "a mark that is missing": (b"t", "its description is damaged"),
+    "a key without a value": (b"}(K\x01u", "its description is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_pickle_is_refused_before_torch_reads_it(file, name, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read the file"))
+    pickled, message = FORGED[name]
+    write_archive(file, [("a/data.pkl", b"\x80\x02" + pickled + b"."), ("a/data/0", bytes(64))])
+    with pytest.raises(ValueError, match=f"`checkpoint`: .*{message}"):
+        read_checkpoint(str(file))
+
+
+def test_the_parts_of_the_forged_pickles_are_read_where_they_belong(file):
+    pickled = b"\x80\x02" + state_of(parameter(tensor())) + b"."
+    write_archive(file, [("a/data.pkl", pickled), ("a/data/0", bytes(64)), ("a/version", b"3\n")])
+    assert torch.equal(read_checkpoint(str(file))["state_dict"]["w"], torch.zeros(16))
+
+
+def test_what_optimizers_and_schedules_keep_is_read(file):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])  # keeps a Counter
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    extra = {
+        "shape": torch.Size([1, 2]),
+        "device": torch.device("cpu"),
+        "expanded": torch.zeros(1).expand(9),
+        "none": [None, 0.5],
+    }
+    torch.save(content(optimizer_states=[optimizer.state_dict()], lr_schedulers=[schedule.state_dict()], extra=extra), file)
+    read = read_checkpoint(str(file))
+    assert read["lr_schedulers"][0]["milestones"] == {3: 1, 5: 1}
+    assert read["optimizer_states"][0]["state"][0]["step"] == 1
+    assert read["extra"]["shape"] == (1, 2)
+
+
+# --- entries
+
+
+def write_directory(file, body, entries):
+    """Write ``body`` and a directory of ``entries``, each a name, its place in ``body`` and its length."""
+    directory = b"".join(
+        struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, *bytes(5), size, size, len(name), *bytes(5), place) + name
+        for name, place, size in entries
+    )
+    n, length, start = len(entries), len(directory), len(body)
+    end = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, n, n, length, start)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, start + length, 1)
+    file.write_bytes(
+        body + directory + end + locator + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, *[2**32 - 1] * 2, 0)
+    )
+
+
+LOCAL = b"PK\x03\x04" + bytes(26)
+
+
+def test_a_directory_of_very_many_entries_is_not_read(file, monkeypatch):
+    write_directory(file, LOCAL, [(b"%05x" % i, 0, 0) for i in range(50_000)])
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("the directory was read"))
+    with pytest.raises(ValueError, match="it has too many entries"):
+        check_archive(file)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([(b"a/data/0", 0, 64), (b"a/data/1", 0, 64)], "two entries share bytes"),
+        ([(b"a/data/0", 0, 64), (b"a/data/1", 64, 16)], "two entries share bytes"),
+        ([(b"a/data/0", 94, 64)], "two entries share bytes"),  # the second lies in the directory
+        ([(b"a/data/0", 1, 64)], "an entry is not where it is said to be"),
+        ([(b"a/data/0", 0, 64), (b"a/data/1", 94, 30)], "its description is missing"),
+    ],
+)
+def test_entries_that_lie_over_each_other_are_refused(file, entries, message):
+    write_directory(file, LOCAL + bytes(34) + LOCAL + LOCAL + bytes(34 - 4), entries)
+    with pytest.raises(ValueError, match=message):
+        check_archive(file)
+
+
+def test_numbers_in_another_order_are_refused(file):
+    torch.save(content(), file)
+    order = {"model/byteorder": b"big"}
+    entries = [(name, order.get(name, data)) for name, data in entries_of(file)]
+    assert entries != entries_of(file)
+    write_archive(file, entries)
+    with pytest.raises(ValueError, match="not in little-endian order"):
+        check_archive(file)

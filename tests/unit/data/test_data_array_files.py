@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -194,6 +196,103 @@ def test_a_pickle_that_names_a_function_does_not_run(tmp_path, monkeypatch):
 def test_another_pickle_is_refused(tmp_path, content):
     (tmp_path / "batch").write_bytes(pickle.dumps(content, protocol=3))
     with pytest.raises(ValueError, match="`path` must be a pickled CIFAR-10 batch"):
+        read_pickled(tmp_path / "batch")
+
+
+def big(value: int) -> bytes:
+    return b"\x8a\x08" + struct.pack("<q", value)
+
+
+def python2_batch(pixels: bytes, n: int) -> bytes:
+    """A batch as Python 2 and its NumPy wrote the official ones: texts of bytes, and the old name of a function."""
+    state = b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    data = (
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\t(K\x01M"
+        + struct.pack("<H", n)
+        + b"M\x00\x0c\x86cnumpy\ndtype\nq\nU\x02u1K\x00K\x01\x87Rq\x0b"
+        + state
+        + b"\x89T"
+        + struct.pack("<I", len(pixels))
+        + pixels
+        + b"tb"
+    )
+    labels = b"]q\x05(" + b"".join(b"K" + bytes([i % 10]) for i in range(n)) + b"e"
+    names = b"]q\x0c(" + b"U\x05a.png" * n + b"e"
+    head = b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x15training batch 1 of 5q\x03"
+    return head + b"U\x06labelsq\x04" + labels + b"U\x04dataq\x06" + data + b"U\tfilenames" + names + b"u."
+
+
+def test_a_batch_of_python_2_is_read(tmp_path):
+    pixels = RNG.integers(0, 256, (300, 3072), dtype=np.uint8)
+    (tmp_path / "data_batch_1").write_bytes(python2_batch(pixels.tobytes(), 300))
+    with (tmp_path / "data_batch_1").open("rb") as file:
+        assert np.array_equal(pickle.load(file, encoding="bytes")[b"data"], pixels)
+    images, labels = read_pickled(tmp_path / "data_batch_1")
+    assert np.array_equal(images.numpy().reshape(300, 3072), pixels)
+    assert labels.tolist() == [i % 10 for i in range(300)]
+
+
+def array_batch(array: bytes) -> bytes:
+    return b"\x80\x03}(C\x04data" + array + b"C\x06labels](K\x01eu."
+
+
+OBJECTS = b"cnumpy\ndtype\nX\x02\0\0\0O8\x89\x88\x87R"
+HARMFUL_BATCHES = {
+    "pointers": array_batch(b"cnumpy\nndarray\n(M\0\x0c\x85" + OBJECTS + b"B\0\x60\0\0" + b"AAAAAA\0\0" * 3072 + b"tR"),
+    "an array of terabytes": array_batch(b"cnumpy\nndarray\n(" + big(10**12) + b"\x85tR"),
+    "a deep key": b"\x80\x03})" + b"\x85" * 600_000 + b"K\x01s.",
+    "a memo of gigabytes": b"\x80\x03}r\xff\xff\xff\x0f.",
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL_BATCHES)
+def test_a_batch_that_would_end_the_process_is_refused(tmp_path, name):
+    (tmp_path / "batch").write_bytes(HARMFUL_BATCHES[name])
+    program = (
+        "import resource, sys\nfrom pathlib import Path\nfrom gradsigns_lightning.data.cifar10 import read_pickled\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    read_pickled(Path(sys.argv[1]))\nexcept ValueError as error:\n    print(error)\n"
+        "print('KiB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "batch")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    message, kib = done.stdout.rsplit("KiB", 1)
+    assert message.startswith("`path` must be a pickled CIFAR-10 batch")
+    assert int(kib) < 200_000
+
+
+PIXELS = np.zeros((2, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({b"data": PIXELS.astype(np.int64)}, "no array of bytes"),
+        ({b"data": np.asfortranarray(PIXELS)}, "another shape"),
+        ({b"data": PIXELS.reshape(-1)}, "another shape"),
+        ({b"data": PIXELS[:1]}, "2 labels and 3072 bytes"),
+        ({b"data": PIXELS.tobytes()}, "no array of bytes"),
+        ({b"data": PIXELS[:0]}, "no array of bytes"),
+        ({b"labels": [0, 10]}, r"not all in \[0, 9\]"),
+        ({b"labels": [0, "1"]}, "no list of integers"),
+        ({b"labels": (0, 1)}, "no list of integers"),
+        ({(1, 2): 3}, "a key of a dictionary"),
+    ],
+)
+def test_a_batch_of_other_arrays_or_labels_is_refused(tmp_path, changes, message):
+    batch = {b"data": PIXELS, b"labels": [0, 1]}
+    (tmp_path / "batch").write_bytes(pickle.dumps(batch, protocol=3))
+    assert len(read_pickled(tmp_path / "batch")[0]) == 2
+    (tmp_path / "batch").write_bytes(pickle.dumps({**batch, **changes}, protocol=3))
+    with pytest.raises(ValueError, match=f"`path` must be a pickled CIFAR-10 batch.*{message}"):
+        read_pickled(tmp_path / "batch")
+
+
+def test_a_batch_that_is_much_too_long_is_not_read(tmp_path):
+    with (tmp_path / "batch").open("wb") as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(ValueError, match="more than 67108864 bytes"):
         read_pickled(tmp_path / "batch")
 
 
