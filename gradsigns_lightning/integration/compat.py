@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradsigns_lightning.core.engines import Engine
-from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.sharding import SHARDING_STRATEGIES, is_sharded
 
@@ -106,12 +105,6 @@ def _module_problems(module: Any, carrier_layer: str | None) -> Iterator[str]:
     step = getattr(module, "training_step", None)
     if step is not None and "dataloader_iter" in inspect.signature(step).parameters:
         yield "`training_step` takes a `dataloader_iter`, so its batches are never seen: let it take a batch."
-    for name, value in getattr(module, "hparams", {}).items():
-        if isinstance(getattr(value, "key", value), WatermarkKey):
-            yield (
-                f"hyperparameter {name!r} holds the key, whose secret every checkpoint would contain: "
-                f"call `save_hyperparameters(ignore={name!r})`."
-            )
     for name, child in module.named_modules():
         if isinstance(child, _BatchNorm) and child.running_mean is None:
             yield (

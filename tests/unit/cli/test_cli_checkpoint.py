@@ -441,9 +441,10 @@ def test_entries_that_lie_over_each_other_are_refused(file, entries, message):
         check_archive(file)
 
 
-def test_numbers_in_another_order_are_refused(file):
+@pytest.mark.parametrize("order", [b"big", b"little ", b"middle"])
+def test_numbers_in_another_order_are_refused(file, order):
     torch.save(content(), file)
-    order = {"model/byteorder": b"big"}
+    order = {"model/byteorder": order}
     entries = [(name, order.get(name, data)) for name, data in entries_of(file)]
     assert entries != entries_of(file)
     write_archive(file, entries)
