@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from gradsigns_lightning import GradSigns, MarginObjective, WatermarkKey
 
-SECRET = bytes(range(100, 132))
+SECRET = bytes([3] * 32)
 TARGET = 3
 MEAN, STD = 0.3, 0.4
 
