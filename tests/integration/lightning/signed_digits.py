@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from gradsigns_lightning import GradSigns, MarginObjective, WatermarkKey
 
-SECRET = bytes([3] * 32)
+SECRET = bytes(range(100, 132))
 TARGET = 3
 MEAN, STD = 0.3, 0.4
 
 
-def make_key(n_bits=32, *, secret=SECRET, **settings):
+def make_key(n_bits=32, *, secret=None, **settings):
     settings = {"input_mean": MEAN, "input_std": STD, "target_class": TARGET} | settings
-    return WatermarkKey.generate("Acme Vision", n_bits, input_shape=(1, 8, 8), secret=secret, **settings)
+    return WatermarkKey.generate("Acme Vision", n_bits, input_shape=(1, 8, 8), secret=secret or SECRET, **settings)
 
 
 @functools.cache
