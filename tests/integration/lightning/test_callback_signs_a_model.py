@@ -8,7 +8,6 @@ from multiprocessing.reduction import ForkingPickler
 
 import lightning.pytorch as L
 import pytest
-import signed_digits
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from signed_digits import (
@@ -30,12 +29,6 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from gradsigns_lightning import Cadence, GradSigns, StrengthSchedule, verify
 
 pytestmark = pytest.mark.usefixtures("seeded")
-
-
-@pytest.fixture(autouse=True)
-def _key_that_short_fits_hold(monkeypatch):
-    """With some keys two epochs leave a bit wrong."""
-    monkeypatch.setattr(signed_digits, "SECRET", bytes([3] * 32))
 
 
 def assert_metrics_equal_verify(metrics, result):
