@@ -1,0 +1,3 @@
+"""The worker is a program, not a test."""
+
+collect_ignore_glob = ["*_worker.py"]
