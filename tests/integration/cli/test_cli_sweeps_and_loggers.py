@@ -49,7 +49,8 @@ def test_an_offline_wandb_run_has_the_commitment_and_not_the_secret(monkeypatch)
     record = next(file for file in files if file.suffix == ".wandb")
     assert key.commitment.encode() in record.read_bytes()
     assert b"schedule" in record.read_bytes()  # the configuration is there
+    secret = key._secret.reveal()
     for file in files:
         content = file.read_bytes()
-        assert key._secret not in content, file
-        assert key._secret.hex().encode() not in content, file
+        assert secret not in content, file
+        assert secret.hex().encode() not in content, file
