@@ -70,6 +70,7 @@ class HttpConfig:
     headers: Any = None  # OmegaConf cannot set an optional Dict from the command line
     timeout: float = 30.0
     retries: int = 5
+    time_limit: float = 86_400.0
 
 
 @dataclass

@@ -64,9 +64,7 @@ def open_suspect(settings: dict[str, Any], key: SignatureKey) -> Suspect:
         oracle: Oracle = OnnxOracle(source)
     else:
         http = settings["http"]
-        oracle = HttpOracle(
-            source, build(settings["protocol"]), headers=http["headers"], timeout=http["timeout"], retries=http["retries"]
-        )
+        oracle = HttpOracle(source, build(settings["protocol"]), **http)
     return Suspect(kind, source, normalised(oracle, key) if settings["normalised"] else oracle)
 
 

@@ -51,6 +51,7 @@ def check_choice(name: str, value: Any, allowed: Any) -> None:
 
 
 def _span(minimum: float, maximum: float) -> str:
+    low, high = (f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in (minimum, maximum))
     if maximum == math.inf:
-        return f">= {minimum:g}" if minimum != -math.inf else ""
-    return f"in [{minimum:g}, {maximum:g}]"
+        return f">= {low}" if minimum != -math.inf else ""
+    return f"in [{low}, {high}]"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -15,11 +15,13 @@ from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.memory import saved_bytes
 from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, pixel_scale, project, unit
 from gradsigns_lightning.core.signature_key import KeyAsRead, SignatureKey
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
 
-_BATCH_SIZE = 128
+_BATCH_SIZE = 128  # at most, where nothing is said
+_MOST_BYTES = 4 << 30  # of activations, likewise
 MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
 
 
@@ -29,7 +31,7 @@ def verify(
     images: Tensor,
     *,
     alpha: float = DEFAULT_ALPHA,
-    batch_size: int = _BATCH_SIZE,
+    batch_size: int | None = None,
     logits: LogitsFn | None = None,
     carrier_layer: str | None = None,
     input_mean: float | Sequence[float] | None = None,
@@ -46,7 +48,8 @@ def verify(
         images: raw natural images of the target class in [0, 1], floating point, shape ``(n, C, H, W)``; 50 or more. With
             ``carrier_layer`` the network's inputs as they are, for example token ids ``(n, length)``.
         alpha: significance level of the verdict.
-        batch_size: images per pass.
+        batch_size: images per pass; by default as many, up to 128, as keep 4 GiB of activations (one image is passed first to
+            tell).
         logits: maps normalised inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``; by default ``model`` itself.
         carrier_layer: name of the submodule whose output carries the mark instead of the input, as in the callback.
         input_mean: mean of the model's own input normalisation, one value or one per channel; by default the key's. Who checks
@@ -74,7 +77,7 @@ def verify_many(
     images: Tensor,
     *,
     alpha: float = DEFAULT_ALPHA,
-    batch_size: int = _BATCH_SIZE,
+    batch_size: int | None = None,
     logits: LogitsFn | None = None,
     carrier_layer: str | None = None,
 ) -> list[VerificationResult]:
@@ -90,13 +93,14 @@ def _read(
     keys: Sequence[SignatureKey],
     images: Tensor,
     alpha: float,
-    batch_size: int,
+    batch_size: int | None,
     logits: LogitsFn | None,
     carrier_layer: str | None,
 ) -> list[VerificationResult]:
     _check_keys(keys)
     check_instance("model", model, nn.Module)
-    check_int("batch_size", batch_size, minimum=1)
+    if batch_size is not None:
+        check_int("batch_size", batch_size, minimum=1)
     if carrier_layer is None:
         check_images(images, keys[0])
     logits_fn = model if logits is None else logits
@@ -115,7 +119,7 @@ def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> tup
     Arguments and errors as for :func:`verify`.
     """
     check_images(images, key)
-    gradient, recognised = _mean_gradient(model, model, images, key, _BATCH_SIZE)
+    gradient, recognised = _mean_gradient(model, model, images, key, None)
     _warn_if_unlike(images.shape[0], recognised, key.target_class)
     projections: npt.NDArray[np.float64] = project(key, unit(gradient[key.carriers])).numpy()
     return projections, recognised
@@ -126,7 +130,7 @@ def _mean_gradient(
     logits_fn: LogitsFn,
     images: Tensor,
     key: SignatureKey,
-    batch_size: int,
+    batch_size: int | None,
     carrier_layer: str | None = None,
 ) -> tuple[Tensor, float]:
     """Return the mean raw-pixel gradient in float64, flat, and the share of images that the model takes for the target class."""
@@ -141,15 +145,29 @@ def _mean_gradient(
             n_target += int((answer.detach().argmax(1) == key.target_class).sum())
         return answer  # type: ignore[no-any-return]
 
+    def gradients_of(batch: Tensor, watch: Callable[[LogitsFn, Tensor], Tensor]) -> Tensor:
+        inputs = (batch if carrier_layer else normalise(batch, key)).to(device)
+        carriers, logits_of = carrier_inputs(model, logits_fn, inputs, key.input_shape, carrier_layer)
+        return input_gradients(partial(watch, logits_of), carriers, key.target_class)
+
     with gradients_enabled(), frozen_statistics(model), twice_differentiable_kernels(model, device.type):
+        if batch_size is None:
+            batch_size = _pass_size(model, lambda: gradients_of(images[:1], lambda logits_of, inputs: logits_of(inputs)))
         for batch in torch.split(images, batch_size):
-            inputs = (batch if carrier_layer else normalise(batch, key)).to(device)
-            carriers, logits_of = carrier_inputs(model, logits_fn, inputs, key.input_shape, carrier_layer)
-            gradient = input_gradients(partial(counted, logits_of), carriers, key.target_class)
+            gradient = gradients_of(batch, counted)
             # Not in place: `total` may be an inference tensor.
             total = total + gradient.double().sum(0).cpu().view(key.input_shape)
     inverse_std = channel_values(key.input_std, key, device="cpu", dtype=total.dtype).reciprocal()
     return total.flatten() / images.shape[0] * inverse_std, n_target / images.shape[0]
+
+
+def _pass_size(model: nn.Module, pass_one_image: Callable[[], Tensor]) -> int:
+    """Return how many images to pass at once; the network may be a stranger's, or large."""
+    try:
+        n_bytes = saved_bytes(model, pass_one_image)
+    except Exception:  # what does not take one image alone may take a batch; if not, that pass gives the error
+        return _BATCH_SIZE
+    return min(_BATCH_SIZE, max(1, _MOST_BYTES // max(1, n_bytes)))
 
 
 class RawInputs(nn.Module):

@@ -11,29 +11,19 @@ HARMLESS = {"pickle.UnpicklingError", "pickle.PickleError", "pickle.PicklingErro
 
 
 def unsafe(source: str) -> list[str]:
-    """Statements of ``source`` that unpickle or could.
-
-    ``import pickle`` is allowed for its errors, and for an ``Unpickler`` that decides itself which names it takes.
-    """
-    tree = ast.parse(source)
-    restricted = {id(base) for node in ast.walk(tree) if restricts(node) for base in node.bases}
+    """Statements of ``source`` that unpickle or could; ``import pickle`` is allowed for its errors."""
     found = []
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             bad = [a.name for a in node.names if a.name.split(".")[0] in PICKLERS and (a.name != "pickle" or a.asname)]
             found += [f"{node.lineno}: import {name}" for name in bad]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] in PICKLERS:
             found.append(f"{node.lineno}: from {node.module} import ...")
-        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
-            if ast.unparse(node) not in HARMLESS and id(node) not in restricted:
-                found.append(f"{node.lineno}: {ast.unparse(node)}")
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle" and ast.unparse(node) not in HARMLESS:
+            found.append(f"{node.lineno}: {ast.unparse(node)}")
         elif isinstance(node, ast.Call):
             found += unsafe_call(node)
     return found
-
-
-def restricts(node: ast.AST) -> bool:
-    return isinstance(node, ast.ClassDef) and any(isinstance(f, ast.FunctionDef) and f.name == "find_class" for f in node.body)
 
 
 def unsafe_call(node: ast.Call) -> list[str]:
@@ -57,6 +47,7 @@ def test_no_module_unpickles(path):
         "import pickle\npickle.load(f)",
         "import pickle\npickle.Unpickler(f).load()",
         "import pickle\nclass U(pickle.Unpickler):\n    pass",
+        "import pickle\nclass U(pickle.Unpickler):\n    def find_class(self, module, name):\n        raise ValueError",
         "import json, pickle as p",
         "import dill",
         "from pickle import loads",
@@ -72,16 +63,8 @@ def test_the_search_finds(source):
     assert len(unsafe(source)) == 1
 
 
-RESTRICTED = """
-import pickle
-class U(pickle.Unpickler):
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(name)
-"""
-
-
 @pytest.mark.parametrize(
-    "source", ["torch.load('x', weights_only=True)", "np.load('x')", "from .pickle import x", "json.load(f)", RESTRICTED]
+    "source", ["torch.load('x', weights_only=True)", "np.load('x')", "from .pickle import x", "json.load(f)"]
 )
 def test_the_search_allows(source):
     assert unsafe(source) == []

@@ -39,7 +39,8 @@ class HttpOracle:
 
     A request so takes at most ``(retries + 1) * timeout`` seconds and the pauses between, ``pause * (2**retries - 1)`` in all, or
     up to ``longest_pause`` each where the server asks for it: 196 seconds with the defaults and a silent server. Looking up the
-    host's name comes on top, and each further address of a host that does not connect. A reply has at most 64 MiB, unpacked.
+    host's name comes on top, and each further address of a host that does not connect. A reply has at most 64 MiB, unpacked. All
+    requests together take at most ``time_limit``.
 
     Args:
         url: the endpoint, ``http://`` or ``https://``.
@@ -49,6 +50,7 @@ class HttpOracle:
         retries: repetitions of a failed request, 0 or more.
         pause: seconds before the first repetition; each further one doubles it.
         longest_pause: seconds; a server that asks for more patience ends the reading.
+        time_limit: seconds from the first request on after which no other is begun; a day by default.
 
     Raises:
         ValueError: an argument is out of range.
@@ -65,6 +67,7 @@ class HttpOracle:
         retries: int = 5,
         pause: float = 0.5,
         longest_pause: float = 120.0,
+        time_limit: float = 86_400.0,
     ) -> None:
         try:
             import requests  # noqa: F401
@@ -77,6 +80,8 @@ class HttpOracle:
         self._retries = check_int("retries", retries, minimum=0)
         self._pause = check_number("pause", pause, minimum=0)
         self._longest_pause = check_number("longest_pause", longest_pause, minimum=0)
+        self._time_limit = check_number("time_limit", time_limit, minimum=0.001)
+        self._began: float | None = None
         self._session = watched_session(_LARGEST_TRANSFER)
         self._session.headers.update({"Accept-Encoding": "gzip, deflate", **(headers or {})})
         self._prepared = False
@@ -104,6 +109,7 @@ class HttpOracle:
     def _exchange(self, method: str, url: str, body: Json) -> Json:
         """Send a request until there is a reply, and return its JSON."""
         for attempt in range(self._retries + 1):
+            self._check_time()
             content, reason, wait = self._attempt(method, url, body)
             if content is not None:
                 return parse_json(content, max_bytes=_LARGEST_REPLY, max_values=_MOST_VALUES)
@@ -113,6 +119,13 @@ class HttpOracle:
             if attempt < self._retries:
                 time.sleep(wait)
         raise OracleError(f"The endpoint failed {self._retries + 1} times, at last with {reason}.")
+
+    def _check_time(self) -> None:
+        self._began = time.monotonic() if self._began is None else self._began
+        if time.monotonic() - self._began > self._time_limit:
+            raise OracleError(
+                f"The endpoint has taken longer than `time_limit`, {self._time_limit:g} s; with a journal the reading goes on."
+            )
 
     def _attempt(self, method: str, url: str, body: Json) -> tuple[bytes | None, str, float]:
         """Send a request once; return the reply's content or None, why there is none, and how long the server asks to wait."""

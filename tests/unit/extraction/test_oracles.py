@@ -304,6 +304,16 @@ def test_silence_is_a_failure(reply, reason):
         quick(url, MlflowProtocol(), timeout=0.3, retries=1)(IMAGES)
 
 
+def test_a_reading_ends_when_its_time_is_over():
+    with serving((503, {}, b""), GOOD) as (script, url):
+        oracle = quick(url, MlflowProtocol(), pause=0.2, time_limit=0.1)
+        with pytest.raises(OracleError, match=r"longer than `time_limit`, 0\.1 s; with a journal the reading goes on"):
+            oracle(IMAGES)
+        with pytest.raises(OracleError, match="longer than `time_limit`"):
+            oracle(IMAGES)
+    assert len(script.requests) == 1
+
+
 def test_no_server_at_all():
     with serving(GOOD) as (_, url):
         pass
@@ -347,6 +357,7 @@ def test_secrets_in_headers_and_addresses_stay_out_of_messages():
         ("ftp://x", {}, "`url` must start with http"),
         (3, {}, "`url` must start with http"),
         ("http://x", {"timeout": 0}, "`timeout` must be"),
+        ("http://x", {"time_limit": 0}, "`time_limit` must be"),
         ("http://x", {"retries": -1}, "`retries` must be"),
         ("http://x", {"pause": -1}, "`pause` must be"),
     ],

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 from gradsigns_lightning import VerificationResult, WatermarkKey, verify, verify_many
 from gradsigns_lightning.core import signature
+from gradsigns_lightning.core.memory import saved_bytes
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
+from gradsigns_lightning.extraction import white_box
 from gradsigns_lightning.extraction.result import decide
 from gradsigns_lightning.extraction.white_box import RawInputs
 from gradsigns_lightning.models import SmallResNet
@@ -439,6 +441,28 @@ def test_the_gradient_is_computed_once_for_all_keys():
         model, [numbered(i) for i in range(20)], raw_images(), batch_size=25, logits=lambda x: calls.append(len(x)) or model(x)
     )
     assert calls == [25, 25, 10]
+
+
+@pytest.mark.parametrize(("n_at_once", "sizes"), [(1000, [1, 60]), (25, [1, 25, 25, 10]), (0, [1] * 61)])
+def test_no_pass_keeps_more_than_is_allowed(monkeypatch, n_at_once, sizes):
+    model, calls, kept = network(), [], []
+    monkeypatch.setattr(white_box, "saved_bytes", lambda *arguments: kept.append(saved_bytes(*arguments)) or kept[-1])
+    whole = verify(model, KEY, raw_images())
+    monkeypatch.setattr(white_box, "_MOST_BYTES", n_at_once * kept[0])
+    pieces = verify(model, KEY, raw_images(), logits=lambda x: calls.append(len(x)) or model(x))
+    assert calls == sizes
+    assert (pieces.n_matches, pieces.recognised) == (whole.n_matches, whole.recognised)
+
+
+def test_a_model_of_whole_batches_is_read_in_whole_batches():
+    model = network()
+
+    def logits(x):
+        if len(x) != 60:
+            raise RuntimeError("exported for 60 images")
+        return model(x)
+
+    assert verify(model, KEY, raw_images(), logits=logits) == verify(model, KEY, raw_images(), batch_size=60)
 
 
 def test_a_thousand_keys_cost_less_than_two_readings():
