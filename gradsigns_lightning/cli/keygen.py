@@ -50,7 +50,7 @@ def _new(config: Any) -> WatermarkKey:
 
 
 def _derived(config: Any) -> WatermarkKey:
-    """Return the key of a customer's copy, or of a copy with a message: the master's secret with another payload."""
+    """Return the key of a customer's copy, or of a copy with a message."""
     master = WatermarkKey.load(config.master)
     if (config.customer is None) == (config.message is None):
         raise ValueError("`customer` or `message` must be given beside `master`, and not both.")

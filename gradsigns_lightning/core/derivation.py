@@ -17,13 +17,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 SECRET_BYTES = 32
+COPYS_SECRET_BYTES = 2 * SECRET_BYTES  # what copies share, and what one of them has alone
 
 
 class Secret:
-    """The owner's secret, which shows itself on request only: no ``repr``, ``vars``, ``asdict`` or ``pickle`` tells it.
+    """A key's secret, which shows itself on request only: no ``repr``, ``vars``, ``asdict`` or ``pickle`` tells it.
 
     Args:
-        value: 32 bytes.
+        value: 32 bytes, or 64 of a copy's key.
 
     Raises:
         ValueError: it is something else.
@@ -32,8 +33,9 @@ class Secret:
     __slots__ = ("_reveal",)
 
     def __init__(self, value: bytes) -> None:
-        if not isinstance(value, bytes) or len(value) != SECRET_BYTES:
-            raise ValueError(f"`secret` must be {SECRET_BYTES} bytes.")
+        if not isinstance(value, bytes) or len(value) not in (SECRET_BYTES, COPYS_SECRET_BYTES):
+            got = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
+            raise ValueError(f"`secret` must be {SECRET_BYTES} bytes, or {COPYS_SECRET_BYTES} of a copy's key, got {got}.")
         self._reveal: Callable[[], bytes] = lambda: value
 
     @classmethod
@@ -42,7 +44,7 @@ class Secret:
         return value if isinstance(value, Secret) else cls(value)
 
     def reveal(self) -> bytes:
-        """Return the 32 bytes."""
+        """Return the bytes."""
         return self._reveal()
 
     def __repr__(self) -> str:
@@ -65,7 +67,7 @@ class Streams:
     """The streams under one secret.
 
     Args:
-        secret: the owner's secret.
+        secret: an owner's secret, or one half of a copy's.
         context: canonical bytes of all that the streams are bound to.
         version: of the derivation.
     """

@@ -20,7 +20,7 @@ from torch import Tensor
 from gradsigns_lightning.core import keyfile
 from gradsigns_lightning.core.canonical import canonical_json
 from gradsigns_lightning.core.checks import check_choice, check_instance, check_int
-from gradsigns_lightning.core.derivation import SECRET_BYTES, Secret, Streams
+from gradsigns_lightning.core.derivation import COPYS_SECRET_BYTES, SECRET_BYTES, Secret, Streams
 from gradsigns_lightning.core.key_checks import as_floats, check_capacity, check_name, check_shape, check_statistics
 
 MIN_BITS, MAX_BITS = 8, 8192
@@ -44,6 +44,8 @@ class WatermarkKey:
     Make one with :meth:`generate`, keep it with :meth:`save`, read it back with :meth:`load`. Carriers, projection and
     signature are derived from the secret and bound to all public parameters, so that nobody can choose any of them to fit a model
     after the fact (in version 1 the normalisation was not bound). The payload is free but part of the :attr:`commitment`.
+
+    Keys of copies are made from an owner's key and do not tell it (:func:`customer_key`, :func:`message_key`).
 
     A key is its owner's secret: it goes to other processes of a training, but ``pickle``, and so ``torch.save`` and
     ``save_hyperparameters``, refuse it, and neither ``repr``, ``vars`` nor ``dataclasses.asdict`` show the secret.
@@ -91,6 +93,9 @@ class WatermarkKey:
             raise ValueError(f"`payload` must have at most n_bits // 8 = {room} bytes, got {len(self._payload)} bytes.")
         if self.purpose == "customer" and len(self._payload) != CUSTOMER_BYTES:
             raise ValueError(f"`payload` of a customer's key must have {CUSTOMER_BYTES} bytes, got {len(self._payload)}.")
+        n_bytes, needed = len(self._secret.reveal()), SECRET_BYTES if self.purpose == "owner" else COPYS_SECRET_BYTES
+        if n_bytes != needed:
+            raise ValueError(f"`secret` of a key of purpose {self.purpose!r} must be {needed} bytes, got {n_bytes} bytes.")
 
     @classmethod
     def generate(
@@ -155,13 +160,13 @@ class WatermarkKey:
     @torch.inference_mode(False)
     def carriers(self) -> Tensor:
         """Indices into the raw input flattened as C, H, W, ascending; shape ``(c,)``, int64."""
-        return torch.from_numpy(self._streams.subset("carriers", math.prod(self.input_shape), self.n_carriers))
+        return torch.from_numpy(self._space.subset("carriers", math.prod(self.input_shape), self.n_carriers))
 
     @cached_property
     @torch.inference_mode(False)
     def projection(self) -> Tensor:
         """Rademacher matrix E of values +1 and -1; shape ``(N, c)``, int8."""
-        bits = self._streams.bits("projection", self.n_bits * self.n_carriers)
+        bits = self._space.bits("projection", self.n_bits * self.n_carriers)
         signs = bits.view(np.int8)
         signs += signs  # in place: a verifier may derive thousands of keys
         signs -= 1
@@ -172,27 +177,34 @@ class WatermarkKey:
     def signature(self) -> Tensor:
         """Bits b that the model is made to show; shape ``(N,)``, uint8, values 0 and 1.
 
-        A keystream XOR the payload; of a customer's key the customer's own part of a stream, so that customers' signatures have
-        nothing in common with each other, with the owner's or with a message's.
+        A keystream XOR the payload; of a customer's key the keystream alone, so that customers' signatures have nothing in common
+        with each other, with the owner's or with a message's.
         """
-        if self.purpose == "customer":
-            number = int.from_bytes(self._payload, "little")
-            return torch.from_numpy(self.customer_signatures(number + 1)[number].copy())
-        keystream = self._streams.bits("signature" if self.purpose == "owner" else "signature/message", self.n_bits)
-        payload = np.zeros(self.n_bits, dtype=np.uint8)
-        payload[: 8 * len(self._payload)] = np.unpackbits(np.frombuffer(self._payload, np.uint8), bitorder="little")
-        return torch.from_numpy(keystream ^ payload)
+        label = "signature" if self.purpose == "owner" else f"signature/{self.purpose}"
+        bits = self._mark.bits(label, self.n_bits)
+        if self.purpose != "customer":
+            payload = np.unpackbits(np.frombuffer(self._payload, np.uint8), bitorder="little")
+            bits[: len(payload)] ^= payload
+        return torch.from_numpy(bits)
 
     def customer_signatures(self, n_customers: int) -> npt.NDArray[np.uint8]:
-        """Return the signatures of the customers' keys 0 to ``n_customers - 1``; shape ``(n_customers, N)``, values 0 and 1."""
+        """Return the signatures of the customers' keys 0 to ``n_customers - 1``; shape ``(n_customers, N)``, values 0 and 1.
+
+        Raises:
+            ValueError: no copies' keys follow from this key: it is of version 1, or a copy's itself.
+        """
+        self._check_master()
+        marks = self._mark.bytes("mark/customers", SECRET_BYTES * n_customers)
+        streams = (self._streams(marks[i : i + SECRET_BYTES]) for i in range(0, len(marks), SECRET_BYTES))
         n_bytes = -(-self.n_bits // 8)
-        stream = self._streams.bits("signature/customers", 8 * n_bytes * n_customers)
-        return stream.reshape(n_customers, 8 * n_bytes)[:, : self.n_bits]
+        packed = b"".join(stream.bytes("signature/customer", n_bytes) for stream in streams)
+        rows = np.frombuffer(packed, np.uint8).reshape(n_customers, n_bytes)
+        return np.unpackbits(rows, axis=1, count=self.n_bits, bitorder="little")
 
     @cached_property
     def commitment(self) -> str:
         """Public commitment: SHA-256 of the canonical key, salted by a stream of the secret; 64 hexadecimal digits."""
-        salt = self._streams.bytes("commitment-salt", 32)
+        salt = self._mark.bytes("commitment-salt", 32)
         secret = {"payload": self._payload.hex(), "secret": self._secret.reveal().hex()}
         canonical = canonical_json({**self.to_public_dict(), **secret})
         return hashlib.sha256(f"gradsigns/v{self.version}/commitment\n".encode() + salt + canonical).hexdigest()
@@ -208,7 +220,7 @@ class WatermarkKey:
         """
         check_instance("signer", signer, str)
         content = canonical_json({"commitment": self.commitment, "signer": signer})
-        salt = self._streams.bytes("claim-salt", 32)
+        salt = self._mark.bytes("claim-salt", 32)
         return hashlib.sha256(f"gradsigns/v{self.version}/claim\n".encode() + salt + content).hexdigest()
 
     def to_public_dict(self) -> dict[str, Any]:
@@ -272,13 +284,39 @@ class WatermarkKey:
         """Return all of the key, the secret included, as plain JSON types: what is handed over to prove a claim."""
         return {"public": self.to_public_dict(), "payload": self._payload.hex(), "secret": self._secret.reveal().hex()}
 
-    def with_payload(self, payload: bytes | str, *, purpose: Purpose = "owner") -> WatermarkKey:
-        """Return the key with the same secret, carriers and projection but another payload, so another signature."""
+    def with_payload(self, payload: bytes | str) -> WatermarkKey:
+        """Return the key with the same secret, carriers and projection but another payload, so another signature.
+
+        Raises:
+            ValueError: the payload is too long, or the key is a copy's.
+            TypeError: the payload is neither bytes nor text.
+        """
         check_instance("payload", payload, (bytes, str))
-        other = replace(self, _payload=payload.encode() if isinstance(payload, str) else payload, purpose=purpose)
-        derived = {name: value for name, value in vars(self).items() if name in ("carriers", "projection")}
-        vars(other).update(derived)
-        return other
+        if self.purpose != "owner":
+            raise ValueError(f"`payload` can be replaced in owners' keys only, got a key of purpose {self.purpose!r}.")
+        return self._replaced(_payload=payload.encode() if isinstance(payload, str) else payload)
+
+    def derive(self, purpose: Purpose, payload: bytes) -> WatermarkKey:
+        """Return the key of a copy, with the same carriers and projection and a signature of its own.
+
+        It is one-way: what the copy's key holds tells neither this key's secret nor any other customer's, and nothing of their
+        signatures. Keys of messages share one secret, so that a message can be read by who does not know it.
+
+        Args:
+            purpose: ``"customer"`` or ``"message"``.
+            payload: the customer's number as two bytes, little-endian; or the coded message.
+
+        Raises:
+            ValueError: an argument is not valid, or no copies' keys follow from this key: it is of version 1, or a copy's itself.
+            TypeError: the payload is not bytes.
+        """
+        check_choice("purpose", purpose, get_args(Purpose)[1:])
+        check_instance("payload", payload, bytes)
+        self._check_master()
+        number = int.from_bytes(payload[:CUSTOMER_BYTES], "little") if purpose == "customer" else 0
+        end = SECRET_BYTES * (number + 1)
+        secret = Secret(self._mark.bytes("space", SECRET_BYTES) + self._mark.bytes(f"mark/{purpose}s", end)[-SECRET_BYTES:])
+        return self._replaced(_payload=payload, purpose=purpose, _secret=secret)
 
     @property
     def has_payload(self) -> bool:
@@ -291,11 +329,40 @@ class WatermarkKey:
             f"input_shape={self.input_shape}, target_class={self.target_class}, commitment='{self.commitment[:12]}…')"
         )
 
+    def _check_master(self) -> None:
+        if self.version < 2 or self.purpose != "owner":
+            raise ValueError(
+                "Keys of copies follow from an owner's key of version 2 or later only, "
+                f"got a key of version {self.version} and purpose {self.purpose!r}."
+            )
+
+    def _replaced(self, **changes: Any) -> WatermarkKey:
+        other = replace(self, **changes)
+        derived = {name: value for name, value in vars(self).items() if name in ("carriers", "projection")}
+        vars(other).update(derived)
+        return other
+
     @cached_property
-    def _streams(self) -> Streams:
+    def _space(self) -> Streams:
+        """Streams of what all copies share: carriers and projection."""
+        if self.version == 1:
+            return self._mark
+        is_owners = self.purpose == "owner"
+        return self._streams(self._mark.bytes("space", SECRET_BYTES) if is_owners else self._secret.reveal()[:SECRET_BYTES])
+
+    @cached_property
+    def _mark(self) -> Streams:
+        """Streams of all else: the owner's, or what one copy has alone."""
+        return self._streams(self._secret.reveal()[-SECRET_BYTES:])
+
+    def _streams(self, secret: bytes) -> Streams:
+        return Streams(Secret(secret), self._context, self.version)
+
+    @cached_property
+    def _context(self) -> bytes:
         bound = _CARRIED if self.version == 1 else (*_CARRIED, *_NORMALISATION)
         public = self.to_public_dict()
-        return Streams(self._secret, canonical_json({name: public[name] for name in bound}), self.version)
+        return canonical_json({name: public[name] for name in bound})
 
     def __copy__(self) -> WatermarkKey:
         return self

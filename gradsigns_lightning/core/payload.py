@@ -24,6 +24,7 @@ from gradsigns_lightning.core.key import CUSTOMER_BYTES, WatermarkKey
 MAX_CUSTOMERS = 1 << 8 * CUSTOMER_BYTES
 _USUAL_CUSTOMERS, _USUAL_ALPHA = 10_000, 1e-9  # what `trace` assumes
 _LONGEST_CHECKED = 256  # bits
+_QUICK_TRIES_BITS = 16  # a core tries 2^10.2 copies' secrets in the time of one owner's (docs/evidence.md)
 BITS_PER_MESSAGE_BYTE = 32  # a quarter of the bits for the message, three quarters to mend errors
 _SMALLEST_FIELD, _LARGEST_FIELD = 4, 13  # code lengths 15 to 8191
 
@@ -106,10 +107,11 @@ class PayloadCode:
 
 
 def customer_key(master: WatermarkKey, customer: int) -> WatermarkKey:
-    """Return the key of one customer's copy: the master's secret, carriers and projection, and a signature of its own.
+    """Return the key of one customer's copy: the master's carriers and projection, and a signature and secret of its own.
 
     The signatures are a pseudorandom function of the number: knowing any copies, and mixing them in any way, says nothing about
-    another customer's. The key holds the master's secret: who opens it in a dispute opens the master's and all customers'.
+    another customer's. Nor does knowing other customers' keys: one that is opened in a dispute shows where all copies are signed,
+    but neither the master's secret nor anybody else's signature.
 
     Args:
         master: a key without payload, 44 bits or more; 128 let :func:`trace` be sure.
@@ -126,7 +128,7 @@ def customer_key(master: WatermarkKey, customer: int) -> WatermarkKey:
 
 def customer_key_of(master: WatermarkKey, customer: int) -> WatermarkKey:
     """Return a customer's key without asking whether it could be traced."""
-    return master.with_payload(customer.to_bytes(CUSTOMER_BYTES, "little"), purpose="customer")
+    return master.derive("customer", customer.to_bytes(CUSTOMER_BYTES, "little"))
 
 
 def check_traceable(n_bits: int, *, n_customers: int, alpha: float) -> None:
@@ -144,7 +146,9 @@ def check_traceable(n_bits: int, *, n_customers: int, alpha: float) -> None:
 
 
 def message_key(master: WatermarkKey, message: str) -> WatermarkKey:
-    """Return the key with a short text as payload, which :func:`read_message` reads back through bit errors.
+    """Return the key of a copy with a short text as payload, which :func:`read_message` reads back through bit errors.
+
+    It does not hold the master's secret, but what masks all messages of this master: who opens it can write any of them.
 
     Args:
         master: a key without payload, 64 bits or more.
@@ -164,7 +168,7 @@ def message_key(master: WatermarkKey, message: str) -> WatermarkKey:
 
 def blank_message_key(master: WatermarkKey, payload: bytes = b"") -> WatermarkKey:
     """Return the key of messages with this payload; without one its signature is the mask of all messages."""
-    return master.with_payload(payload, purpose="message")
+    return master.derive("message", payload)
 
 
 def message_code(master: WatermarkKey) -> PayloadCode:
@@ -197,17 +201,20 @@ def check_master(master: WatermarkKey) -> None:
 def freedom(key: WatermarkKey) -> float:
     """Return how many bits of choice a key's payload and purpose leave to who makes it.
 
-    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a bit. Customers'
-    numbers and messages are chosen by their data alone, and by which of the two they are; messages in long keys are charged
-    like free payloads, because making the code takes seconds to minutes there and the key may be a stranger's.
+    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a bit. A customer's
+    number chooses nothing. Messages are chosen by their data alone; in long keys they are charged like free payloads, because
+    making the code takes seconds to minutes there and the key may be a stranger's. All copies' keys are charged one bit for their
+    purpose and 16 because their signatures can be tried, on carriers and projection that stay, at the price of a few hashes.
     """
     payload = bytes.fromhex(key.reveal()["payload"])
     if key.purpose == "owner":
         return 8.0 * len(payload)
-    n_bytes = _message_bytes(key.n_bits)
-    if key.purpose == "message" and key.n_bits <= _LONGEST_CHECKED and _is_codeword(payload, key.n_bits, n_bytes):
-        return 8.0 * n_bytes + 1
-    return 8.0 * len(payload) + 1
+    return 8.0 * (0 if key.purpose == "customer" else _n_free_bytes(key.n_bits, payload)) + _QUICK_TRIES_BITS + 1
+
+
+def _n_free_bytes(n_bits: int, payload: bytes) -> int:
+    n_bytes = _message_bytes(n_bits)
+    return n_bytes if n_bits <= _LONGEST_CHECKED and _is_codeword(payload, n_bits, n_bytes) else len(payload)
 
 
 def _is_codeword(payload: bytes, n_bits: int, n_bytes: int) -> bool:

@@ -110,8 +110,8 @@ def trace(
 
     The bits are read once and correlated with every customer's signature (:func:`customer_key`). An innocent customer's signature
     is independent of everything that is in the model, however many customers mixed their copies to make it, so the p-value holds
-    for mixtures as well: as long as no key of this master was opened, and nobody who made the model saw figures of earlier
-    traces.
+    for mixtures as well: as long as neither the master's key nor the innocent's own was opened, and nobody who made the model saw
+    figures of earlier traces.
 
     Args:
         suspect: a ``torch.nn.Module`` that returns logits, read from its weights; anything else is asked like a prediction API.

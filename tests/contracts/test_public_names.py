@@ -50,11 +50,11 @@ SIGNATURES = {
     WatermarkKey.load: "path",
     WatermarkKey.save: "self, path, *, overwrite=False",
     verify: (
-        "model, key, images, *, alpha=1e-09, batch_size=128, logits=None, carrier_layer=None, input_mean=None, input_std=None"
+        "model, key, images, *, alpha=1e-09, batch_size=None, logits=None, carrier_layer=None, input_mean=None, input_std=None"
     ),
     trace: "suspect, master, images, *, n_customers=10000, alpha=1e-09, max_queries=1000",
     customer_key: "master, customer",
-    verify_many: "model, keys, images, *, alpha=1e-09, batch_size=128, logits=None, carrier_layer=None",
+    verify_many: "model, keys, images, *, alpha=1e-09, batch_size=None, logits=None, carrier_layer=None",
     verify_api: (
         "predict, key, images, *, max_queries=1000, alpha=1e-09, estimator='blocks', answers=None, alignments=('identity',), "
         "batch_size=32, journal=None"

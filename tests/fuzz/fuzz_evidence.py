@@ -17,7 +17,7 @@ def key_file():
     key = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=1, secret=bytes(32), payload=b"x", input_mean=(0.5,))
     first = {name: value for name, value in key.to_public_dict().items() if name not in ("version", "purpose")}
     old = WatermarkKey.from_parts({**first, "owner": "株\x1b\n\ud800", "scope": "s"}, payload=b"", secret=bytes(32))
-    for made in (key, old):
+    for made in (key, old, key.derive("message", b"y")):
         made.save(path, overwrite=True)
         seeds.append(path.read_bytes())
 

@@ -20,7 +20,8 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "key-format.md"
 BOUND = {1: ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")}
 BOUND[2] = (*BOUND[1], "input_mean", "input_std")
 COMMITTED = {1: (*BOUND[2], "payload", "secret"), 2: (*BOUND[2], "version", "purpose", "payload", "secret")}
-STREAMS = {"owner": "signature", "message": "signature/message"}
+LABELS = {"owner": "signature", "customer": "signature/customer", "message": "signature/message"}
+SECRET_BYTES = 32
 SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\f": "\\f", "\b": "\\b"}
 
 
@@ -52,12 +53,31 @@ def hkdf_sha256(secret: bytes, salt: bytes, info: bytes, length: int = 32) -> by
     return okm[:length]
 
 
-def stream(vector, label: str, n_bytes: int) -> bytes:
+def stream(vector, secret: bytes, label: str, n_bytes: int) -> bytes:
     version = vector["version"]
     context = canonical({name: vector[name] for name in BOUND[version]}).encode("ascii")
     info = b"gradsigns/v%d/" % version + label.encode("ascii") + b"\n" + context
-    key = hkdf_sha256(bytes.fromhex(vector["secret"]), b"gradsigns-lightning/key/v%d" % version, info)
-    return hashlib.shake_256(key).digest(n_bytes)
+    return hashlib.shake_256(hkdf_sha256(secret, b"gradsigns-lightning/key/v%d" % version, info)).digest(n_bytes)
+
+
+def halves(vector) -> tuple[bytes, bytes]:
+    """The secrets that carriers and projection, and all else, are derived from."""
+    secret = bytes.fromhex(vector["secret"])
+    if vector["version"] == 1:
+        return secret, secret
+    if vector["purpose"] == "owner":
+        return stream(vector, secret, "space", SECRET_BYTES), secret
+    return secret[:SECRET_BYTES], secret[SECRET_BYTES:]
+
+
+def secret_of_copy(vector) -> bytes:
+    """What the copy's key holds, from its master's secret."""
+    master, customer = bytes.fromhex(vector["master"]), int.from_bytes(bytes.fromhex(vector["payload"]), "little")
+    if vector["purpose"] == "customer":
+        mark = stream(vector, master, "mark/customers", SECRET_BYTES * (customer + 1))[SECRET_BYTES * customer :]
+    else:
+        mark = stream(vector, master, "mark/messages", SECRET_BYTES)
+    return stream(vector, master, "space", SECRET_BYTES) + mark
 
 
 def bits(data: bytes, count: int) -> list[int]:
@@ -75,13 +95,14 @@ def derived(vector) -> dict:
     """All derived parts of a vector, in plain Python."""
     channels, height, width = vector["input_shape"]
     size = channels * height * width
-    words = stream(vector, "carriers", 8 * size)
+    space, mark = halves(vector)
+    words = stream(vector, space, "carriers", 8 * size)
     ranked = sorted(range(size), key=lambda i: (int.from_bytes(words[8 * i : 8 * i + 8], "little"), i))
     carriers = sorted(ranked[: vector["n_carriers"]])
     n_entries = vector["n_bits"] * vector["n_carriers"]
-    entries = bytes(1 if bit else 255 for bit in bits(stream(vector, "projection", -(-n_entries // 8)), n_entries))
+    entries = bytes(1 if bit else 255 for bit in bits(stream(vector, space, "projection", -(-n_entries // 8)), n_entries))
     committed = {name: vector[name] for name in COMMITTED[vector["version"]]}
-    salt = stream(vector, "commitment-salt", 32)
+    salt = stream(vector, mark, "commitment-salt", 32)
     prefix = b"gradsigns/v%d/commitment\n" % vector["version"]
     return {
         "first_carriers": carriers[:6],
@@ -95,11 +116,8 @@ def derived(vector) -> dict:
 
 def signature(vector) -> list[int]:
     n_bits, n_bytes = vector["n_bits"], -(-vector["n_bits"] // 8)
-    payload = bytes.fromhex(vector["payload"])
-    if vector["purpose"] == "customer":
-        number = int.from_bytes(payload, "little")
-        return bits(stream(vector, "signature/customers", n_bytes * (number + 1))[n_bytes * number :], n_bits)
-    keystream = bits(stream(vector, STREAMS[vector["purpose"]], n_bytes), n_bits)
+    keystream = bits(stream(vector, halves(vector)[1], LABELS[vector["purpose"]], n_bytes), n_bits)
+    payload = b"" if vector["purpose"] == "customer" else bytes.fromhex(vector["payload"])
     return [k ^ p for k, p in zip(keystream, bits(payload.ljust(n_bytes, b"\0"), n_bits), strict=True)]
 
 
@@ -115,6 +133,22 @@ def test_what_is_generated_is_of_the_latest_version():
     secret, payload = (bytes.fromhex(vector[name]) for name in ("secret", "payload"))
     key = WatermarkKey.generate(vector["owner"], **{n: vector[n] for n in names}, secret=secret, payload=payload)
     assert key == key_of(vector)
+
+
+@pytest.mark.parametrize("vector", [v for v in VECTORS if "master" in v], ids=lambda v: v["name"])
+def test_keys_of_copies_follow_from_their_masters(vector):
+    assert secret_of_copy(vector).hex() == vector["secret"]
+    master = key_of({**vector, "purpose": "owner", "payload": "", "secret": vector["master"]})
+    key = master.derive(vector["purpose"], bytes.fromhex(vector["payload"]))
+    assert key == key_of(vector)
+    if vector["purpose"] == "customer":
+        number = int.from_bytes(bytes.fromhex(vector["payload"]), "little")
+        assert packed(master.customer_signatures(number + 1)[number].tolist()).hex() == vector["signature"]
+
+
+def test_there_is_a_vector_of_every_version_and_purpose():
+    assert {(v["version"], v["purpose"]) for v in VECTORS} == {(1, "owner"), *((2, purpose) for purpose in LABELS)}
+    assert [v["name"] for v in VECTORS if "master" in v] == [v["name"] for v in VECTORS if v["purpose"] != "owner"]
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["name"])

@@ -196,16 +196,30 @@ def test_a_key_of_version_1_is_written_and_read(tmp_path):
         (file_of(payload=np.frombuffer(b"b", np.uint8)), "does not match its own commitment"),
         (file_of(payload=np.zeros(9, np.uint8)), "parameters in key file"),
         (file_of(secret=np.zeros(31, np.uint8)), "something else"),
+        (file_of(secret=np.zeros(64, np.uint8)), "parameters in key file"),
         (file_of(secret=np.zeros((4, 8), np.uint8)), "something else"),
         (file_of(secret=np.zeros(8, np.float32)), "something else"),
         (b"\0" * ((1 << 20) + 1), "at most 1048576 bytes"),
     ],
-    ids=range(24),
+    ids=range(25),
 )
 def test_files_that_are_no_key_are_refused(path, data, message):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=message):
         WatermarkKey.load(path)
+
+
+@pytest.mark.parametrize(("purpose", "payload"), [("customer", b"\1\2"), ("message", b"a")])
+def test_keys_of_copies_come_back_and_not_with_half_their_secret(path, purpose, payload):
+    key = KEY.derive(purpose, payload)
+    key.save(path, overwrite=True)
+    assert WatermarkKey.load(path) == key
+    assert KEY._secret.reveal() not in path.read_bytes()
+    entries = {"commitment": key.commitment, "key": json.dumps(key.to_public_dict()), "payload": np.frombuffer(payload, np.uint8)}
+    secret = np.frombuffer(key._secret.reveal(), np.uint8)
+    assert outcome(path, file_of(**entries, secret=secret)) == key
+    for wrong in (secret[:32], secret[32:], secret[:63], np.zeros(65, np.uint8), secret[::-1].copy(), np.roll(secret, 32)):
+        assert outcome(path, file_of(**entries, secret=wrong)) is None
 
 
 @pytest.mark.parametrize("dtype", ["BOOL", "I8", "F4", "F8_E4M3", "F8_E5M2", "BF16", "F16", "I64", "C64", "U9"])

@@ -94,6 +94,48 @@ def test_signatures_of_copies_have_nothing_in_common():
     assert abs(customers.mean() - 0.5) < 0.005
 
 
+LABELS = ("space", "mark/customers", "mark/messages", "signature", "signature/customer", "signature/message")
+
+
+def signatures_from(opened: dict):
+    """All signatures that follow from an opened key when what it holds is taken for a secret, or for bits, in any place."""
+    secret, public = bytes.fromhex(opened["secret"]), opened["public"]
+    pieces = {secret[i : i + 32] for i in range(len(secret) - 31)}
+    pieces.add(bytes(a ^ b for a, b in zip(secret[:32], secret[-32:], strict=True)))
+    for label in LABELS:  # and what the format derives from the halves
+        for half in (secret[:32], secret[-32:]):
+            pieces.add(key_from(half, public)._mark.bytes(label, 32))
+    for piece in pieces:
+        key = key_from(piece, public)
+        yield from (key._mark.bits(label, 128) for label in LABELS)
+        yield from (as_bits(piece[:16]), as_bits(piece[16:]))
+    for half in (secret[:32], secret[-32:]):
+        master = key_from(half, public)
+        yield from (*master.customer_signatures(200), blank_message_key(master).signature.numpy())
+
+
+def key_from(secret: bytes, public: dict) -> WatermarkKey:
+    return WatermarkKey.from_parts({**public, "purpose": "owner"}, payload=b"", secret=secret)
+
+
+@pytest.mark.parametrize("opened", [customer_key(MASTER, 17), message_key(MASTER, "v2.1")], ids=["customer", "message"])
+def test_who_opens_a_copys_key_opens_no_other(opened):
+    known = opened.reveal()
+    assert MASTER.reveal()["secret"] not in str(known)
+    followed = np.array(list(signatures_from(known)))
+    assert len(followed) > 400
+    for customer, signature in enumerate((*MASTER.customer_signatures(200), MASTER.signature.numpy())):
+        nearest = (followed != signature).sum(1).min()
+        assert nearest == 0 if opened.purpose == "customer" and customer == 17 else nearest > 25, customer
+
+
+def test_the_search_for_other_signatures_can_find_them():
+    """In what a master holds, they are."""
+    followed = np.array(list(signatures_from(MASTER.reveal())))
+    for signature in (*MASTER.customer_signatures(200), MASTER.signature.numpy()):
+        assert (followed != signature).sum(1).min() == 0
+
+
 def test_no_customer_has_the_masters_or_a_messages_signature():
     assert not torch.equal(customer_key(MASTER, 0).signature, MASTER.signature)
     assert not torch.equal(message_key(MASTER, "").signature, MASTER.signature)
@@ -140,9 +182,11 @@ def test_freedom_counts_what_could_be_chosen():
     assert freedom(MASTER.with_payload(bytes(range(16)))) == 128  # a free payload: every bit of the signature
     assert freedom(MASTER.with_payload(b"x")) == 8
     assert freedom(MASTER.with_payload(NUMBERS.encode(b"ab"))) == 8 * 16  # only what says that it is a code is one
-    assert freedom(customer_key(MASTER, 7)) == 16 + 1
-    assert freedom(message_key(MASTER, "v2.1")) == 32 + 1
-    assert freedom(blank_message_key(MASTER, bytes(range(16)))) == 128 + 1  # no codeword
+    assert freedom(customer_key(MASTER, 7)) == 17  # secrets of copies are quick to try; the number chooses nothing
+    assert freedom(message_key(MASTER, "v2.1")) == 32 + 17
+    assert freedom(blank_message_key(MASTER, bytes(range(16)))) == 128 + 17  # no codeword
+    assert freedom(blank_message_key(MASTER)) == 17
+    assert freedom(blank_message_key(SHORT, b"a")) == 8 + 17
     assert freedom(OLD.with_payload(bytes(range(4)))) == 32
 
 

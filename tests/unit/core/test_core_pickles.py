@@ -110,5 +110,5 @@ def test_what_was_cut_off_is_refused(cut):
     ],
 )
 def test_steps_that_do_not_fit_are_damage(steps):
-    with pytest.raises(ValueError, match="damaged|filled like"):
+    with pytest.raises(ValueError, match=r"damaged|filled like"):
         PickleWalk(steps).outline()

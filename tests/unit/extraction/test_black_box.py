@@ -207,7 +207,7 @@ def test_the_published_estimator_costs_more(model):
 
 
 def test_long_keys_are_folded_into_blocks(planted):
-    key = key_number(9, n_bits=128)
+    key = key_number(8, n_bits=128)
     predict = probabilities(planted(key))
     blocks, rows = (verify_api(predict, key, IMAGES, estimator=estimator) for estimator in ("blocks", "rows"))
     assert (blocks.verdict, rows.verdict) == ("owned", "owned")
