@@ -34,3 +34,15 @@ def global_mean(local_sum: Tensor, local_count: Tensor, *, world_size: int) -> T
     dist.all_reduce(packed)
     count = packed[-1].clamp_min(1)
     return (packed[:-1] + world_size * (local_sum - local_sum.detach())) / count
+
+
+def average(tensors: list[Tensor], *, world_size: int) -> None:
+    """Put the mean over all ranks in the place of each tensor; all ranks have the same ones."""
+    if world_size == 1:
+        return
+    for dtype in {tensor.dtype for tensor in tensors}:
+        alike = [tensor for tensor in tensors if tensor.dtype is dtype]
+        flat = torch.cat([tensor.flatten() for tensor in alike]) / world_size
+        dist.all_reduce(flat)
+        for tensor, part in zip(alike, torch.split(flat, [tensor.numel() for tensor in alike]), strict=True):
+            tensor.copy_(part.view_as(tensor))

@@ -16,7 +16,13 @@ from gradsigns_lightning.core.signature import SignatureProjector
 
 
 class Objective(Protocol):
-    """Maps the mean gradient at the carriers, shape ``(c,)``, to a scalar that is small when the bits are right."""
+    """Maps the mean gradient at the carriers, shape ``(c,)``, to a scalar that is small when the bits are right.
+
+    Attributes:
+        of_directions: whether every image's gradient is brought to unit length before the mean is taken, as in reading.
+    """
+
+    of_directions: bool
 
     def __call__(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
         """Return the objective, a scalar."""
@@ -44,6 +50,7 @@ class MarginObjective:
     """
 
     margin: float = 1.0
+    of_directions = True
 
     def __post_init__(self) -> None:
         if check_number("margin", self.margin, minimum=0) == 0:
@@ -77,6 +84,8 @@ class MarginObjective:
 @dataclass(frozen=True)
 class PaperObjective:
     """Binary cross-entropy of sigmoid(E g), the published objective (GradSigns, MLSys 2021, section 3.2)."""
+
+    of_directions = False
 
     def __call__(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
         """Return the objective, a scalar."""

@@ -37,29 +37,55 @@ class StrengthSchedule:
 
 @dataclass(frozen=True)
 class Cadence:
-    """Embed every ``every_n_steps`` optimizer steps; back off while all margins hold.
+    """Embed every ``every_n_steps`` optimizer steps; more often while bits are missing, more rarely while all margins hold.
 
     Args:
-        every_n_steps: interval between embedding steps while bits are missing, at least 1.
+        every_n_steps: interval between embedding steps, at least 1.
         max_backoff: factor by which the interval may grow (it doubles each time that nothing is left to embed and falls back at
             once when a margin is lost), at least 1; 1 never backs off.
+        max_hurry: factor by which it may shrink (it halves each time that a bit is missing), at least 1; 1 never hurries.
+        growth: the interval is at most this share of the steps since embedding began, so that a training may end at any time;
+            above 0, at most 1; None for a fixed interval.
     """
 
     every_n_steps: int = 80
     max_backoff: int = 4
+    max_hurry: int = 1
+    growth: float | None = None
 
     def __post_init__(self) -> None:
         check_int("every_n_steps", self.every_n_steps, minimum=1)
         check_int("max_backoff", self.max_backoff, minimum=1)
+        check_int("max_hurry", self.max_hurry, minimum=1)
+        if self.growth is not None and not 0 < check_number("growth", self.growth) <= 1:
+            raise ValueError(f"`growth` must be above 0 and at most 1, got {self.growth}.")
 
     @classmethod
-    def for_training_of(cls, n_steps: float) -> Cadence:
-        """Return the default cadence for a training of ``n_steps`` optimizer steps (infinity if unknown).
+    def following(cls) -> Cadence:
+        """Return the default cadence, which follows the training: every 80 steps from 2,000 on, in the beginning more often."""
+        return cls(max_hurry=8, growth=0.04)
 
-        Every 80 steps costs less than two percent of time; short trainings embed more often, to have some 70 embedding steps.
+    def interval(self, steps: int, factor: float) -> int:
+        """Return the interval to the next embedding step.
+
+        Args:
+            steps: optimizer steps since embedding began.
+            factor: how much longer than usual, of :meth:`next_factor`.
         """
-        return cls(every_n_steps=int(min(max(n_steps / 70, 1), 80)))
+        usual = self.every_n_steps if self.growth is None else min(self.every_n_steps, max(1.0, self.growth * steps))
+        return max(1, int(usual * factor))
 
-    def next_interval(self, interval: int, *, satisfied: bool) -> int:
-        """Return the interval to the next embedding step."""
-        return min(2 * interval, self.every_n_steps * self.max_backoff) if satisfied else self.every_n_steps
+    def next_factor(self, factor: float, *, missing: bool, safe: bool, satisfied: bool) -> float:
+        """Return how much longer than usual the next interval is.
+
+        Args:
+            factor: that of the last interval.
+            missing: a bit was wrong, or nearly.
+            safe: no bit was near.
+            satisfied: nothing was left to embed.
+        """
+        if missing:
+            return max(min(factor, 1.0) / 2, 1 / self.max_hurry)
+        if satisfied:
+            return min(2 * factor, float(self.max_backoff))
+        return min(2 * factor, 1.0) if safe else min(factor, 1.0)

@@ -24,7 +24,7 @@ class SignatureProjector:
 
     Attributes:
         carriers: indices into the flattened input, shape ``(c,)``, int64.
-        inverse_std: ``1 / input_std`` at every carrier, shape ``(c,)``; turns gradients with respect to the normalised input
+        inverse_std: ``1 / input_std`` at every input, shape ``(C*H*W,)``; turns gradients with respect to the normalised input
             into gradients with respect to raw pixels (chain rule).
         projection: matrix E, shape ``(N, c)``, floating point.
         signs: ``2 b - 1``, shape ``(N,)``, floating point.
@@ -44,16 +44,26 @@ class SignatureProjector:
         carriers = key.carriers.to(device)
         return cls(
             carriers=carriers,
-            inverse_std=channel_values(key.input_std, key, device=device, dtype=dtype).reciprocal()[carriers],
+            inverse_std=channel_values(key.input_std, key, device=device, dtype=dtype).reciprocal(),
             projection=key.projection.to(device=device, dtype=dtype),
             signs=key.signature.to(device=device, dtype=dtype) * 2 - 1,
         )
 
-    def carrier_gradient(self, gradient: Tensor) -> Tensor:
-        """Return the raw-pixel gradient at the carriers; ``(..., C, H, W)`` or ``(..., C*H*W)`` in, ``(..., c)`` out."""
-        size = self.carriers.numel()
-        flat = gradient.flatten(-3) if gradient.ndim >= 3 else gradient
-        return (flat[..., self.carriers] * self.inverse_std).view(*flat.shape[:-1], size)
+    def raw(self, gradients: Tensor) -> Tensor:
+        """Return gradients with respect to raw pixels, ``(n, ...)`` in, ``(n, C*H*W)`` out."""
+        return gradients.flatten(1) * self.inverse_std
+
+    def directions(self, gradients: Tensor) -> Tensor:
+        """Return every image's raw-pixel gradient at unit length, ``(n, ...)`` in, ``(n, C*H*W)`` out; zero stays zero.
+
+        In the plain mean of a trained classifier the few images that it is not sure of outweigh all others: the gradient of
+        -log p has the factor 1 - p.
+        """
+        return unit(self.raw(gradients))
+
+    def carrier_gradient(self, mean: Tensor) -> Tensor:
+        """Return a raw-pixel gradient ``(C, H, W)`` or ``(C*H*W,)`` at the carriers, ``(c,)``."""
+        return mean.flatten()[self.carriers]
 
     def project(self, carrier_gradient: Tensor) -> Tensor:
         """Return z = E g / ||g||, shape ``(N,)``; all zero when g is zero.
@@ -73,13 +83,13 @@ def project(key: SignatureKey, carried: Tensor) -> Tensor:
     return torch.cat([part.to(carried.dtype) @ carried for part in parts])
 
 
-def unit(vector: Tensor) -> Tensor:
-    """Return ``vector`` of unit length, or zero if it is zero."""
+def unit(vectors: Tensor) -> Tensor:
+    """Return vectors ``(..., n)`` of unit length, or zero where they are zero."""
     # Scaled first, because a confident model's gradients underflow when squared. Not by an epsilon: the derivative at zero would
     # overflow, and 0 * inf is what an empty batch would train on.
-    largest = vector.detach().abs().amax()
-    scaled = vector / torch.where(largest > 0, largest, 1)
-    length = torch.linalg.vector_norm(scaled)
+    largest = vectors.detach().abs().amax(-1, keepdim=True)
+    scaled = vectors / torch.where(largest > 0, largest, 1)
+    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     return scaled / torch.where(length > 0, length, 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gradsigns_lightning.core.buffer import TargetBuffer
 from gradsigns_lightning.core.checks import check_instance, check_int, check_number
 from gradsigns_lightning.core.distributed import global_mean, on_all_ranks
+from gradsigns_lightning.core.dose import TaskGradient, total_length
 from gradsigns_lightning.core.engines import AUTO, Engine, differentiated, make_engines, probe
 from gradsigns_lightning.core.engines.probe import N_IMAGES
 from gradsigns_lightning.core.frozen import frozen_statistics
@@ -21,7 +23,9 @@ from gradsigns_lightning.core.objective import Objective, make_objective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
 from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, pixel_scale
 
+DEFAULT_STRENGTH = 2.0
 _SLACK = 0.1  # of the range of raw pixels: what an augmentation may add
+_MISSING, _SAFE = 0.1, 0.5  # of the margin asked for: a bit below is as good as wrong, none below is safe
 _LEAST_MOMENTUM = 0.05  # of batch normalisation, whose statistics then describe the weights of 20 steps before
 
 
@@ -30,11 +34,12 @@ class Watermarker:
 
     Args:
         key: the owner's key.
-        strength: schedule of the embedding strength, or a number for a constant one.
+        strength: schedule of the embedding strength, or a number for a constant one: the length of the mark's gradient in a step
+            that embeds, in lengths of the task's gradient.
         objective: ``"margin"``, ``"paper"`` or an object of that protocol.
         engine: ``"auto"``, ``"double_backward"``, ``"forward_over_reverse"``, ``"finite_difference"``, or an object of that
             protocol.
-        cadence: interval between embedding steps, or a number of optimizer steps.
+        cadence: interval between embedding steps, or a number of optimizer steps; by default :meth:`Cadence.following`.
         n_images: images of the target class in one embedding step, on each rank; at least 1.
         momentum: share of the previous embedding steps' mean gradient in the one that is held to the bits, 0 up to 1
             (exclusive); what counts is the class's mean, of which one small batch is a noisy sample.
@@ -46,10 +51,10 @@ class Watermarker:
         self,
         key: WatermarkKey,
         *,
-        strength: float | StrengthSchedule = 0.4,
+        strength: float | StrengthSchedule = DEFAULT_STRENGTH,
         objective: str | Objective = "margin",
         engine: str | Engine = AUTO,
-        cadence: int | Cadence = 80,
+        cadence: int | Cadence | None = None,
         n_images: int = 32,
         momentum: float = 0.5,
         carrier_layer: str | None = None,
@@ -63,11 +68,12 @@ class Watermarker:
         self.engine = self.engines[0]
         self.engine_name = engine if isinstance(engine, str) else engine.name
         self.carrier_layer = carrier_layer
-        self.cadence = cadence if isinstance(cadence, Cadence) else Cadence(cadence)
+        self.cadence = Cadence.following() if cadence is None else cadence if isinstance(cadence, Cadence) else Cadence(cadence)
         self.momentum = check_number("momentum", momentum, minimum=0)
         if momentum >= 1:
             raise ValueError(f"`momentum` must be in [0, 1), got {momentum}.")
         self.buffer = TargetBuffer(check_int("n_images", n_images, minimum=1), key.target_class)
+        self.task = TaskGradient()
         self._projector: SignatureProjector | None = None
         self.reset()
 
@@ -78,16 +84,12 @@ class Watermarker:
         self.n_spoilt: Tensor | int = 0  # of them, those whose gradients were not finite; on the device
         self._first_step: int | None = None
         self._last_step: int | None = None
-        self._interval = self.cadence.every_n_steps
-        self._satisfied: Tensor | None = None  # read one interval later, when the device has long computed it
+        self._factor = 1.0  # how much longer the interval is than usual
+        self._state: Tensor | None = None  # of the bits; read one interval later, when the device has long computed it
+        self._own: Tensor | None = None  # length of the objective's own gradient, where it is known afterwards only
         self._before: tuple[int | None, int | None, Tensor | None, Tensor | None, Tensor | int] = (None, None, None, None, 0)
+        self.task.reset()
         self._mean_gradient: Tensor | None = None  # over the whole input: a saved one must not tell where the carriers are
-
-    def set_cadence(self, cadence: Cadence) -> None:
-        """Take another cadence; an interval that has already been grown or restored stays."""
-        self.cadence = cadence
-        if self._first_step is None:
-            self._interval = cadence.every_n_steps
 
     def observe(self, images: Tensor, labels: Tensor, *, step: int) -> None:
         """Keep the target class's images of one batch of optimizer step ``step``; see :meth:`check_batch`.
@@ -98,10 +100,23 @@ class Watermarker:
         self.check_batch(images, labels)
         if self._last_step is not None and step < self._last_step:
             self._first_step = self._last_step = None
-        interval = self.cadence.every_n_steps
-        window = max(interval // 10, 5)
-        if self._last_step is None or step >= self._last_step + interval - window:
+        if self._is_near(step):
             self.buffer.push(images, labels)
+
+    def observe_gradients(self, optimizer: int, parameters: Iterable[nn.Parameter], *, step: int, sharded: bool = False) -> None:
+        """Look at the task's gradient right before optimizer step ``step``, if the next embedding step is near.
+
+        Args:
+            optimizer: which of the training's optimizers it is.
+            parameters: those of the optimizer; their gradients are neither scaled nor clipped.
+            step: optimizer step.
+            sharded: parameters are sharded over the ranks, all of which must call.
+        """
+        if step == self._last_step:
+            if sharded:
+                self._note_own(optimizer, parameters)
+        elif self._is_near(step):
+            self.task.note(optimizer, parameters, sharded=sharded)
 
     def check_batch(self, images: Tensor, labels: Tensor) -> None:
         """Refuse a batch that is not floating-point images ``(n, C, H, W)`` and classes ``(n,)``.
@@ -132,14 +147,14 @@ class Watermarker:
 
     def is_due(self, *, step: int, epoch: int) -> bool:
         """Return whether optimizer step ``step`` of ``epoch`` embeds; the same answer on all ranks."""
-        if self.buffer.images is None or self.strength_at(step=step, epoch=epoch) == 0:
+        if self.buffer.images is None or not self.task.n_noted or self.strength_at(step=step, epoch=epoch) == 0:
             return False
         if self._last_step is None:
             return True
-        if step < self._last_step + self.cadence.every_n_steps:
+        if step < self._earliest():
             return False
-        self._settle_interval()
-        return step >= self._last_step + self._interval
+        self._settle()
+        return step >= self._last_step + self._interval(self._factor)
 
     def prepare(
         self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, *, world_size: int = 1, sharded: bool = False
@@ -180,7 +195,9 @@ class Watermarker:
         world_size: int = 1,
         sharded: bool = False,
     ) -> Tensor:
-        """Return strength times embedding loss, a scalar to be added to the task's loss at this optimizer step.
+        """Return the embedding loss, a scalar to be added to the task's loss at this optimizer step.
+
+        It is scaled so that its gradient has ``strength`` times the length of the task's.
 
         Its gradients are computed here and handed out by its ``backward()``; no graph of the network stays in memory.
 
@@ -196,24 +213,29 @@ class Watermarker:
         images, valid = self.buffer.images, self.buffer.valid
         assert images is not None, "observe() comes before loss()"
         assert valid is not None, "observe() comes before loss()"
-        strength = self.strength_at(step=step, epoch=epoch)
-        self._before = (self._first_step, self._last_step, self._satisfied, self._mean_gradient, self.n_spoilt)
+        self._before = (self._first_step, self._last_step, self._state, self._mean_gradient, self.n_spoilt)
         self._first_step = step if self._first_step is None else self._first_step
         self._last_step = step
 
         def objective(gradients: Tensor) -> Tensor:
             weights = valid.to(gradients.dtype)
             projector = self.projector(gradients.device, gradients.dtype)
-            mean = global_mean(weights @ gradients.flatten(1), weights.sum(), world_size=world_size)
+            rows = projector.directions(gradients) if self.objective.of_directions else projector.raw(gradients)
+            mean = global_mean(weights @ rows, weights.sum(), world_size=world_size)
             held = projector.carrier_gradient(self._smooth(mean))
-            self._satisfied = self.objective.satisfied(held.detach(), projector)
+            self._state = self._state_of(held.detach(), projector)
             # Without an image on any rank there is no gradient and nothing to hold.
             return self.objective(held, projector) * (mean.detach() != 0).any()
 
+        length = self.strength_at(step=step, epoch=epoch) * self.task.length().to(images.device)
         with frozen_statistics(module):
             inputs, logits_fn = carrier_inputs(module, logits_fn, images, self.key.input_shape, self.carrier_layer)
-            loss = strength * self.engine.embed(module, logits_fn, inputs, self.key.target_class, objective).surrogate
-            loss = loss if sharded else differentiated(loss, module)
+            loss = self.engine.embed(module, logits_fn, inputs, self.key.target_class, objective).surrogate
+            if sharded:
+                self._scale = length / (torch.ones_like(length) if self._own is None else self._own)
+                loss = loss * self._scale.to(loss.dtype)
+            else:
+                loss = differentiated(loss, module, length=length, world_size=world_size)
         self.n_embedded += 1
         self.n_spoilt = self.n_spoilt + loss.detach().isnan()
         return loss.nan_to_num(nan=0.0)
@@ -221,7 +243,7 @@ class Watermarker:
     def take_back(self) -> None:
         """Forget the last :meth:`loss`, which nobody used: the next batch is asked to embed in its place."""
         self.n_embedded -= 1
-        self._first_step, self._last_step, self._satisfied, self._mean_gradient, self.n_spoilt = self._before
+        self._first_step, self._last_step, self._state, self._mean_gradient, self.n_spoilt = self._before
 
     def projector(self, device: torch.device, dtype: torch.dtype) -> SignatureProjector:
         """Return the key's tensors on ``device``, derived once."""
@@ -231,19 +253,21 @@ class Watermarker:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of schedule and cadence as plain types and one tensor that tells nothing about the key."""
-        self._settle_interval()
+        self._settle()
         return {
             "first_step": self._first_step,
             "last_step": self._last_step,
-            "interval": self._interval,
+            "factor": self._factor,
+            "task_gradient": self.task.state_dict(),
             "mean_gradient": None if self._mean_gradient is None else self._mean_gradient.cpu(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave; the buffer fills again from the stream."""
         self._first_step, self._last_step = state["first_step"], state["last_step"]
-        self._interval = state["interval"]
-        self._satisfied = None
+        self._factor = state["factor"]
+        self._state = None
+        self.task.load_state_dict(state["task_gradient"])
         self._mean_gradient = state["mean_gradient"]
 
     def _smooth(self, mean: Tensor) -> Tensor:
@@ -256,10 +280,45 @@ class Watermarker:
         self._mean_gradient = torch.where(new.isfinite().all(), smoothed, torch.zeros_like(new) if previous is None else previous)
         return smoothed + (mean - new)
 
-    def _settle_interval(self) -> None:
-        if self._satisfied is not None:
-            self._interval = self.cadence.next_interval(self._interval, satisfied=bool(self._satisfied))
-            self._satisfied = None
+    def _interval(self, factor: float) -> int:
+        assert self._first_step is not None
+        assert self._last_step is not None
+        return self.cadence.interval(self._last_step - self._first_step, factor)
+
+    def _earliest(self) -> int:
+        """Return the first step that may embed, whatever the last one is found to have left."""
+        assert self._last_step is not None
+        factor = self._factor
+        if self._state is not None:
+            factor = self.cadence.next_factor(factor, missing=True, safe=False, satisfied=False)
+        return self._last_step + self._interval(factor)
+
+    def _is_near(self, step: int) -> bool:
+        """Return whether the next embedding step is so near that images and the task's gradient count; the others are free."""
+        if self._last_step is None:
+            return True
+        earliest = self._earliest()
+        return step >= earliest - max((earliest - self._last_step) // 10, 5)
+
+    def _state_of(self, held: Tensor, projector: SignatureProjector) -> Tensor:
+        """Return whether a bit is missing, all are safe, and nothing is left to embed; shape ``(3,)``, bool."""
+        smallest = (projector.signs * projector.project(held)).min() / getattr(self.objective, "margin", 1.0)
+        return torch.stack([smallest < _MISSING, smallest >= _SAFE, self.objective.satisfied(held, projector)])
+
+    def _settle(self) -> None:
+        if self._state is not None:
+            missing, safe, satisfied = self._state.tolist()
+            self._factor = self.cadence.next_factor(self._factor, missing=missing, safe=safe, satisfied=satisfied)
+            self._state = None
+
+    def _note_own(self, optimizer: int, parameters: Iterable[nn.Parameter]) -> None:
+        """Find the length of the objective's own gradient where it comes with the task's, which is about at right angles."""
+        both = total_length([p.grad for p in parameters if p.grad is not None], sharded=True)
+        if both is None or self.task.n_noted == 0:
+            return
+        own = (both.square() - self.task.length().to(both).square()).clamp_min(0).sqrt() / self._scale.to(both)
+        before = torch.ones_like(own) if self._own is None else self._own
+        self._own = torch.where(own.isfinite() & (own > 0), own, before)
 
 
 def _warn_of_scale(images: Tensor, key: WatermarkKey) -> None:

@@ -133,9 +133,10 @@ def _mean_gradient(
     batch_size: int | None,
     carrier_layer: str | None = None,
 ) -> tuple[Tensor, float]:
-    """Return the mean raw-pixel gradient in float64, flat, and the share of images that the model takes for the target class."""
+    """Return the mean direction of the images' raw-pixel gradients, flat, and the share taken for the target class."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    total = torch.zeros(key.input_shape, dtype=torch.float64)
+    inverse_std = channel_values(key.input_std, key, device="cpu", dtype=torch.float64).reciprocal()
+    total = torch.zeros_like(inverse_std)
     n_target = 0
 
     def counted(logits_of: LogitsFn, inputs: Tensor) -> Tensor:
@@ -156,9 +157,8 @@ def _mean_gradient(
         for batch in torch.split(images, batch_size):
             gradient = gradients_of(batch, counted)
             # Not in place: `total` may be an inference tensor.
-            total = total + gradient.double().sum(0).cpu().view(key.input_shape)
-    inverse_std = channel_values(key.input_std, key, device="cpu", dtype=total.dtype).reciprocal()
-    return total.flatten() / images.shape[0] * inverse_std, n_target / images.shape[0]
+            total = total + unit(gradient.double().cpu().flatten(1) * inverse_std).sum(0)
+    return total / images.shape[0], n_target / images.shape[0]
 
 
 def _pass_size(model: nn.Module, pass_one_image: Callable[[], Tensor]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 import weakref
 from typing import Any
@@ -17,7 +16,7 @@ from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
 from gradsigns_lightning.core.text import printable
-from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.core.watermarker import DEFAULT_STRENGTH, Watermarker
 from gradsigns_lightning.integration.batches import images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
@@ -40,12 +39,13 @@ class GradSigns(Callback):
 
     Args:
         key: the owner's key; batches hold inputs normalised as its ``input_mean`` and ``input_std`` say.
-        strength: weight of the embedding loss, or a schedule; 0 trains exactly as without the callback.
+        strength: length of the mark's gradient in an embedding step, in lengths of the task's gradient, or a schedule; 0 trains
+            exactly as without the callback.
         objective: ``"margin"``, ``"paper"``, or an objective.
         engine: ``"auto"`` (the first that works on this model and strategy), ``"double_backward"``, ``"forward_over_reverse"``,
             ``"finite_difference"``, or an engine.
-        cadence: optimizer steps from one embedding step to the next, or a cadence with its back-off; by default every 80 steps,
-            more often in a training of fewer than 5,600 steps.
+        cadence: optimizer steps from one embedding step to the next, or a cadence; by default every 80 steps, in the first 2,000
+            and while bits are missing more often (:meth:`Cadence.following`).
         n_images: images of the target class in one embedding step, on each rank.
         momentum: share of earlier embedding steps in the mean gradient that is held to the bits, 0 up to 1 (exclusive).
         n_val_images: held-out images of the target class that the mark is read on in each validation, on each rank; 0 turns
@@ -67,7 +67,7 @@ class GradSigns(Callback):
         self,
         key: WatermarkKey,
         *,
-        strength: float | StrengthSchedule = 0.4,
+        strength: float | StrengthSchedule = DEFAULT_STRENGTH,
         objective: str | Objective = "margin",
         engine: str | Engine = AUTO,
         cadence: int | Cadence | None = None,
@@ -82,20 +82,18 @@ class GradSigns(Callback):
             strength=strength,
             objective=objective,
             engine=engine,
-            cadence=Cadence() if cadence is None else cadence,
+            cadence=cadence,
             n_images=n_images,
             momentum=momentum,
             carrier_layer=carrier_layer,
         )
         self.key = key
-        self._cadence_from_length = cadence is None
         self.name = name
         self.reader = HeldOutReader(
             key, self.watermarker.projector, check_int("n_val_images", n_val_images, minimum=0), carrier_layer
         )
         self._patch: StepPatch | None = None
         self._prepared = False
-        self._length_unknown = False
         self._last_seen: tuple[int, weakref.ref[Tensor]] | None = None
         self._warned = False
 
@@ -118,7 +116,7 @@ class GradSigns(Callback):
         return pl_module(images)  # type: ignore[no-any-return]
 
     def embedding_loss(self, trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
-        """Return strength times embedding loss if this batch opens an optimizer step that embeds, else None.
+        """Return the embedding loss if this batch opens an optimizer step that embeds, else None.
 
         The step's first batch carries the whole term, times the number of accumulated batches by which Lightning divides, so that
         gradient accumulation changes nothing.
@@ -129,9 +127,6 @@ class GradSigns(Callback):
         images, labels = self.images_and_labels(batch)
         if pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1:
             self._refuse_second_evaluation(images, step)
-        if self._length_unknown:
-            # As often as a training that ends here would have embedded.
-            marker.set_cadence(Cadence.for_training_of(step))
         marker.observe(images, labels, step=step)
         if not self._prepared:
             sharded = is_sharded(trainer)
@@ -171,8 +166,6 @@ class GradSigns(Callback):
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get(CHECKPOINT_ENTRY, {}).get(self.name)
         now = self._public_settings()
-        if self._cadence_from_length:
-            del now["cadence"]  # the training's length is not known yet, and a longer one is no other setting
         changed = (
             [f"{k}: {printable(str(saved.get(k)), limit=80)} -> {now[k]}" for k in now if saved.get(k) != now[k]] if saved else []
         )
@@ -197,16 +190,20 @@ class GradSigns(Callback):
         self._prepared = False
         self._last_seen = None
         check_compatible(trainer, pl_module, self.watermarker)
-        if self._cadence_from_length:
-            n_steps = trainer.estimated_stepping_batches
-            self._length_unknown = not 0 < n_steps < math.inf  # a loader without length
-            self.watermarker.set_cadence(Cadence.for_training_of(trainer.global_step if self._length_unknown else n_steps))
         self._unpatch()  # of a fit that ended without telling
         if pl_module.automatic_optimization:
             self._patch = StepPatch(
                 pl_module, lambda batch: self.embedding_loss(trainer, pl_module, batch), self.watermarker.take_back
             )
         prepare_loggers(trainer, self.name, self._public_settings())
+
+    @override
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        # Here gradients are whole, unscaled and not clipped yet.
+        if self._prepared:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            which = next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
+            self.watermarker.observe_gradients(which, parameters, step=trainer.global_step, sharded=is_sharded(trainer))
 
     @override
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:

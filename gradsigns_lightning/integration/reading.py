@@ -71,7 +71,8 @@ class HeldOutReader:
         with gradients_enabled(), frozen_statistics(module), twice_differentiable_kernels(module, chosen.device.type):
             inputs, logits_fn = carrier_inputs(module, logits_fn, chosen, self.key.input_shape, self.carrier_layer)
             gradients = input_gradients(logits_fn, inputs, self.key.target_class)
-        self._gradient.update(gradients[:n_chosen].view(-1, *self.key.input_shape))
+            directions = self._projector(gradients.device, gradients.dtype).directions(gradients[:n_chosen])
+        self._gradient.update(directions.view(-1, *self.key.input_shape))
 
     def finish(self) -> dict[str, Tensor] | None:
         """Return the figures over all ranks, or None if the gradient is all zero or not finite."""

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gradsigns_lightning.core.distributed import average
+from gradsigns_lightning.core.dose import total_length
 from gradsigns_lightning.core.frozen import derivative, twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn
 
@@ -84,24 +86,33 @@ def with_value(value: Tensor, slope: Tensor) -> EmbeddingLoss:
     return EmbeddingLoss(value=value, surrogate=slope + (value - slope).detach())
 
 
-def differentiated(loss: Tensor, module: nn.Module) -> Tensor:
-    """Return a scalar equal to ``loss`` that has its gradients with it and no graph of the network.
+def differentiated(loss: Tensor, module: nn.Module, *, length: Tensor, world_size: int = 1) -> Tensor:
+    """Return ``loss`` times the factor that gives its gradients the length asked for, with them and without the network's graph.
 
     Two networks' worth of activations need not be in memory at once then, and the gradients are computed in full precision, with
     the kernels and the frozen statistics of the embedding pass. If one of them is not finite (the second derivative of a norm at
     zero), all are zero and the value is NaN, so that the step embeds nothing and spoils nothing.
+
+    Args:
+        loss: what is differentiated, scalar.
+        module: whose parameters it is differentiated by.
+        length: Euclidean length of all gradients together, scalar.
+        world_size: number of data-parallel ranks; the gradients are those of all ranks.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     with twice_differentiable_kernels(module, loss.device.type), _hooks_set_aside(parameters):
         gradients = derivative(loss, parameters)
     reached = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
     dense = [g for g in reached.values() if g.layout is torch.strided]
-    # One operation a parameter: a sum is finite only if all that it adds is.
-    sums = [g.sum(dtype=torch.promote_types(g.dtype, torch.float32)).to(loss.dtype) for g in dense]
-    finite = torch.stack([loss.detach(), *sums]).isfinite().all()
-    kept = [torch.where(finite, g, 0) if g.layout is torch.strided else g for g in reached.values()]
+    average(dense, world_size=world_size)
+    own = total_length(dense)
+    own = loss.detach().float().abs() if own is None else own
+    finite = loss.detach().isfinite() & own.isfinite()
+    factor = torch.where(finite & (own > 0), length.to(own) / torch.where(own > 0, own, 1), 0)
+    usable = [torch.where(finite, g, 0) if g.layout is torch.strided else g for g in reached.values()]
+    kept = [g * factor.to(g.dtype) for g in usable]
     apply: Any = _Differentiated.apply  # torch's annotations differ from version to version
-    combined: Tensor = apply(torch.where(finite, loss.detach(), torch.nan), kept, *reached)
+    combined: Tensor = apply(torch.where(finite, loss.detach() * factor.to(loss.dtype), torch.nan), kept, *reached)
     return combined
 
 

@@ -1,0 +1,85 @@
+"""How long the mark's gradient is: a share of the task's, so that a strength means the same in every training.
+
+Scaling the task's loss by any factor scales its gradient, and the mark's with it; what an optimizer makes of the one it makes
+of the other. Nothing here is read back to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_KEPT = 0.9  # of the earlier steps' norms, with each new one
+
+
+class TaskGradient:
+    """The length of the task's gradient over the last steps that were looked at.
+
+    Attributes:
+        n_noted: steps that were looked at since the start.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all steps."""
+        self.n_noted = 0
+        self._lengths: dict[int, Tensor] = {}
+
+    def note(self, optimizer: int, parameters: Iterable[nn.Parameter], *, sharded: bool = False) -> Tensor | None:
+        """Look at the gradients of one optimizer's parameters before its step.
+
+        Args:
+            optimizer: which of the training's optimizers it is.
+            parameters: those of the optimizer.
+            sharded: parameters are sharded over the ranks, all of which must call.
+
+        Returns:
+            Their length, a scalar on the device; None if there are none.
+        """
+        length = total_length([p.grad for p in parameters if p.grad is not None], sharded=sharded)
+        if length is None:
+            return None
+        before = self._lengths.get(optimizer, length)
+        # A step that overflowed, or had nothing to learn, says nothing of the next.
+        usable = length.isfinite() & (length > 0)
+        kept = torch.where(before.isfinite() & (before > 0), before, length)
+        self._lengths[optimizer] = torch.where(usable, _KEPT * kept + (1 - _KEPT) * length, before)
+        self.n_noted += 1
+        return length
+
+    def length(self) -> Tensor:
+        """Return the length over all optimizers, a float32 scalar; 0 before there is any usable."""
+        length = torch.stack(list(self._lengths.values())).square().sum().sqrt()
+        return torch.where(length.isfinite(), length, 0)
+
+    def state_dict(self) -> dict[int, float]:
+        """Return the lengths by optimizer."""
+        return {optimizer: float(length) for optimizer, length in self._lengths.items()}
+
+    def load_state_dict(self, state: dict[int, float]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self.n_noted = len(state)
+        self._lengths = {optimizer: torch.tensor(length) for optimizer, length in state.items()}
+
+
+def total_length(gradients: Iterable[Tensor], *, sharded: bool = False) -> Tensor | None:
+    """Return the Euclidean length of gradients taken together, a float32 scalar; None if there are no dense ones.
+
+    Args:
+        gradients: of any floating-point dtype, on one device; sparse ones are left out.
+        sharded: each rank has a part of them, and all ranks call.
+    """
+    parts = [g.to_local() if hasattr(g, "to_local") else g for g in gradients if g.layout is torch.strided]
+    if not parts and not sharded:
+        return None
+    # In float32 at least: squares of half-precision numbers overflow.
+    lengths = [torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32)).float() for part in parts]
+    square = torch.stack(lengths).square().sum() if lengths else torch.zeros(())
+    if sharded:
+        dist.all_reduce(square)
+    return square.sqrt()
