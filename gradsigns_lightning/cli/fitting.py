@@ -47,7 +47,6 @@ def build_classifier(settings: Settings) -> Classifier:
 
 def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
     """Return the callback that signs."""
-    by_length = settings["cadence"].get("every_n_steps") is None
     # Without a margin the objective's name stands for one that the key can reach.
     by_key = settings["objective"].get("margin", 0) is None
     return GradSigns(
@@ -55,7 +54,7 @@ def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
         strength=build(settings["schedule"]),
         objective="margin" if by_key else build(settings["objective"]),
         engine=settings["engine"],
-        cadence=None if by_length else build(settings["cadence"]),
+        cadence=build(settings["cadence"]),
         n_images=settings["n_images"],
         momentum=settings["momentum"],
         n_val_images=settings["n_val_images"],

@@ -25,7 +25,7 @@ from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, pix
 
 DEFAULT_STRENGTH = 2.0
 _SLACK = 0.1  # of the range of raw pixels: what an augmentation may add
-_MISSING, _SAFE = 0.1, 0.5  # of the margin asked for: a bit below is as good as wrong, none below is safe
+_MISSING, _SAFE = 0.3, 0.7  # of the margin asked for: a bit below is as good as wrong, none below is safe
 _LEAST_MOMENTUM = 0.05  # of batch normalisation, whose statistics then describe the weights of 20 steps before
 
 
