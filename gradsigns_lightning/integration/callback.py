@@ -24,6 +24,7 @@ from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
 from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.step_patch import StepPatch
+from gradsigns_lightning.integration.unlogged import unlogged
 
 CHECKPOINT_ENTRY = "gradsigns"
 
@@ -98,6 +99,7 @@ class GradSigns(Callback):
         self._length_unknown = False
         self._last_seen: tuple[int, weakref.ref[Tensor]] | None = None
         self._warned = False
+        self._unreadable = False
 
     def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return normalised inputs ``(n, C, H, W)`` and class indices ``(n,)`` of a batch.
@@ -135,18 +137,22 @@ class GradSigns(Callback):
         marker.observe(images, labels, step=step)
         if not self._prepared:
             sharded = is_sharded(trainer)
-            marker.prepare(pl_module, lambda x: self.logits(pl_module, x), images, world_size=trainer.world_size, sharded=sharded)
+            with unlogged(pl_module):
+                marker.prepare(
+                    pl_module, lambda x: self.logits(pl_module, x), images, world_size=trainer.world_size, sharded=sharded
+                )
             self._prepared = True
         if not marker.is_due(step=step, epoch=epoch):
             return None
-        loss = marker.loss(
-            pl_module,
-            lambda x: self.logits(pl_module, x),
-            step=step,
-            epoch=epoch,
-            world_size=trainer.world_size,
-            sharded=is_sharded(trainer),
-        )
+        with unlogged(pl_module):
+            loss = marker.loss(
+                pl_module,
+                lambda x: self.logits(pl_module, x),
+                step=step,
+                epoch=epoch,
+                world_size=trainer.world_size,
+                sharded=is_sharded(trainer),
+            )
         pl_module.log(f"{self.name}/loss", loss.detach(), on_step=True, on_epoch=False)
         return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss
 
@@ -196,16 +202,27 @@ class GradSigns(Callback):
         # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored yet.
         self._prepared = False
         self._last_seen = None
-        check_compatible(trainer, pl_module, self.watermarker)
-        if self._cadence_from_length:
-            n_steps = trainer.estimated_stepping_batches
-            self._length_unknown = not 0 < n_steps < math.inf  # a loader without length
-            self.watermarker.set_cadence(Cadence.for_training_of(trainer.global_step if self._length_unknown else n_steps))
+        self._unreadable = False
         self._unpatch()  # of a fit that ended without telling
+        if self.watermarker.schedule.strength == 0:
+            return
+        check_compatible(trainer, pl_module, self.watermarker)
         if pl_module.automatic_optimization:
             self._patch = StepPatch(
-                pl_module, lambda batch: self.embedding_loss(trainer, pl_module, batch), self.watermarker.take_back
+                pl_module,
+                # Some validation steps call the training step.
+                lambda batch: self.embedding_loss(trainer, pl_module, batch) if trainer.training else None,
+                self.watermarker.take_back,
             )
+
+    @override
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        # By now Lightning has set up the loaders. Whoever asks for the length before makes it do so out of turn: a loader that
+        # needs what the module's `on_fit_start` makes fails, and one with a state loses it.
+        if self._cadence_from_length and self.watermarker.schedule.strength:
+            n_steps = _planned_steps(trainer)
+            self._length_unknown = n_steps == math.inf  # a loader without length
+            self.watermarker.set_cadence(Cadence.for_training_of(trainer.global_step if self._length_unknown else n_steps))
         prepare_loggers(trainer, self.name, self._public_settings())
 
     @override
@@ -217,16 +234,15 @@ class GradSigns(Callback):
         self.reader.start(pl_module.device)
 
     @override
-    def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        # Within the batches, because weight averaging swaps the weights that will be saved in just for them.
+        # Within the batches, because weight averaging swaps the weights that will be saved in just for them. Before the step,
+        # which may take the batch apart.
         self._read(trainer, pl_module, batch)
 
     @override
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._read(trainer, pl_module, batch)
 
     @override
@@ -267,23 +283,38 @@ class GradSigns(Callback):
 
     def _read(self, trainer: Any, pl_module: Any, batch: Any) -> None:
         together = is_sharded(trainer) and self.reader.n_images > 0
-        if not (self.reader.wants_more or together):
+        if not (self.reader.wants_more or together) or self._unreadable:
             return
+        try:
+            self._read_batch(trainer, pl_module, batch, together=together)
+        except Exception as error:
+            if self.watermarker.schedule.strength:
+                raise
+            self._unreadable = True
+            warnings.warn(
+                f"GradSigns {self.name!r} has strength 0 and does not read this fit either: {error} (Override "
+                "`GradSigns.images_and_labels` or `GradSigns.logits`, or set `n_val_images=0`.)",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _read_batch(self, trainer: Any, pl_module: Any, batch: Any, *, together: bool) -> None:
         images, labels = self.images_and_labels(batch)
         self.watermarker.check_batch(images, labels)
         if trainer.sanity_checking:
             return  # it shall find batches of another form, but nothing is logged
-        inside_forward(
-            trainer,
-            pl_module,
-            lambda: self.reader.read(pl_module, lambda x: self.logits(pl_module, x), images, labels, always=together),
-        )
+        with unlogged(pl_module):
+            inside_forward(
+                trainer,
+                pl_module,
+                lambda: self.reader.read(pl_module, lambda x: self.logits(pl_module, x), images, labels, always=together),
+            )
 
     def _log_reading(self, trainer: Any, pl_module: Any) -> None:
         if self.reader.n_images == 0:
             return
-        values = self.reader.finish()
-        if values is None:
+        values = None if self._unreadable else self.reader.finish()
+        if values is None and not self._unreadable:
             self._warn_once_unread()
         for name, value in (values or self.reader.missing()).items():
             pl_module.log(f"{self.name}/{name}", value, sync_dist=trainer.world_size > 1)
@@ -338,3 +369,12 @@ class GradSigns(Callback):
             "n_images": marker.buffer.capacity,
             "momentum": marker.momentum,
         }
+
+
+def _planned_steps(trainer: Any) -> float:
+    """Return the optimizer steps of the whole training, infinity if they are not known."""
+    steps = math.inf
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        n_batches = trainer.num_training_batches / trainer.accumulate_grad_batches
+        steps = trainer.max_epochs * max(math.ceil(n_batches) if n_batches < math.inf else n_batches, 1)
+    return steps if trainer.max_steps is None or trainer.max_steps < 0 else min(steps, trainer.max_steps)
