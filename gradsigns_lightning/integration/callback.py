@@ -7,6 +7,7 @@ import warnings
 import weakref
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
@@ -18,8 +19,10 @@ from gradsigns_lightning.core.objective import Objective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
 from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.core.watermarker import Watermarker
-from gradsigns_lightning.integration.batches import images_and_labels
+from gradsigns_lightning.integration.batches import check_form, images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible
+from gradsigns_lightning.integration.hints import check_logits_hook
+from gradsigns_lightning.integration.input_watch import InputWatch
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
 from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
@@ -95,8 +98,10 @@ class GradSigns(Callback):
             key, self.watermarker.projector, check_int("n_val_images", n_val_images, minimum=0), carrier_layer
         )
         self._patch: StepPatch | None = None
+        self._watch = InputWatch(torch.nn.Module())
         self._prepared = False
         self._length_unknown = False
+        self._tried = False
         self._last_seen: tuple[int, weakref.ref[Tensor]] | None = None
         self._warned = False
         self._unreadable = False
@@ -128,7 +133,7 @@ class GradSigns(Callback):
         marker, step, epoch = self.watermarker, trainer.global_step, trainer.current_epoch
         if marker.schedule.strength == 0:
             return None
-        images, labels = self.images_and_labels(batch)
+        images, labels = self._taken_from(batch)
         if pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1:
             self._refuse_second_evaluation(images, step)
         if self._length_unknown:
@@ -137,6 +142,9 @@ class GradSigns(Callback):
         marker.observe(images, labels, step=step)
         if not self._prepared:
             sharded = is_sharded(trainer)
+            self._watch = InputWatch(pl_module)
+            with self._watch.recording():
+                self._try_logits(pl_module, images, batch)
             with unlogged(pl_module):
                 marker.prepare(
                     pl_module, lambda x: self.logits(pl_module, x), images, world_size=trainer.world_size, sharded=sharded
@@ -155,6 +163,15 @@ class GradSigns(Callback):
             )
         pl_module.log(f"{self.name}/loss", loss.detach(), on_step=True, on_epoch=False)
         return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss
+
+    def _embedding_loss_before_step(self, trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
+        if not trainer.training:
+            return None  # a validation step that calls the training step
+        first = not self._prepared
+        loss = self.embedding_loss(trainer, pl_module, batch)
+        if first:
+            self._watch.watch_the_step()
+        return loss
 
     @property
     def state_key(self) -> str:
@@ -200,7 +217,7 @@ class GradSigns(Callback):
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored yet.
-        self._prepared = False
+        self._prepared = self._tried = False
         self._last_seen = None
         self._unreadable = False
         self._unpatch()  # of a fit that ended without telling
@@ -210,8 +227,7 @@ class GradSigns(Callback):
         if pl_module.automatic_optimization:
             self._patch = StepPatch(
                 pl_module,
-                # Some validation steps call the training step.
-                lambda batch: self.embedding_loss(trainer, pl_module, batch) if trainer.training else None,
+                lambda batch: self._embedding_loss_before_step(trainer, pl_module, batch),
                 self.watermarker.take_back,
             )
 
@@ -224,6 +240,10 @@ class GradSigns(Callback):
             self._length_unknown = n_steps == math.inf  # a loader without length
             self.watermarker.set_cadence(Cadence.for_training_of(trainer.global_step if self._length_unknown else n_steps))
         prepare_loggers(trainer, self.name, self._public_settings())
+
+    @override
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._watch.stop()
 
     @override
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -272,6 +292,7 @@ class GradSigns(Callback):
 
     def _unpatch(self) -> None:
         self._last_seen = None
+        self._watch.stop()
         if self._patch is not None:
             self._patch.remove()
             self._patch = None
@@ -299,16 +320,31 @@ class GradSigns(Callback):
             )
 
     def _read_batch(self, trainer: Any, pl_module: Any, batch: Any, *, together: bool) -> None:
-        images, labels = self.images_and_labels(batch)
+        images, labels = self._taken_from(batch)
         self.watermarker.check_batch(images, labels)
         if trainer.sanity_checking:
             return  # it shall find batches of another form, but nothing is logged
+
+        def read() -> None:
+            if not self._tried:
+                self._try_logits(pl_module, images, batch)
+            self.reader.read(pl_module, lambda x: self.logits(pl_module, x), images, labels, always=together)
+
         with unlogged(pl_module):
-            inside_forward(
-                trainer,
-                pl_module,
-                lambda: self.reader.read(pl_module, lambda x: self.logits(pl_module, x), images, labels, always=together),
+            inside_forward(trainer, pl_module, read)
+
+    def _taken_from(self, batch: Any) -> tuple[Tensor, Tensor]:
+        images, labels = self.images_and_labels(batch)
+        check_form(images, labels, self.key.input_shape, any_input=self.watermarker.carrier_layer is not None)
+        return images, labels
+
+    def _try_logits(self, pl_module: Any, images: Tensor, batch: Any) -> None:
+        carrier_layer = self.watermarker.carrier_layer
+        with unlogged(pl_module):
+            check_logits_hook(
+                pl_module, lambda x: self.logits(pl_module, x), images, batch, self.key, carrier_layer=carrier_layer
             )
+        self._tried = True
 
     def _log_reading(self, trainer: Any, pl_module: Any) -> None:
         if self.reader.n_images == 0:
