@@ -7,6 +7,7 @@ import warnings
 import weakref
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
@@ -18,12 +19,15 @@ from gradsigns_lightning.core.objective import Objective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
 from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.core.watermarker import Watermarker
-from gradsigns_lightning.integration.batches import images_and_labels
+from gradsigns_lightning.integration.batches import check_form, images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible
+from gradsigns_lightning.integration.hints import check_logits_hook
+from gradsigns_lightning.integration.input_watch import InputWatch
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
 from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.step_patch import StepPatch
+from gradsigns_lightning.integration.unlogged import unlogged
 
 CHECKPOINT_ENTRY = "gradsigns"
 
@@ -94,10 +98,13 @@ class GradSigns(Callback):
             key, self.watermarker.projector, check_int("n_val_images", n_val_images, minimum=0), carrier_layer
         )
         self._patch: StepPatch | None = None
+        self._watch = InputWatch(torch.nn.Module())
         self._prepared = False
         self._length_unknown = False
+        self._tried = False
         self._last_seen: tuple[int, weakref.ref[Tensor]] | None = None
         self._warned = False
+        self._unreadable = False
 
     def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return normalised inputs ``(n, C, H, W)`` and class indices ``(n,)`` of a batch.
@@ -126,7 +133,7 @@ class GradSigns(Callback):
         marker, step, epoch = self.watermarker, trainer.global_step, trainer.current_epoch
         if marker.schedule.strength == 0:
             return None
-        images, labels = self.images_and_labels(batch)
+        images, labels = self._taken_from(batch)
         if pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1:
             self._refuse_second_evaluation(images, step)
         if self._length_unknown:
@@ -135,20 +142,36 @@ class GradSigns(Callback):
         marker.observe(images, labels, step=step)
         if not self._prepared:
             sharded = is_sharded(trainer)
-            marker.prepare(pl_module, lambda x: self.logits(pl_module, x), images, world_size=trainer.world_size, sharded=sharded)
+            self._watch = InputWatch(pl_module)
+            with self._watch.recording():
+                self._try_logits(pl_module, images, batch)
+            with unlogged(pl_module):
+                marker.prepare(
+                    pl_module, lambda x: self.logits(pl_module, x), images, world_size=trainer.world_size, sharded=sharded
+                )
             self._prepared = True
         if not marker.is_due(step=step, epoch=epoch):
             return None
-        loss = marker.loss(
-            pl_module,
-            lambda x: self.logits(pl_module, x),
-            step=step,
-            epoch=epoch,
-            world_size=trainer.world_size,
-            sharded=is_sharded(trainer),
-        )
+        with unlogged(pl_module):
+            loss = marker.loss(
+                pl_module,
+                lambda x: self.logits(pl_module, x),
+                step=step,
+                epoch=epoch,
+                world_size=trainer.world_size,
+                sharded=is_sharded(trainer),
+            )
         pl_module.log(f"{self.name}/loss", loss.detach(), on_step=True, on_epoch=False)
         return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss
+
+    def _embedding_loss_before_step(self, trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
+        if not trainer.training:
+            return None  # a validation step that calls the training step
+        first = not self._prepared
+        loss = self.embedding_loss(trainer, pl_module, batch)
+        if first:
+            self._watch.watch_the_step()
+        return loss
 
     @property
     def state_key(self) -> str:
@@ -194,19 +217,33 @@ class GradSigns(Callback):
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored yet.
-        self._prepared = False
+        self._prepared = self._tried = False
         self._last_seen = None
-        check_compatible(trainer, pl_module, self.watermarker)
-        if self._cadence_from_length:
-            n_steps = trainer.estimated_stepping_batches
-            self._length_unknown = not 0 < n_steps < math.inf  # a loader without length
-            self.watermarker.set_cadence(Cadence.for_training_of(trainer.global_step if self._length_unknown else n_steps))
+        self._unreadable = False
         self._unpatch()  # of a fit that ended without telling
+        if self.watermarker.schedule.strength == 0:
+            return
+        check_compatible(trainer, pl_module, self.watermarker)
         if pl_module.automatic_optimization:
             self._patch = StepPatch(
-                pl_module, lambda batch: self.embedding_loss(trainer, pl_module, batch), self.watermarker.take_back
+                pl_module,
+                lambda batch: self._embedding_loss_before_step(trainer, pl_module, batch),
+                self.watermarker.take_back,
             )
+
+    @override
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        # By now Lightning has set up the loaders. Whoever asks for the length before makes it do so out of turn: a loader that
+        # needs what the module's `on_fit_start` makes fails, and one with a state loses it.
+        if self._cadence_from_length and self.watermarker.schedule.strength:
+            n_steps = _planned_steps(trainer)
+            self._length_unknown = n_steps == math.inf  # a loader without length
+            self.watermarker.set_cadence(Cadence.for_training_of(trainer.global_step if self._length_unknown else n_steps))
         prepare_loggers(trainer, self.name, self._public_settings())
+
+    @override
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._watch.stop()
 
     @override
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -217,16 +254,15 @@ class GradSigns(Callback):
         self.reader.start(pl_module.device)
 
     @override
-    def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        # Within the batches, because weight averaging swaps the weights that will be saved in just for them.
+        # Within the batches, because weight averaging swaps the weights that will be saved in just for them. Before the step,
+        # which may take the batch apart.
         self._read(trainer, pl_module, batch)
 
     @override
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._read(trainer, pl_module, batch)
 
     @override
@@ -256,6 +292,7 @@ class GradSigns(Callback):
 
     def _unpatch(self) -> None:
         self._last_seen = None
+        self._watch.stop()
         if self._patch is not None:
             self._patch.remove()
             self._patch = None
@@ -267,23 +304,53 @@ class GradSigns(Callback):
 
     def _read(self, trainer: Any, pl_module: Any, batch: Any) -> None:
         together = is_sharded(trainer) and self.reader.n_images > 0
-        if not (self.reader.wants_more or together):
+        if not (self.reader.wants_more or together) or self._unreadable:
             return
-        images, labels = self.images_and_labels(batch)
+        try:
+            self._read_batch(trainer, pl_module, batch, together=together)
+        except Exception as error:
+            if self.watermarker.schedule.strength:
+                raise
+            self._unreadable = True
+            warnings.warn(
+                f"GradSigns {self.name!r} has strength 0 and does not read this fit either: {error} (Override "
+                "`GradSigns.images_and_labels` or `GradSigns.logits`, or set `n_val_images=0`.)",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _read_batch(self, trainer: Any, pl_module: Any, batch: Any, *, together: bool) -> None:
+        images, labels = self._taken_from(batch)
         self.watermarker.check_batch(images, labels)
         if trainer.sanity_checking:
             return  # it shall find batches of another form, but nothing is logged
-        inside_forward(
-            trainer,
-            pl_module,
-            lambda: self.reader.read(pl_module, lambda x: self.logits(pl_module, x), images, labels, always=together),
-        )
+
+        def read() -> None:
+            if not self._tried:
+                self._try_logits(pl_module, images, batch)
+            self.reader.read(pl_module, lambda x: self.logits(pl_module, x), images, labels, always=together)
+
+        with unlogged(pl_module):
+            inside_forward(trainer, pl_module, read)
+
+    def _taken_from(self, batch: Any) -> tuple[Tensor, Tensor]:
+        images, labels = self.images_and_labels(batch)
+        check_form(images, labels, self.key.input_shape, any_input=self.watermarker.carrier_layer is not None)
+        return images, labels
+
+    def _try_logits(self, pl_module: Any, images: Tensor, batch: Any) -> None:
+        carrier_layer = self.watermarker.carrier_layer
+        with unlogged(pl_module):
+            check_logits_hook(
+                pl_module, lambda x: self.logits(pl_module, x), images, batch, self.key, carrier_layer=carrier_layer
+            )
+        self._tried = True
 
     def _log_reading(self, trainer: Any, pl_module: Any) -> None:
         if self.reader.n_images == 0:
             return
-        values = self.reader.finish()
-        if values is None:
+        values = None if self._unreadable else self.reader.finish()
+        if values is None and not self._unreadable:
             self._warn_once_unread()
         for name, value in (values or self.reader.missing()).items():
             pl_module.log(f"{self.name}/{name}", value, sync_dist=trainer.world_size > 1)
@@ -338,3 +405,12 @@ class GradSigns(Callback):
             "n_images": marker.buffer.capacity,
             "momentum": marker.momentum,
         }
+
+
+def _planned_steps(trainer: Any) -> float:
+    """Return the optimizer steps of the whole training, infinity if they are not known."""
+    steps = math.inf
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        n_batches = trainer.num_training_batches / trainer.accumulate_grad_batches
+        steps = trainer.max_epochs * max(math.ceil(n_batches) if n_batches < math.inf else n_batches, 1)
+    return steps if trainer.max_steps is None or trainer.max_steps < 0 else min(steps, trainer.max_steps)
