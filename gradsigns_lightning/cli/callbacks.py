@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
 from rich.text import Text
 
+from gradsigns_lightning.cli.quiet import silence
 from gradsigns_lightning.core.text import printable
 
 SECONDS_METRIC = "time/seconds_per_epoch"
@@ -66,6 +67,17 @@ class EpochLines(Callback):
         values = [f"{label} {metrics[name]:.3f}" for name, label in shown.items() if name in metrics]
         line = f"{self.phase}: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(values)}"
         Console(highlight=False).print(Text(printable(line)), soft_wrap=True)
+
+
+class QuietWorkers(Callback):
+    """Carries the silence into processes that a Trainer spawns, by being unpickled there."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        silence()
+        self.__dict__.update(state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return QuietWorkers, (), {"quiet": True}
 
 
 def progress_callbacks(phase: str, *, progress: bool) -> list[Callback]:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.cli.archive import check_archive
-from gradsigns_lightning.models import Classifier
 from gradsigns_lightning.models.catalogue import CLASSES, described_network, input_shape
 from gradsigns_lightning.models.foreign import each, mapping, real, shown
 from gradsigns_lightning.models.skeleton import skeleton
@@ -100,7 +99,23 @@ def _data(stated: Any) -> dict[str, Any]:
     }
 
 
-def load_classifier(checkpoint: dict[str, Any], description: dict[str, Any]) -> Classifier:
+class Network(nn.Module):
+    """A classifier's network under the names that :class:`~gradsigns_lightning.models.Classifier` gives its weights.
+
+    Reading needs no more, and Lightning takes seconds to import.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``(n, n_classes)`` of inputs ``(n, C, H, W)``."""
+        logits: Tensor = self.net(x)
+        return logits
+
+
+def load_classifier(checkpoint: dict[str, Any], description: dict[str, Any]) -> Network:
     """Return the classifier that a checkpoint describes, with its weights.
 
     Args:
@@ -111,10 +126,10 @@ def load_classifier(checkpoint: dict[str, Any], description: dict[str, Any]) -> 
         ValueError: the description names something other than a network, or the weights do not fit it.
         ImportError: the network is torchvision's, which is not installed.
     """
-    network, n_classes = described_network(description["model"]), description["data"]["n_classes"]
+    network = described_network(description["model"])
 
-    def make() -> Classifier:
-        return Classifier(network(), n_classes)
+    def make() -> Network:
+        return Network(network())
 
     _fitting(checkpoint["state_dict"], _skeleton(make), argument="checkpoint")
     classifier = make()
@@ -122,7 +137,7 @@ def load_classifier(checkpoint: dict[str, Any], description: dict[str, Any]) -> 
     return classifier.eval()
 
 
-def load_weights(classifier: Classifier, checkpoint: dict[str, Any], *, argument: str) -> None:
+def load_weights(classifier: nn.Module, checkpoint: dict[str, Any], *, argument: str) -> None:
     """Copy a checkpoint's weights into ``classifier``.
 
     Raises:

@@ -10,9 +10,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from gradsigns_lightning.cli.build import build
-from gradsigns_lightning.cli.callbacks import SECONDS_METRIC, EpochTimer, progress_callbacks
+from gradsigns_lightning.cli.callbacks import SECONDS_METRIC, EpochTimer, QuietWorkers, progress_callbacks
 from gradsigns_lightning.cli.checkpoint import load_weights, read_checkpoint
-from gradsigns_lightning.cli.quiet import QuietWorkers
 from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.integration import GradSigns

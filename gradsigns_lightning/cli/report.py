@@ -6,7 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,7 +15,9 @@ from rich.text import Text
 
 from gradsigns_lightning.core.files import write_file
 from gradsigns_lightning.core.text import printable, printable_lines
-from gradsigns_lightning.extraction import TraceResult, VerificationResult
+
+if TYPE_CHECKING:
+    from gradsigns_lightning.extraction import TraceResult, VerificationResult
 
 _STYLES = {"owned": "bold green", "not_proven": "bold yellow", "inconclusive": "bold red"}
 _FRAME = 7  # columns of a table's lines and of the blanks beside them

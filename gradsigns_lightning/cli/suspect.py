@@ -14,7 +14,6 @@ from gradsigns_lightning.cli.images import read_folder
 from gradsigns_lightning.cli.keys import check_key_fits
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.signature_key import SignatureKey
-from gradsigns_lightning.data.catalogue import shipped_images
 from gradsigns_lightning.extraction import VerificationResult, verify, verify_api
 from gradsigns_lightning.extraction.asking import Oracle
 from gradsigns_lightning.extraction.oracles import HttpOracle, OnnxOracle, normalised
@@ -143,4 +142,6 @@ def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str |
         return images
     if data_name is None:
         raise ValueError("`images` must name a folder with images of the key's target class, or `data` a data set.")
+    from gradsigns_lightning.data.catalogue import shipped_images  # data modules are Lightning's
+
     return shipped_images(data_name, settings["paths"]["data"], key.target_class)
