@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         verify_api,
         verify_many,
     )
-    from gradsigns_lightning.integration import FabricGradSigns, GradSigns, GradSignsMixin
+    from gradsigns_lightning.integration import FabricGradSigns, GradSigns, GradSignsMixin, strip
 
 __version__ = "0.1.0"
 
@@ -40,6 +40,7 @@ __all__ = [
     "customer_key",
     "message_key",
     "read_message",
+    "strip",
     "trace",
     "verify",
     "verify_api",
@@ -54,7 +55,7 @@ __getattr__, __dir__ = lazy_names(
         "extraction": (
             "ApiVerificationResult Message TraceResult VerificationResult read_message trace verify verify_api verify_many"
         ),
-        "integration": "FabricGradSigns GradSigns GradSignsMixin",
+        "integration": "FabricGradSigns GradSigns GradSignsMixin strip",
     },
     modules=("core", "extraction", "integration"),
 )

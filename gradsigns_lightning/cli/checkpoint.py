@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.cli.archive import check_archive
+from gradsigns_lightning.cli.options import check_is_file
 from gradsigns_lightning.models.catalogue import CLASSES, described_network, input_shape
 from gradsigns_lightning.models.foreign import each, mapping, real, shown
 from gradsigns_lightning.models.skeleton import skeleton
@@ -45,8 +46,12 @@ def read_checkpoint(path: str, *, argument: str = "checkpoint") -> dict[str, Any
         ValueError: the file is missing or no checkpoint with weights.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
-        raise ValueError(f"`{argument}` must name a checkpoint file, got {str(path)!r}, which is not there.")
+    check_is_file(argument, str(path), "a checkpoint file")
+    if file.suffix == ".safetensors":
+        raise ValueError(
+            f"`{argument}`: {str(path)!r} holds weights alone, so how to build its model is not known. Load it in Python and "
+            "call gradsigns_lightning.verify(model, key, images)."
+        )
     try:
         check_archive(file)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)

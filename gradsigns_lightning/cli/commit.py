@@ -11,6 +11,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsigns_lightning.cli.build import to_plain
+from gradsigns_lightning.cli.options import load_key
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.settings import reading_settings
 from gradsigns_lightning.core.files import read_file, write_file
@@ -77,7 +78,7 @@ def run(config: Any) -> None:
     check_json_path(settings["json"])
     paths = settings["key"]["path"]
     paths = [paths] if isinstance(paths, str) else list(paths)
-    keys = [WatermarkKey.load(path) for path in paths]
+    keys = [load_key(path) for path in paths]
     files = CommitmentFiles(Path(settings["out"] or Path(paths[0]).with_suffix(_SUFFIX)).expanduser())
     if settings["attach"] is None:
         statement, time = _commit(files, keys, settings["signer"], reading_settings(settings)), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -33,15 +34,22 @@ def build_classifier(settings: Settings) -> Classifier:
         ValueError: the checkpoint cannot be read or does not fit.
     """
     classifier = Classifier(
-        build(settings["model"]),
+        build(settings["model"], option="model"),
         settings["data"]["n_classes"],
-        optimizer=build(settings["optimizer"]),
+        optimizer=partial(_optimizer, build(settings["optimizer"], option="optimizer")),
         lr_schedule=settings["lr_schedule"],
         label_smoothing=settings["label_smoothing"],
     )
     if settings["init"] is not None:
         load_weights(classifier, read_checkpoint(settings["init"], argument="init"), argument="init")
     return classifier
+
+
+def _optimizer(make: Any, parameters: Any) -> Any:
+    try:
+        return make(parameters)
+    except (TypeError, ValueError) as error:  # torch names no option
+        raise type(error)(f"`optimizer`: {error}") from error
 
 
 def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
@@ -51,10 +59,10 @@ def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
     by_key = settings["objective"].get("margin", 0) is None
     return GradSigns(
         key,
-        strength=build(settings["schedule"]),
-        objective="margin" if by_key else build(settings["objective"]),
+        strength=build(settings["schedule"], option="schedule"),
+        objective="margin" if by_key else build(settings["objective"], option="objective"),
         engine=settings["engine"],
-        cadence=None if by_length else build(settings["cadence"]),
+        cadence=None if by_length else build(settings["cadence"], option="cadence"),
         n_images=settings["n_images"],
         momentum=settings["momentum"],
         n_val_images=settings["n_val_images"],
@@ -73,6 +81,7 @@ def build_trainer(settings: Settings, callbacks: list[Any], logger: Any, *, phas
     bar_wanted = any(type(bar).__name__ == "RichProgressBar" for bar in bars)
     trainer: Trainer = build(
         settings["trainer"],
+        option="trainer",
         logger=logger or False,
         callbacks=[*callbacks, EpochTimer(), QuietWorkers(), *bars],
         enable_progress_bar=bar_wanted,
@@ -98,8 +107,8 @@ def build_logger(settings: Settings) -> Any:
     if logger.get("_target_") == _WANDB:
         if find_spec("wandb") is None:
             raise ImportError("`logger=wandb` needs wandb, which is not installed: `pip install gradsigns-lightning[wandb]`.")
-        return build({**logger, "config": settings, "_recursive_": False})
-    built = build(logger)
+        return build({**logger, "config": settings, "_recursive_": False}, option="logger")
+    built = build(logger, option="logger")
     built.log_hyperparams(settings)
     return built
 

@@ -30,7 +30,7 @@ _PARTS = {
     "keygen": {"key.n_bits": "any other number of bits", "key.n_carriers": "inputs that carry them"},
     **dict.fromkeys(("verify", "trace", "judge"), _DATA),
 }
-_UNUSED = {"commit": ("data",), "import-2021": ("data",)}
+_UNUSED = dict.fromkeys(("commit", "strip", "import-2021"), ("data",))
 EXAMPLES = {
     "keygen": (
         'owner="Acme Vision" data=fashion_mnist key=b128 target_class=0 out=acme.gskey',
@@ -61,6 +61,11 @@ EXAMPLES = {
         "bundle=acme.gsbundle checkpoint=suspect.ckpt images=my_images",
         "bundle=acme.gsbundle endpoint=https://host/v2/models/NAME images=my_images controls=[other.onnx]",
         "bundle=acme.gsbundle onnx=suspect.onnx images=my_images authority=authority.pem suspect_since=2026-11-23T00:00:00+00:00",
+    ),
+    "strip": (
+        "checkpoint=model.ckpt out=release.ckpt",
+        "checkpoint=epoch=9-step=990.ckpt out=release.ckpt overwrite=true",
+        "checkpoint=model.ckpt out=release.ckpt json=removed.json",
     ),
     "import-2021": (
         "folder=64-bit_CIFAR10 images=folder_of_images",

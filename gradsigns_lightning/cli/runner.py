@@ -75,10 +75,21 @@ def _with_file_names(word: str) -> str:
     Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a report.
     """
     name, equals, value = word.partition("=")
+    if name == "endpoint":
+        return name + equals + _quoted(value)
     if name.lstrip("+") not in _FILE_ARGUMENTS:
         return word
     # OmegaConf takes an odd number of backslashes as an escape; outside quotation marks Hydra halves their number before.
-    return name + equals + _REFERENCE.sub(lambda found: "\\" * (4 * ((len(found[1]) + 1) // 2) + 1) + "$", value)
+    value = _REFERENCE.sub(lambda found: "\\" * (4 * ((len(found[1]) + 1) // 2) + 1) + "$", value)
+    return name + equals + _quoted(value)
+
+
+def _quoted(value: str) -> str:
+    """Put quotation marks around what Hydra cannot read without: `epoch=9-step=990.ckpt`, as Lightning calls its checkpoints."""
+    if "=" not in value or value[0] in "'\"[" or {"'", '"'} <= set(value):
+        return value
+    mark = '"' if "'" in value else "'"
+    return ",".join(mark + part + mark for part in value.split(","))
 
 
 def _hydra_main(task: Task) -> Callable[[], None]:

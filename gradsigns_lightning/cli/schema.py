@@ -144,6 +144,15 @@ class CommitConfig(CommonConfig):
 
 
 @dataclass
+class StripConfig(CommonConfig):
+    """Keys of ``gradsigns strip``."""
+
+    checkpoint: str = _setting("???", "the signed checkpoint (must be given)", "FILE")
+    out: str = _setting("???", "the copy to be released (must be given)", "FILE")
+    overwrite: bool = _setting(False, "true replaces a file")
+
+
+@dataclass
 class ImportConfig(CommonConfig):
     """Keys of ``gradsigns import-2021``."""
 
@@ -176,6 +185,7 @@ SCHEMAS = {
     "commit": CommitConfig,
     "judge": JudgeConfig,
     "trace": TraceConfig,
+    "strip": StripConfig,
     "import-2021": ImportConfig,
 }
 

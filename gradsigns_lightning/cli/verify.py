@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.commit import CommitmentFiles
+from gradsigns_lightning.cli.options import load_key
 from gradsigns_lightning.cli.report import check_json_path, print_rows, verification_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.settings import reading_settings
@@ -31,7 +32,7 @@ def run(config: Any) -> Outcome:
     settings = to_plain(config)
     check_json_path(settings["json"])
     key_file = settings["key"]["path"]
-    key = WatermarkKey.load(key_file)
+    key = load_key(key_file)
     files = _check_bundle(settings, key)
     suspect = open_suspect(settings, key)
     check_normalisation(suspect, key)

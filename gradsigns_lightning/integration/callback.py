@@ -22,10 +22,9 @@ from gradsigns_lightning.integration.batches import images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
 from gradsigns_lightning.integration.reading import HeldOutReader
+from gradsigns_lightning.integration.release import CHECKPOINT_ENTRY, STATE_PREFIX
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.step_patch import StepPatch
-
-CHECKPOINT_ENTRY = "gradsigns"
 
 
 class GradSigns(Callback):
@@ -153,7 +152,7 @@ class GradSigns(Callback):
     @property
     def state_key(self) -> str:
         """Name of this callback's state in a checkpoint; two keys have two states."""
-        return f"GradSigns[{self.key.commitment}]"
+        return f"{STATE_PREFIX}{self.key.commitment}]"
 
     @override
     def state_dict(self) -> dict[str, Any]:

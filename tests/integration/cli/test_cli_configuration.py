@@ -159,8 +159,8 @@ def test_a_wrong_word_gives_one_line_and_exit_code_2(word, hint, capsys):
     ("words", "message"),
     [
         (["momentum=1.5"], "`momentum`"),
-        (["key=b256"], "`n_bits` must be at most `n_carriers`"),
-        (["key.n_bits=many"], "`n_bits`"),
+        (["key=b256"], "`key.n_bits` must be at most `key.n_carriers`"),
+        (["key.n_bits=many"], "`key.n_bits`"),
         (["trainer.max_epochs=two"], "`trainer.max_epochs`"),
         (["json=nowhere/x.json"], "`json`"),
         (["init=nowhere.ckpt"], "`init`"),
