@@ -54,15 +54,12 @@ def _optimizer(make: Any, parameters: Any) -> Any:
 
 def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
     """Return the callback that signs."""
-    by_length = settings["cadence"].get("every_n_steps") is None
-    # Without a margin the objective's name stands for one that the key can reach.
-    by_key = settings["objective"].get("margin", 0) is None
     return GradSigns(
         key,
         strength=build(settings["schedule"], option="schedule"),
-        objective="margin" if by_key else build(settings["objective"], option="objective"),
+        objective=build(settings["objective"], option="objective"),
         engine=settings["engine"],
-        cadence=None if by_length else build(settings["cadence"], option="cadence"),
+        cadence=build(settings["cadence"], option="cadence"),
         n_images=settings["n_images"],
         momentum=settings["momentum"],
         n_val_images=settings["n_val_images"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
+from os import PathLike
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
@@ -38,7 +39,7 @@ class GradSigns(Callback):
     Override :meth:`images_and_labels` for batches of another form and :meth:`logits` for modules that do not return logits.
 
     Args:
-        key: the owner's key; batches hold inputs normalised as its ``input_mean`` and ``input_std`` say.
+        key: the owner's key, or its file; batches hold inputs normalised as its ``input_mean`` and ``input_std`` say.
         strength: weight of the embedding loss, or a schedule; 0 trains exactly as without the callback.
         objective: ``"margin"``, ``"paper"``, or an objective.
         engine: ``"auto"`` (the first that works on this model and strategy), ``"double_backward"``, ``"forward_over_reverse"``,
@@ -64,7 +65,7 @@ class GradSigns(Callback):
 
     def __init__(
         self,
-        key: WatermarkKey,
+        key: WatermarkKey | str | PathLike[str],
         *,
         strength: float | StrengthSchedule = 0.4,
         objective: str | Objective = "margin",
@@ -76,6 +77,8 @@ class GradSigns(Callback):
         name: str = "wm",
         carrier_layer: str | None = None,
     ) -> None:
+        if isinstance(key, (str, PathLike)):
+            key = WatermarkKey.load(key)
         self.watermarker = Watermarker(
             key,
             strength=strength,
