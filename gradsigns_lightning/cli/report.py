@@ -44,6 +44,22 @@ def print_rows(rows: dict[str, str], *, title: str, note: str = "") -> None:
         console.print(Text(printable_lines(note)), soft_wrap=True)
 
 
+def print_cells(cells: list[dict[str, str]]) -> None:
+    """Print a table with a line for each run of a sweep; of the words of the command line those that differ."""
+    words = [cell["run"].split(", ") for cell in cells]
+    common = set.intersection(*map(set, words))
+    rows = [{**cell, "run": " ".join(w for w in run if w not in common)} for cell, run in zip(cells, words, strict=True)]
+    table = Table(title="all runs", title_justify="left", title_style="table.title")
+    for name in rows[0]:
+        table.add_column(Text(printable(name)), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(row.get(name, ""))) for name in rows[0]))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, 200))
+    console.print(table)
+
+
 def short_path(path: str | Path) -> str:
     """Return ``path`` from the current folder if it lies below."""
     try:

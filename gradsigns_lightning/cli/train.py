@@ -15,7 +15,7 @@ from gradsigns_lightning.cli.build import build, to_plain
 from gradsigns_lightning.cli.callbacks import KeyKeeper
 from gradsigns_lightning.cli.checkpoint import describe
 from gradsigns_lightning.cli.options import options, train_names
-from gradsigns_lightning.cli.report import check_json_path, print_rows, short_path, verification_rows, write_json
+from gradsigns_lightning.cli.report import check_json_path, format_p_value, print_rows, short_path, verification_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.extraction import VerificationResult, verify
@@ -62,7 +62,14 @@ def run(config: Any) -> Outcome:
     print_rows(_rows(summary, main, twin), title="gradsigns train")
     if settings["json"]:
         write_json(settings["json"], {**summary, "config": settings})
-    return Outcome(bit_error_rate=main.result.bit_error_rate)
+    return Outcome(bit_error_rate=main.result.bit_error_rate, cell=_cell(main, twin))
+
+
+def _cell(main: Arm, twin: Arm | None) -> dict[str, str]:
+    rows = verification_rows(main.result)
+    cell = {name: rows[name] for name in ("verdict", "matching bits")} | {"p-value": format_p_value(main.result)}
+    cell["accuracy"] = f"{main.accuracy:.2%}"
+    return cell | ({"twin's accuracy": f"{twin.accuracy:.2%}"} if twin else {})
 
 
 def _key_file(settings: dict[str, Any], folder: Path) -> Path:

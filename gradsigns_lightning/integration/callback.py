@@ -33,7 +33,7 @@ class GradSigns(Callback):
 
     Wraps the module's ``training_step`` while fitting and adds the embedding loss to what it returns, every few optimizer steps.
     The images come from the batches as they stream by. During validation the mark is read on held-out images and logged as
-    ``wm/ber``, ``wm/p_value``, ``wm/log10_p_value`` and ``wm/margin``. A model that is already trained is signed by a short fit
+    ``wm/ber``, ``wm/log10_p_value``, ``wm/p_value`` and ``wm/margin``. A model that is already trained is signed by a short fit
     with the same callback.
 
     Override :meth:`images_and_labels` for batches of another form and :meth:`logits` for modules that do not return logits.
@@ -191,7 +191,10 @@ class GradSigns(Callback):
             self._reset()
         names = [callback.name for callback in trainer.callbacks if isinstance(callback, GradSigns)]
         if names.count(self.name) > 1:
-            raise ValueError(f"`name` must be different for every GradSigns callback of a Trainer, got {names}.")
+            raise ValueError(
+                f"`name` must be different for every GradSigns callback of a Trainer, got {names}: give the second one its "
+                "own, as in GradSigns(key, name='wm2')."
+            )
 
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
