@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.cli.archive import check_archive
-from gradsigns_lightning.models import Classifier
+from gradsigns_lightning.cli.options import check_is_file
 from gradsigns_lightning.models.catalogue import CLASSES, described_network, input_shape
 from gradsigns_lightning.models.foreign import each, mapping, real, shown
 from gradsigns_lightning.models.skeleton import skeleton
@@ -46,8 +46,12 @@ def read_checkpoint(path: str, *, argument: str = "checkpoint") -> dict[str, Any
         ValueError: the file is missing or no checkpoint with weights.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
-        raise ValueError(f"`{argument}` must name a checkpoint file, got {str(path)!r}, which is not there.")
+    check_is_file(argument, str(path), "a checkpoint file")
+    if file.suffix == ".safetensors":
+        raise ValueError(
+            f"`{argument}`: {str(path)!r} holds weights alone, so how to build its model is not known. Load it in Python and "
+            "call gradsigns_lightning.verify(model, key, images)."
+        )
     try:
         check_archive(file)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -100,7 +104,23 @@ def _data(stated: Any) -> dict[str, Any]:
     }
 
 
-def load_classifier(checkpoint: dict[str, Any], description: dict[str, Any]) -> Classifier:
+class Network(nn.Module):
+    """A classifier's network under the names that :class:`~gradsigns_lightning.models.Classifier` gives its weights.
+
+    Reading needs no more, and Lightning takes seconds to import.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``(n, n_classes)`` of inputs ``(n, C, H, W)``."""
+        logits: Tensor = self.net(x)
+        return logits
+
+
+def load_classifier(checkpoint: dict[str, Any], description: dict[str, Any]) -> Network:
     """Return the classifier that a checkpoint describes, with its weights.
 
     Args:
@@ -111,10 +131,10 @@ def load_classifier(checkpoint: dict[str, Any], description: dict[str, Any]) -> 
         ValueError: the description names something other than a network, or the weights do not fit it.
         ImportError: the network is torchvision's, which is not installed.
     """
-    network, n_classes = described_network(description["model"]), description["data"]["n_classes"]
+    network = described_network(description["model"])
 
-    def make() -> Classifier:
-        return Classifier(network(), n_classes)
+    def make() -> Network:
+        return Network(network())
 
     _fitting(checkpoint["state_dict"], _skeleton(make), argument="checkpoint")
     classifier = make()
@@ -122,7 +142,7 @@ def load_classifier(checkpoint: dict[str, Any], description: dict[str, Any]) -> 
     return classifier.eval()
 
 
-def load_weights(classifier: Classifier, checkpoint: dict[str, Any], *, argument: str) -> None:
+def load_weights(classifier: nn.Module, checkpoint: dict[str, Any], *, argument: str) -> None:
     """Copy a checkpoint's weights into ``classifier``.
 
     Raises:

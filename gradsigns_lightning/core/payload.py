@@ -23,7 +23,6 @@ from gradsigns_lightning.core.key import CUSTOMER_BYTES, WatermarkKey
 
 MAX_CUSTOMERS = 1 << 8 * CUSTOMER_BYTES
 _USUAL_CUSTOMERS, _USUAL_ALPHA = 10_000, 1e-9  # what `trace` assumes
-_LONGEST_CHECKED = 256  # bits
 _QUICK_TRIES_BITS = 16  # a core tries 2^10.2 copies' secrets in the time of one owner's (docs/evidence.md)
 BITS_PER_MESSAGE_BYTE = 32  # a quarter of the bits for the message, three quarters to mend errors
 _SMALLEST_FIELD, _LARGEST_FIELD = 4, 13  # code lengths 15 to 8191
@@ -201,27 +200,13 @@ def check_master(master: WatermarkKey) -> None:
 def freedom(key: WatermarkKey) -> float:
     """Return how many bits of choice a key's payload and purpose leave to who makes it.
 
-    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a bit. A customer's
-    number chooses nothing. Messages are chosen by their data alone; in long keys they are charged like free payloads, because
-    making the code takes seconds to minutes there and the key may be a stranger's. All copies' keys are charged one bit for their
-    purpose and 16 because their signatures can be tried, on carriers and projection that stay, at the price of a few hashes.
+    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a bit; a message's is
+    charged as if it were free, though it should be a codeword. A customer's number chooses nothing. All copies' keys are charged
+    one bit for their purpose and 16 because their signatures can be tried, on carriers and projection that stay, at the price of
+    a few hashes.
     """
-    payload = bytes.fromhex(key.reveal()["payload"])
-    if key.purpose == "owner":
-        return 8.0 * len(payload)
-    return 8.0 * (0 if key.purpose == "customer" else _n_free_bytes(key.n_bits, payload)) + _QUICK_TRIES_BITS + 1
-
-
-def _n_free_bytes(n_bits: int, payload: bytes) -> int:
-    n_bytes = _message_bytes(n_bits)
-    return n_bytes if n_bits <= _LONGEST_CHECKED and _is_codeword(payload, n_bits, n_bytes) else len(payload)
-
-
-def _is_codeword(payload: bytes, n_bits: int, n_bytes: int) -> bool:
-    try:
-        return PayloadCode(n_bits, n_bytes).encode(payload[:n_bytes]) == payload
-    except ValueError:  # so few bits hold no such code
-        return False
+    n_bits = 8.0 * len(bytes.fromhex(key.reveal()["payload"]))
+    return n_bits if key.purpose == "owner" else _QUICK_TRIES_BITS + 1 + (n_bits if key.purpose == "message" else 0)
 
 
 def _message_bytes(n_bits: int) -> int:

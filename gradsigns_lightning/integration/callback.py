@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
+from os import PathLike
 from typing import Any
 
 import torch
@@ -25,11 +26,10 @@ from gradsigns_lightning.integration.hints import check_logits_hook
 from gradsigns_lightning.integration.input_watch import InputWatch
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
 from gradsigns_lightning.integration.reading import HeldOutReader
+from gradsigns_lightning.integration.release import CHECKPOINT_ENTRY, STATE_PREFIX
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.step_patch import StepPatch
 from gradsigns_lightning.integration.unlogged import unlogged
-
-CHECKPOINT_ENTRY = "gradsigns"
 
 
 class GradSigns(Callback):
@@ -37,13 +37,13 @@ class GradSigns(Callback):
 
     Wraps the module's ``training_step`` while fitting and adds the embedding loss to what it returns, every few optimizer steps.
     The images come from the batches as they stream by. During validation the mark is read on held-out images and logged as
-    ``wm/ber``, ``wm/p_value``, ``wm/log10_p_value`` and ``wm/margin``. A model that is already trained is signed by a short fit
+    ``wm/ber``, ``wm/log10_p_value``, ``wm/p_value`` and ``wm/margin``. A model that is already trained is signed by a short fit
     with the same callback.
 
     Override :meth:`images_and_labels` for batches of another form and :meth:`logits` for modules that do not return logits.
 
     Args:
-        key: the owner's key; batches hold inputs normalised as its ``input_mean`` and ``input_std`` say.
+        key: the owner's key, or its file; batches hold inputs normalised as its ``input_mean`` and ``input_std`` say.
         strength: weight of the embedding loss, or a schedule; 0 trains exactly as without the callback.
         objective: ``"margin"``, ``"paper"``, or an objective.
         engine: ``"auto"`` (the first that works on this model and strategy), ``"double_backward"``, ``"forward_over_reverse"``,
@@ -69,7 +69,7 @@ class GradSigns(Callback):
 
     def __init__(
         self,
-        key: WatermarkKey,
+        key: WatermarkKey | str | PathLike[str],
         *,
         strength: float | StrengthSchedule = 0.4,
         objective: str | Objective = "margin",
@@ -81,6 +81,8 @@ class GradSigns(Callback):
         name: str = "wm",
         carrier_layer: str | None = None,
     ) -> None:
+        if isinstance(key, (str, PathLike)):
+            key = WatermarkKey.load(key)
         self.watermarker = Watermarker(
             key,
             strength=strength,
@@ -176,7 +178,7 @@ class GradSigns(Callback):
     @property
     def state_key(self) -> str:
         """Name of this callback's state in a checkpoint; two keys have two states."""
-        return f"GradSigns[{self.key.commitment}]"
+        return f"{STATE_PREFIX}{self.key.commitment}]"
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -212,7 +214,10 @@ class GradSigns(Callback):
             self._reset()
         names = [callback.name for callback in trainer.callbacks if isinstance(callback, GradSigns)]
         if names.count(self.name) > 1:
-            raise ValueError(f"`name` must be different for every GradSigns callback of a Trainer, got {names}.")
+            raise ValueError(
+                f"`name` must be different for every GradSigns callback of a Trainer, got {names}: give the second one its "
+                "own, as in GradSigns(key, name='wm2')."
+            )
 
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
