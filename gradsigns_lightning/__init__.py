@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv and not getattr(sys.flags, "safe_path", False):
+    # `python -m gradsigns_lightning` looks for modules in the current folder first, which may be a received one.
+    del sys.path[0]
+
 from typing import TYPE_CHECKING
 
 from gradsigns_lightning.lazy import lazy_names

@@ -5,9 +5,12 @@ Importing torch takes a second and Lightning several, which neither ``gradsigns 
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -36,3 +39,22 @@ def lazy_names(
         return sorted({*vars(sys.modules[package]), *module_of, *modules})
 
     return getattribute, directory
+
+
+@contextmanager
+def in_pythons_folder() -> Iterator[None]:
+    """Make Python's own folder the current one, for imports: the folder of a command may be a received one.
+
+    Numba, for one, reads `.numba_config.yaml` of the current folder, which names a folder of pickles; matplotlib reads
+    `matplotlibrc`, and the loader of shared libraries looks there as well where a library says so.
+    """
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # the current folder was deleted
+        yield
+        return
+    os.chdir(sys.prefix)
+    try:
+        yield
+    finally:
+        os.chdir(here)

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.cli.archive import check_archive
 from gradsigns_lightning.cli.options import check_is_file
+from gradsigns_lightning.core.memory import saved_bytes
 from gradsigns_lightning.models.catalogue import CLASSES, described_network, input_shape
 from gradsigns_lightning.models.foreign import each, mapping, real, shown
 from gradsigns_lightning.models.skeleton import skeleton
 
 ENTRY = "gradsigns"
 FORMAT = 1
+_MOST_ACTIVATIONS = 2**30  # bytes for one image; a ViT-L with patches of 16 on 224 pixels keeps half of them
 _LONGEST_NAME = 200  # characters of a data set's name
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -136,7 +138,9 @@ def load_classifier(checkpoint: dict[str, Any], description: dict[str, Any]) -> 
     def make() -> Network:
         return Network(network())
 
-    _fitting(checkpoint["state_dict"], _skeleton(make), argument="checkpoint")
+    outline = _skeleton(make)
+    _fitting(checkpoint["state_dict"], outline.state_dict(), argument="checkpoint")
+    _check_memory(outline, description["data"]["input_shape"])
     classifier = make()
     load_weights(classifier, checkpoint, argument="checkpoint")
     return classifier.eval()
@@ -154,9 +158,23 @@ def load_weights(classifier: nn.Module, checkpoint: dict[str, Any], *, argument:
     classifier.load_state_dict(weights)
 
 
-def _skeleton(make: Callable[[], nn.Module]) -> Mapping[str, Tensor]:
+def _check_memory(outline: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse a network that takes more memory for one image than any that is read in earnest; the file states both sizes."""
+    image = torch.empty(1, *shape, device="meta", requires_grad=True)
     try:
-        return skeleton(make).state_dict()
+        needed = saved_bytes(outline, lambda: outline.eval()(image))
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"`checkpoint` describes a network that does not take images of shape {shape}.") from error
+    if needed > _MOST_ACTIVATIONS:
+        raise ValueError(
+            f"`checkpoint` describes a network that keeps {needed} bytes for one image of shape {shape}; at most "
+            f"{_MOST_ACTIVATIONS} are read. Load it in Python and call gradsigns_lightning.verify(model, key, images)."
+        )
+
+
+def _skeleton(make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return skeleton(make)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(f"`checkpoint` describes a network that cannot be built: {str(error)[:300]}") from error
 

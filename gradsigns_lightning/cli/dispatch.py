@@ -53,7 +53,10 @@ def _main(words: list[str]) -> int:
 
         _write(help_text(words[0], COMMANDS[words[0]]))
         return 0
-    from gradsigns_lightning.cli.runner import run_command
+    from gradsigns_lightning.lazy import in_pythons_folder
+
+    with in_pythons_folder():
+        from gradsigns_lightning.cli.runner import run_command
 
     return run_command(words[0], words[1:])
 

@@ -17,6 +17,7 @@ from typing import Any
 from gradsigns_lightning.cli.schema import check_root_keys, config_folder, register_schemas
 from gradsigns_lightning.cli.suggest import explain
 from gradsigns_lightning.core.text import printable_lines
+from gradsigns_lightning.lazy import in_pythons_folder
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _KEY_FILE_COMMANDS = ("verify", "trace", "commit")
@@ -98,7 +99,8 @@ def _quoted(value: str) -> str:
 
 
 def _hydra_main(task: Task) -> Callable[[], None]:
-    import hydra
+    with in_pythons_folder():
+        import hydra
 
     register_schemas()
     decorate = hydra.main(version_base="1.3", config_path=config_folder(), config_name=task.command)
@@ -129,8 +131,9 @@ class Task:
         from hydra.types import RunMode
 
         # Lightning takes seconds to import, and not every command line gets this far.
-        quiet = importlib.import_module("gradsigns_lightning.cli.quiet").quiet
-        run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
+        with in_pythons_folder():
+            quiet = importlib.import_module("gradsigns_lightning.cli.quiet").quiet
+            run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
         try:
             check_root_keys(self.command, config)
             if self.command == "judge" and HydraConfig.get().mode == RunMode.MULTIRUN:

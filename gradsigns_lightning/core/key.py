@@ -190,8 +190,8 @@ class WatermarkKey:
     def _label(self, purpose: Purpose, number: int | None = None) -> str:
         """Return the label of a signature's stream.
 
-        A copy's names its carriers' secret and the customer. Were the two secrets of a copy independent, 2^a of the one and 2^b of
-        the other would be 2^(a + b) tries at the price of 2^a + 2^b; and one customer's key could be passed off as another's.
+        A copy's names the secret of the carriers and the customer. If a copy's two secrets were independent, 2^a of the one and
+        2^b of the other would be 2^(a + b) tries at the price of 2^a + 2^b, and a customer's key could pass for another's.
         """
         if purpose == "owner":
             return "signature"

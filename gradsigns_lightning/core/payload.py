@@ -20,6 +20,7 @@ import torch
 
 from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.key import CUSTOMER_BYTES, WatermarkKey
+from gradsigns_lightning.lazy import in_pythons_folder
 
 MAX_CUSTOMERS = 1 << 8 * CUSTOMER_BYTES
 _USUAL_CUSTOMERS, _USUAL_ALPHA = 10_000, 1e-9  # what `trace` assumes
@@ -216,10 +217,12 @@ def _message_bytes(n_bits: int) -> int:
 @contextmanager
 def _threads_kept() -> Iterator[None]:
     # numba, which compiles galois, gives the whole process as many OpenMP threads as there are cores: torchrun asks for one a
-    # rank, and two ranks that wait for each other's threads train many times slower.
+    # rank, and two ranks that wait for each other's threads train many times slower. And it looks for its settings, which may
+    # name pickles, in the current folder, whenever it compiles.
     n_threads = torch.get_num_threads()
     try:
-        yield
+        with in_pythons_folder():
+            yield
     finally:
         torch.set_num_threads(n_threads)
 

@@ -23,6 +23,7 @@ from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationRes
 
 _BATCH_SIZE = 128  # at most, where nothing is said
 _MOST_BYTES = 4 << 30  # of activations, likewise
+_COPIES = 3  # of an image and its gradient in float64
 MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
 
 
@@ -162,7 +163,8 @@ def _mean_gradient(
         twice_differentiable_kernels(model, device.type),
     ):
         if batch_size is None:
-            batch_size = _pass_size(model, lambda: gradients_of(images[:1], lambda logits_of, inputs: logits_of(inputs)))
+            n_bytes = _COPIES * 8 * images[0].numel()
+            batch_size = _pass_size(model, lambda: gradients_of(images[:1], lambda logits_of, inputs: logits_of(inputs)), n_bytes)
         for batch in torch.split(images, batch_size):
             gradient = gradients_of(batch, counted)
             # Not in place: `total` may be an inference tensor.
@@ -171,10 +173,10 @@ def _mean_gradient(
     return total.flatten() / images.shape[0] * inverse_std, n_target / images.shape[0]
 
 
-def _pass_size(model: nn.Module, pass_one_image: Callable[[], Tensor]) -> int:
-    """Return how many images to pass at once; the network may be a stranger's, or large."""
+def _pass_size(model: nn.Module, pass_one_image: Callable[[], Tensor], n_bytes: int) -> int:
+    """Return how many images to pass at once; each takes ``n_bytes`` itself, and the network may be large, or a stranger's."""
     try:
-        n_bytes = saved_bytes(model, pass_one_image)
+        n_bytes += saved_bytes(model, pass_one_image)
     except Exception:  # what does not take one image alone may take a batch; if not, that pass gives the error
         return _BATCH_SIZE
     return min(_BATCH_SIZE, max(1, _MOST_BYTES // max(1, n_bytes)))

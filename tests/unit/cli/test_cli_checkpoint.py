@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from gradsigns_lightning.cli.archive import check_archive
 from gradsigns_lightning.cli.checkpoint import describe, description_of, load_classifier, load_weights, read_checkpoint
 from gradsigns_lightning.data import Digits
-from gradsigns_lightning.models import MLP, Classifier, SmallResNet
+from gradsigns_lightning.models import MLP, Classifier, ResNet20, SmallResNet
 from gradsigns_lightning.models.catalogue import described_network
 
 MODEL = {"_target_": "gradsigns_lightning.models.SmallResNet", "in_channels": 1, "n_classes": 10, "width": 4}
@@ -128,6 +128,23 @@ def test_memory_for_a_network_is_taken_only_when_its_weights_are_there(file, mon
     assert set(made) == {"meta"}
 
 
+@pytest.mark.parametrize(("side", "refused"), [(32, False), (2048, True)])
+def test_a_network_that_keeps_gigabytes_for_one_image_is_refused_before_it_is_passed(file, monkeypatch, side, refused):
+    """A small file states how large the images are, and a claimant's key may agree with it."""
+    model = {"_target_": "gradsigns_lightning.models.ResNet20", "in_channels": 1, "n_classes": 10}
+    state = Classifier(ResNet20(1, 10), 10).state_dict()
+    torch.save(content(state, hyper_parameters=describe(model, {**DATA, "input_shape": [1, side, side]}, "00")), file)
+    devices = set()
+    original = torch.nn.Conv2d.forward
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: devices.add(x.device.type) or original(self, x))
+    if refused:
+        with pytest.raises(ValueError, match=r"`checkpoint` describes a network that keeps \d{10} bytes for one image"):
+            load(file)
+    else:
+        load(file)
+    assert devices == {"meta"}
+
+
 @pytest.mark.parametrize("shape", [(10**6, 10**6), (4, 4, 3, 3)])
 def test_views_that_repeat_a_number_are_refused(file, shape):
     torch.save(content({f"w{i}": torch.zeros(1).expand(shape) for i in range(100)}), file)
@@ -164,7 +181,8 @@ def test_versions_of_layers_are_this_releases_not_the_files(file):
     model = {"_target_": "torchvision.models.mnasnet0_5", "num_classes": 10}  # reads weights by their version
     state = Classifier(described_network(model)(), 10).state_dict()
     state._metadata["net"] = {"version": "foreign"}
-    torch.save(content(state, hyper_parameters=describe(model, DATA, "00")), file)
+    colours = {**DATA, "input_shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
+    torch.save(content(state, hyper_parameters=describe(model, colours, "00")), file)
     assert all(torch.equal(value, state[name]) for name, value in load(file).state_dict().items())
 
 

@@ -1,0 +1,61 @@
+"""A command may be started in a folder that somebody sent: what lies there beside the files that it names is not looked at."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gradsigns_lightning import WatermarkKey
+
+ROOT = Path(__file__).parents[2]
+TRAPS = (".numba_config.yaml", "matplotlibrc")  # what libraries read of the current folder
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "gradsigns_lightning", *words]
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder in which whoever opens a trap waits for ever."""
+    WatermarkKey.generate("A", 128, input_shape=(1, 28, 28), target_class=0).save(tmp_path / "master.gskey")
+    for trap in TRAPS:
+        os.mkfifo(tmp_path / trap)
+    return tmp_path
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("keygen", "master=master.gskey", "message=hi", "out=copy.gskey"), 0),
+        (("verify", "checkpoint=none.ckpt", "key=master.gskey", "images=."), 1),
+        (("trace", "onnx=none.onnx", "key=master.gskey", "images=."), 1),
+        (("judge", "bundle=none.gsbundle"), 1),
+    ],
+    ids=lambda words: words[0] if isinstance(words, tuple) else "",
+)
+def test_no_settings_are_read_from_a_received_folder(folder, words, code):
+    done = run(folder, *words)
+    assert done.returncode == code, done.stderr
+
+
+def test_the_traps_hold_whoever_opens_them(folder):
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run([sys.executable, "-c", "import matplotlib"], cwd=folder, timeout=10, check=False)
+
+
+def test_no_module_of_a_received_folder_is_run(tmp_path):
+    for name in ("torch", "typing", "numpy", "hydra"):
+        (tmp_path / f"{name}.py").write_text("open('done', 'w').close()\n")
+    done = run(tmp_path, "keygen", "owner=A", "out=a.gskey")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.gskey").exists()
+    assert not (tmp_path / "done").exists()
