@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 if sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv and not getattr(sys.flags, "safe_path", False):
     # `python -m gradsigns_lightning` looks for modules in the current folder first, which may be a received one.
-    del sys.path[0]
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath("")]
 
 from typing import TYPE_CHECKING
 

@@ -448,7 +448,8 @@ def test_no_pass_keeps_more_than_is_allowed(monkeypatch, n_at_once, sizes):
     model, calls, kept = network(), [], []
     monkeypatch.setattr(white_box, "saved_bytes", lambda *arguments: kept.append(saved_bytes(*arguments)) or kept[-1])
     whole = verify(model, KEY, raw_images())
-    monkeypatch.setattr(white_box, "_MOST_BYTES", n_at_once * kept[0])
+    per_image = kept[0] + white_box._COPIES * 8 * raw_images()[0].numel()
+    monkeypatch.setattr(white_box, "_MOST_BYTES", n_at_once * per_image)
     pieces = verify(model, KEY, raw_images(), logits=lambda x: calls.append(len(x)) or model(x))
     assert calls == sizes
     assert (pieces.n_matches, pieces.recognised) == (whole.n_matches, whole.recognised)
