@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from gradsigns_lightning.cli.options import spoken
+from gradsigns_lightning.lazy import in_pythons_folder
 
 ALLOWED_PACKAGES = ("gradsigns_lightning", "torchvision", "lightning", "torch")
 
@@ -31,7 +32,8 @@ def build(config: Any, /, *, option: str = "", names: Mapping[str, str] | None =
     from hydra.errors import InstantiationException
 
     plain = to_plain(config)
-    _check_targets(plain)
+    with in_pythons_folder():  # which imports them
+        _check_targets(plain)
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise ValueError(f"`_target_` must name what to build, got {plain!r} without one.")
     try:

@@ -20,6 +20,7 @@ from gradsigns_lightning.extraction import VerificationResult, verify, verify_ap
 from gradsigns_lightning.extraction.asking import Oracle
 from gradsigns_lightning.extraction.oracles import OnnxOracle, normalised
 from gradsigns_lightning.extraction.white_box import RawInputs
+from gradsigns_lightning.lazy import in_pythons_folder
 
 _KINDS = ("checkpoint", "onnx", "endpoint")
 
@@ -151,6 +152,7 @@ def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str |
         return images
     if data_name is None:
         raise ValueError("`images` must name a folder with images of the key's target class, or `data` a data set.")
-    from gradsigns_lightning.data.catalogue import shipped_images  # data modules are Lightning's
+    with in_pythons_folder():
+        from gradsigns_lightning.data.catalogue import shipped_images  # data modules are Lightning's
 
     return shipped_images(data_name, settings["paths"]["data"], key.target_class)

@@ -75,7 +75,7 @@ class PayloadCode:
         if len(data) != self.n_bytes:
             raise ValueError(f"`data` must have {self.n_bytes} bytes, got {len(data)}.")
         bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-        with _threads_kept():
+        with _numba_kept_apart():
             codeword = np.asarray(self._library_code.encode(bits), np.uint8)
         return np.packbits(codeword, bitorder="little").tobytes()
 
@@ -86,7 +86,7 @@ class PayloadCode:
             ValueError: there are more errors than the code corrects.
         """
         word = np.asarray(bits[: self.length], np.uint8)
-        with _threads_kept():
+        with _numba_kept_apart():
             message, n_errors = self._library_code.decode(word, errors=True)
         if n_errors < 0:
             raise ValueError(f"`bits` hold no codeword within {self.n_correctable} errors.")
@@ -215,7 +215,7 @@ def _message_bytes(n_bits: int) -> int:
 
 
 @contextmanager
-def _threads_kept() -> Iterator[None]:
+def _numba_kept_apart() -> Iterator[None]:
     # numba, which compiles galois, gives the whole process as many OpenMP threads as there are cores: torchrun asks for one a
     # rank, and two ranks that wait for each other's threads train many times slower. And it looks for its settings, which may
     # name pickles, in the current folder, whenever it compiles.

@@ -33,28 +33,18 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def check_form(images: Tensor, labels: Tensor, input_shape: tuple[int, ...], *, any_input: bool) -> None:
-    """Refuse images that do not have the key's shape and labels that are not class indices; the message says how to make them.
+def cure(images: Tensor, labels: Tensor, input_shape: tuple[int, ...], *, any_input: bool) -> str:
+    """Return the override of ``GradSigns.images_and_labels`` that makes a refused batch what the key takes; "" if none helps.
 
     Args:
         images: inputs of a batch.
         labels: labels of a batch.
         input_shape: the key's, ``(C, H, W)``.
         any_input: inputs may be anything, as with a carrier layer.
-
-    Raises:
-        ValueError: ends with the override of ``GradSigns.images_and_labels`` that helps.
     """
     if not any_input and (tuple(images.shape[1:]) != input_shape or not images.is_floating_point()):
-        raise ValueError(
-            f"`images` must be floating point of shape (n, {', '.join(map(str, input_shape))}) as the key's `input_shape` says, "
-            f"got {images.dtype} of shape {tuple(images.shape)}.{_image_cure(images, input_shape)}"
-        )
-    if labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"`labels` must have shape ({images.shape[0]},), one class index per image, got {tuple(labels.shape)}."
-            f"{_label_cure(labels, len(images))}"
-        )
+        return _image_cure(images, input_shape)
+    return _label_cure(labels, len(images)) if labels.shape != images.shape[:1] else ""
 
 
 def _label_cure(labels: Tensor, n: int) -> str:

@@ -20,7 +20,7 @@ from gradsigns_lightning.core.objective import Objective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
 from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.core.watermarker import Watermarker
-from gradsigns_lightning.integration.batches import check_form, images_and_labels
+from gradsigns_lightning.integration.batches import cure, images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible
 from gradsigns_lightning.integration.hints import check_logits_hook
 from gradsigns_lightning.integration.input_watch import InputWatch
@@ -326,7 +326,6 @@ class GradSigns(Callback):
 
     def _read_batch(self, trainer: Any, pl_module: Any, batch: Any, *, together: bool) -> None:
         images, labels = self._taken_from(batch)
-        self.watermarker.check_batch(images, labels)
         if trainer.sanity_checking:
             return  # it shall find batches of another form, but nothing is logged
 
@@ -340,7 +339,11 @@ class GradSigns(Callback):
 
     def _taken_from(self, batch: Any) -> tuple[Tensor, Tensor]:
         images, labels = self.images_and_labels(batch)
-        check_form(images, labels, self.key.input_shape, any_input=self.watermarker.carrier_layer is not None)
+        try:
+            self.watermarker.check_batch(images, labels)
+        except ValueError as error:
+            any_input = self.watermarker.carrier_layer is not None
+            raise ValueError(f"{error}{cure(images, labels, self.key.input_shape, any_input=any_input)}") from error
         return images, labels
 
     def _try_logits(self, pl_module: Any, images: Tensor, batch: Any) -> None:

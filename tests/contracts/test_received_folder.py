@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from gradsigns_lightning import WatermarkKey
+from gradsigns_lightning.cli.checkpoint import describe
+from gradsigns_lightning.models import MLP
 
 ROOT = Path(__file__).parents[2]
 TRAPS = (".numba_config.yaml", "matplotlibrc")  # what libraries read of the current folder
@@ -26,6 +29,12 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def folder(tmp_path):
     """A folder in which whoever opens a trap waits for ever."""
     WatermarkKey.generate("A", 128, input_shape=(1, 28, 28), target_class=0).save(tmp_path / "master.gskey")
+    key = WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0, input_mean=0.305, input_std=0.376)
+    key.save(tmp_path / "digits.gskey")
+    model = {"_target_": "gradsigns_lightning.models.MLP", "input_shape": [1, 8, 8], "n_classes": 10, "hidden": [16]}
+    data = {"name": "digits", "n_classes": 10, "input_shape": [1, 8, 8], "mean": [0.305], "std": [0.376]}
+    weights = {f"net.{name}": value for name, value in MLP((1, 8, 8), 10, [16]).state_dict().items()}
+    torch.save({"state_dict": weights, "hyper_parameters": describe(model, data, key.commitment)}, tmp_path / "digits.ckpt")
     for trap in TRAPS:
         os.mkfifo(tmp_path / trap)
     return tmp_path
@@ -39,6 +48,8 @@ def folder(tmp_path):
         (("verify", "checkpoint=none.ckpt", "key=master.gskey", "images=."), 1),
         (("trace", "onnx=none.onnx", "key=master.gskey", "images=."), 1),
         (("judge", "bundle=none.gsbundle"), 1),
+        (("verify", "checkpoint=digits.ckpt", "key=digits.gskey"), 3),
+        (("verify", "checkpoint=digits.ckpt", "key=digits.gskey", "data=digits"), 3),
     ],
     ids=lambda words: words[0] if isinstance(words, tuple) else "",
 )

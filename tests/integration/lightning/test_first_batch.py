@@ -21,11 +21,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from gradsigns_lightning import GradSigns, verify
-from gradsigns_lightning.integration.batches import check_form
+from gradsigns_lightning import GradSigns, WatermarkKey, verify
 from gradsigns_lightning.integration.input_watch import InputWatch
 
 pytestmark = pytest.mark.usefixtures("seeded")
+
+
+def taken(images, labels, input_shape):
+    """Take a batch as the callback does."""
+    return GradSigns(WatermarkKey.generate("A", 16, input_shape=input_shape, target_class=0))._taken_from((images, labels))
 
 
 def named(items):
@@ -192,21 +196,21 @@ Y = torch.arange(6)
 )
 def test_a_form_that_is_not_the_keys_comes_with_one_line_that_cures_it(images, labels, cure):
     with pytest.raises(ValueError, match=r"(?s)`(images|labels)` must .*Override `GradSigns.images_and_labels`") as caught:
-        check_form(images, labels, (1, 8, 8), any_input=False)
+        taken(images, labels, (1, 8, 8))
     assert cure in str(caught.value)
     x, y = eval(cure.removeprefix("return "), {"x": images, "y": labels})
-    check_form(x, y, (1, 8, 8), any_input=False)
+    taken(x, y, (1, 8, 8))
 
 
 def test_the_network_gets_flat_inputs_back():
     with pytest.raises(ValueError, match=r"return pl_module\(images.reshape\(-1, 64\)\)$"):
-        check_form(X.flatten(1), Y, (1, 8, 8), any_input=False)
+        taken(X.flatten(1), Y, (1, 8, 8))
 
 
 def test_channels_last():
     images = torch.rand(6, 8, 8, 3)
     with pytest.raises(ValueError, match=r"return x.permute\(0, 3, 1, 2\), y\n.*pl_module\(images.permute\(0, 2, 3, 1\)\)$"):
-        check_form(images, Y, (3, 8, 8), any_input=False)
+        taken(images, Y, (3, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +223,7 @@ def test_channels_last():
 )
 def test_images_of_another_size_need_another_key(shape, advice):
     with pytest.raises(ValueError, match=r"override `GradSigns.images_and_labels`") as caught:
-        check_form(torch.rand(6, *shape), Y, (1, 8, 8), any_input=False)
+        taken(torch.rand(6, *shape), Y, (1, 8, 8))
     assert advice in str(caught.value)
 
 

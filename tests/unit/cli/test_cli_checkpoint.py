@@ -14,10 +14,18 @@ import torch
 from lightning.pytorch import Trainer
 
 from gradsigns_lightning.cli.archive import check_archive
-from gradsigns_lightning.cli.checkpoint import describe, description_of, load_classifier, load_weights, read_checkpoint
+from gradsigns_lightning.cli.checkpoint import (
+    _check_memory,
+    describe,
+    description_of,
+    load_classifier,
+    load_weights,
+    read_checkpoint,
+)
 from gradsigns_lightning.data import Digits
 from gradsigns_lightning.models import MLP, Classifier, ResNet20, SmallResNet
 from gradsigns_lightning.models.catalogue import described_network
+from gradsigns_lightning.models.skeleton import skeleton
 
 MODEL = {"_target_": "gradsigns_lightning.models.SmallResNet", "in_channels": 1, "n_classes": 10, "width": 4}
 DATA = {"name": "digits", "n_classes": 10, "input_shape": [1, 8, 8], "mean": [0.305], "std": [0.376]}
@@ -143,6 +151,37 @@ def test_a_network_that_keeps_gigabytes_for_one_image_is_refused_before_it_is_pa
     else:
         load(file)
     assert devices == {"meta"}
+
+
+def vit(side, **changes):
+    description = {"_target_": "gradsigns_lightning.models.ViT", "input_shape": [3, side, side], "n_classes": 10, **changes}
+    return skeleton(described_network(description)), (3, side, side)
+
+
+@pytest.mark.parametrize(
+    ("side", "changes"),
+    [
+        (64, {"patch_size": 1, "dim": 32, "depth": 256, "heads": 32}),  # attention
+        (256, {"patch_size": 1}),
+        (32, {"patch_size": 1, "dim": 2**14, "depth": 4, "heads": 1}),  # tokens
+    ],
+)
+def test_a_transformer_that_keeps_gigabytes_for_one_image_is_refused(side, changes):
+    with pytest.raises(ValueError, match=r"`checkpoint` describes a network that keeps \d{10,} bytes for one image"):
+        _check_memory(*vit(side, **changes))
+
+
+@pytest.mark.parametrize(
+    ("side", "changes"),
+    [
+        (224, {"patch_size": 16, "dim": 768, "depth": 12, "heads": 12}),
+        (224, {"patch_size": 16, "dim": 1024, "depth": 24, "heads": 16}),
+        (32, {"patch_size": 2, "dim": 384, "depth": 12, "heads": 6}),
+        (64, {}),
+    ],
+)
+def test_transformers_of_usual_sizes_are_read(side, changes):
+    _check_memory(*vit(side, **changes))
 
 
 @pytest.mark.parametrize("shape", [(10**6, 10**6), (4, 4, 3, 3)])

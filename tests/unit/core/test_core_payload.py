@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradsigns_lightning import WatermarkKey, customer_key, message_key
-from gradsigns_lightning.core.payload import PayloadCode, _threads_kept, blank_message_key, check_traceable, freedom
+from gradsigns_lightning.core.payload import PayloadCode, _numba_kept_apart, blank_message_key, check_traceable, freedom
 
 galois = pytest.importorskip("galois")
 
@@ -37,7 +37,7 @@ def test_the_parameters_are_those_of_a_bch_code(n_bits, n_bytes):
     code = PayloadCode(n_bits, n_bytes)
     n = max(n for n in (2**m - 1 for m in range(4, 14)) if n < 2 * code.length)
     if n <= 1023:
-        with _threads_kept():
+        with _numba_kept_apart():
             k = galois.BCH(n, d=2 * code.n_correctable + 1).k
         assert n - k + 8 * n_bytes == code.length
     assert code.length <= 8 * (n_bits // 8)
