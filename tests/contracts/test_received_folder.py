@@ -15,7 +15,7 @@ from gradsigns_lightning.cli.checkpoint import describe
 from gradsigns_lightning.models import MLP
 
 ROOT = Path(__file__).parents[2]
-TRAPS = (".numba_config.yaml", "matplotlibrc")  # what libraries read of the current folder
+CACHE = "cache"  # where numba would keep, and read, what it compiled
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -27,7 +27,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder in which whoever opens a trap waits for ever."""
+    """A folder in which matplotlib waits for ever for its settings, and numba finds where to keep pickles."""
     WatermarkKey.generate("A", 128, input_shape=(1, 28, 28), target_class=0).save(tmp_path / "master.gskey")
     key = WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0, input_mean=0.305, input_std=0.376)
     key.save(tmp_path / "digits.gskey")
@@ -35,8 +35,8 @@ def folder(tmp_path):
     data = {"name": "digits", "n_classes": 10, "input_shape": [1, 8, 8], "mean": [0.305], "std": [0.376]}
     weights = {f"net.{name}": value for name, value in MLP((1, 8, 8), 10, [16]).state_dict().items()}
     torch.save({"state_dict": weights, "hyper_parameters": describe(model, data, key.commitment)}, tmp_path / "digits.ckpt")
-    for trap in TRAPS:
-        os.mkfifo(tmp_path / trap)
+    os.mkfifo(tmp_path / "matplotlibrc")
+    (tmp_path / ".numba_config.yaml").write_text(f"cache_dir: {CACHE}\n")
     return tmp_path
 
 
@@ -56,11 +56,15 @@ def folder(tmp_path):
 def test_no_settings_are_read_from_a_received_folder(folder, words, code):
     done = run(folder, *words)
     assert done.returncode == code, done.stderr
+    assert not (folder / CACHE).exists()
 
 
 def test_the_traps_hold_whoever_opens_them(folder):
     with pytest.raises(subprocess.TimeoutExpired):
         subprocess.run([sys.executable, "-c", "import matplotlib"], cwd=folder, timeout=10, check=False)
+    (folder / "compiling.py").write_text("import numba\n\n\n@numba.njit(cache=True)\ndef same(x):\n    return x\n\n\nsame(1)\n")
+    subprocess.run([sys.executable, "compiling.py"], cwd=folder, timeout=100, check=True)
+    assert (folder / CACHE).exists()
 
 
 def test_no_module_of_a_received_folder_is_run(tmp_path):
