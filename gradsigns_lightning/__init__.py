@@ -1,19 +1,33 @@
 """Sign a classifier's input gradients while it trains, and prove later that the model is yours."""
 
-from gradsigns_lightning.core import Cadence, MarginObjective, PaperObjective, StrengthSchedule, WatermarkKey
-from gradsigns_lightning.core.payload import customer_key, message_key
-from gradsigns_lightning.extraction import (
-    ApiVerificationResult,
-    Message,
-    TraceResult,
-    VerificationResult,
-    read_message,
-    trace,
-    verify,
-    verify_api,
-    verify_many,
-)
-from gradsigns_lightning.integration import FabricGradSigns, GradSigns, GradSignsMixin
+from __future__ import annotations
+
+import os
+import sys
+
+if sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv and not getattr(sys.flags, "safe_path", False):
+    # `python -m gradsigns_lightning` looks for modules in the current folder first, which may be a received one.
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath("")]
+
+from typing import TYPE_CHECKING
+
+from gradsigns_lightning.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gradsigns_lightning.core import Cadence, MarginObjective, PaperObjective, StrengthSchedule, WatermarkKey
+    from gradsigns_lightning.core.payload import customer_key, message_key
+    from gradsigns_lightning.extraction import (
+        ApiVerificationResult,
+        Message,
+        TraceResult,
+        VerificationResult,
+        read_message,
+        trace,
+        verify,
+        verify_api,
+        verify_many,
+    )
+    from gradsigns_lightning.integration import FabricGradSigns, GradSigns, GradSignsMixin, strip
 
 __version__ = "0.1.0"
 
@@ -33,8 +47,22 @@ __all__ = [
     "customer_key",
     "message_key",
     "read_message",
+    "strip",
     "trace",
     "verify",
     "verify_api",
     "verify_many",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "core": "Cadence MarginObjective PaperObjective StrengthSchedule WatermarkKey",
+        "core.payload": "customer_key message_key",
+        "extraction": (
+            "ApiVerificationResult Message TraceResult VerificationResult read_message trace verify verify_api verify_many"
+        ),
+        "integration": "FabricGradSigns GradSigns GradSignsMixin strip",
+    },
+    modules=("core", "extraction", "integration"),
+)

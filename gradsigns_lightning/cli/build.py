@@ -5,18 +5,23 @@ Files of others do not come here: what a checkpoint may describe is in :mod:`gra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
+
+from gradsigns_lightning.cli.options import spoken
+from gradsigns_lightning.lazy import in_pythons_folder
 
 ALLOWED_PACKAGES = ("gradsigns_lightning", "torchvision", "lightning", "torch")
 
 
-def build(config: Any, /, **arguments: Any) -> Any:
+def build(config: Any, /, *, option: str = "", names: Mapping[str, str] | None = None, **arguments: Any) -> Any:
     """Return what ``config`` describes by its ``_target_`` and arguments.
 
     Args:
         config: a configuration node or plain containers.
+        option: where it stands on the command line, of which errors then speak.
+        names: what arguments are called there otherwise than in ``option``.
         arguments: further arguments of the target.
 
     Raises:
@@ -27,7 +32,8 @@ def build(config: Any, /, **arguments: Any) -> Any:
     from hydra.errors import InstantiationException
 
     plain = to_plain(config)
-    _check_targets(plain)
+    with in_pythons_folder():  # which imports them
+        _check_targets(plain)
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise ValueError(f"`_target_` must name what to build, got {plain!r} without one.")
     try:
@@ -41,9 +47,23 @@ def build(config: Any, /, **arguments: Any) -> Any:
         cause = error.__cause__
         if cause is None or isinstance(cause, InstantiationException):
             raise
-        if isinstance(cause, (TypeError, ValueError)) and not plain["_target_"].startswith("gradsigns_lightning."):
-            raise type(cause)(f"{plain['_target_']}: {cause}") from error
-        raise cause from error
+        if isinstance(cause, ImportError) or (_is_own(plain) and type(cause) not in (TypeError, ValueError)):
+            raise cause from error
+        kind = TypeError if isinstance(cause, TypeError) else ValueError
+        raise kind(_explained(str(cause), plain, option, names or {})) from error
+
+
+def _explained(message: str, config: dict[str, Any], option: str, names: Mapping[str, str]) -> str:
+    """Return an error's message with the arguments under their names on the command line; foreign ones name the part."""
+    if not _is_own(config):
+        return f"`{option}`: {message} ({config['_target_']})" if option else f"{config['_target_']}: {message}"
+    if not option:
+        return message
+    return spoken(message, {**{name: f"{option}.{name}" for name in config if name[0] != "_"}, "path": option, **names})
+
+
+def _is_own(config: dict[str, Any]) -> bool:
+    return str(config["_target_"]).startswith("gradsigns_lightning.")
 
 
 def to_plain(config: Any) -> Any:

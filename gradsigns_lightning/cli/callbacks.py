@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
 from rich.text import Text
 
+from gradsigns_lightning.cli.quiet import silence
+from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.text import printable
 
 SECONDS_METRIC = "time/seconds_per_epoch"
@@ -66,6 +69,40 @@ class EpochLines(Callback):
         values = [f"{label} {metrics[name]:.3f}" for name, label in shown.items() if name in metrics]
         line = f"{self.phase}: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(values)}"
         Console(highlight=False).print(Text(printable(line)), soft_wrap=True)
+
+
+class KeyKeeper(Callback):
+    """Saves a new key when the first batch was trained, so that a training that never began leaves none behind.
+
+    Args:
+        key: the key.
+        file: where it is saved unless it is there.
+    """
+
+    def __init__(self, key: WatermarkKey, file: Path) -> None:
+        self.key = key
+        self.file = file
+
+    def keep(self) -> None:
+        """Save the key unless its file is there."""
+        if not self.file.exists():
+            self.key.save(self.file)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save the key after the first batch."""
+        if trainer.is_global_zero and batch_idx == 0:
+            self.keep()
+
+
+class QuietWorkers(Callback):
+    """Carries the silence into processes that a Trainer spawns, by being unpickled there."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        silence()
+        self.__dict__.update(state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return QuietWorkers, (), {"quiet": True}
 
 
 def progress_callbacks(phase: str, *, progress: bool) -> list[Callback]:

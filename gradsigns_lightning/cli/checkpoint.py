@@ -13,15 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradsigns_lightning.cli.archive import check_archive
-from gradsigns_lightning.models import Classifier
+from gradsigns_lightning.cli.options import check_is_file
+from gradsigns_lightning.core.memory import saved_bytes
 from gradsigns_lightning.models.catalogue import CLASSES, described_network, input_shape
 from gradsigns_lightning.models.foreign import each, mapping, real, shown
 from gradsigns_lightning.models.skeleton import skeleton
 
 ENTRY = "gradsigns"
 FORMAT = 1
+_MOST_ACTIVATIONS = 2**30  # bytes for one image; a ViT-L with patches of 16 on 224 pixels keeps half of them
 _LONGEST_NAME = 200  # characters of a data set's name
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -46,8 +49,12 @@ def read_checkpoint(path: str, *, argument: str = "checkpoint") -> dict[str, Any
         ValueError: the file is missing or no checkpoint with weights.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
-        raise ValueError(f"`{argument}` must name a checkpoint file, got {str(path)!r}, which is not there.")
+    check_is_file(argument, str(path), "a checkpoint file")
+    if file.suffix == ".safetensors":
+        raise ValueError(
+            f"`{argument}`: {str(path)!r} holds weights alone, so how to build its model is not known. Load it in Python and "
+            "call gradsigns_lightning.verify(model, key, images)."
+        )
     try:
         check_archive(file)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -100,7 +107,23 @@ def _data(stated: Any) -> dict[str, Any]:
     }
 
 
-def load_classifier(checkpoint: dict[str, Any], description: dict[str, Any]) -> Classifier:
+class Network(nn.Module):
+    """A classifier's network under the names that :class:`~gradsigns_lightning.models.Classifier` gives its weights.
+
+    Reading needs no more, and Lightning takes seconds to import.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``(n, n_classes)`` of inputs ``(n, C, H, W)``."""
+        logits: Tensor = self.net(x)
+        return logits
+
+
+def load_classifier(checkpoint: dict[str, Any], description: dict[str, Any]) -> Network:
     """Return the classifier that a checkpoint describes, with its weights.
 
     Args:
@@ -111,18 +134,20 @@ def load_classifier(checkpoint: dict[str, Any], description: dict[str, Any]) -> 
         ValueError: the description names something other than a network, or the weights do not fit it.
         ImportError: the network is torchvision's, which is not installed.
     """
-    network, n_classes = described_network(description["model"]), description["data"]["n_classes"]
+    network = described_network(description["model"])
 
-    def make() -> Classifier:
-        return Classifier(network(), n_classes)
+    def make() -> Network:
+        return Network(network())
 
-    _fitting(checkpoint["state_dict"], _skeleton(make), argument="checkpoint")
+    outline = _skeleton(make)
+    _fitting(checkpoint["state_dict"], outline.state_dict(), argument="checkpoint")
+    _check_memory(outline, description["data"]["input_shape"])
     classifier = make()
     load_weights(classifier, checkpoint, argument="checkpoint")
     return classifier.eval()
 
 
-def load_weights(classifier: Classifier, checkpoint: dict[str, Any], *, argument: str) -> None:
+def load_weights(classifier: nn.Module, checkpoint: dict[str, Any], *, argument: str) -> None:
     """Copy a checkpoint's weights into ``classifier``.
 
     Raises:
@@ -134,9 +159,24 @@ def load_weights(classifier: Classifier, checkpoint: dict[str, Any], *, argument
     classifier.load_state_dict(weights)
 
 
-def _skeleton(make: Callable[[], nn.Module]) -> Mapping[str, Tensor]:
+def _check_memory(outline: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse a network that takes more memory for one image than any that is read in earnest; the file states both sizes."""
+    image = torch.empty(1, *shape, device="meta", requires_grad=True)
     try:
-        return skeleton(make).state_dict()
+        with sdpa_kernel(SDPBackend.MATH):  # as in reading; fused attention keeps less
+            needed = saved_bytes(outline, lambda: outline.eval()(image))
+    except RuntimeError as error:
+        raise ValueError(f"`checkpoint` describes a network that does not take images of shape {shape}.") from error
+    if needed > _MOST_ACTIVATIONS:
+        raise ValueError(
+            f"`checkpoint` describes a network that keeps {needed} bytes for one image of shape {shape}; at most "
+            f"{_MOST_ACTIVATIONS} are read. Load it in Python and call gradsigns_lightning.verify(model, key, images)."
+        )
+
+
+def _skeleton(make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return skeleton(make)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(f"`checkpoint` describes a network that cannot be built: {str(error)[:300]}") from error
 

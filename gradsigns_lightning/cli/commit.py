@@ -11,6 +11,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsigns_lightning.cli.build import to_plain
+from gradsigns_lightning.cli.options import load_key
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.settings import reading_settings
 from gradsigns_lightning.core.files import read_file, write_file
@@ -26,6 +27,10 @@ from gradsigns_lightning.extraction.evidence import (
 from gradsigns_lightning.extraction.settings import ReadingSettings
 
 _SUFFIX = ".commitment.json"
+_NO_REQUEST = (
+    "for the request to a time-stamp authority install gradsigns-lightning[evidence] and commit again with another `out`, "
+    "or make it with openssl ts -query"
+)
 _MAX_FILE_BYTES = 1 << 24  # a commitment to 100,000 keys has 7 MB
 
 
@@ -77,11 +82,12 @@ def run(config: Any) -> None:
     check_json_path(settings["json"])
     paths = settings["key"]["path"]
     paths = [paths] if isinstance(paths, str) else list(paths)
-    keys = [WatermarkKey.load(path) for path in paths]
+    keys = [load_key(path) for path in paths]
     files = CommitmentFiles(Path(settings["out"] or Path(paths[0]).with_suffix(_SUFFIX)).expanduser())
     if settings["attach"] is None:
         statement, time = _commit(files, keys, settings["signer"], reading_settings(settings)), None
-        note = f"Publish {files.statement}; send {files.request} to a time-stamp authority; keep {files.signer} secret."
+        send = f"send {files.request} to a time-stamp authority" if files.request.exists() else _NO_REQUEST
+        note = f"Publish {files.statement}; {send}; keep {files.signer} secret."
     else:
         statement, time = _attach(files, settings)
         note = "The commitment is time-stamped. Publish both files. Everybody can check them:\n" + _openssl(files, settings, time)
@@ -108,15 +114,19 @@ def _commit(files: CommitmentFiles, keys: list[WatermarkKey], signer_file: str |
             raise ValueError(f"`out` must not name an existing commitment, but there is {str(path)!r}.")
     signer = Ed25519PrivateKey.generate() if signer_file is None else load_signer(read_bytes(Path(signer_file), "signer"))
     statement = make_statement(keys, signer, reading=reading)
-    contents = {
-        files.signer: signer_pem(signer),
-        files.request: timestamp_request(statement),
-        files.statement: statement.to_bytes(),
-    }
+    contents = {files.signer: signer_pem(signer), **_request(files, statement), files.statement: statement.to_bytes()}
     if files.signer.exists() and signer_pem(files.read_signer()) != contents.pop(files.signer):
         raise ValueError(f"`signer` must be the one in {str(files.signer)!r}, which belongs to `out`; got another.")
     _write_all(contents, secret=files.signer)
     return statement
+
+
+def _request(files: CommitmentFiles, statement: Statement) -> dict[Path, bytes]:
+    """Return the request to a time-stamp authority; nothing without rfc3161-client, since not everybody asks one."""
+    try:
+        return {files.request: timestamp_request(statement)}
+    except ImportError:
+        return {}
 
 
 def _write_all(contents: dict[Path, bytes], *, secret: Path) -> None:

@@ -14,8 +14,11 @@ COMMANDS = {
     "trace": "tell which customer's copy a model is",
     "commit": "write a key's public commitment and have it time-stamped",
     "judge": "check an evidence bundle and read the suspect",
+    "strip": "copy a checkpoint without what announces the mark",
     "import-2021": "read the authors' released model",
 }
+
+_HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,14 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``gradsigns``; by default those of this process.
 
     Returns:
-        The exit code: 0, 1 when the command failed, 2 when the command line is wrong.
+        The exit code: 0, 1 when the command failed, 2 when the command line is wrong, 3 when a verdict is not ``owned``.
     """
     with _any_letter():
         return _main(list(sys.argv[1:] if argv is None else argv))
 
 
 def _main(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [words[1], "--help"]
+    if not words or words[0] in (*_HELP, "help"):
         _write(_usage())
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
@@ -43,7 +48,15 @@ def _main(words: list[str]) -> int:
     if words[0] not in COMMANDS:
         print(_unknown(words[0]), file=sys.stderr)  # noqa: T201
         return 2
-    from gradsigns_lightning.cli.runner import run_command
+    if any(word in _HELP for word in words[1:]):
+        from gradsigns_lightning.cli.help import help_text
+
+        _write(help_text(words[0], COMMANDS[words[0]]))
+        return 0
+    from gradsigns_lightning.lazy import in_pythons_folder
+
+    with in_pythons_folder():
+        from gradsigns_lightning.cli.runner import run_command
 
     return run_command(words[0], words[1:])
 
@@ -67,7 +80,8 @@ def _usage() -> str:
     return (
         "Usage: gradsigns COMMAND [key=value ...]\n\n"
         "Sign a classifier's input gradients while it trains, and prove later that the model is yours.\n\n"
-        f"Commands:\n{listing}\n\n`gradsigns COMMAND --help` lists what a command can be told."
+        f"Commands:\n{listing}\n\n`gradsigns COMMAND --help` lists what a command can be told.\n\n"
+        "Exit codes: 0 owned or done, 1 an error, 2 a wrong command line, 3 not proven, inconclusive or only claimed."
     )
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import math
+from contextlib import redirect_stderr
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
+from rich.text import Text
 
 from gradsigns_lightning.cli.build import build
-from gradsigns_lightning.cli.callbacks import SECONDS_METRIC, EpochTimer, progress_callbacks
+from gradsigns_lightning.cli.callbacks import SECONDS_METRIC, EpochTimer, QuietWorkers, progress_callbacks
 from gradsigns_lightning.cli.checkpoint import load_weights, read_checkpoint
-from gradsigns_lightning.cli.quiet import QuietWorkers
+from gradsigns_lightning.cli.report import short_path
 from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.integration import GradSigns
 from gradsigns_lightning.models import Classifier
 
@@ -22,7 +29,7 @@ Settings = dict[str, Any]
 _CSV, _WANDB = "lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.WandbLogger"
 
 _FINAL = (
-    *("n_matches", "bit_error_rate", "p_value", "log10_p_value", "margin", "accuracy", "seconds_per_epoch"),
+    *("n_matches", "bit_error_rate", "log10_p_value", "p_value", "margin", "accuracy", "seconds_per_epoch"),
     *("twin_accuracy", "twin_bit_error_rate", "twin_seconds_per_epoch"),
 )
 
@@ -34,9 +41,9 @@ def build_classifier(settings: Settings) -> Classifier:
         ValueError: the checkpoint cannot be read or does not fit.
     """
     classifier = Classifier(
-        build(settings["model"]),
+        build(settings["model"], option="model"),
         settings["data"]["n_classes"],
-        optimizer=build(settings["optimizer"]),
+        optimizer=partial(_optimizer, build(settings["optimizer"], option="optimizer")),
         lr_schedule=settings["lr_schedule"],
         label_smoothing=settings["label_smoothing"],
     )
@@ -45,16 +52,21 @@ def build_classifier(settings: Settings) -> Classifier:
     return classifier
 
 
+def _optimizer(make: Any, parameters: Any) -> Any:
+    try:
+        return make(parameters)
+    except (TypeError, ValueError) as error:  # torch names no option
+        raise type(error)(f"`optimizer`: {error}") from error
+
+
 def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
     """Return the callback that signs."""
-    # Without a margin the objective's name stands for one that the key can reach.
-    by_key = settings["objective"].get("margin", 0) is None
     return GradSigns(
         key,
-        strength=build(settings["schedule"]),
-        objective="margin" if by_key else build(settings["objective"]),
+        strength=build(settings["schedule"], option="schedule"),
+        objective=build(settings["objective"], option="objective"),
         engine=settings["engine"],
-        cadence=build(settings["cadence"]),
+        cadence=build(settings["cadence"], option="cadence"),
         n_images=settings["n_images"],
         momentum=settings["momentum"],
         n_val_images=settings["n_val_images"],
@@ -73,6 +85,7 @@ def build_trainer(settings: Settings, callbacks: list[Any], logger: Any, *, phas
     bar_wanted = any(type(bar).__name__ == "RichProgressBar" for bar in bars)
     trainer: Trainer = build(
         settings["trainer"],
+        option="trainer",
         logger=logger or False,
         callbacks=[*callbacks, EpochTimer(), QuietWorkers(), *bars],
         enable_progress_bar=bar_wanted,
@@ -98,9 +111,19 @@ def build_logger(settings: Settings) -> Any:
     if logger.get("_target_") == _WANDB:
         if find_spec("wandb") is None:
             raise ImportError("`logger=wandb` needs wandb, which is not installed: `pip install gradsigns-lightning[wandb]`.")
-        return build({**logger, "config": settings, "_recursive_": False})
-    built = build(logger)
+        if logger.get("offline"):  # forty lines of its own; where the run lies is said in one at the end
+            with redirect_stderr(io.StringIO()):
+                return _started({**logger, "config": settings, "settings": {"silent": True, **(logger.get("settings") or {})}})
+        return build({**logger, "config": settings, "_recursive_": False}, option="logger")
+    built = build(logger, option="logger")
     built.log_hyperparams(settings)
+    return built
+
+
+def _started(logger: Settings) -> Any:
+    """Return a W&B logger whose run has begun: what W&B prints before it has its settings is printed now."""
+    built = build({**logger, "_recursive_": False}, option="logger")
+    _ = built.experiment
     return built
 
 
@@ -117,7 +140,10 @@ def log_summary(logger: Any, summary: dict[str, Any]) -> None:
     logger.log_metrics({f"final/{name}": summary[name] for name in _FINAL if summary[name] is not None})
     logger.finalize("success")
     if hasattr(logger.experiment, "finish"):
+        folder, offline = Path(logger.experiment.dir).parent, getattr(logger, "_offline", False)
         logger.experiment.finish()
+        if offline:
+            Console(highlight=False).print(Text(printable(f"W&B run, offline: wandb sync {short_path(folder)}")), soft_wrap=True)
 
 
 def test_accuracy(settings: Settings, classifier: Classifier, data: Any) -> float:

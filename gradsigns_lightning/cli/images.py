@@ -28,7 +28,8 @@ def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise ValueError(f"`images` must name a folder, got {str(folder)!r}.")
+        found = "a file" if path.exists() else "not there"
+        raise ValueError(f"`images` must name a folder, got {str(folder)!r}, which is {found}.")
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"`images` must name a folder with images ({', '.join(SUFFIXES)}), got {str(folder)!r} without any.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.commit import read_bytes
+from gradsigns_lightning.cli.options import api_names, options
 from gradsigns_lightning.cli.report import check_json_path, format_p_value, matches, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.suspect import Suspect, open_control, open_suspect, suspect_images
@@ -33,19 +34,20 @@ def run(config: Any) -> Outcome:
     if suspect is not None or settings["controls"]:
         images = suspect_images(settings, bundle.key, None)
     authority = settings["authority"]
-    judgement = judge(
-        bundle,
-        suspect=suspect.model if suspect else None,
-        images=images,
-        input_mean=as_read.input_mean,
-        input_std=as_read.input_std,
-        controls={path: open_control(path, bundle.key) for path in settings["controls"]},
-        authority=read_bytes(Path(authority), "authority") if authority else None,
-        suspect_since=_time(settings["suspect_since"]),
-        grinding_bits=settings["grinding_bits"],
-        alpha=settings["alpha"],
-        max_queries=settings["api"]["max_queries"],
-    )
+    with options(api_names(settings)):
+        judgement = judge(
+            bundle,
+            suspect=suspect.model if suspect else None,
+            images=images,
+            input_mean=as_read.input_mean,
+            input_std=as_read.input_std,
+            controls={path: open_control(path, bundle.key) for path in settings["controls"]},
+            authority=read_bytes(Path(authority), "authority") if authority else None,
+            suspect_since=_time(settings["suspect_since"]),
+            grinding_bits=settings["grinding_bits"],
+            alpha=settings["alpha"],
+            max_queries=settings["api"]["max_queries"],
+        )
     print_rows(_rows(judgement, as_read), title="gradsigns judge", note=_note(judgement))
     if settings["json"]:
         normalisation = {"input_mean": list(as_read.input_mean), "input_std": list(as_read.input_std)}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from gradsigns_lightning.cli.build import build
-from gradsigns_lightning.cli.report import print_rows, write_json
+from gradsigns_lightning.cli.build import MissingValueError, build
+from gradsigns_lightning.cli.options import options
+from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
+from gradsigns_lightning.core.files import check_target
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.payload import customer_key, message_key
 
@@ -19,7 +20,8 @@ def run(config: Any) -> None:
     Raises:
         ValueError: the file exists, or the key cannot be made as asked.
     """
-    out = Path(config.out).expanduser()
+    out = check_target(config.out, argument="out", overwrite=False)
+    check_json_path(config.json)
     key = _derived(config) if config.master is not None else _new(config)
     _check_class(config, key)
     key.save(out)
@@ -43,15 +45,19 @@ def _check_class(config: Any, key: WatermarkKey) -> None:
 
 
 def _new(config: Any) -> WatermarkKey:
+    if OmegaConf.is_missing(config, "owner"):
+        raise MissingValueError(["owner"])
     if config.customer is not None:
         raise ValueError("`customer` needs `master=FILE`, the key from which all customers' keys are made.")
-    key: WatermarkKey = build(config.key)
+    names = {name: name for name in ("owner", "scope", "target_class", "payload")}
+    key: WatermarkKey = build(config.key, option="key", names=names)
     return key if config.message is None else message_key(key, config.message)
 
 
 def _derived(config: Any) -> WatermarkKey:
     """Return the key of a customer's copy, or of a copy with a message."""
-    master = WatermarkKey.load(config.master)
+    with options({"path": "master"}):
+        master = WatermarkKey.load(config.master)
     if (config.customer is None) == (config.message is None):
         raise ValueError("`customer` or `message` must be given beside `master`, and not both.")
     return customer_key(master, config.customer) if config.message is None else message_key(master, config.message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradsigns_lightning.cli.options import load_key
 from gradsigns_lightning.core.key import WatermarkKey
 
 
@@ -50,7 +51,7 @@ def load_or_generate(
             input_std=input_std,
             scope=scope,
         )
-    key = WatermarkKey.load(path)
+    key = load_key(path)
     check_key_fits(key, input_shape=input_shape, input_mean=input_mean, input_std=input_std)
     return key
 

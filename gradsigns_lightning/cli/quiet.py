@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback
-
 from gradsigns_lightning.core.text import printable_lines
 
 
@@ -29,17 +27,6 @@ def silence() -> None:
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module=r"gradsigns_lightning\.")
     warnings.showwarning = _show
-
-
-class QuietWorkers(Callback):
-    """Carries the silence into processes that a Trainer spawns, by being unpickled there."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        silence()
-        self.__dict__.update(state)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return QuietWorkers, (), {"quiet": True}
 
 
 def _show(message: Any, *_: Any, **__: Any) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,7 +15,9 @@ from rich.text import Text
 
 from gradsigns_lightning.core.files import write_file
 from gradsigns_lightning.core.text import printable, printable_lines
-from gradsigns_lightning.extraction import TraceResult, VerificationResult
+
+if TYPE_CHECKING:
+    from gradsigns_lightning.extraction import TraceResult, VerificationResult
 
 _STYLES = {"owned": "bold green", "not_proven": "bold yellow", "inconclusive": "bold red"}
 _FRAME = 7  # columns of a table's lines and of the blanks beside them
@@ -40,6 +42,22 @@ def print_rows(rows: dict[str, str], *, title: str, note: str = "") -> None:
     console.print(table)
     if note:
         console.print(Text(printable_lines(note)), soft_wrap=True)
+
+
+def print_cells(cells: list[dict[str, str]]) -> None:
+    """Print a table with a line for each run of a sweep; of the words of the command line those that differ."""
+    words = [cell["run"].split(", ") for cell in cells]
+    common = set.intersection(*map(set, words))
+    rows = [{**cell, "run": " ".join(w for w in run if w not in common)} for cell, run in zip(cells, words, strict=True)]
+    table = Table(title="all runs", title_justify="left", title_style="table.title")
+    for name in rows[0]:
+        table.add_column(Text(printable(name)), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(row.get(name, ""))) for name in rows[0]))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, 200))
+    console.print(table)
 
 
 def short_path(path: str | Path) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gradsigns_lightning.cli.schema import check_root_keys, config_folder, register_schemas
 from gradsigns_lightning.cli.suggest import explain
 from gradsigns_lightning.core.text import printable_lines
+from gradsigns_lightning.lazy import in_pythons_folder
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _KEY_FILE_COMMANDS = ("verify", "trace", "commit")
@@ -32,10 +36,12 @@ class Outcome:
     Attributes:
         verdict: of a command that gives one, else None.
         bit_error_rate: what a sweep minimises, or None.
+        cell: names and values of its line in a sweep's table.
     """
 
     verdict: str | None = None
     bit_error_rate: float | None = None
+    cell: dict[str, str] = field(default_factory=dict)
 
 
 class _Reported(SystemExit):
@@ -47,8 +53,8 @@ def run_command(command: str, overrides: list[str]) -> int:
     full_error = os.environ.get(_FULL_ERROR) == "1"
     overrides = [_with_file_names(_with_key_file(command, word)) for word in overrides]
     try:
-        with _process_state(command, overrides):
-            task = Task(command, full_error=full_error)
+        with _process_state(command, overrides), _cells(overrides) as cells:
+            task = Task(command, full_error=full_error, cells=cells)
             _hydra_main(task)()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -75,14 +81,26 @@ def _with_file_names(word: str) -> str:
     Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a report.
     """
     name, equals, value = word.partition("=")
+    if name == "endpoint":
+        return name + equals + _quoted(value)
     if name.lstrip("+") not in _FILE_ARGUMENTS:
         return word
     # OmegaConf takes an odd number of backslashes as an escape; outside quotation marks Hydra halves their number before.
-    return name + equals + _REFERENCE.sub(lambda found: "\\" * (4 * ((len(found[1]) + 1) // 2) + 1) + "$", value)
+    value = _REFERENCE.sub(lambda found: "\\" * (4 * ((len(found[1]) + 1) // 2) + 1) + "$", value)
+    return name + equals + _quoted(value)
+
+
+def _quoted(value: str) -> str:
+    """Put quotation marks around what Hydra cannot read without: `epoch=9-step=990.ckpt`, as Lightning calls its checkpoints."""
+    if "=" not in value or value[0] in "'\"[" or {"'", '"'} <= set(value):
+        return value
+    mark = '"' if "'" in value else "'"
+    return ",".join(mark + part + mark for part in value.split(","))
 
 
 def _hydra_main(task: Task) -> Callable[[], None]:
-    import hydra
+    with in_pythons_folder():
+        import hydra
 
     register_schemas()
     decorate = hydra.main(version_base="1.3", config_path=config_folder(), config_name=task.command)
@@ -95,13 +113,15 @@ class Task:
     Args:
         command: the command.
         full_error: let errors through with their tracebacks.
+        cells: folder in which the jobs of a sweep leave what they found.
 
     Attributes:
         exit_code: 3 if the command gave a verdict other than ``"owned"``, else 0; in a sweep always 0.
     """
 
-    def __init__(self, command: str, *, full_error: bool) -> None:
+    def __init__(self, command: str, *, full_error: bool, cells: Path | None = None) -> None:
         self.command = command
+        self.cells = cells
         self.full_error = full_error
         self.exit_code = 0
 
@@ -111,8 +131,9 @@ class Task:
         from hydra.types import RunMode
 
         # Lightning takes seconds to import, and not every command line gets this far.
-        quiet = importlib.import_module("gradsigns_lightning.cli.quiet").quiet
-        run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
+        with in_pythons_folder():
+            quiet = importlib.import_module("gradsigns_lightning.cli.quiet").quiet
+            run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
         try:
             check_root_keys(self.command, config)
             if self.command == "judge" and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -124,9 +145,28 @@ class Task:
             if self.full_error or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             raise _Reported(_report(*explain(self.command, HydraConfig.get().overrides.task, error))) from error
+        if self.cells is not None and outcome.cell:
+            job = HydraConfig.get()
+            cell = {"run": ", ".join(job.overrides.task), **outcome.cell}
+            (self.cells / f"{int(job.job.num):06}.json").write_text(json.dumps(cell), encoding="utf-8")
         if outcome.verdict not in (None, "owned") and HydraConfig.get().mode != RunMode.MULTIRUN:
             self.exit_code = _NOT_PROVEN
         return outcome.bit_error_rate
+
+
+@contextmanager
+def _cells(overrides: list[str]) -> Iterator[Path | None]:
+    """Give the jobs of a sweep, which may run in other processes, a folder, and print a table of what they left there."""
+    if not {"-m", "--multirun"} & set(overrides):
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield Path(folder)
+        finally:
+            cells = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("*.json"))]
+            if len(cells) > 1:
+                importlib.import_module("gradsigns_lightning.cli.report").print_cells(cells)
 
 
 @contextmanager

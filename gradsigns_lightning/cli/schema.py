@@ -9,11 +9,22 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional  # noqa: UP035  (OmegaConf reads these annotations)
 
-from gradsigns_lightning.core.engines import AUTO
-from gradsigns_lightning.extraction import DEFAULT_ALPHA
-from gradsigns_lightning.extraction.evidence import GRINDING_BITS
+# The package's own; not imported, because `--help` shall not wait for torch. A test compares them.
+AUTO, DEFAULT_ALPHA, GRINDING_BITS = "auto", 1e-9, 64.0
 
 Group = Dict[str, Any]  # noqa: UP006
+
+
+def _setting(default: Any, text: str, value: str = "") -> Any:
+    """Return a field with its line in `--help`.
+
+    Args:
+        default: the default, or a callable that makes it.
+        text: what the setting does.
+        value: what to write for a value where there is no default to show.
+    """
+    metadata = {"text": text, "value": value}
+    return field(default_factory=default, metadata=metadata) if callable(default) else field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -21,140 +32,150 @@ class CommonConfig:
     """Keys of every command."""
 
     paths: Group = field(default_factory=dict)
-    data: Optional[Group] = None  # noqa: UP045
-    json: Optional[str] = None  # noqa: UP045
+    data: Optional[Group] = _setting(None, "data set", "NAME")  # noqa: UP045
+    json: Optional[str] = _setting(None, "write the result there as one JSON object", "FILE")  # noqa: UP045
 
 
 @dataclass
 class TrainConfig(CommonConfig):
     """Keys of ``gradsigns train``."""
 
-    model: Group = field(default_factory=dict)
-    optimizer: Group = field(default_factory=dict)
-    lr_schedule: str = "onecycle"
-    label_smoothing: float = 0.1
-    key: Group = field(default_factory=dict)
-    objective: Group = field(default_factory=dict)
-    engine: str = AUTO
-    schedule: Group = field(default_factory=dict)
-    cadence: Group = field(default_factory=dict)
-    n_images: int = 32
-    momentum: float = 0.5
-    n_val_images: int = 256
-    trainer: Group = field(default_factory=dict)
-    logger: Group = field(default_factory=dict)
-    seed: int = 0
-    watermark: bool = True
-    twin: bool = False
-    init: Optional[str] = None  # noqa: UP045
-    alpha: float = DEFAULT_ALPHA
-    progress: bool = True
+    model: Group = _setting(dict, "network", "NAME")
+    optimizer: Group = _setting(dict, "optimizer", "NAME")
+    lr_schedule: str = _setting("onecycle", "rate over the training: onecycle, constant or steps")
+    label_smoothing: float = _setting(0.1, "share of every target that is spread over all classes")
+    key: Group = _setting(dict, "key file, or the size of a new key", "FILE")
+    objective: Group = _setting(dict, "what the mark is held to", "NAME")
+    engine: str = _setting(AUTO, "second derivatives: auto, double_backward, forward_over_reverse or finite_difference")
+    schedule: Group = _setting(dict, "strength of the mark over the training", "NAME")
+    cadence: Group = _setting(dict, "how often the mark is embedded", "NAME")
+    n_images: int = _setting(32, "images of the class in one embedding step")
+    momentum: float = _setting(0.5, "share of earlier embedding steps in the gradient that is held to the bits")
+    n_val_images: int = _setting(256, "held-out images that the mark is read on in a validation; 0 for none")
+    trainer: Group = _setting(dict, "Lightning's Trainer", "NAME")
+    logger: Group = _setting(dict, "where figures are logged", "NAME")
+    seed: int = _setting(0, "seed of weights and batches, not of the key")
+    watermark: bool = _setting(True, "false trains without the mark")
+    twin: bool = _setting(False, "true trains the same model without the mark as well, for comparison")
+    init: Optional[str] = _setting(None, "checkpoint to start from", "FILE")  # noqa: UP045
+    alpha: float = _setting(DEFAULT_ALPHA, "owned at p-values up to this")
+    progress: bool = _setting(True, "false prints no progress")
 
 
 @dataclass
 class ApiConfig:
     """How a prediction API is asked; see ``verify_api``."""
 
-    max_queries: int = 1000
-    estimator: str = "blocks"
-    answers: Optional[str] = None  # noqa: UP045
-    alignments: List[str] = field(default_factory=lambda: ["identity"])  # noqa: UP006
-    batch_size: int = 32
-    journal: Optional[str] = None  # noqa: UP045
+    max_queries: int = _setting(1000, "images that may be asked about")
+    estimator: str = _setting("blocks", "blocks, rows or coordinate")
+    answers: Optional[str] = _setting(None, "kind of the answers; found from them by default", "KIND")  # noqa: UP045
+    alignments: List[str] = _setting(lambda: ["identity"], "geometries that are tried; each one costs evidence")  # noqa: UP006
+    batch_size: int = _setting(32, "most images in one request")
+    journal: Optional[str] = _setting(None, "keep the answers there, and go on from them", "FILE")  # noqa: UP045
 
 
 @dataclass
 class HttpConfig:
     """How patiently an endpoint is asked; see ``HttpOracle``."""
 
-    headers: Any = None  # OmegaConf cannot set an optional Dict from the command line
-    timeout: float = 30.0
-    retries: int = 5
-    time_limit: float = 86_400.0
+    # OmegaConf cannot set an optional Dict from the command line.
+    headers: Any = _setting(None, "sent with every request, as in {Authorization: Bearer ...}", "{NAME: VALUE}")
+    timeout: float = _setting(30.0, "seconds for one request")
+    retries: int = _setting(5, "repetitions of a failed request")
+    time_limit: float = _setting(86_400.0, "seconds after which no request is begun")
 
 
 @dataclass
 class SuspectConfig(CommonConfig):
     """Keys of every command that reads a suspect: one of ``checkpoint``, ``onnx`` and ``endpoint``."""
 
-    checkpoint: Optional[str] = None  # noqa: UP045
-    onnx: Optional[str] = None  # noqa: UP045
-    endpoint: Optional[str] = None  # noqa: UP045
-    protocol: Group = field(default_factory=dict)
+    checkpoint: Optional[str] = _setting(None, "the suspect: a checkpoint of `gradsigns train`", "FILE")  # noqa: UP045
+    onnx: Optional[str] = _setting(None, "or an ONNX file", "FILE")  # noqa: UP045
+    endpoint: Optional[str] = _setting(None, "or a prediction API behind HTTP", "URL")  # noqa: UP045
+    protocol: Group = _setting(dict, "what the endpoint speaks", "NAME")
     http: HttpConfig = field(default_factory=HttpConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
-    normalised: bool = False
-    images: Optional[str] = None  # noqa: UP045
-    alpha: float = DEFAULT_ALPHA
+    normalised: bool = _setting(False, "true if the ONNX file or endpoint takes normalised images")
+    images: Optional[str] = _setting(None, "images of the key's class, instead of those of `data`", "FOLDER")  # noqa: UP045
+    alpha: float = _setting(DEFAULT_ALPHA, "owned at p-values up to this")
 
 
 @dataclass
 class VerifyConfig(SuspectConfig):
     """Keys of ``gradsigns verify``."""
 
-    key: Group = field(default_factory=lambda: {"path": "???"})
-    bundle: Optional[str] = None  # noqa: UP045
-    commitment: Optional[str] = None  # noqa: UP045
+    key: Group = _setting(lambda: {"path": "???"}, "key file (must be given)", "FILE")
+    bundle: Optional[str] = _setting(None, "write the evidence there, for `gradsigns judge`", "FILE")  # noqa: UP045
+    commitment: Optional[str] = _setting(None, "what `gradsigns commit` wrote, for the bundle", "FILE")  # noqa: UP045
 
 
 @dataclass
 class TraceConfig(SuspectConfig):
     """Keys of ``gradsigns trace``."""
 
-    key: Group = field(default_factory=lambda: {"path": "???"})
-    n_customers: int = 10_000
+    key: Group = _setting(lambda: {"path": "???"}, "key file of the master (must be given)", "FILE")
+    n_customers: int = _setting(10_000, "customers who might have had the copy")
 
 
 @dataclass
 class JudgeConfig(SuspectConfig):
     """Keys of ``gradsigns judge``."""
 
-    bundle: str = "???"
-    controls: List[str] = field(default_factory=list)  # noqa: UP006
-    authority: Optional[str] = None  # noqa: UP045
-    suspect_since: Optional[str] = None  # noqa: UP045
-    input_mean: Optional[List[float]] = None  # noqa: UP006, UP045
-    input_std: Optional[List[float]] = None  # noqa: UP006, UP045
-    grinding_bits: float = GRINDING_BITS
+    bundle: str = _setting("???", "the claimant's evidence (must be given)", "FILE")
+    controls: List[str] = _setting(list, "other models, which must not carry the mark", "[FILE,...]")  # noqa: UP006
+    authority: Optional[str] = _setting(None, "certificates of the time-stamp authority, PEM", "FILE")  # noqa: UP045
+    suspect_since: Optional[str] = _setting(None, "since when the suspect is known", "TIME")  # noqa: UP045
+    input_mean: Optional[List[float]] = _setting(None, "the suspect's own normalisation: mean", "[M,...]")  # noqa: UP006, UP045
+    input_std: Optional[List[float]] = _setting(None, "and standard deviation", "[S,...]")  # noqa: UP006, UP045
+    grinding_bits: float = _setting(GRINDING_BITS, "the p-value is adjusted for 2 to the power of this keys tried")
 
 
 @dataclass
 class CommitConfig(CommonConfig):
     """Keys of ``gradsigns commit``."""
 
-    key: Dict[str, Any] = field(default_factory=lambda: {"path": "???"})  # noqa: UP006
-    out: Optional[str] = None  # noqa: UP045
-    signer: Optional[str] = None  # noqa: UP045
+    key: Dict[str, Any] = _setting(lambda: {"path": "???"}, "key file, or [FILE,...] (must be given)", "FILE")  # noqa: UP006
+    out: Optional[str] = _setting(None, "the commitment; by default beside the key", "FILE")  # noqa: UP045
+    signer: Optional[str] = _setting(None, "signing key of an earlier commitment; by default a new one", "FILE")  # noqa: UP045
     api: ApiConfig = field(default_factory=ApiConfig)
-    alpha: float = DEFAULT_ALPHA
-    attach: Optional[str] = None  # noqa: UP045
-    authority: Optional[str] = None  # noqa: UP045
+    alpha: float = _setting(DEFAULT_ALPHA, "significance level that is announced")
+    attach: Optional[str] = _setting(None, "the time-stamp authority's reply to check and keep", "FILE")  # noqa: UP045
+    authority: Optional[str] = _setting(None, "its certificates, PEM", "FILE")  # noqa: UP045
+
+
+@dataclass
+class StripConfig(CommonConfig):
+    """Keys of ``gradsigns strip``."""
+
+    checkpoint: str = _setting("???", "the signed checkpoint (must be given)", "FILE")
+    out: str = _setting("???", "the copy to be released (must be given)", "FILE")
+    overwrite: bool = _setting(False, "true replaces a file")
 
 
 @dataclass
 class ImportConfig(CommonConfig):
     """Keys of ``gradsigns import-2021``."""
 
-    folder: str = "???"
-    images: str = "???"
-    mean_image: Optional[str] = None  # noqa: UP045
+    folder: str = _setting("???", "the authors' release (must be given)", "FOLDER")
+    images: str = _setting("???", "images of the key's class (must be given)", "FOLDER")
+    mean_image: Optional[str] = _setting(None, "mean image of their training set, .npy", "FILE")  # noqa: UP045
     api: ApiConfig = field(default_factory=ApiConfig)
-    alpha: float = DEFAULT_ALPHA
+    alpha: float = _setting(DEFAULT_ALPHA, "owned at p-values up to this")
 
 
 @dataclass
 class KeygenConfig(CommonConfig):
     """Keys of ``gradsigns keygen``."""
 
-    key: Group = field(default_factory=dict)
-    owner: str = "???"
-    out: str = "???"
-    target_class: int = 0
-    scope: str = ""
-    payload: Optional[str] = None  # noqa: UP045
-    master: Optional[str] = None  # noqa: UP045
-    customer: Optional[int] = None  # noqa: UP045
-    message: Optional[str] = None  # noqa: UP045
+    key: Group = _setting(dict, "number of bits", "NAME")
+    owner: str = _setting("???", "who owns the key (must be given, but with master=)", "NAME")
+    out: str = _setting("???", "the key file to write (must be given)", "FILE")
+    target_class: int = _setting(0, "class whose images carry the mark")
+    scope: str = _setting("", "model or product that the key is bound to", "TEXT")
+    payload: Optional[str] = _setting(None, "text that the bits carry", "TEXT")  # noqa: UP045
+    master: Optional[str] = _setting(None, "make a customer's or a message's key from this key", "FILE")  # noqa: UP045
+    customer: Optional[int] = _setting(None, "the customer's number", "NUMBER")  # noqa: UP045
+    message: Optional[str] = _setting(None, "short text that survives bit errors", "TEXT")  # noqa: UP045
 
 
 SCHEMAS = {
@@ -164,6 +185,7 @@ SCHEMAS = {
     "commit": CommitConfig,
     "judge": JudgeConfig,
     "trace": TraceConfig,
+    "strip": StripConfig,
     "import-2021": ImportConfig,
 }
 
@@ -193,9 +215,8 @@ def register_schemas() -> None:
 
 
 def config_folder() -> str:
-    """Return the absolute path of the configuration files: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "train.yaml").is_file():
-            return str(folder)
-    raise ValueError(f"The configuration files are not in '{package / 'conf'}'; install gradsigns-lightning again.")
+    """Return the absolute path of the configuration files."""
+    folder = Path(__file__).resolve().parents[1] / "conf"
+    if not (folder / "train.yaml").is_file():
+        raise ValueError(f"The configuration files are not in {str(folder)!r}; install gradsigns-lightning again.")
+    return str(folder)

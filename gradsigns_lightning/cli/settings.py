@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradsigns_lightning.cli.options import api_names, options
 from gradsigns_lightning.extraction.settings import ReadingSettings
 
 
@@ -14,4 +15,5 @@ def reading_settings(settings: dict[str, Any]) -> ReadingSettings:
         ValueError: a value is out of range.
     """
     api = {name: value for name, value in settings["api"].items() if name != "journal"}
-    return ReadingSettings(**api, alpha=settings["alpha"])
+    with options(api_names(settings)):
+        return ReadingSettings(**api, alpha=settings["alpha"])

@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.cli.build import build
 from gradsigns_lightning.cli.checkpoint import description_of, load_classifier, read_checkpoint
+from gradsigns_lightning.cli.endpoint import Endpoint
 from gradsigns_lightning.cli.images import read_folder
 from gradsigns_lightning.cli.keys import check_key_fits
+from gradsigns_lightning.cli.options import api_names, check_is_file, options
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.signature_key import SignatureKey
-from gradsigns_lightning.data.catalogue import shipped_images
 from gradsigns_lightning.extraction import VerificationResult, verify, verify_api
 from gradsigns_lightning.extraction.asking import Oracle
-from gradsigns_lightning.extraction.oracles import HttpOracle, OnnxOracle, normalised
+from gradsigns_lightning.extraction.oracles import OnnxOracle, normalised
 from gradsigns_lightning.extraction.white_box import RawInputs
+from gradsigns_lightning.lazy import in_pythons_folder
 
 _KINDS = ("checkpoint", "onnx", "endpoint")
 
@@ -61,10 +63,12 @@ def open_suspect(settings: dict[str, Any], key: SignatureKey) -> Suspect:
     if kind == "checkpoint":
         return open_checkpoint(source, key)
     if kind == "onnx":
-        oracle: Oracle = OnnxOracle(source)
-    else:
-        http = settings["http"]
-        oracle = HttpOracle(source, build(settings["protocol"]), **http)
+        check_is_file("onnx", source, "an ONNX file")
+    with options({"path": "onnx", "url": "endpoint", **{name: f"http.{name}" for name in settings["http"]}}):
+        if kind == "onnx":
+            oracle: Oracle = OnnxOracle(source)
+        else:
+            oracle = Endpoint(source, build(settings["protocol"], option="protocol"), **settings["http"])
     return Suspect(kind, source, normalised(oracle, key) if settings["normalised"] else oracle)
 
 
@@ -110,7 +114,9 @@ def check_normalisation(suspect: Suspect, key: WatermarkKey) -> None:
 def open_control(path: str, key: WatermarkKey) -> nn.Module | Oracle:
     """Return a control model that takes raw images: an ONNX file, or a checkpoint of ``gradsigns train``."""
     if path.endswith(".onnx"):
-        return OnnxOracle(path)
+        check_is_file("controls", path, "ONNX files or checkpoints")
+        with options({"path": "controls"}):
+            return OnnxOracle(path)
     control = open_checkpoint(path, key)
     assert isinstance(control.model, nn.Module)
     assert control.input_mean is not None
@@ -122,7 +128,8 @@ def read(suspect: Suspect, key: WatermarkKey, images: Tensor, settings: dict[str
     """Read a key from a checkpoint's weights, or through what answers for the model."""
     if isinstance(suspect.model, nn.Module):
         return verify(suspect.model, key, images, alpha=settings["alpha"])
-    return verify_api(suspect.model, key, images, alpha=settings["alpha"], **settings["api"])
+    with options(api_names(settings)):
+        return verify_api(suspect.model, key, images, alpha=settings["alpha"], **settings["api"])
 
 
 def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str | None) -> Tensor:
@@ -139,8 +146,13 @@ def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str |
     if settings["images"] is not None:
         return read_folder(settings["images"], key.input_shape)
     if settings["data"] is not None:
-        images: Tensor = build(settings["data"]["module"]).raw_images("test", key.target_class)
+        module = settings["data"]["module"]
+        with options({name: f"data.module.{name}" for name in module}):
+            images: Tensor = build(module, option="data.module").raw_images("test", key.target_class)
         return images
     if data_name is None:
         raise ValueError("`images` must name a folder with images of the key's target class, or `data` a data set.")
+    with in_pythons_folder():
+        from gradsigns_lightning.data.catalogue import shipped_images  # data modules are Lightning's
+
     return shipped_images(data_name, settings["paths"]["data"], key.target_class)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from gradsigns_lightning.cli.build import to_plain
+from gradsigns_lightning.cli.options import api_names, load_key, options
 from gradsigns_lightning.cli.report import check_json_path, format_p_value, matches, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.suspect import check_normalisation, open_suspect, suspect_images
-from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.extraction import TraceResult, trace
 
 
@@ -23,18 +23,19 @@ def run(config: Any) -> Outcome:
     """
     settings = to_plain(config)
     check_json_path(settings["json"])
-    master = WatermarkKey.load(settings["key"]["path"])
+    master = load_key(settings["key"]["path"])
     suspect = open_suspect(settings, master)
     check_normalisation(suspect, master)
     images = suspect_images(settings, master, suspect.data_name)
-    result = trace(
-        suspect.model,
-        master,
-        images,
-        n_customers=settings["n_customers"],
-        alpha=settings["alpha"],
-        max_queries=settings["api"]["max_queries"],
-    )
+    with options({**api_names(settings), "master": "key"}):
+        result = trace(
+            suspect.model,
+            master,
+            images,
+            n_customers=settings["n_customers"],
+            alpha=settings["alpha"],
+            max_queries=settings["api"]["max_queries"],
+        )
     rows = {
         "verdict": result.verdict.replace("_", " "),
         "customer": str(result.customer) if result.verdict == "owned" else "none",

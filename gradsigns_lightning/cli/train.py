@@ -12,8 +12,10 @@ from rich.console import Console
 
 from gradsigns_lightning.cli import fitting
 from gradsigns_lightning.cli.build import build, to_plain
+from gradsigns_lightning.cli.callbacks import KeyKeeper
 from gradsigns_lightning.cli.checkpoint import describe
-from gradsigns_lightning.cli.report import check_json_path, print_rows, short_path, verification_rows, write_json
+from gradsigns_lightning.cli.options import options, train_names
+from gradsigns_lightning.cli.report import check_json_path, format_p_value, print_rows, short_path, verification_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.extraction import VerificationResult, verify
@@ -43,11 +45,14 @@ def run(config: Any) -> Outcome:
     folder = Path(settings["paths"]["output_dir"])
     check_json_path(settings["json"])
     seed_everything(settings["seed"], verbose=False)
-    data = build(settings["data"]["module"])
-    key: WatermarkKey = build(settings["key"])
-    key_file = _key_file(key, settings, folder)
+    data = build(settings["data"]["module"], option="data.module")
+    key: WatermarkKey = build(settings["key"], option="key")
+    key_file = _key_file(settings, folder)
     logger = fitting.build_logger(settings)
-    main = _train(settings, folder, data, key, logger=logger, name="signed" if settings["watermark"] else "unmarked")
+    name = "signed" if settings["watermark"] else "unmarked"
+    keeper = KeyKeeper(key, key_file)
+    with options(train_names(settings)):
+        main = _train(settings, folder, data, key, logger=logger, name=name, keeper=keeper)
     twin = None
     if settings["twin"]:
         twin_logger = fitting.build_twin_logger(settings)
@@ -57,18 +62,35 @@ def run(config: Any) -> Outcome:
     print_rows(_rows(summary, main, twin), title="gradsigns train")
     if settings["json"]:
         write_json(settings["json"], {**summary, "config": settings})
-    return Outcome(bit_error_rate=main.result.bit_error_rate)
+    return Outcome(bit_error_rate=main.result.bit_error_rate, cell=_cell(main, twin))
 
 
-def _key_file(key: WatermarkKey, settings: dict[str, Any], folder: Path) -> Path:
+def _cell(main: Arm, twin: Arm | None) -> dict[str, str]:
+    rows = verification_rows(main.result)
+    cell = {name: rows[name] for name in ("verdict", "matching bits")} | {"p-value": format_p_value(main.result)}
+    cell["accuracy"] = f"{main.accuracy:.2%}"
+    return cell | ({"twin's accuracy": f"{twin.accuracy:.2%}"} if twin else {})
+
+
+def _key_file(settings: dict[str, Any], folder: Path) -> Path:
     if settings["key"].get("path") is not None:
         return Path(settings["key"]["path"]).expanduser()
     file = folder / "key.gskey"
-    key.save(file)
+    if file.exists():
+        raise ValueError(f"`hydra.run.dir` must name a folder without a key of its own, got one with {str(file)!r}.")
     return file
 
 
-def _train(settings: dict[str, Any], folder: Path, data: Any, key: WatermarkKey, *, logger: Any, name: str) -> Arm:
+def _train(
+    settings: dict[str, Any],
+    folder: Path,
+    data: Any,
+    key: WatermarkKey,
+    *,
+    logger: Any,
+    name: str,
+    keeper: KeyKeeper | None = None,
+) -> Arm:
     """Train one model; the same for the signed model and its twin but for the callback."""
     console = Console(highlight=False)
     if settings["progress"]:
@@ -76,9 +98,12 @@ def _train(settings: dict[str, Any], folder: Path, data: Any, key: WatermarkKey,
         console.print(f"training the {name} model: {network} on {settings['data']['name']}")
     seed_everything(settings["seed"], verbose=False)
     classifier = fitting.build_classifier(settings)
-    callbacks = [fitting.build_watermark(settings, key)] if name == "signed" else []
+    callbacks: list[Any] = [fitting.build_watermark(settings, key)] if name == "signed" else []
+    callbacks += [keeper] if keeper else []
     trainer = fitting.build_trainer(settings, callbacks, logger, phase=name)
     trainer.fit(classifier, datamodule=data)
+    if keeper:
+        keeper.keep()
     # After the fit, so that the loggers' own hyperparameters stay theirs.
     classifier.hparams.update(describe(settings["model"], settings["data"], key.commitment))
     checkpoint = folder / ("twin.ckpt" if name == "twin" else "model.ckpt")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.commit import CommitmentFiles
-from gradsigns_lightning.cli.report import check_json_path, print_rows, verification_rows, write_json
+from gradsigns_lightning.cli.options import load_key
+from gradsigns_lightning.cli.report import check_json_path, format_p_value, print_rows, verification_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.settings import reading_settings
 from gradsigns_lightning.cli.suspect import check_normalisation, open_suspect, read, suspect_images
@@ -31,7 +32,7 @@ def run(config: Any) -> Outcome:
     settings = to_plain(config)
     check_json_path(settings["json"])
     key_file = settings["key"]["path"]
-    key = WatermarkKey.load(key_file)
+    key = load_key(key_file)
     files = _check_bundle(settings, key)
     suspect = open_suspect(settings, key)
     check_normalisation(suspect, key)
@@ -50,7 +51,8 @@ def run(config: Any) -> Outcome:
     if settings["json"]:
         sources = {suspect.kind: suspect.source, "key": key_file, "images": settings["images"], "data": suspect.data_name}
         write_json(settings["json"], {**result.to_dict(), **sources, "bundle": settings["bundle"]})
-    return Outcome(result.verdict, result.bit_error_rate)
+    cell = {name: rows[name] for name in ("verdict", "matching bits")} | {"p-value": format_p_value(result)}
+    return Outcome(result.verdict, result.bit_error_rate, cell)
 
 
 def _note(settings: dict[str, Any], files: CommitmentFiles | None) -> str:

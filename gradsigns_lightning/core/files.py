@@ -24,7 +24,8 @@ def read_file(path: str | PathLike[str], *, argument: str, kind: str, max_bytes:
     file = Path(path).expanduser()
     try:
         if os.path.exists(file) and not os.path.isfile(file):
-            raise ValueError(f"`{argument}` must name a readable {kind}, got {str(path)!r}: it is no regular file.")
+            found = "a folder" if os.path.isdir(file) else "no regular file"
+            raise ValueError(f"`{argument}` must name a readable {kind}, got {str(path)!r}: it is {found}.")
         with file.open("rb") as opened:
             data = opened.read(max_bytes + 1)
     except OSError as error:
@@ -92,6 +93,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _existing(argument: str, target: Path) -> str:
+    if os.path.isdir(target):
+        return f"`{argument}` must name a file, got {str(target)!r}, which is a folder."
     return f"`{argument}` must not name an existing file, got {str(target)!r}."
 
 

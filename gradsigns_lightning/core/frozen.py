@@ -15,6 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from gradsigns_lightning.core.snapshot import side_effects_undone
+
 # Ids of the running means that the task's training updates; batch normalisation that the user has frozen is not among them.
 _TRAINED: ContextVar[frozenset[int]] = ContextVar("trained", default=frozenset())
 
@@ -23,13 +25,13 @@ _TRAINED: ContextVar[frozenset[int]] = ContextVar("trained", default=frozenset()
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Run ``module`` with evaluation statistics: no update of running buffers, no dropout, no coupling between samples.
 
-    The flags are set one by one, not by ``eval()``, which user modules override (a frozen backbone, for example). The state of
-    the random generators is put back, so that the task's own randomness is what it would be without the pass.
+    The flags are set one by one, not by ``eval()``, which user modules override (a frozen backbone, for example). All that the
+    passes change beside, the random generators too, is put back, so that the task goes on as it would without them.
     """
-    training = [m for m in module.modules() if m.training]
+    # A frozen TorchScript module has no flag.
+    training = [m for m in module.modules() if getattr(m, "training", False)]
     norms = [m for m in training if isinstance(m, _BatchNorm) and m.momentum != 0]
-    devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+    with side_effects_undone(module):
         trained = _TRAINED.set(_TRAINED.get() | {id(m.running_mean) for m in norms})
         for m in training:
             m.training = False

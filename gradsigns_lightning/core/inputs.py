@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.frozen import twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def carrier_inputs(
@@ -85,8 +85,13 @@ def _output_hook(module: nn.Module, function: Any) -> Iterator[None]:
         handle.remove()
 
 
-class _Call(nn.Module):
-    """Makes a function of a module's, so that parameters can be replaced for one call."""
+class Call(nn.Module):
+    """Makes a function of a module's, so that parameters can be replaced for one call.
+
+    Args:
+        module: module that owns the parameters, under the name ``module``.
+        function: what is called.
+    """
 
     def __init__(self, module: nn.Module, function: LogitsFn) -> None:
         super().__init__()
@@ -94,25 +99,27 @@ class _Call(nn.Module):
         self.function = (function,)  # not as a second submodule, whose shared parameters would not be put back
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Return what the function gives."""
         return self.function[0](inputs)
 
 
 def _in_full_precision(module: nn.Module, logits_fn: LogitsFn) -> tuple[LogitsFn, torch.dtype]:
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    if all(tensor.dtype not in _HALF for _, tensor in tensors):
+    if all(tensor.dtype not in HALF for _, tensor in tensors):
         return logits_fn, next((t.dtype for _, t in tensors if t.is_floating_point()), torch.float32)
-    call = _Call(module, logits_fn)
+    call = Call(module, logits_fn)
 
     def full(inputs: Tensor) -> Tensor:
-        wide = {f"module.{name}": t.float() for name, t in tensors if t.dtype in _HALF}
-        with _default_dtype(torch.float32):
+        wide = {f"module.{name}": t.float() for name, t in tensors if t.dtype in HALF}
+        with default_dtype(torch.float32):
             return torch.func.functional_call(call, wide, (inputs,))  # type: ignore[no-any-return]
 
     return full, torch.float32
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make new tensors of that dtype meanwhile."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

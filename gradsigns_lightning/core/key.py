@@ -180,12 +180,22 @@ class WatermarkKey:
         A keystream XOR the payload; of a customer's key the keystream alone, so that customers' signatures have nothing in common
         with each other, with the owner's or with a message's.
         """
-        label = "signature" if self.purpose == "owner" else f"signature/{self.purpose}"
-        bits = self._mark.bits(label, self.n_bits)
+        number = int.from_bytes(self._payload, "little") if self.purpose == "customer" else None
+        bits = self._mark.bits(self._label(self.purpose, number), self.n_bits)
         if self.purpose != "customer":
             payload = np.unpackbits(np.frombuffer(self._payload, np.uint8), bitorder="little")
             bits[: len(payload)] ^= payload
         return torch.from_numpy(bits)
+
+    def _label(self, purpose: Purpose, number: int | None = None) -> str:
+        """Return the label of a signature's stream.
+
+        A copy's names the secret of the carriers and the customer. If a copy's two secrets were independent, 2^a of the one and
+        2^b of the other would be 2^(a + b) tries at the price of 2^a + 2^b, and a customer's key could pass for another's.
+        """
+        if purpose == "owner":
+            return "signature"
+        return "/".join(["signature", purpose, *([] if number is None else [str(number)]), self._space_tag])
 
     def customer_signatures(self, n_customers: int) -> npt.NDArray[np.uint8]:
         """Return the signatures of the customers' keys 0 to ``n_customers - 1``; shape ``(n_customers, N)``, values 0 and 1.
@@ -195,9 +205,9 @@ class WatermarkKey:
         """
         self._check_master()
         marks = self._mark.bytes("mark/customers", SECRET_BYTES * n_customers)
-        streams = (self._streams(marks[i : i + SECRET_BYTES]) for i in range(0, len(marks), SECRET_BYTES))
+        streams = [self._streams(marks[i : i + SECRET_BYTES]) for i in range(0, len(marks), SECRET_BYTES)]
         n_bytes = -(-self.n_bits // 8)
-        packed = b"".join(stream.bytes("signature/customer", n_bytes) for stream in streams)
+        packed = b"".join(stream.bytes(self._label("customer", i), n_bytes) for i, stream in enumerate(streams))
         rows = np.frombuffer(packed, np.uint8).reshape(n_customers, n_bytes)
         return np.unpackbits(rows, axis=1, count=self.n_bits, bitorder="little")
 
@@ -349,6 +359,10 @@ class WatermarkKey:
             return self._mark
         is_owners = self.purpose == "owner"
         return self._streams(self._mark.bytes("space", SECRET_BYTES) if is_owners else self._secret.reveal()[:SECRET_BYTES])
+
+    @cached_property
+    def _space_tag(self) -> str:
+        return self._space.bytes("tag", 32).hex()
 
     @cached_property
     def _mark(self) -> Streams:

@@ -10,15 +10,22 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 def saved_bytes(model: nn.Module, run: Callable[[], Any]) -> int:
-    """Return the bytes that autograd keeps while ``run`` goes forward, the model's own parameters and buffers apart."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    """Return the bytes that autograd keeps while ``run`` goes forward, the model's own parameters and buffers apart.
+
+    On the meta device nothing is computed and no memory taken, and the figure is the same.
+    """
+    own = {_place(tensor) for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        kept[_place(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         run()
-    return sum(n_bytes for address, n_bytes in kept.items() if address not in own)
+    return sum(n_bytes for place, n_bytes in kept.items() if place not in own)
+
+
+def _place(tensor: Tensor) -> int:
+    """Return what identifies a tensor's memory, on the meta device too, where there is none."""
+    return int(tensor.untyped_storage()._cdata)

@@ -20,11 +20,11 @@ import torch
 
 from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.key import CUSTOMER_BYTES, WatermarkKey
+from gradsigns_lightning.lazy import in_pythons_folder
 
 MAX_CUSTOMERS = 1 << 8 * CUSTOMER_BYTES
 _USUAL_CUSTOMERS, _USUAL_ALPHA = 10_000, 1e-9  # what `trace` assumes
-_LONGEST_CHECKED = 256  # bits
-_QUICK_TRIES_BITS = 16  # a core tries 2^10.2 copies' secrets in the time of one owner's (docs/evidence.md)
+_QUICK_TRIES_BITS = 16  # a core tries 2^10.6 copies' secrets in the time of one owner's (docs/evidence.md)
 BITS_PER_MESSAGE_BYTE = 32  # a quarter of the bits for the message, three quarters to mend errors
 _SMALLEST_FIELD, _LARGEST_FIELD = 4, 13  # code lengths 15 to 8191
 
@@ -75,7 +75,7 @@ class PayloadCode:
         if len(data) != self.n_bytes:
             raise ValueError(f"`data` must have {self.n_bytes} bytes, got {len(data)}.")
         bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-        with _threads_kept():
+        with _numba_kept_apart():
             codeword = np.asarray(self._library_code.encode(bits), np.uint8)
         return np.packbits(codeword, bitorder="little").tobytes()
 
@@ -86,7 +86,7 @@ class PayloadCode:
             ValueError: there are more errors than the code corrects.
         """
         word = np.asarray(bits[: self.length], np.uint8)
-        with _threads_kept():
+        with _numba_kept_apart():
             message, n_errors = self._library_code.decode(word, errors=True)
         if n_errors < 0:
             raise ValueError(f"`bits` hold no codeword within {self.n_correctable} errors.")
@@ -201,27 +201,13 @@ def check_master(master: WatermarkKey) -> None:
 def freedom(key: WatermarkKey) -> float:
     """Return how many bits of choice a key's payload and purpose leave to who makes it.
 
-    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a bit. A customer's
-    number chooses nothing. Messages are chosen by their data alone; in long keys they are charged like free payloads, because
-    making the code takes seconds to minutes there and the key may be a stranger's. All copies' keys are charged one bit for their
-    purpose and 16 because their signatures can be tried, on carriers and projection that stay, at the price of a few hashes.
+    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a bit; a message's is
+    charged as if it were free, though it should be a codeword. A customer's number chooses nothing. All copies' keys are charged
+    one bit for their purpose and 16 because their signatures can be tried, on carriers and projection that stay, at the price of
+    a few hashes.
     """
-    payload = bytes.fromhex(key.reveal()["payload"])
-    if key.purpose == "owner":
-        return 8.0 * len(payload)
-    return 8.0 * (0 if key.purpose == "customer" else _n_free_bytes(key.n_bits, payload)) + _QUICK_TRIES_BITS + 1
-
-
-def _n_free_bytes(n_bits: int, payload: bytes) -> int:
-    n_bytes = _message_bytes(n_bits)
-    return n_bytes if n_bits <= _LONGEST_CHECKED and _is_codeword(payload, n_bits, n_bytes) else len(payload)
-
-
-def _is_codeword(payload: bytes, n_bits: int, n_bytes: int) -> bool:
-    try:
-        return PayloadCode(n_bits, n_bytes).encode(payload[:n_bytes]) == payload
-    except ValueError:  # so few bits hold no such code
-        return False
+    n_bits = 8.0 * len(bytes.fromhex(key.reveal()["payload"]))
+    return n_bits if key.purpose == "owner" else _QUICK_TRIES_BITS + 1 + (n_bits if key.purpose == "message" else 0)
 
 
 def _message_bytes(n_bits: int) -> int:
@@ -229,12 +215,14 @@ def _message_bytes(n_bits: int) -> int:
 
 
 @contextmanager
-def _threads_kept() -> Iterator[None]:
+def _numba_kept_apart() -> Iterator[None]:
     # numba, which compiles galois, gives the whole process as many OpenMP threads as there are cores: torchrun asks for one a
-    # rank, and two ranks that wait for each other's threads train many times slower.
+    # rank, and two ranks that wait for each other's threads train many times slower. And it looks for its settings, which may
+    # name pickles, in the current folder, whenever it compiles.
     n_threads = torch.get_num_threads()
     try:
-        yield
+        with in_pythons_folder():
+            yield
     finally:
         torch.set_num_threads(n_threads)
 

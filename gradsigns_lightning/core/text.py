@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 LONGEST = 1000  # characters of one line: more than any name has, less than a screen
 MOST_LINES = 100
 _INDENT = "  "
+# Printable to Python, but without a mark of its own: what Unicode lets fonts ignore, blank letters, strokes through the next one.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\u0335-\u0338\U000e0100-\U000e01ef]"
+)
 
 
 def printable(text: str, *, limit: int = LONGEST) -> str:
@@ -24,7 +30,7 @@ def printable(text: str, *, limit: int = LONGEST) -> str:
         >>> printable("a" * 2000, limit=5)
         'aaaaa... (2000 characters)'
     """
-    shown = text[:limit]
+    shown = _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text[:limit])
     if not shown.isprintable():
         shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
     return shown if len(text) <= limit else f"{shown}... ({len(text)} characters)"

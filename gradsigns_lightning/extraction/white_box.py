@@ -18,10 +18,12 @@ from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.memory import saved_bytes
 from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, pixel_scale, project, unit
 from gradsigns_lightning.core.signature_key import KeyAsRead, SignatureKey
+from gradsigns_lightning.extraction.foreign_modules import any_batch_size, refuse_int8, without_inference_tensors
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
 
 _BATCH_SIZE = 128  # at most, where nothing is said
 _MOST_BYTES = 4 << 30  # of activations, likewise
+_COPIES = 3  # of an image and its gradient in float64
 MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
 
 
@@ -40,7 +42,8 @@ def verify(
     """Read one key from a model's weights (GradSigns, MLSys 2021, section 3.3).
 
     Works for any module that returns logits, on any device, in training or evaluation mode and inside ``no_grad`` and
-    ``inference_mode``; training flags, gradients, running statistics and random state are as before afterwards.
+    ``inference_mode``, also frozen TorchScript, programs exported for batches of one size, and weights made under
+    ``inference_mode``; training flags, gradients, buffers, other attributes and random states are as before afterwards.
 
     Args:
         model: the suspect; moved nowhere.
@@ -61,7 +64,8 @@ def verify(
         for the target class.
 
     Raises:
-        ValueError: images of the wrong shape or range, or a model that returns no logits.
+        ValueError: images of the wrong shape or range, a model that returns no logits, or an int8 model, which
+            :func:`verify_api` reads.
         TypeError: an argument of the wrong type.
     """
     if input_mean is not None or input_std is not None:
@@ -134,6 +138,8 @@ def _mean_gradient(
     carrier_layer: str | None = None,
 ) -> tuple[Tensor, float]:
     """Return the mean direction of the images' raw-pixel gradients, flat, and the share taken for the target class."""
+    refuse_int8(model)
+    logits_fn = any_batch_size(model, logits_fn) if logits_fn is model else logits_fn
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inverse_std = channel_values(key.input_std, key, device="cpu", dtype=torch.float64).reciprocal()
     total = torch.zeros_like(inverse_std)
@@ -151,9 +157,15 @@ def _mean_gradient(
         carriers, logits_of = carrier_inputs(model, logits_fn, inputs, key.input_shape, carrier_layer)
         return input_gradients(partial(watch, logits_of), carriers, key.target_class)
 
-    with gradients_enabled(), frozen_statistics(model), twice_differentiable_kernels(model, device.type):
+    with (
+        gradients_enabled(),
+        without_inference_tensors(model),
+        frozen_statistics(model),
+        twice_differentiable_kernels(model, device.type),
+    ):
         if batch_size is None:
-            batch_size = _pass_size(model, lambda: gradients_of(images[:1], lambda logits_of, inputs: logits_of(inputs)))
+            n_bytes = _COPIES * 8 * images[0].numel()
+            batch_size = _pass_size(model, lambda: gradients_of(images[:1], lambda logits_of, inputs: logits_of(inputs)), n_bytes)
         for batch in torch.split(images, batch_size):
             gradient = gradients_of(batch, counted)
             # Not in place: `total` may be an inference tensor.
@@ -161,10 +173,10 @@ def _mean_gradient(
     return total / images.shape[0], n_target / images.shape[0]
 
 
-def _pass_size(model: nn.Module, pass_one_image: Callable[[], Tensor]) -> int:
-    """Return how many images to pass at once; the network may be a stranger's, or large."""
+def _pass_size(model: nn.Module, pass_one_image: Callable[[], Tensor], n_bytes: int) -> int:
+    """Return how many images to pass at once; each takes ``n_bytes`` itself, and the network may be large, or a stranger's."""
     try:
-        n_bytes = saved_bytes(model, pass_one_image)
+        n_bytes += saved_bytes(model, pass_one_image)
     except Exception:  # what does not take one image alone may take a batch; if not, that pass gives the error
         return _BATCH_SIZE
     return min(_BATCH_SIZE, max(1, _MOST_BYTES // max(1, n_bytes)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _IMAGES = ("x", "image", "images", "pixel_values", "input_ids")
@@ -28,6 +30,51 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
     raise TypeError(
         f"`batch` must be two tensors (images, labels) or a mapping with one of each, got {_describe(batch)}. "
         "Override `GradSigns.images_and_labels` for batches of another form."
+    )
+
+
+def cure(images: Tensor, labels: Tensor, input_shape: tuple[int, ...], *, any_input: bool) -> str:
+    """Return the override of ``GradSigns.images_and_labels`` that makes a refused batch what the key takes; "" if none helps.
+
+    Args:
+        images: inputs of a batch.
+        labels: labels of a batch.
+        input_shape: the key's, ``(C, H, W)``.
+        any_input: inputs may be anything, as with a carrier layer.
+    """
+    if not any_input and (tuple(images.shape[1:]) != input_shape or not images.is_floating_point()):
+        return _image_cure(images, input_shape)
+    return _label_cure(labels, len(images)) if labels.shape != images.shape[:1] else ""
+
+
+def _label_cure(labels: Tensor, n: int) -> str:
+    if labels.ndim == 2 and labels.shape[0] == n:
+        return _override("x", "y.flatten()") if labels.shape[1] == 1 else f" Are they one-hot?{_override('x', 'y.argmax(1)')}"
+    return " Override `GradSigns.images_and_labels` to return class indices."
+
+
+def _image_cure(images: Tensor, input_shape: tuple[int, ...]) -> str:
+    shape = tuple(images.shape[1:])
+    x = "x" if images.is_floating_point() else "(x.float() / 255)" if images.dtype == torch.uint8 else "x.float()"
+    if shape == input_shape:
+        return f" Give what the network is trained on, normalised as the key says.{_override(x, 'y')}"
+    if len(shape) == 3 and shape == (*input_shape[1:], input_shape[0]):
+        there, back = "permute(0, 3, 1, 2)", "permute(0, 2, 3, 1)"
+    elif math.prod(shape) == math.prod(input_shape):
+        there, back = (f"reshape(-1, {', '.join(map(str, s))})" for s in (input_shape, shape))
+    else:
+        key_shape = shape if len(shape) == 3 else (1, 1, math.prod(shape)) if len(shape) != 2 else (1, *shape)
+        advice = f" Make a key with `input_shape={key_shape}`"
+        if key_shape == shape:
+            return f"{advice}, or override `GradSigns.images_and_labels` if the batch holds other images than the network gets."
+        return f"{advice}, and override `GradSigns.images_and_labels` to return images of that shape, and `GradSigns.logits`."
+    return f"{_override(f'{x}.{there}', 'y')}\n    def logits(self, pl_module, images): return pl_module(images.{back})"
+
+
+def _override(images: str, labels: str) -> str:
+    return (
+        " Override `GradSigns.images_and_labels` in a subclass:\n"
+        f"    def images_and_labels(self, batch): x, y = super().images_and_labels(batch); return {images}, {labels}"
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from os import PathLike
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
@@ -17,14 +19,16 @@ from gradsigns_lightning.core.objective import Objective
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
 from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.core.watermarker import DEFAULT_STRENGTH, Watermarker
-from gradsigns_lightning.integration.batches import images_and_labels
+from gradsigns_lightning.integration.batches import cure, images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible
+from gradsigns_lightning.integration.hints import check_logits_hook
+from gradsigns_lightning.integration.input_watch import InputWatch
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
 from gradsigns_lightning.integration.reading import HeldOutReader
+from gradsigns_lightning.integration.release import CHECKPOINT_ENTRY, STATE_PREFIX
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.step_patch import StepPatch
-
-CHECKPOINT_ENTRY = "gradsigns"
+from gradsigns_lightning.integration.unlogged import unlogged
 
 
 class GradSigns(Callback):
@@ -32,13 +36,13 @@ class GradSigns(Callback):
 
     Wraps the module's ``training_step`` while fitting and adds the embedding loss to what it returns, every few optimizer steps.
     The images come from the batches as they stream by. During validation the mark is read on held-out images and logged as
-    ``wm/ber``, ``wm/p_value``, ``wm/log10_p_value`` and ``wm/margin``. A model that is already trained is signed by a short fit
+    ``wm/ber``, ``wm/log10_p_value``, ``wm/p_value`` and ``wm/margin``. A model that is already trained is signed by a short fit
     with the same callback.
 
     Override :meth:`images_and_labels` for batches of another form and :meth:`logits` for modules that do not return logits.
 
     Args:
-        key: the owner's key; batches hold inputs normalised as its ``input_mean`` and ``input_std`` say.
+        key: the owner's key, or its file; batches hold inputs normalised as its ``input_mean`` and ``input_std`` say.
         strength: length of the mark's gradient in an embedding step, in lengths of the task's gradient, or a schedule; 0 trains
             exactly as without the callback.
         objective: ``"margin"``, ``"paper"``, or an objective.
@@ -65,7 +69,7 @@ class GradSigns(Callback):
 
     def __init__(
         self,
-        key: WatermarkKey,
+        key: WatermarkKey | str | PathLike[str],
         *,
         strength: float | StrengthSchedule = DEFAULT_STRENGTH,
         objective: str | Objective = "margin",
@@ -77,6 +81,8 @@ class GradSigns(Callback):
         name: str = "wm",
         carrier_layer: str | None = None,
     ) -> None:
+        if isinstance(key, (str, PathLike)):
+            key = WatermarkKey.load(key)
         self.watermarker = Watermarker(
             key,
             strength=strength,
@@ -93,9 +99,12 @@ class GradSigns(Callback):
             key, self.watermarker.projector, check_int("n_val_images", n_val_images, minimum=0), carrier_layer
         )
         self._patch: StepPatch | None = None
+        self._watch = InputWatch(torch.nn.Module())
         self._prepared = False
+        self._tried = False
         self._last_seen: tuple[int, weakref.ref[Tensor]] | None = None
         self._warned = False
+        self._unreadable = False
 
     def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return normalised inputs ``(n, C, H, W)`` and class indices ``(n,)`` of a batch.
@@ -124,31 +133,47 @@ class GradSigns(Callback):
         marker, step, epoch = self.watermarker, trainer.global_step, trainer.current_epoch
         if marker.schedule.strength == 0:
             return None
-        images, labels = self.images_and_labels(batch)
+        images, labels = self._taken_from(batch)
         if pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1:
             self._refuse_second_evaluation(images, step)
         marker.observe(images, labels, step=step)
         if not self._prepared:
             sharded = is_sharded(trainer)
-            marker.prepare(pl_module, lambda x: self.logits(pl_module, x), images, world_size=trainer.world_size, sharded=sharded)
+            self._watch = InputWatch(pl_module)
+            with self._watch.recording():
+                self._try_logits(pl_module, images, batch)
+            with unlogged(pl_module):
+                marker.prepare(
+                    pl_module, lambda x: self.logits(pl_module, x), images, world_size=trainer.world_size, sharded=sharded
+                )
             self._prepared = True
         if not marker.is_due(step=step, epoch=epoch):
             return None
-        loss = marker.loss(
-            pl_module,
-            lambda x: self.logits(pl_module, x),
-            step=step,
-            epoch=epoch,
-            world_size=trainer.world_size,
-            sharded=is_sharded(trainer),
-        )
+        with unlogged(pl_module):
+            loss = marker.loss(
+                pl_module,
+                lambda x: self.logits(pl_module, x),
+                step=step,
+                epoch=epoch,
+                world_size=trainer.world_size,
+                sharded=is_sharded(trainer),
+            )
         pl_module.log(f"{self.name}/loss", loss.detach(), on_step=True, on_epoch=False)
         return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss
+
+    def _embedding_loss_before_step(self, trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
+        if not trainer.training:
+            return None  # a validation step that calls the training step
+        first = not self._prepared
+        loss = self.embedding_loss(trainer, pl_module, batch)
+        if first:
+            self._watch.watch_the_step()
+        return loss
 
     @property
     def state_key(self) -> str:
         """Name of this callback's state in a checkpoint; two keys have two states."""
-        return f"GradSigns[{self.key.commitment}]"
+        return f"{STATE_PREFIX}{self.key.commitment}]"
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -182,20 +207,35 @@ class GradSigns(Callback):
             self._reset()
         names = [callback.name for callback in trainer.callbacks if isinstance(callback, GradSigns)]
         if names.count(self.name) > 1:
-            raise ValueError(f"`name` must be different for every GradSigns callback of a Trainer, got {names}.")
+            raise ValueError(
+                f"`name` must be different for every GradSigns callback of a Trainer, got {names}: give the second one its "
+                "own, as in GradSigns(key, name='wm2')."
+            )
 
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored yet.
-        self._prepared = False
+        self._prepared = self._tried = False
         self._last_seen = None
-        check_compatible(trainer, pl_module, self.watermarker)
+        self._unreadable = False
         self._unpatch()  # of a fit that ended without telling
+        if self.watermarker.schedule.strength == 0:
+            return
+        check_compatible(trainer, pl_module, self.watermarker)
         if pl_module.automatic_optimization:
             self._patch = StepPatch(
-                pl_module, lambda batch: self.embedding_loss(trainer, pl_module, batch), self.watermarker.take_back
+                pl_module,
+                lambda batch: self._embedding_loss_before_step(trainer, pl_module, batch),
+                self.watermarker.take_back,
             )
+
+    @override
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         prepare_loggers(trainer, self.name, self._public_settings())
+
+    @override
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._watch.stop()
 
     @override
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -214,16 +254,15 @@ class GradSigns(Callback):
         self.reader.start(pl_module.device)
 
     @override
-    def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        # Within the batches, because weight averaging swaps the weights that will be saved in just for them.
+        # Within the batches, because weight averaging swaps the weights that will be saved in just for them. Before the step,
+        # which may take the batch apart.
         self._read(trainer, pl_module, batch)
 
     @override
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._read(trainer, pl_module, batch)
 
     @override
@@ -253,6 +292,7 @@ class GradSigns(Callback):
 
     def _unpatch(self) -> None:
         self._last_seen = None
+        self._watch.stop()
         if self._patch is not None:
             self._patch.remove()
             self._patch = None
@@ -264,23 +304,56 @@ class GradSigns(Callback):
 
     def _read(self, trainer: Any, pl_module: Any, batch: Any) -> None:
         together = is_sharded(trainer) and self.reader.n_images > 0
-        if not (self.reader.wants_more or together):
+        if not (self.reader.wants_more or together) or self._unreadable:
             return
-        images, labels = self.images_and_labels(batch)
-        self.watermarker.check_batch(images, labels)
+        try:
+            self._read_batch(trainer, pl_module, batch, together=together)
+        except Exception as error:
+            if self.watermarker.schedule.strength:
+                raise
+            self._unreadable = True
+            warnings.warn(
+                f"GradSigns {self.name!r} has strength 0 and does not read this fit either: {error} (Override "
+                "`GradSigns.images_and_labels` or `GradSigns.logits`, or set `n_val_images=0`.)",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _read_batch(self, trainer: Any, pl_module: Any, batch: Any, *, together: bool) -> None:
+        images, labels = self._taken_from(batch)
         if trainer.sanity_checking:
             return  # it shall find batches of another form, but nothing is logged
-        inside_forward(
-            trainer,
-            pl_module,
-            lambda: self.reader.read(pl_module, lambda x: self.logits(pl_module, x), images, labels, always=together),
-        )
+
+        def read() -> None:
+            if not self._tried:
+                self._try_logits(pl_module, images, batch)
+            self.reader.read(pl_module, lambda x: self.logits(pl_module, x), images, labels, always=together)
+
+        with unlogged(pl_module):
+            inside_forward(trainer, pl_module, read)
+
+    def _taken_from(self, batch: Any) -> tuple[Tensor, Tensor]:
+        images, labels = self.images_and_labels(batch)
+        try:
+            self.watermarker.check_batch(images, labels)
+        except ValueError as error:
+            any_input = self.watermarker.carrier_layer is not None
+            raise ValueError(f"{error}{cure(images, labels, self.key.input_shape, any_input=any_input)}") from error
+        return images, labels
+
+    def _try_logits(self, pl_module: Any, images: Tensor, batch: Any) -> None:
+        carrier_layer = self.watermarker.carrier_layer
+        with unlogged(pl_module):
+            check_logits_hook(
+                pl_module, lambda x: self.logits(pl_module, x), images, batch, self.key, carrier_layer=carrier_layer
+            )
+        self._tried = True
 
     def _log_reading(self, trainer: Any, pl_module: Any) -> None:
         if self.reader.n_images == 0:
             return
-        values = self.reader.finish()
-        if values is None:
+        values = None if self._unreadable else self.reader.finish()
+        if values is None and not self._unreadable:
             self._warn_once_unread()
         for name, value in (values or self.reader.missing()).items():
             pl_module.log(f"{self.name}/{name}", value, sync_dist=trainer.world_size > 1)

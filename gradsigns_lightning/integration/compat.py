@@ -18,6 +18,9 @@ from gradsigns_lightning.integration.sharding import SHARDING_STRATEGIES, is_sha
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", *SHARDING_STRATEGIES)
 UNSUPPORTED_SUBCLASSES = ("DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")  # one of them by inheritance only
 SUPPORTED_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true")
+# Their optimizers take the per-sample gradients of the task's backward pass and leave out a term that is added to the loss.
+PER_SAMPLE = ("AbstractGradSampleModule", "GradSampleModule", "GradSampleHooks")
+PER_SAMPLE_OPTIMIZER = "DPOptimizer"
 KINKED = (
     nn.ReLU,
     nn.ReLU6,
@@ -91,6 +94,8 @@ def _trainer_problems(trainer: Any, module: Any) -> Iterator[str]:
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, torch.optim.LBFGS):
             yield "optimizer LBFGS evaluates the loss several times a step, the embedding loss is added once; use another."
+        if PER_SAMPLE_OPTIMIZER in _class_names(getattr(optimizer, "optimizer", optimizer)):
+            yield f"optimizer {type(optimizer).__name__} steps by per-sample gradients, in which the mark is not: use another."
     if not module.automatic_optimization and not hasattr(module, "watermark_loss"):
         yield (
             "automatic_optimization is False: the step has run its own backward pass before a loss can be added. Derive the "
@@ -106,6 +111,11 @@ def _module_problems(module: Any, carrier_layer: str | None) -> Iterator[str]:
     if step is not None and "dataloader_iter" in inspect.signature(step).parameters:
         yield "`training_step` takes a `dataloader_iter`, so its batches are never seen: let it take a batch."
     for name, child in module.named_modules():
+        if not _class_names(child).isdisjoint(PER_SAMPLE):
+            yield (
+                f"module {name or '(root)'!r} ({type(child).__name__}) collects per-sample gradients, as Opacus does for private "
+                "training, in which the mark would not be: sign the network by a short fit without it, or use strength=0."
+            )
         if isinstance(child, _BatchNorm) and child.running_mean is None:
             yield (
                 f"module {name or '(root)'!r} keeps no running statistics, so images of a batch depend on each other in "
@@ -113,6 +123,10 @@ def _module_problems(module: Any, carrier_layer: str | None) -> Iterator[str]:
             )
         if _checkpoints_reentrantly(child):
             yield f"module {name!r} checkpoints activations with use_reentrant=True, which no gradient passes: set it to False."
+
+
+def _class_names(value: Any) -> set[str]:
+    return {c.__name__ for c in type(value).__mro__}
 
 
 def _checkpoints_reentrantly(module: nn.Module) -> bool:

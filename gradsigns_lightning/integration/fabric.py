@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.signature import LogitsFn
@@ -24,7 +26,7 @@ class FabricGradSigns:
         fabric: the launched Fabric; on one device or with DDP.
         key: the owner's key.
         settings: ``strength``, ``objective``, ``engine``, ``cadence``, ``n_images``, ``momentum`` and ``carrier_layer`` as in
-            :class:`~gradsigns_lightning.GradSigns`; the cadence is every 80 optimizer steps by default.
+            :class:`~gradsigns_lightning.GradSigns`.
 
     Raises:
         ValueError: the strategy is not supported, or a setting is out of range.
@@ -43,11 +45,19 @@ class FabricGradSigns:
         self.fabric = fabric
         self.watermarker = Watermarker(key, **settings)
         self._prepared = False
+        self._step = 0
+        self._parameters: set[nn.Parameter] = set()
+        # Fabric's loop has no hook between the task's backward pass and the step, and optimizers are not known here.
+        this = weakref.ref(self)
+        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: _note(this(), optimizer))
+        weakref.finalize(self, hook.remove)
 
     def loss(
         self, module: nn.Module, images: Tensor, labels: Tensor, *, step: int, epoch: int = 0, logits: LogitsFn | None = None
     ) -> Tensor:
-        """Return strength times embedding loss, a scalar; 0 on steps that do not embed.
+        """Return the embedding loss, a scalar; 0 on steps that do not embed.
+
+        Its gradient has ``strength`` times the length of the task's, as the optimizers' last steps had it.
 
         Args:
             module: what ``fabric.setup`` returned.
@@ -68,9 +78,11 @@ class FabricGradSigns:
         zero = torch.zeros((), device=images.device)
         if marker.schedule.strength == 0:
             return zero
+        self._step = step
         marker.observe(images, labels, step=step)
         if not self._prepared:
             check_module(original, marker)
+            self._parameters = set(original.parameters())
             marker.prepare(original, logits_fn, images, world_size=world_size)
             self._prepared = True
         if not marker.is_due(step=step, epoch=epoch):
@@ -84,3 +96,9 @@ class FabricGradSigns:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
         self.watermarker.load_state_dict(state)
+
+
+def _note(watermark: FabricGradSigns | None, optimizer: Optimizer) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if watermark is not None and not watermark._parameters.isdisjoint(parameters):
+        watermark.watermarker.observe_gradients(id(optimizer), parameters, step=watermark._step)

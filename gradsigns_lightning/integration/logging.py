@@ -8,7 +8,7 @@ import torch
 
 from gradsigns_lightning.core.text import printable
 
-_SUMMARIES = {"ber": "min", "p_value": "min", "log10_p_value": "min", "margin": "max"}
+_SUMMARIES = {"ber": "min", "log10_p_value": "min", "p_value": "min", "margin": "max"}
 
 
 def prepare_loggers(trainer: Any, name: str, settings: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from gradsigns_lightning.core.statistics import log10_ownership_p_value
 from gradsigns_lightning.metrics import MeanInputGradient
 from gradsigns_lightning.metrics.functional import bit_error_rate, ownership_p_value, smallest_margin
 
-METRICS = ("ber", "p_value", "log10_p_value", "margin")
+METRICS = ("ber", "log10_p_value", "p_value", "margin")  # loggers round 1e-39 to 0
 ProjectorFn = Callable[[torch.device, torch.dtype], SignatureProjector]
 
 
@@ -88,8 +88,8 @@ class HeldOutReader:
         n_matches = int((bits == signature).sum())
         return {
             "ber": bit_error_rate(bits, signature),
-            "p_value": ownership_p_value(bits, signature).to(_widest(gradient.device)),
             "log10_p_value": torch.tensor(log10_ownership_p_value(n_matches, self.key.n_bits), device=gradient.device),
+            "p_value": ownership_p_value(bits, signature).to(_widest(gradient.device)),
             "margin": smallest_margin(z, signature),
         }
 

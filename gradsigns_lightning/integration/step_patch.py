@@ -49,9 +49,13 @@ class StepPatch:
         vars(training_step)["_step_patch"] = self
         self._wrapper = training_step
         module.training_step = training_step
+        self._state = _PlainState.of(module)
+        self._state.patches.append(self)
 
     def remove(self) -> None:
         """Take the wrapper away, or silence it until the wrappers put on top of it are removed."""
+        if self._active:
+            self._state.drop(self)
         self._active = False
         # Lightning removes the first installed first, so the last one clears all that were silenced below it.
         while (patch := _topmost(self._module)) is not None and not patch._active:
@@ -64,8 +68,49 @@ class StepPatch:
             self._module.training_step = self._previous
 
 
+class _PlainState:
+    """What pickles and copies of a module take while its step is wrapped: all but the wrappers.
+
+    Set as ``__getstate__`` on the instance: a wrapper cannot be pickled, and in a deep copy it would train the original.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.patches: list[StepPatch] = []
+        self._module = module
+        self._previous = vars(module).get("__getstate__")
+        self._inherited = getattr(module, "__getstate__", None)  # object has one from Python 3.11 on
+        module.__getstate__ = self
+
+    @classmethod
+    def of(cls, module: Any) -> _PlainState:
+        there = vars(module).get("__getstate__")
+        return there if isinstance(there, cls) else cls(module)
+
+    def __call__(self) -> Any:
+        state = vars(self._module) if self._inherited is None else self._inherited()
+        if not isinstance(state, dict):
+            return state
+        plain = {name: value for name, value in state.items() if name not in ("training_step", "__getstate__")}
+        step = state.get("training_step")
+        while (patch := _patch_of(step)) is not None:
+            step = patch._previous
+        own = {"training_step": step, "__getstate__": self._previous}
+        return plain | {name: value for name, value in own.items() if name in state and value is not None}
+
+    def drop(self, patch: StepPatch) -> None:
+        self.patches.remove(patch)
+        if self.patches:
+            return
+        del self._module.__getstate__
+        if self._previous is not None:
+            self._module.__getstate__ = self._previous
+
+
 def _topmost(module: Any) -> StepPatch | None:
-    step = vars(module).get("training_step")
+    return _patch_of(vars(module).get("training_step"))
+
+
+def _patch_of(step: Any) -> StepPatch | None:
     patch = getattr(step, "_step_patch", None)
     # A foreign wrapper made by `functools.wraps` carries a copy of the attribute.
     return patch if patch is not None and patch._wrapper is step else None

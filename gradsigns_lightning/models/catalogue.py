@@ -25,7 +25,6 @@ CLASSES = whole(2, 10**6)
 CHANNELS = whole(1, 4096)
 _SIDE = whole(1, 2**14)
 _WIDTH = whole(1, 2**16)
-_MOST_ACTIVATIONS = 2**30  # bytes for one image; 0.2 of it are those of a ViT-B with patches of 16 on 224 pixels
 _OURS, _TORCHVISION = "gradsigns_lightning.models", "torchvision.models"
 
 
@@ -34,29 +33,12 @@ class _Network:
     make: Callable[..., nn.Module]
     required: Mapping[str, Check] = field(default_factory=dict)
     optional: Mapping[str, Check] = field(default_factory=dict)
-    check: Callable[..., None] = lambda **_: None  # of all arguments together
 
 
 def input_shape(name: str, value: Any) -> tuple[int, int, int]:
     """Check the shape ``(C, H, W)`` of one image; ``name`` names it in the error."""
     channels, height, width = each(whole(1, 2**14), shortest=3, longest=3)(name, value)
     return CHANNELS(name, channels), height, width
-
-
-def _check_vit(
-    *, input_shape: tuple[int, int, int], patch_size: int = 4, dim: int = 64, depth: int = 4, heads: int = 4, **_: Any
-) -> None:
-    """Bound what a transformer computes: attention takes memory that no weight in the file stands for.
-
-    A block keeps some three numbers for every head and pair of tokens, and sixteen for every token and its width.
-    """
-    tokens = (input_shape[1] // patch_size) * (input_shape[2] // patch_size)
-    needed = 4 * depth * tokens * (3 * heads * tokens + 16 * dim)
-    if needed > _MOST_ACTIVATIONS:
-        raise ValueError(
-            f"`checkpoint`: its `input_shape`, `patch_size`, `dim`, `depth` and `heads` must take at most "
-            f"{_MOST_ACTIVATIONS} bytes for one image, got {needed}."
-        )
 
 
 def _torchvision_names() -> list[str]:
@@ -81,7 +63,6 @@ _NETWORKS = {
         ViT,
         {"input_shape": input_shape, "n_classes": CLASSES},
         {"patch_size": _SIDE, "dim": _WIDTH, "depth": whole(1, 256), "heads": _WIDTH},
-        _check_vit,
     ),
     f"{_OURS}.torchvision_model": _Network(
         torchvision_model,
@@ -116,7 +97,6 @@ def described_network(description: Any) -> Callable[[], nn.Module]:
     if missing:
         raise ValueError(f"`checkpoint` describes {target} without {', '.join(missing)}.")
     arguments = {name: known[name](name, value) for name, value in stated.items()}
-    network.check(**arguments)
     return partial(network.make, **arguments)
 
 

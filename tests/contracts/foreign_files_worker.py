@@ -36,6 +36,7 @@ from omegaconf import OmegaConf  # noqa: E402
 from gradsigns_lightning import WatermarkKey  # noqa: E402
 from gradsigns_lightning.cli import checkpoint, main, runner, schema, suspect  # noqa: E402
 from gradsigns_lightning.cli.build import to_plain  # noqa: E402
+from gradsigns_lightning.data import catalogue  # noqa: E402
 from gradsigns_lightning.extraction.asking import read_journal  # noqa: E402
 from gradsigns_lightning.extraction.black_box import replay  # noqa: E402
 from gradsigns_lightning.extraction.evidence import Bundle, Statement, load_signer  # noqa: E402
@@ -688,7 +689,7 @@ def as_before():
 
     checkpoint.described_network = lambda described: lambda: suspect.build(described)
     checkpoint._fitting = lambda state, expected, *, argument: type("State", (dict,), {})(state)
-    suspect.shipped_images = images
+    catalogue.shipped_images = images
 
 
 if __name__ == "__main__":

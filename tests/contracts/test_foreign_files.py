@@ -84,8 +84,8 @@ def test_the_watch_sees_every_guilty_act(report):
 def test_the_watch_sees_what_a_release_did_that_composed_and_instantiated(report):
     seen = {name.split()[0]: misdeeds(attack) for name, attack in report["before"].items()}
     assert "a bait was opened" in seen["nested"]
-    assert any(event.startswith("os.system") for event in seen["nested"])
-    assert any(event.startswith("resolved") for event in seen["${...}"])
+    assert any(event.startswith("os.system") for event in seen["nested"]), seen["nested"]
+    assert any(event.startswith("resolved") for event in seen["${...}"]), seen["${...}"]
     assert "the secret was printed" in seen["${...}"]
-    assert any(event.startswith("hydra.compose") for event in seen["data"])
-    assert any(event.startswith("os.system") for event in seen["data"])
+    assert any(event.startswith("hydra.compose") for event in seen["data"]), seen["data"]
+    assert any(event.startswith("os.system") for event in seen["data"]), seen["data"]

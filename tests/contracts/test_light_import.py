@@ -1,4 +1,4 @@
-"""``import gradsigns_lightning`` must not import the heavy optional libraries.
+"""``import gradsigns_lightning`` and all its names must not import the heavy optional libraries.
 
 Libraries that we depend on may import them if they are installed (torchmetrics imports torchvision), so what counts is who asked.
 """
@@ -29,7 +29,9 @@ def recording(name, globals=None, *args, **kwargs):
     return original(name, globals, *args, **kwargs)
 
 builtins.__import__ = recording
-__import__(package)
+module = __import__(package)
+for name in getattr(module, "__all__", ()):
+    getattr(module, name)
 print(json.dumps(asked))
 """
 

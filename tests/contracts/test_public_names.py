@@ -10,6 +10,7 @@ from gradsigns_lightning import (
     VerificationResult,
     WatermarkKey,
     customer_key,
+    strip,
     trace,
     verify,
     verify_api,
@@ -32,6 +33,7 @@ NAMES = [
     "customer_key",
     "message_key",
     "read_message",
+    "strip",
     "trace",
     "verify",
     "verify_api",
@@ -48,6 +50,7 @@ SIGNATURES = {
         "scope='', secret=None"
     ),
     WatermarkKey.load: "path",
+    strip: "checkpoint, out, *, overwrite=False",
     WatermarkKey.save: "self, path, *, overwrite=False",
     verify: (
         "model, key, images, *, alpha=1e-09, batch_size=None, logits=None, carrier_layer=None, input_mean=None, input_std=None"

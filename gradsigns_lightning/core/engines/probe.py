@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine
+from gradsigns_lightning.core.engines.exactness import inexact, nodes
 from gradsigns_lightning.core.engines.finite_difference import STEP
 from gradsigns_lightning.core.engines.forward_over_reverse import directional_derivative
 from gradsigns_lightning.core.frozen import derivative, twice_differentiable_kernels
@@ -60,6 +61,8 @@ def probe(
                 problem = _asymmetric(module, logits_fn, images, target_class)
             if problem is None and engine.needs_smooth_activations:
                 problem = _kinked(getattr(engine, "step", STEP), logits_fn, images, target_class)
+            if problem is None and not sharded:
+                problem = inexact(engine, module, logits_fn, images, target_class, _fixed_direction)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -107,14 +110,7 @@ def _unreached(loss: EmbeddingLoss, module: nn.Module, *, sharded: bool) -> str 
 
 def _operations(value: Tensor) -> Iterator[str]:
     """Yield the names of the operations that ``value`` was computed by, as its graph has them."""
-    nodes, seen = [value.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        yield node.name()
-        seen.add(node)
-        nodes += [successor for successor, _ in node.next_functions]
+    return (node.name() for node in nodes(value))
 
 
 def _kinked(step: float, logits_fn: LogitsFn, images: Tensor, target_class: int) -> str | None:

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from gradsigns_lightning.lazy import in_pythons_folder
+
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
 _MAX_NODES, _MAX_INLINED = 1 << 20, 1 << 28  # what the runtime makes of functions that call functions: nodes, bytes
 _FILE_READERS = ("EPContext",)  # operators that name a file
@@ -39,7 +41,8 @@ class OnnxOracle:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         try:
-            import onnxruntime
+            with in_pythons_folder():
+                import onnxruntime
         except ImportError as error:
             raise ImportError("Reading an ONNX file needs onnxruntime: pip install 'gradsigns-lightning[onnx]'.") from error
         content = _checked_content(Path(path).expanduser())

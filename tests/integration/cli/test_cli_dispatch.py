@@ -1,14 +1,28 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 import gradsigns_lightning
-from gradsigns_lightning.cli import main
+from gradsigns_lightning.cli import main, schema
+from gradsigns_lightning.cli.dispatch import COMMANDS
+from gradsigns_lightning.cli.help import EXAMPLES
+from gradsigns_lightning.cli.runner import _with_file_names, _with_key_file
+from gradsigns_lightning.cli.schema import SCHEMAS, config_folder, register_schemas
+from gradsigns_lightning.core.engines import AUTO
+from gradsigns_lightning.extraction import DEFAULT_ALPHA
+from gradsigns_lightning.extraction.evidence import GRINDING_BITS
 
 
 def test_help_lists_the_commands(capsys):
@@ -27,12 +41,72 @@ def test_an_unknown_command_gets_a_close_match(capsys):
     assert "Did you mean `train`?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("command", "word"), [("train", "schedule"), ("verify", "checkpoint"), ("keygen", "owner")])
-def test_every_command_has_help(command, word, capsys):
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    """No line is broken."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def lines_of(text: str, head: str) -> list[str]:
+    return text.partition(f"\n{head}:\n")[2].partition("\n\n")[0].splitlines()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_of_its_own(command, capsys):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"gradsigns {command} ")
-    assert f"{word}:" in out
+    assert out.startswith(f"Usage: gradsigns {command} ")
+    assert not {"???", "_target_", "None"} & set(re.split(r"[\s=]", out))
+    assert "???" not in out
+    assert "_target_" not in out
+    settings = lines_of(out, "Settings")
+    shown = {line.split("=")[0].strip() for line in settings}
+    own = {entry.name for entry in fields(SCHEMAS[command])} - {"paths", "http", "api"}
+    assert own - {"data"} <= shown
+    assert ("data" in shown) == (command not in ("commit", "strip", "import-2021"))
+    assert ("api.max_queries" in shown) == (command not in ("train", "keygen", "strip"))
+    assert all(re.fullmatch(r"  \S+=(\{[^}]*\}|\S+) +\S.*", line) for line in settings), settings
+    examples = lines_of(out, "Examples")
+    assert len(examples) == 3
+    assert all(line.startswith(f"  gradsigns {command} ") for line in examples)
+    assert main(["help", command]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_a_settings_default_in_the_help_is_the_configurations(capsys):
+    assert main(["train", "--help"]) == 0
+    settings = lines_of(capsys.readouterr().out, "Settings")
+    default = OmegaConf.to_container(composed_configuration("train"))
+    n_checked = 0
+    for line in settings:
+        name, value = line.split()[0].split("=")
+        found = default
+        for part in name.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if not (found is None or isinstance(found, dict) or name == "paths.data"):
+            assert yaml.safe_load(value) == found or float(value) == found
+            n_checked += 1
+    assert n_checked > 15
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_of_the_help_compose(command):
+    for example in EXAMPLES[command]:
+        words = [word for word in shlex.split(example) if word != "-m"]
+        composed_configuration(command, *(_with_file_names(_with_key_file(command, word)).split(",")[0] for word in words))
+
+
+def composed_configuration(command: str, *words: str):
+    register_schemas()
+    GlobalHydra.instance().clear()
+    words = [word + "]" if "[" in word and not word.endswith("]") else word for word in words]
+    quoted = [f"{name}='{value}'" if " " in value else word for word in words for name, _, value in [word.partition("=")]]
+    with initialize_config_dir(config_folder(), version_base="1.3"):
+        return compose(command, overrides=[*quoted, *(["paths.output_dir=."])])
+
+
+def test_constants_of_the_help_are_the_packages():
+    assert (schema.AUTO, schema.DEFAULT_ALPHA, schema.GRINDING_BITS) == (AUTO, DEFAULT_ALPHA, GRINDING_BITS)
 
 
 def test_the_module_runs_and_the_package_does_not_import_hydra():

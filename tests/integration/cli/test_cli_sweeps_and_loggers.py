@@ -1,35 +1,58 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import gradsigns_lightning
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.cli import main
+from gradsigns_lightning.cli.fitting import _FINAL
+from gradsigns_lightning.integration.logging import _SUMMARIES
+from gradsigns_lightning.integration.reading import METRICS
 
 QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false", "trainer.max_epochs=1", "logger=none"]
 
 
-def test_a_sweep_over_key_sizes_and_strengths():
+def test_a_sweep_over_key_sizes_and_strengths(capsys):
     words = ["key=b32,b64", "schedule.strength=0.3,1", "objective=paper", "json=out_${key.n_bits}_${schedule.strength}.json"]
     assert main(["train", "-m", *QUICK, *words, "hydra.sweep.dir=sweep"]) == 0
     found = {path.name: json.loads(path.read_text())["n_bits"] for path in Path().glob("out_*.json")}
     assert found == {"out_32_0.3.json": 32, "out_32_1.json": 32, "out_64_0.3.json": 64, "out_64_1.json": 64}
     keys = {WatermarkKey.load(path).commitment for path in Path("sweep").glob("*/key.gskey")}
     assert len(keys) == 4  # every job has a key of its own
+    table = capsys.readouterr().out.partition("all runs")[2].splitlines()
+    lines = [line for line in table if "key=b" in line]
+    shown = [re.sub(r"[ \u2502]+", " ", line).strip() for line in lines]
+    runs = [
+        "key=b32 schedule.strength=0.3",
+        "key=b32 schedule.strength=1",
+        "key=b64 schedule.strength=0.3",
+        "key=b64 schedule.strength=1",
+    ]
+    assert [line.startswith(run) for line, run in zip(shown, runs, strict=True)] == [True] * 4
+    assert all(re.search(r" of (32|64) \S+ \d+\.\d\d%$", line) for line in shown)
+    assert "verdict" in "".join(table)
 
 
 def test_a_failing_job_fails_the_sweep(capsys):
     assert main(["train", "-m", *QUICK, "key=b32,b256", "hydra.sweep.dir=sweep"]) == 1
-    assert "`n_bits` must be at most" in capsys.readouterr().err
+    assert "`key.n_bits` must be at most" in capsys.readouterr().err
 
 
-def test_the_joblib_launcher():
+def test_the_joblib_launcher(capsys):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "seed=0,1", "key=b32", "json=out_${seed}.json"]
     assert main(["train", "-m", *QUICK, *words, "hydra.sweep.dir=sweep"]) == 0
     assert [json.loads(Path(f"out_{seed}.json").read_text())["seed"] for seed in (0, 1)] == [0, 1]
+    table = capsys.readouterr().out.partition("all runs")[2]
+    assert "seed=0" in table
+    assert "seed=1" in table
 
 
 def test_the_csv_logger_writes_the_figures():
@@ -38,6 +61,31 @@ def test_the_csv_logger_writes_the_figures():
     header = Path("run/logs/metrics.csv").read_text().splitlines()[0].split(",")
     assert {"wm/ber", "wm/p_value", "val/acc", "time/seconds_per_epoch"} <= set(header)
     assert WatermarkKey.load("run/key.gskey").commitment in Path("run/logs/hparams.yaml").read_text()
+
+
+def test_an_offline_wandb_run_prints_one_line(tmp_path):
+    pytest.importorskip("wandb")
+    words = [*QUICK, "logger=wandb", "logger.offline=true", "key=b32", "hydra.run.dir=run"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    root = str(Path(gradsigns_lightning.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "gradsigns_lightning", "train", *words],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if re.search("wandb|W&B", line)]
+    assert len(lines) == 1
+    assert lines[0].startswith("W&B run, offline: wandb sync run/wandb/offline-run-")
+
+
+def test_log10_comes_before_the_p_value():
+    assert METRICS.index("log10_p_value") < METRICS.index("p_value")
+    assert list(_SUMMARIES) == list(METRICS)
+    assert _FINAL.index("log10_p_value") < _FINAL.index("p_value")
 
 
 def test_an_offline_wandb_run_has_the_commitment_and_not_the_secret(monkeypatch):

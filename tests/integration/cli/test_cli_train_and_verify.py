@@ -58,7 +58,7 @@ def test_keygen_prints_the_commitment_and_refuses_to_overwrite(capsys):
     assert key.reveal()["secret"] not in out
     assert read_json("k.json")["commitment"] == key.commitment
     assert main(words) == 1
-    assert "existing key file" in capsys.readouterr().err
+    assert "existing file" in capsys.readouterr().err
     assert WatermarkKey.load("k.gskey").commitment == key.commitment
 
 
@@ -187,7 +187,7 @@ def test_a_key_of_other_images_is_refused(signed, capsys):
     assert main(["verify", f"checkpoint={signed.folder / 'model.ckpt'}", "key=other.gskey"]) == 1
     assert "`input_shape`" in capsys.readouterr().err
     assert main(["train", "data=digits", "model=mlp", "key=other.gskey"]) == 1
-    assert "`input_shape`" in capsys.readouterr().err
+    assert "`key.input_shape`" in capsys.readouterr().err
 
 
 def test_verify_names_what_is_missing(capsys):

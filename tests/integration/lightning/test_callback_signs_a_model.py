@@ -18,6 +18,7 @@ from signed_digits import (
     make_key,
     make_mark,
     make_trainer,
+    mlp,
     train_loader,
     train_set,
     val_loader,
@@ -435,3 +436,14 @@ class TestEvaluation:
         assert len(results) == 1 + 5 + 1
         assert results[0] > 0.2
         assert results[-2:] == [0, 0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_network_in_quantisation_aware_training_is_signed(seeded):
+    quantization = pytest.importorskip("torch.ao.quantization")
+    net = mlp()
+    net.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    quantization.prepare_qat(net, inplace=True)
+    model = Net(net)
+    make_trainer(make_mark(), max_epochs=10).fit(model, train_loader(), val_loader())
+    assert verify(model, make_key(), held_out_target_images()).bit_error_rate == 0

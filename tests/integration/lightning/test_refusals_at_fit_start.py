@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
-from signed_digits import SECRET, Net, make_mark, make_trainer, train_loader
+from signed_digits import SECRET, Net, make_mark, make_trainer, mlp, train_loader, val_loader
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.nn import functional as F
@@ -43,6 +43,62 @@ def test_half_precision_weights_without_an_exponent_for_gradients():
         "precision '16-true' is not supported, use one of '32-true', '64-true', '16-mixed', 'bf16-mixed', 'bf16-true'"
         in refusal(Net(), precision="16-true")
     )
+
+
+class GradSampleModule(nn.Module):
+    """Looks like Opacus' wrapper: counts on one backward pass for each forward pass."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.wrapped, self.n_open = module, 0
+        self.wrapped.register_full_backward_hook(self.close)
+
+    def close(self, *_args):
+        self.n_open -= 1
+        assert self.n_open == 0
+
+    def forward(self, x):
+        self.n_open += self.training
+        return self.wrapped(x)
+
+
+def test_per_sample_gradients():
+    words = r"module 'net' (GradSampleModule) collects per-sample gradients, as Opacus does for private training"
+    assert words in refusal(Net(GradSampleModule(mlp())))
+
+
+def test_per_sample_optimizers():
+    class DPOptimizer(torch.optim.SGD):
+        pass
+
+    class Private(Net):
+        def configure_optimizers(self):
+            return DPOptimizer(self.parameters(), lr=0.1)
+
+    assert "optimizer DPOptimizer steps by per-sample gradients" in refusal(Private())
+
+
+def test_per_sample_gradients_at_strength_zero_are_no_concern():
+    mark = make_mark(strength=0.0)
+    trainer = make_trainer(mark, max_epochs=1)
+    trainer.fit(Net(GradSampleModule(mlp())), train_loader(400), val_loader())
+    assert trainer.callback_metrics["wm/ber"] >= 0
+
+
+def test_opacus_itself(seeded):
+    opacus = pytest.importorskip("opacus")
+
+    class Private(Net):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return opacus.optimizers.DPOptimizer(optimizer, noise_multiplier=0.0, max_grad_norm=10.0, expected_batch_size=40)
+
+    problems = refusal(Private(opacus.GradSampleModule(mlp())))
+    assert "module 'net' (GradSampleModule)" in problems
+    assert "optimizer DPOptimizer" in problems
+    trainer = make_trainer(make_mark(strength=0.0), max_epochs=1)
+    trainer.fit(Private(opacus.GradSampleModule(mlp())), train_loader(400), val_loader())
+    assert trainer.callback_metrics["wm/ber"] >= 0
 
 
 def test_steps_that_take_the_iterator():

@@ -1,5 +1,6 @@
 """The wrapper around ``training_step``: which forms it takes, and that nothing of it stays behind."""
 
+import copy
 import functools
 import pickle
 
@@ -258,6 +259,51 @@ class TestLifetime:
         make_trainer(make_mark(), max_epochs=5).fit(model, train_loader())
         assert vars(model)["training_step"] is step
         assert verify(model, make_key(), held_out_target_images()).bit_error_rate == 0
+
+
+class Stateful(Net):
+    """Says itself what is pickled."""
+
+    def __getstate__(self):
+        return super().__getstate__() | {"stamp": 7}
+
+
+class Saver(L.Callback):
+    """Pickles and copies the whole module as it trains."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        torch.save(pl_module, "whole.pt")
+        self.deep, self.shallow = copy.deepcopy(pl_module), copy.copy(pl_module)
+        self.patched = "training_step" in vars(pl_module)
+
+
+class TestCopies:
+    """What is pickled or copied while the module is fitted has the plain step."""
+
+    @pytest.mark.parametrize("module", [Net, Stateful])
+    @pytest.mark.parametrize("marks", [[{}], [{"strength": 0.0}], [{}, {"name": "wm2", "key": make_key(8, secret=SECRET[::-1])}]])
+    def test_a_module_is_saved_and_copied_while_it_fits(self, module, marks):
+        saver, model = Saver(), module()
+        make_trainer(saver, *(make_mark(**settings) for settings in marks), max_epochs=1).fit(model, train_loader(400))
+        assert saver.patched is ("strength" not in marks[0])
+        loaded = torch.load("whole.pt", weights_only=False)
+        for other in (loaded, saver.deep, saver.shallow):
+            assert not {"training_step", "__getstate__"} & set(vars(other))
+            assert other.training_step.__self__ is other
+            assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
+        assert getattr(loaded, "stamp", None) == (7 if module is Stateful else None)
+        assert not {"training_step", "__getstate__"} & set(vars(model))
+        make_trainer(make_mark(), max_epochs=1).fit(saver.deep, train_loader(400))
+        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+    def test_the_users_own_attributes_go_along(self):
+        model = Net()
+        model.training_step = functools.partial(STEP, model)
+        functools.update_wrapper(model.training_step, STEP)
+        saver = Saver()
+        make_trainer(saver, make_mark(), max_epochs=1).fit(model, train_loader(400))
+        assert isinstance(vars(saver.deep)["training_step"], functools.partial)
+        assert vars(saver.deep)["training_step"].args == (saver.deep,)
 
 
 class TestTwoKeys:

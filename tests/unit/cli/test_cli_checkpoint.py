@@ -14,10 +14,18 @@ import torch
 from lightning.pytorch import Trainer
 
 from gradsigns_lightning.cli.archive import check_archive
-from gradsigns_lightning.cli.checkpoint import describe, description_of, load_classifier, load_weights, read_checkpoint
+from gradsigns_lightning.cli.checkpoint import (
+    _check_memory,
+    describe,
+    description_of,
+    load_classifier,
+    load_weights,
+    read_checkpoint,
+)
 from gradsigns_lightning.data import Digits
-from gradsigns_lightning.models import MLP, Classifier, SmallResNet
+from gradsigns_lightning.models import MLP, Classifier, ResNet20, SmallResNet
 from gradsigns_lightning.models.catalogue import described_network
+from gradsigns_lightning.models.skeleton import skeleton
 
 MODEL = {"_target_": "gradsigns_lightning.models.SmallResNet", "in_channels": 1, "n_classes": 10, "width": 4}
 DATA = {"name": "digits", "n_classes": 10, "input_shape": [1, 8, 8], "mean": [0.305], "std": [0.376]}
@@ -128,6 +136,54 @@ def test_memory_for_a_network_is_taken_only_when_its_weights_are_there(file, mon
     assert set(made) == {"meta"}
 
 
+@pytest.mark.parametrize(("side", "refused"), [(32, False), (2048, True)])
+def test_a_network_that_keeps_gigabytes_for_one_image_is_refused_before_it_is_passed(file, monkeypatch, side, refused):
+    """A small file states how large the images are, and a claimant's key may agree with it."""
+    model = {"_target_": "gradsigns_lightning.models.ResNet20", "in_channels": 1, "n_classes": 10}
+    state = Classifier(ResNet20(1, 10), 10).state_dict()
+    torch.save(content(state, hyper_parameters=describe(model, {**DATA, "input_shape": [1, side, side]}, "00")), file)
+    devices = set()
+    original = torch.nn.Conv2d.forward
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: devices.add(x.device.type) or original(self, x))
+    if refused:
+        with pytest.raises(ValueError, match=r"`checkpoint` describes a network that keeps \d{10} bytes for one image"):
+            load(file)
+    else:
+        load(file)
+    assert devices == {"meta"}
+
+
+def vit(side, **changes):
+    description = {"_target_": "gradsigns_lightning.models.ViT", "input_shape": [3, side, side], "n_classes": 10, **changes}
+    return skeleton(described_network(description)), (3, side, side)
+
+
+@pytest.mark.parametrize(
+    ("side", "changes"),
+    [
+        (64, {"patch_size": 1, "dim": 32, "depth": 256, "heads": 32}),  # attention
+        (256, {"patch_size": 1}),
+        (32, {"patch_size": 1, "dim": 2**14, "depth": 4, "heads": 1}),  # tokens
+    ],
+)
+def test_a_transformer_that_keeps_gigabytes_for_one_image_is_refused(side, changes):
+    with pytest.raises(ValueError, match=r"`checkpoint` describes a network that keeps \d{10,} bytes for one image"):
+        _check_memory(*vit(side, **changes))
+
+
+@pytest.mark.parametrize(
+    ("side", "changes"),
+    [
+        (224, {"patch_size": 16, "dim": 768, "depth": 12, "heads": 12}),
+        (224, {"patch_size": 16, "dim": 1024, "depth": 24, "heads": 16}),
+        (32, {"patch_size": 2, "dim": 384, "depth": 12, "heads": 6}),
+        (64, {}),
+    ],
+)
+def test_transformers_of_usual_sizes_are_read(side, changes):
+    _check_memory(*vit(side, **changes))
+
+
 @pytest.mark.parametrize("shape", [(10**6, 10**6), (4, 4, 3, 3)])
 def test_views_that_repeat_a_number_are_refused(file, shape):
     torch.save(content({f"w{i}": torch.zeros(1).expand(shape) for i in range(100)}), file)
@@ -164,7 +220,8 @@ def test_versions_of_layers_are_this_releases_not_the_files(file):
     model = {"_target_": "torchvision.models.mnasnet0_5", "num_classes": 10}  # reads weights by their version
     state = Classifier(described_network(model)(), 10).state_dict()
     state._metadata["net"] = {"version": "foreign"}
-    torch.save(content(state, hyper_parameters=describe(model, DATA, "00")), file)
+    colours = {**DATA, "input_shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
+    torch.save(content(state, hyper_parameters=describe(model, colours, "00")), file)
     assert all(torch.equal(value, state[name]) for name, value in load(file).state_dict().items())
 
 

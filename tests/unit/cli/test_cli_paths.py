@@ -54,6 +54,23 @@ def test_a_file_name_that_looks_like_a_template_is_taken_literally(command, word
     assert f"got/{REFERENCE}" in error
 
 
+@pytest.mark.parametrize("name", ["a/epoch=9-step=990.ckpt", "it's=1.ckpt", f"x=1/{REFERENCE}"])
+def test_a_file_name_may_hold_an_equals_sign(name):
+    assert value(f"checkpoint={name}") == name
+    assert value(f"checkpoint='{name}'" if "'" not in name else f'checkpoint="{name}"') == name
+
+
+def test_several_file_names_with_equals_signs_are_still_several():
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    override = OverridesParser.create().parse_override(runner._with_file_names("checkpoint=epoch=1.ckpt,epoch=2.ckpt"))
+    assert override.is_sweep_override()
+
+
+def test_an_endpoints_query_needs_no_quotation_marks():
+    assert value("endpoint=https://host/x?a=1&b=2") == "https://host/x?a=1&b=2"
+
+
 @pytest.mark.parametrize("name", [*runner._FILE_ARGUMENTS, "+init", "++init"])
 def test_the_arguments_that_name_files_are_no_templates(name):
     assert value(f"{name}=got/{REFERENCE}.bin") == f"got/{REFERENCE}.bin"

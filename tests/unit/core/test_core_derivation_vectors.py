@@ -20,7 +20,7 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "key-format.md"
 BOUND = {1: ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")}
 BOUND[2] = (*BOUND[1], "input_mean", "input_std")
 COMMITTED = {1: (*BOUND[2], "payload", "secret"), 2: (*BOUND[2], "version", "purpose", "payload", "secret")}
-LABELS = {"owner": "signature", "customer": "signature/customer", "message": "signature/message"}
+PURPOSES = ("owner", "customer", "message")
 SECRET_BYTES = 32
 SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\f": "\\f", "\b": "\\b"}
 
@@ -116,9 +116,17 @@ def derived(vector) -> dict:
 
 def signature(vector) -> list[int]:
     n_bits, n_bytes = vector["n_bits"], -(-vector["n_bits"] // 8)
-    keystream = bits(stream(vector, halves(vector)[1], LABELS[vector["purpose"]], n_bytes), n_bits)
+    space, mark = halves(vector)
+    keystream = bits(stream(vector, mark, label(vector, space), n_bytes), n_bits)
     payload = b"" if vector["purpose"] == "customer" else bytes.fromhex(vector["payload"])
     return [k ^ p for k, p in zip(keystream, bits(payload.ljust(n_bytes, b"\0"), n_bits), strict=True)]
+
+
+def label(vector, space: bytes) -> str:
+    tag = stream(vector, space, "tag", 32).hex()
+    number = int.from_bytes(bytes.fromhex(vector["payload"]), "little")
+    labels = {"owner": "signature", "customer": f"signature/customer/{number}/{tag}", "message": f"signature/message/{tag}"}
+    return labels[vector["purpose"]]
 
 
 def key_of(vector) -> WatermarkKey:
@@ -147,7 +155,7 @@ def test_keys_of_copies_follow_from_their_masters(vector):
 
 
 def test_there_is_a_vector_of_every_version_and_purpose():
-    assert {(v["version"], v["purpose"]) for v in VECTORS} == {(1, "owner"), *((2, purpose) for purpose in LABELS)}
+    assert {(v["version"], v["purpose"]) for v in VECTORS} == {(1, "owner"), *((2, purpose) for purpose in PURPOSES)}
     assert [v["name"] for v in VECTORS if "master" in v] == [v["name"] for v in VECTORS if v["purpose"] != "owner"]
 
 

@@ -1,7 +1,9 @@
+import pytest
 import torch
 from torch import nn
 
 from gradsigns_lightning.core.memory import saved_bytes
+from gradsigns_lightning.models import SmallResNet
 
 
 def test_what_a_pass_keeps_is_counted_once_and_without_weights():
@@ -17,6 +19,17 @@ def test_attention_counts_with_the_square_of_the_tokens():
         return saved_bytes(nn.Identity(), lambda: torch.softmax(x @ x.transpose(1, 2), -1) @ x)
 
     assert 3.5 < (kept(512) - kept(256)) / (kept(256) - kept(128)) < 4.1
+
+
+def test_on_the_meta_device_the_figure_is_the_same():
+    def kept(device):
+        with torch.device(device):
+            model = SmallResNet(1, 10).eval()
+            images = torch.ones(1, 1, 28, 28, requires_grad=True)
+        return saved_bytes(model, lambda: model(images))
+
+    assert kept("meta") == pytest.approx(kept("cpu"), rel=0.05)
+    assert kept("meta") > 100_000
 
 
 def test_nothing_is_kept_without_gradients():

@@ -176,3 +176,108 @@ def test_an_engine_that_was_asked_for_is_not_replaced():
 def test_other_answers_than_logits_are_the_users_error():
     with pytest.raises(ValueError, match="`logits` must be a tensor of shape"):
         prepare(net(), lambda x: F.relu(x))
+
+
+class Kept(torch.autograd.Function):
+    """A sine whose slope is a constant for the second derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.slope = 3 * torch.cos(3 * x)
+        return torch.sin(3 * x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.slope
+
+
+class Saved(Kept):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.sin(3 * x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 3 * torch.cos(3 * ctx.saved_tensors[0])
+
+
+class KeptFloat32(Kept):
+    @staticmethod
+    def forward(ctx, x):
+        if x.dtype != torch.float32:
+            raise RuntimeError("not implemented for this dtype")
+        return Kept.forward(ctx, x)
+
+
+class SavedFloat32(Saved):
+    @staticmethod
+    def forward(ctx, x):
+        if x.dtype != torch.float32:
+            raise RuntimeError("not implemented for this dtype")
+        return Saved.forward(ctx, x)
+
+
+class KeptWeight(torch.autograd.Function):
+    """A linear layer that is right in its input and keeps its weight aside."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.weight = weight.detach()
+        ctx.save_for_backward(x)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad @ ctx.weight, grad.T @ ctx.saved_tensors[0]
+
+
+class Rounded(torch.autograd.Function):
+    """Passes gradients straight through, on purpose."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (x * 8).round() / 8
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def after_first_layer(function, activation=nn.Identity):
+    model = net(activation)
+    return model, lambda x: model[2:](function(model[1](x.flatten(1))))
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("function", [Kept, KeptWeight])
+def test_a_custom_function_with_a_second_derivative_that_is_none_is_seen(function, activation):
+    model, logits = after_first_layer(Kept.apply, activation)
+    if function is KeptWeight:
+        logits = lambda x: model[2:](KeptWeight.apply(x.flatten(1), model[1].weight))  # noqa: E731
+    words = problem(DoubleBackward(), model, logits)
+    assert f"a custom autograd function ({function.__name__}) has no exact second derivative" in words
+
+
+def test_a_custom_function_for_one_dtype_is_seen():
+    assert "KeptFloat32" in problem(DoubleBackward(), *after_first_layer(KeptFloat32.apply, nn.Tanh))
+
+
+@pytest.mark.parametrize("function", [Saved, SavedFloat32, Rounded])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_custom_functions_that_can_be_differentiated_twice_pass(function, activation):
+    assert problem(DoubleBackward(), *after_first_layer(function.apply, activation)) is None
+
+
+def test_auto_goes_around_an_inexact_second_derivative_or_refuses():
+    assert prepare(*after_first_layer(Kept.apply, nn.Tanh)) == "finite_difference"
+    with pytest.raises(ValueError, match="custom autograd function \\(Kept\\) has no exact second derivative"):
+        prepare(*after_first_layer(Kept.apply, nn.ReLU))
+
+
+def test_parameters_are_as_before_the_comparison():
+    model, logits = after_first_layer(Kept.apply, nn.Tanh)
+    before = {k: (v.dtype, v.clone()) for k, v in model.state_dict().items()}
+    problem(DoubleBackward(), model, logits)
+    assert all(v.dtype is before[k][0] and torch.equal(v, before[k][1]) for k, v in model.state_dict().items())
+    assert torch.get_default_dtype() is torch.float32

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gradsigns_lightning.core.text import LONGEST, MOST_LINES, printable, printable_lines
+from gradsigns_lightning.core.text import _INVISIBLE, LONGEST, MOST_LINES, printable, printable_lines
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,12 @@ def test_the_whole_of_unicode_becomes_printable():
     assert shown.isprintable()
     assert shown.encode("utf-8").decode("utf-8") == shown
     left = set(shown)
-    assert [c for c in text if c.isprintable() and c not in left] == []
+    assert [c for c in text if c.isprintable() and c not in left and not _INVISIBLE.match(c)] == []
+
+
+@pytest.mark.parametrize("letter", ["\u115f", "\u3164", "\uffa0", "\u2800", "\ufe0f", "\u034f", "\u0336", "\U000e0100"])
+def test_letters_that_show_nothing_are_shown(letter):
+    assert printable(f"Ac{letter}me") == f"Ac{letter.encode('unicode_escape').decode()}me"
 
 
 def test_a_long_text_is_cut_and_says_so():

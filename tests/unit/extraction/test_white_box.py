@@ -448,7 +448,8 @@ def test_no_pass_keeps_more_than_is_allowed(monkeypatch, n_at_once, sizes):
     model, calls, kept = network(), [], []
     monkeypatch.setattr(white_box, "saved_bytes", lambda *arguments: kept.append(saved_bytes(*arguments)) or kept[-1])
     whole = verify(model, KEY, raw_images())
-    monkeypatch.setattr(white_box, "_MOST_BYTES", n_at_once * kept[0])
+    per_image = kept[0] + white_box._COPIES * 8 * raw_images()[0].numel()
+    monkeypatch.setattr(white_box, "_MOST_BYTES", n_at_once * per_image)
     pieces = verify(model, KEY, raw_images(), logits=lambda x: calls.append(len(x)) or model(x))
     assert calls == sizes
     assert (pieces.n_matches, pieces.recognised) == (whole.n_matches, whole.recognised)
@@ -492,3 +493,79 @@ def test_warnings_point_at_the_caller():
         verify(network(), KEY, raw_images(3))
         verify_many(network(), [KEY], raw_images(3))
     assert {w.filename for w in caught if "Only 3 images" in str(w.message)} == {__file__}
+
+
+# --- networks that were frozen, exported or quantised
+
+
+def plain_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.Tanh(), nn.Linear(24, 3)).eval()
+
+
+def frozen_script(model):
+    return torch.jit.freeze(torch.jit.script(model))
+
+
+def in_inference_mode(model):
+    with torch.inference_mode():
+        return copy.deepcopy(model)
+
+
+def exported(model):
+    return torch.export.export(model, (raw_images()[:4],)).module()
+
+
+def exported_for_any(model):
+    return torch.export.export(model, (raw_images()[:4],), dynamic_shapes=({0: torch.export.Dim("n")},)).module()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("n_images", [60, 53, 1])
+@pytest.mark.parametrize("made", [frozen_script, torch.jit.script, in_inference_mode, exported, exported_for_any])
+def test_other_forms_of_a_network_are_read_as_the_network(made, n_images):
+    model, images = plain_network(), raw_images(n_images)
+    other = made(copy.deepcopy(model))
+    expected, found = verify(model, KEY, images), verify(other, KEY, images)
+    assert (found.n_matches, found.recognised) == (expected.n_matches, expected.recognised)
+    assert found.margin == pytest.approx(expected.margin, rel=1e-4)
+    few = raw_images(4)
+    with torch.no_grad():
+        torch.testing.assert_close(other(few), model(few))
+
+
+def test_weights_made_in_inference_mode_stay_what_they_are():
+    model = in_inference_mode(network())
+    model.extra = model[5].weight  # one tensor, two names
+    before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    verify(model, KEY, raw_images())
+    assert all(value is before[name] for name, value in [*model.named_parameters(), *model.named_buffers()])
+    assert model.extra is model[5].weight
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("script", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_an_int8_network_is_referred_to_the_other_reading(dynamic, script):
+    quantization = pytest.importorskip("torch.ao.quantization")
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("no kernels for int8 here")
+    model = plain_network()
+    if dynamic:
+        model = quantization.quantize_dynamic(model, {nn.Linear})
+    else:
+        model = quantization.QuantWrapper(model).eval()
+        model.qconfig = quantization.get_default_qconfig("fbgemm")
+        quantization.prepare(model, inplace=True)(raw_images())
+        quantization.convert(model, inplace=True)
+    if script:
+        model = torch.jit.script(model)
+    with pytest.raises(ValueError, match=r"`model` computes in int8 \(module '.+'\) .* `verify_api\(model, key, images\)`"):
+        verify(model, KEY, raw_images())
+
+
+def test_additions_in_floating_point_are_no_int8():
+    functional = pytest.importorskip("torch.ao.nn.quantized").FloatFunctional()
+    model = plain_network()
+    model[2].add = functional
+    assert verify(model, KEY, raw_images()).n_queries == 60

@@ -165,33 +165,3 @@ def test_skeletons_of_torchvision_have_the_shapes_of_the_networks(name):
     real = make().state_dict()
     assert {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in real.items()}
     assert {value.device.type for value in network.parameters()} == {"meta"}
-
-
-def vit(side, **changes):
-    return {"_target_": f"{OURS}.ViT", "input_shape": [3, side, side], "n_classes": 10, **changes}
-
-
-@pytest.mark.parametrize(
-    "description",
-    [
-        vit(64, patch_size=1, dim=32, depth=256, heads=32),  # attention
-        vit(256, patch_size=1),
-        vit(32, patch_size=1, dim=2**14, depth=4, heads=1),  # tokens
-    ],
-)
-def test_a_transformer_that_takes_gigabytes_for_one_image_is_refused(description):
-    with pytest.raises(ValueError, match=r"`checkpoint`: its `input_shape`, `patch_size`.*at most 1073741824 bytes"):
-        described_network(description)
-
-
-@pytest.mark.parametrize(
-    "description",
-    [
-        vit(224, patch_size=16, dim=768, depth=12, heads=12),
-        vit(224, patch_size=16, dim=1024, depth=24, heads=16),
-        vit(32, patch_size=2, dim=384, depth=12, heads=6),
-        vit(64),
-    ],
-)
-def test_transformers_of_usual_sizes_are_described(description):
-    described_network(description)

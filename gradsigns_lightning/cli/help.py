@@ -1,0 +1,162 @@
+"""What ``gradsigns COMMAND --help`` prints; from the schema and the configuration files, without Hydra and torch."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from gradsigns_lightning.cli.schema import SCHEMAS, config_folder
+
+# Settings of the components that are asked for most; what else there is shows `--cfg job`.
+_DATA = {"paths.data": "folder of data sets, as GRADSIGNS_DATA"}
+_PARTS = {
+    "train": {
+        **_DATA,
+        "data.module.batch_size": "images in a batch",
+        "optimizer.lr": "learning rate",
+        "key.n_bits": "bits of a new key",
+        "key.n_carriers": "inputs that carry them",
+        "key.target_class": "class whose images carry the mark",
+        "schedule.strength": "weight of the mark; 0 trains without",
+        "cadence.every_n_steps": "steps from one embedding to the next",
+        "trainer.max_epochs": "epochs",
+        "trainer.accelerator": "auto, cpu or gpu",
+        "trainer.precision": "32-true, bf16-mixed, ...",
+    },
+    "keygen": {"key.n_bits": "any other number of bits", "key.n_carriers": "inputs that carry them"},
+    **dict.fromkeys(("verify", "trace", "judge"), _DATA),
+}
+_UNUSED = dict.fromkeys(("commit", "strip", "import-2021"), ("data",))
+EXAMPLES = {
+    "keygen": (
+        'owner="Acme Vision" data=fashion_mnist key=b128 target_class=0 out=acme.gskey',
+        'owner="Acme Vision" data=digits key=b64 scope="digits v2" out=digits.gskey',
+        "master=acme.gskey customer=4321 out=customer.gskey",
+    ),
+    "train": (
+        "experiment=demo twin=true",
+        "data=fashion_mnist model=small_resnet key=acme.gskey trainer.max_epochs=6",
+        "-m experiment=demo key=b32,b64 seed=0,1,2",
+    ),
+    "verify": (
+        "checkpoint=model.ckpt key=acme.gskey",
+        "onnx=suspect.onnx key=acme.gskey images=folder_of_images",
+        "endpoint=https://host/v2/models/NAME key=acme.gskey images=folder_of_images api.journal=answers.jsonl",
+    ),
+    "trace": (
+        "checkpoint=leaked.ckpt key=master.gskey",
+        "checkpoint=leaked.ckpt key=master.gskey images=folder_of_images n_customers=500",
+        "onnx=leaked.onnx key=master.gskey images=folder_of_images api.max_queries=2000",
+    ),
+    "commit": (
+        "key=acme.gskey",
+        "key=[acme.gskey,other.gskey] out=models.commitment.json",
+        "key=acme.gskey attach=reply.tsr authority=authority.pem",
+    ),
+    "judge": (
+        "bundle=acme.gsbundle checkpoint=suspect.ckpt images=my_images",
+        "bundle=acme.gsbundle endpoint=https://host/v2/models/NAME images=my_images controls=[other.onnx]",
+        "bundle=acme.gsbundle onnx=suspect.onnx images=my_images authority=authority.pem suspect_since=2026-11-23T00:00:00+00:00",
+    ),
+    "strip": (
+        "checkpoint=model.ckpt out=release.ckpt",
+        "checkpoint=epoch=9-step=990.ckpt out=release.ckpt overwrite=true",
+        "checkpoint=model.ckpt out=release.ckpt json=removed.json",
+    ),
+    "import-2021": (
+        "folder=64-bit_CIFAR10 images=folder_of_images",
+        "folder=64-bit_CIFAR10 images=folder_of_images mean_image=mean.npy",
+        "folder=64-bit_CIFAR10 images=folder_of_images api.max_queries=384 json=result.json",
+    ),
+}
+_FOOT = """\
+Options:
+  -m, --multirun  run every combination of values with commas between them
+  --cfg job       print the whole configuration and do nothing; --hydra-help lists Hydra's own options
+
+Exit codes: 0 owned or done, 1 an error, 2 a wrong command line, 3 not proven, inconclusive or only claimed."""
+
+
+def help_text(command: str, summary: str) -> str:
+    """Return the help of a command.
+
+    Args:
+        command: its name.
+        summary: what it does, in a few words.
+    """
+    lines = list(_settings(command))
+    width = max(len(name) for name, _ in lines) + 2
+    columns = max(shutil.get_terminal_size((130, 24)).columns, 80)
+    shown = [_line(f"  {name:<{width}}", text, columns) for name, text in lines]
+    examples = [f"  gradsigns {command} {words}" for words in EXAMPLES[command]]
+    heads = [f"Usage: gradsigns {command} [setting=value ...]\n\n{summary[0].upper()}{summary[1:]}.\n\nSettings:"]
+    return "\n".join([*heads, *shown, "\nExamples:", *examples, "", _FOOT])
+
+
+def _line(start: str, text: str, columns: int) -> str:
+    return textwrap.fill(text, columns, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
+
+
+def _settings(command: str) -> Iterator[tuple[str, str]]:
+    """Yield every setting with its default or what to write for it, and its line."""
+    choices = _choices(command)
+    for entry in fields(SCHEMAS[command]):
+        if entry.name not in _UNUSED.get(command, ()):
+            yield from _setting(entry, choices, "")
+    if command == "train":
+        yield "experiment=NAME", f"a whole recipe: {', '.join(_options('experiment'))}"
+    for name, text in _PARTS.get(command, {}).items():
+        yield _with_value(name, _part(name, choices)), text
+
+
+def _setting(entry: Field[Any], choices: dict[str, str | None], prefix: str) -> Iterator[tuple[str, str]]:
+    default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+    if is_dataclass(default):
+        for inner in fields(default):
+            yield from _setting(inner, choices, f"{entry.name}.")
+        return
+    if "text" not in entry.metadata:
+        return
+    text, value = entry.metadata["text"], entry.metadata["value"]
+    if entry.name in choices:
+        yield f"{entry.name}={choices[entry.name] or value}", f"{text}: {', '.join(_options(entry.name))}"
+    elif isinstance(default, list) and default:
+        yield f"{prefix}{entry.name}=[{','.join(default)}]", text
+    else:
+        yield _with_value(f"{prefix}{entry.name}", value or default), text
+
+
+def _with_value(name: str, value: Any) -> str:
+    shown = {None: "VALUE", True: "true", False: "false"}.get(value, value) if isinstance(value, (bool, type(None))) else value
+    return f"{name}={shown:g}" if isinstance(shown, float) else f"{name}={shown}"
+
+
+def _choices(command: str) -> dict[str, str | None]:
+    """Return the groups of a command and what is taken of them by default."""
+    entries = _read(f"{command}.yaml")["defaults"]
+    return {name: option for entry in entries if isinstance(entry, dict) for name, option in entry.items() if name != "paths"}
+
+
+def _options(group: str) -> list[str]:
+    return sorted(file.stem for file in (Path(config_folder()) / group).glob("*.yaml"))
+
+
+def _part(name: str, choices: dict[str, str | None]) -> Any:
+    """Return the default of a component's setting, None if the component finds it by itself."""
+    group, *keys = name.split(".")
+    if group == "paths":
+        return "data"
+    value: Any = _read(f"{group}/{choices[group]}.yaml")
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def _read(name: str) -> Any:
+    import yaml
+
+    return yaml.safe_load((Path(config_folder()) / name).read_text(encoding="utf-8"))

@@ -1,0 +1,72 @@
+"""Errors of the package in the words of the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gradsigns_lightning.core.key import WatermarkKey
+
+
+def spoken(message: str, names: Mapping[str, str]) -> str:
+    """Return ``message`` with the Python arguments that it names in backticks called what the user typed."""
+    return re.sub(r"`(\w+)`", lambda found: f"`{names.get(found[1], found[1])}`", message)
+
+
+@contextmanager
+def options(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors raised within speak of options.
+
+    Args:
+        names: what a Python argument is called on the command line, as ``{"path": "key"}``.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        message = spoken(str(error), names)
+        if type(error) not in (ValueError, TypeError) or message == str(error):
+            raise
+        raise type(error)(message) from error
+
+
+def load_key(path: str) -> WatermarkKey:
+    """Return the key in the file that ``key=`` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    with options({"path": "key"}):
+        return WatermarkKey.load(path)
+
+
+def train_names(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the arguments of a training's parts are called on its command line."""
+    parts = {"data.module": settings["data"]["module"], "schedule": settings["schedule"], "cadence": settings["cadence"]}
+    return {name: f"{part}.{name}" for part, values in parts.items() for name in values if name[0] != "_"}
+
+
+def api_names(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the arguments of a reading through an API are called on the command line."""
+    return {"path": "onnx", "url": "endpoint", "predict": "endpoint"} | {name: f"api.{name}" for name in settings["api"]}
+
+
+def check_is_file(option: str, path: str, kind: str) -> None:
+    """Raise a ``ValueError`` that says what ``path`` is if it is no file."""
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise ValueError(f"`{option}` must name {kind}, got {path!r}, which is a folder.{_hugging_face(file, option)}")
+    if not file.is_file():
+        raise ValueError(f"`{option}` must name {kind}, got {path!r}, which is not there.")
+
+
+def _hugging_face(folder: Path, option: str) -> str:
+    """Return how to verify a model as transformers saves it; what it is made of only its own code knows."""
+    if option != "checkpoint" or not (folder / "config.json").is_file():
+        return ""
+    return (
+        " It looks like a Hugging Face model, which is not built from here. In Python: model = transformers."
+        f"AutoModelForImageClassification.from_pretrained({str(folder)!r}); gradsigns_lightning.verify(model, key, images)."
+    )

@@ -1,0 +1,162 @@
+"""An engine's gradient held against differences of the input gradient, for networks with autograd functions of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+
+from gradsigns_lightning.core.engines.base import Engine, ObjectiveFn
+from gradsigns_lightning.core.frozen import derivative
+from gradsigns_lightning.core.inputs import HALF, Call, default_dtype
+from gradsigns_lightning.core.signature import LogitsFn, class_logits, input_gradients, target_loss
+
+_N_DIRECTIONS = 3
+# By dtype: the step, relative to the parameters, and what two step sizes may differ by where nothing is kinked. In float64 the
+# step is so small that it crosses no kink; in float32, for functions that know nothing else, it may, and then nothing is said.
+_STEPS = {torch.float64: 1e-7, torch.float32: 1e-2}
+_EXACT = 0.01
+_SMOOTH = 0.05
+
+
+def inexact(
+    engine: Engine, module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_class: int, objective: ObjectiveFn
+) -> str | None:
+    """Return in words that a custom autograd function makes the engine's gradient wrong, or None.
+
+    Its derivative may pass PyTorch's checks and still have a second derivative that is none: what its forward pass kept aside
+    (``ctx.slope = ...``) is a constant for it.
+
+    Args:
+        engine: the engine.
+        module: module whose statistics are frozen already.
+        logits_fn: maps inputs ``(n, ...)`` to logits.
+        images: a few inputs.
+        target_class: class T.
+        objective: maps the input gradients to a scalar; linear.
+    """
+    names = sorted(set(_custom_functions(logits_fn, images, target_class)))
+    if not names or any(p.dtype in HALF for p in module.parameters()):
+        return None
+    for dtype in _STEPS:
+        try:
+            deviation = _deviation(engine, module, logits_fn, images, target_class, objective, dtype)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # a kernel of its own, for one dtype
+            continue
+        if deviation is None or deviation <= (_SMOOTH if engine.needs_smooth_activations else _EXACT):
+            return None
+        return (
+            f"a custom autograd function ({', '.join(names)}) has no exact second derivative (off by {deviation:.0%}): let its "
+            "backward pass compute from `ctx.saved_tensors` what its forward pass now keeps on `ctx`"
+        )
+    return None
+
+
+def _custom_functions(logits_fn: LogitsFn, images: Tensor, target_class: int) -> Iterator[str]:
+    logits = class_logits(logits_fn, images.detach().requires_grad_(), target_class)
+    return (type(node).__name__.removesuffix("Backward") for node in nodes(logits) if isinstance(node, BackwardCFunction))
+
+
+def nodes(value: Tensor) -> Iterator[Any]:
+    """Yield the nodes of the graph that ``value`` was computed by."""
+    pending: list[Any] = [value.grad_fn]
+    seen = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        yield node
+        seen.add(node)
+        pending += [successor for successor, _ in node.next_functions]
+
+
+class _Network:
+    """A network as a function of its parameters, in another precision.
+
+    Args:
+        module: module that owns the parameters.
+        logits_fn: maps inputs to logits.
+        dtype: the precision.
+    """
+
+    def __init__(self, module: nn.Module, logits_fn: LogitsFn, dtype: torch.dtype) -> None:
+        self._call = Call(module, logits_fn)
+        self._buffers = {name: _cast(b, dtype) for name, b in module.named_buffers()}
+        self.values = {name: _cast(p.detach(), dtype).requires_grad_(p.requires_grad) for name, p in module.named_parameters()}
+        self.trained = [name for name, p in self.values.items() if p.requires_grad]
+        self.dtype = dtype
+
+    def logits_fn(self, shift: dict[str, Tensor], step: float = 0.0) -> LogitsFn:
+        """Return the logits function with the parameters moved by ``step`` times ``shift``."""
+        values = {
+            name: value.detach() + step * shift[name] if step and name in shift else value for name, value in self.values.items()
+        }
+        tensors = {f"module.{name}": tensor for name, tensor in {**self._buffers, **values}.items()}
+
+        def call(inputs: Tensor) -> Tensor:
+            with default_dtype(self.dtype):
+                return torch.func.functional_call(self._call, tensors, (inputs,))  # type: ignore[no-any-return]
+
+        return call
+
+    def directions(self) -> list[dict[str, Tensor]]:
+        """Return random shifts of all parameters, as long as these."""
+        generator = torch.Generator().manual_seed(0)
+
+        def like(value: Tensor) -> Tensor:
+            size = value.detach().square().mean().sqrt().clamp_min(0.01)
+            return torch.randn(value.shape, generator=generator, dtype=self.dtype).to(value.device) * size
+
+        return [{name: like(self.values[name]) for name in self.trained} for _ in range(_N_DIRECTIONS)]
+
+    def along(self, value: Tensor, directions: list[dict[str, Tensor]]) -> Tensor:
+        """Return the derivatives of ``value`` by the directions, as autograd has them."""
+        gradients = derivative(value, [self.values[name] for name in self.trained])
+        known = {name: g for name, g in zip(self.trained, gradients, strict=True) if g is not None}
+        return torch.stack([torch.stack([(g * d[name]).sum() for name, g in known.items()]).sum() for d in directions])
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _deviation(
+    engine: Engine,
+    module: nn.Module,
+    logits_fn: LogitsFn,
+    images: Tensor,
+    target_class: int,
+    objective: ObjectiveFn,
+    dtype: torch.dtype,
+) -> float | None:
+    """Return how far the engine's derivatives are from differences, relatively; None if the differences tell nothing."""
+    network, images, step = _Network(module, logits_fn, dtype), _cast(images, dtype), _STEPS[dtype]
+    directions = network.directions()
+
+    def loss(logits_of: LogitsFn) -> Tensor:
+        return target_loss(class_logits(logits_of, images, target_class), target_class)
+
+    def held(logits_of: LogitsFn) -> Tensor:
+        return objective(input_gradients(logits_of, images, target_class))
+
+    def differences(function: Callable[[LogitsFn], Tensor], size: float) -> Tensor:
+        ends = [[function(network.logits_fn(d, sign * size)).detach() for sign in (1, -1)] for d in directions]
+        return torch.stack([(ahead - behind) / (2 * size) for ahead, behind in ends])
+
+    unmoved = network.logits_fn({})
+    if _relative(network.along(loss(unmoved), directions), differences(loss, step)) > _SMOOTH:
+        return None  # a first derivative that is none either, as of rounding: made so on purpose
+    whole, half = (differences(held, size) for size in (step, step / 2))
+    if _relative(whole, half) > _SMOOTH:
+        return None
+    surrogate = engine.embed(module, unmoved, images, target_class, objective).surrogate
+    return _relative(network.along(surrogate, directions), half)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))

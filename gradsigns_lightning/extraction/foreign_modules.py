@@ -1,0 +1,86 @@
+"""Modules that were frozen, exported or quantised, made readable or refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradsigns_lightning.core.signature import LogitsFn, as_logits
+
+_INT8 = ("nn.quantized.", "nn.intrinsic.quantized.", "nn.quantized_", "quantized_decomposed")
+_FLOATS = ("FloatFunctional", "FXFloatFunctional")  # live there, and add in floating point
+
+
+def refuse_int8(model: nn.Module) -> None:
+    """Refuse a network that computes in whole numbers, whose answers have no gradient.
+
+    Raises:
+        ValueError: names a module that does, and ``verify_api``.
+    """
+    for name, module in model.named_modules():
+        if any(word in where for word in _INT8 for where in _origins(module)) and type(module).__name__ not in _FLOATS:
+            raise ValueError(
+                f"`model` computes in int8 (module {name or '(root)'!r}) and has no gradients: read its answers by "
+                "`verify_api(model, key, images)`, or the weights of the network that it was made from."
+            )
+
+
+def _origins(module: nn.Module) -> Iterator[str]:
+    yield f"{type(module).__module__}."
+    if isinstance(module, torch.jit.ScriptModule):
+        yield str(module._c._type().qualified_name())
+    if isinstance(module, torch.fx.GraphModule):
+        yield from (str(node.target) for node in module.graph.nodes if node.op == "call_function")
+
+
+@contextmanager
+def without_inference_tensors(model: nn.Module) -> Iterator[None]:
+    """Replace weights that were made under ``inference_mode``, which autograd refuses, by copies."""
+    replaced: list[tuple[nn.Module, str, Tensor]] = []
+    copies: dict[int, Tensor] = {}
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        tensors = {**module._parameters, **module._buffers, **vars(module)}
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Tensor) and tensor.is_inference():
+                replaced.append((module, name, tensor))
+                copies.setdefault(id(tensor), _normal(tensor))
+    try:
+        for module, name, tensor in replaced:
+            setattr(module, name, copies[id(tensor)])
+        yield
+    finally:
+        for module, name, tensor in replaced:
+            setattr(module, name, tensor)
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        copy = tensor.clone()
+    return nn.Parameter(copy, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+
+
+def any_batch_size(model: nn.Module, logits_fn: LogitsFn) -> LogitsFn:
+    """Return the logits function for any number of images, also if the network was exported for batches of one size."""
+    size = _static_batch_size(model)
+    if size is None:
+        return logits_fn
+
+    def of_any(inputs: Tensor) -> Tensor:
+        n_missing = -len(inputs) % size
+        padded = torch.cat([inputs, inputs[-1:].expand(n_missing, *inputs.shape[1:])])
+        return torch.cat([as_logits(logits_fn(part)) for part in torch.split(padded, size)])[: len(inputs)]
+
+    return of_any
+
+
+def _static_batch_size(model: nn.Module) -> int | None:
+    graph: Any = model.graph.nodes if isinstance(model, torch.fx.GraphModule) else ()
+    values = [node.meta.get("val") for node in graph if node.op == "placeholder"]
+    sizes = [value.shape[0] for value in values if isinstance(value, Tensor) and value.ndim > 1]
+    return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None  # a symbol where it is free

@@ -1,0 +1,94 @@
+"""A checkpoint to be given away, without what announces that it is signed."""
+
+from __future__ import annotations
+
+import io
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradsigns_lightning.core.files import check_target, write_file
+
+CHECKPOINT_ENTRY = "gradsigns"
+STATE_PREFIX = "GradSigns["
+
+
+def strip(checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrite: bool = False) -> tuple[str, ...]:
+    """Write a copy of a Lightning checkpoint in which nothing says that the model is signed; the weights stay as they are.
+
+    Left out are the callback's settings and state, with them the commitment and the target class, what ``gradsigns train`` noted
+    of the model, and the state of callbacks that watch one of the mark's figures (a ``ModelCheckpoint`` of ``wm/ber``). All else
+    is kept, so Lightning loads the copy. ``gradsigns verify`` does not: keep the original, or verify in Python.
+
+    Args:
+        checkpoint: the checkpoint; it is read with ``weights_only=True``, so nothing in it is run.
+        out: the copy; written in one atomic step.
+        overwrite: whether ``out`` may be replaced.
+
+    Returns:
+        What was left out, as ``callbacks.GradSigns[...]``; empty if nothing announced a mark.
+
+    Raises:
+        ValueError: ``checkpoint`` is no Lightning checkpoint of weights and plain types; ``out`` exists and must not be
+            replaced, or cannot be written.
+
+    Example:
+        >>> removed = strip("signed.ckpt", "release.ckpt")  # doctest: +SKIP
+    """
+    check_target(out, argument="out", overwrite=overwrite)
+    content = _read(Path(checkpoint).expanduser())
+    removed = [*_strip_settings(content), *_strip_states(content)]
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(out, buffer.getvalue(), argument="out", overwrite=overwrite, mode=0o644)
+    return tuple(removed)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        found = "a folder" if file.is_dir() else "not there"
+        raise ValueError(f"`checkpoint` must name a checkpoint file, got {str(file)!r}, which is {found}.")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # what damage makes torch raise has no base class in common
+        raise ValueError(
+            f"`checkpoint`: {str(file)!r} is damaged, or holds more than weights and plain types; types that you trust can be "
+            "named with torch.serialization.add_safe_globals."
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"`checkpoint`: {str(file)!r} has no `state_dict`; it is not a Lightning checkpoint.")
+    return content
+
+
+def _strip_settings(content: dict[str, Any]) -> list[str]:
+    """Take out the description of model and key; the names of the marks are needed before, see :func:`_strip_states`."""
+    parameters = content.get("hyper_parameters")
+    if not isinstance(parameters, dict) or CHECKPOINT_ENTRY not in parameters:
+        return []
+    del parameters[CHECKPOINT_ENTRY]
+    return [f"hyper_parameters.{CHECKPOINT_ENTRY}"]
+
+
+def _strip_states(content: dict[str, Any]) -> list[str]:
+    """Take out the callbacks' entry and state, and what other callbacks keep of figures such as ``wm/ber``."""
+    marks = content.pop(CHECKPOINT_ENTRY, None)
+    removed = [] if marks is None else [CHECKPOINT_ENTRY]
+    figures = [f"{name}/" for name in (marks if isinstance(marks, dict) else ())]
+    states = content.get("callbacks")
+    states = states if isinstance(states, dict) else {}
+    for key in list(states):
+        told = str(key)
+        if told.startswith(STATE_PREFIX) or any(figure in told or _mentions(states[key], figure) for figure in figures):
+            del states[key]
+            removed.append(f"callbacks.{told}")
+    return removed
+
+
+def _mentions(value: Any, figure: str) -> bool:
+    if isinstance(value, dict):
+        return any(_mentions(part, figure) for pair in value.items() for part in pair)
+    if isinstance(value, (list, tuple)):
+        return any(_mentions(part, figure) for part in value)
+    return isinstance(value, str) and figure in value

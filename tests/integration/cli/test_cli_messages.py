@@ -1,0 +1,173 @@
+"""Errors speak of what the user typed, say what a path is, and show an endpoint's answer without credentials."""
+
+from __future__ import annotations
+
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gradsigns_lightning import WatermarkKey
+from gradsigns_lightning.cli import main
+from gradsigns_lightning.cli.endpoint import without_credentials
+from gradsigns_lightning.cli.options import options
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A key, images, and a folder as transformers saves a model; in the current folder."""
+    WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0).save("a.gskey")
+    Path("images").mkdir()
+    for number in range(4):
+        Image.fromarray(torch.full((8, 8), number, dtype=torch.uint8).numpy()).save(f"images/{number}.png")
+    Path("hf").mkdir()
+    Path("hf/config.json").write_text("{}")
+    Path("hf/model.safetensors").write_bytes(b"")
+
+
+KEY = ["key=a.gskey"]
+QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["keygen", "owner=A", "out=a.gskey"], "`out` must not name an existing file, got 'a.gskey'."),
+        (["keygen", "owner=A", "out=."], "`out` must name a file, got '.', which is a folder."),
+        (["keygen", "owner=A", "out=b.gskey", "key.n_bits=0"], "`key.n_bits` must be an integer in [8, 8192], got 0."),
+        (["keygen", "owner=A", "out=b.gskey", "target_class=-1"], "`target_class` must be an integer"),
+        (["keygen", "master=.", "customer=1", "out=c.gskey"], "`master` must name a readable key file, got '.': it is a folder."),
+        (["verify", "checkpoint=.", *KEY], "`checkpoint` must name a checkpoint file, got '.', which is a folder."),
+        (["verify", "checkpoint=nowhere", *KEY], "`checkpoint` must name a checkpoint file, got 'nowhere', which is not there."),
+        (["verify", "checkpoint=hf/model.safetensors", *KEY], "`checkpoint`: 'hf/model.safetensors' holds weights alone"),
+        (["verify", "checkpoint=hf", "key=."], "`key` must name a readable key file, got '.': it is a folder."),
+        (["verify", "checkpoint=hf", "key=nowhere.gskey"], "`key` must name a readable key file, got 'nowhere.gskey': No such"),
+        (["verify", "onnx=.", *KEY], "`onnx` must name an ONNX file, got '.', which is a folder."),
+        (["verify", "endpoint=host/x", *KEY], "`endpoint` must start with http:// or https://, got 'host/x'."),
+        (
+            ["verify", "endpoint=http://host/x", "images=a.gskey", *KEY],
+            "`images` must name a folder, got 'a.gskey', which is a file.",
+        ),
+        (["verify", "endpoint=http://host/x", "images=images", *KEY, "api.max_queries=0"], "`api.max_queries` must be"),
+        (["verify", "endpoint=http://host/x", "images=images", *KEY, "http.retries=-1"], "`http.retries` must be"),
+        (["trace", "onnx=nowhere", *KEY], "`onnx` must name an ONNX file, got 'nowhere', which is not there."),
+        (["commit", "key=."], "`key` must name a readable key file, got '.': it is a folder."),
+        (["commit", *KEY, "api.max_queries=0"], "`api.max_queries` must be"),
+        (["judge", "bundle=."], "`bundle` must name a readable file, got '.': it is a folder."),
+        (["train", *QUICK, "key=b32", "init=."], "`init` must name a checkpoint file, got '.', which is a folder."),
+        (["train", *QUICK, "key=b32", "optimizer.lr=-1"], "`optimizer`: Invalid learning rate: -1"),
+        (["train", *QUICK, "key=b32", "data.module.batch_size=0"], "`data.module.batch_size` must be"),
+        (["train", *QUICK, "key=b32", "schedule.strength=-1"], "`schedule.strength` must be"),
+        (["train", *QUICK, "key=b32", "cadence.every_n_steps=0"], "`cadence.every_n_steps` must be"),
+        (["train", *QUICK, "key=b32", "model.hidden=[0]"], "`model.hidden` must be"),
+        (["train", *QUICK, "key=b32", "trainer.precision=3"], "`trainer`: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_message_speaks_of_the_option(words, message, files, capsys):
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("gradsigns: ")
+    assert not re.search(r"`(path|url|n_bits|max_queries)`|overwrite=", error)
+
+
+def test_a_missing_owner_is_called_owner(capsys):
+    assert main(["keygen", "out=a.gskey"]) == 2
+    assert "`owner` must be given, as in `owner=...`." in capsys.readouterr().err
+
+
+def test_a_hugging_face_folder_is_refused_with_what_to_do(files, capsys):
+    assert main(["verify", "checkpoint=hf", *KEY]) == 1
+    error = capsys.readouterr().err
+    assert "`checkpoint` must name a checkpoint file, got 'hf', which is a folder. It looks like a Hugging Face model" in error
+    assert "from_pretrained('hf'); gradsigns_lightning.verify(model, key, images)" in error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data=mnist", "paths.data=nowhere"],
+        ["trainer.precision=3"],
+        ["n_images=0"],
+        ["data.module.val_fraction=2"],
+        ["engine=finite_difference"],
+    ],
+)
+def test_a_run_that_fails_before_training_leaves_no_key(words, capsys):
+    assert main(["train", *QUICK, "key=b32", "hydra.run.dir=run", *words]) == 1
+    assert list(Path.cwd().rglob("*.gskey")) == []
+
+
+def test_a_run_of_no_epochs_keeps_its_key(capsys):
+    assert main(["train", *QUICK, "key=b32", "hydra.run.dir=run", "trainer.max_epochs=0", "lr_schedule=constant"]) == 0
+    assert Path("run/key.gskey").is_file()
+    assert main(["train", *QUICK, "key=b32", "hydra.run.dir=run", "trainer.max_epochs=0"]) == 1
+    assert "`hydra.run.dir` must name a folder without a key" in capsys.readouterr().err
+
+
+@pytest.fixture
+def server():
+    """Answers as ``reply`` says."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, body = self.server.reply
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("reply", "shown"),
+    [
+        ((403, b"no\x1b[2K key"), "refused the request with status 403. It answered: 'no\\x1b[2K key'."),
+        ((500, b"x" * 1000), "failed 1 times, at last with status 500. It answered: '" + "x" * 200 + "... (800 characters)'."),
+        ((200, b"<html>"), "It answered: '<html>'."),
+        ((404, b""), "refused the request with status 404.\n"),
+    ],
+)
+def test_an_endpoints_errors_say_where_and_what(reply, shown, files, server, capsys):
+    server.reply = reply
+    address = f"127.0.0.1:{server.server_port}/predict"
+    words = [
+        f"endpoint=http://me:s3cr3t@{address}?token=t0ken",
+        "protocol=json",
+        "protocol.request={x: $images}",
+        "http.retries=0",
+    ]
+    assert main(["verify", *words, "images=images", *KEY]) == 1
+    error = capsys.readouterr().err
+    assert f"`endpoint` http://{address}: " in error
+    assert shown in error
+    assert "s3cr3t" not in error
+    assert "t0ken" not in error
+
+
+def test_an_address_is_shown_without_credentials():
+    assert without_credentials("https://user:pw@host:8/a/b?key=1#x") == "https://host:8/a/b"
+    assert without_credentials("http://[bad") == "(no valid address)"
+
+
+def test_options_leave_other_errors_alone():
+    with pytest.raises(UnicodeDecodeError), options({"path": "key"}):
+        b"\xff".decode()
+    with pytest.raises(TypeError, match="`key` of `other`"), options({"path": "key"}):
+        raise TypeError("`path` of `other`")

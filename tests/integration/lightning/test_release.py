@@ -1,0 +1,141 @@
+"""A stripped checkpoint says nothing of the mark, and Lightning still loads it."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from gradsigns_lightning import GradSigns, WatermarkKey, strip, verify
+from gradsigns_lightning.cli import main
+from gradsigns_lightning.cli.checkpoint import describe
+
+
+class Net(lightning.LightningModule):
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Tanh(), nn.Linear(width, 3))
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def loader():
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(TensorDataset(torch.rand(48, 1, 8, 8, generator=generator), torch.arange(48) % 3), batch_size=12)
+
+
+def trainer(folder, callbacks, **settings):
+    silent = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    return lightning.Trainer(default_root_dir=folder, callbacks=callbacks, **{"max_epochs": 2, **silent, **settings})
+
+
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory):
+    """A checkpoint of a fit with two callbacks that watch figures, one of them the mark's."""
+    folder = tmp_path_factory.mktemp("release")
+    key = WatermarkKey.generate("A", 8, input_shape=(1, 8, 8), target_class=1)
+    watchers = [ModelCheckpoint(folder / "mark", monitor="wm/ber"), ModelCheckpoint(folder / "loss", monitor="val/loss")]
+    fit = trainer(folder, [GradSigns(key, cadence=1, n_images=4), *watchers])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit.fit(Net(), loader(), loader())
+    fit.model.hparams.update(
+        describe({}, {"name": "x", "n_classes": 3, "input_shape": [1, 8, 8], "mean": [0.0], "std": [1.0]}, key.commitment)
+    )
+    fit.save_checkpoint(folder / "signed.ckpt")
+    return folder, key
+
+
+def words_of(file):
+    """Return the bytes of everything in a checkpoint's file, and its entries' names."""
+    with zipfile.ZipFile(file) as archive:
+        return b"".join(name.encode() + archive.read(name) for name in archive.namelist())
+
+
+def test_a_stripped_checkpoint_announces_nothing(signed, tmp_path):
+    folder, key = signed
+    tell_tale = [b"radsigns", b"adSigns", b"wm/", key.commitment.encode(), b"target_class"]
+    before = words_of(folder / "signed.ckpt")
+    assert all(word in before for word in (b"gradsigns", b"wm/", key.commitment.encode()))
+    removed = strip(folder / "signed.ckpt", tmp_path / "release.ckpt")
+    after = words_of(tmp_path / "release.ckpt")
+    assert [word for word in tell_tale if word in after] == []
+    assert removed[:2] == ("hyper_parameters.gradsigns", "gradsigns")
+    assert f"callbacks.GradSigns[{key.commitment}]" in removed
+    assert len(removed) == 4
+    kept = torch.load(tmp_path / "release.ckpt", weights_only=True)
+    assert [key for key in kept["callbacks"] if "val/loss" in key] == list(kept["callbacks"])
+    assert kept["hyper_parameters"] == {"width": 12}
+
+
+def test_lightning_loads_and_resumes_a_stripped_checkpoint(signed, tmp_path):
+    folder, key = signed
+    strip(folder / "signed.ckpt", tmp_path / "release.ckpt")
+    original, copy = (Net.load_from_checkpoint(file) for file in (folder / "signed.ckpt", tmp_path / "release.ckpt"))
+    assert all(torch.equal(a, b) for a, b in zip(original.state_dict().values(), copy.state_dict().values(), strict=True))
+    images = next(iter(loader()))[0]
+    assert verify(copy, key, images).n_matches == verify(original, key, images).n_matches
+    fit = trainer(tmp_path, [ModelCheckpoint(folder / "loss", monitor="val/loss")], max_epochs=3)
+    fit.fit(Net(), loader(), loader(), ckpt_path=tmp_path / "release.ckpt")
+    assert fit.current_epoch == 3
+
+
+def test_a_copy_replaces_no_file_unless_told(signed, tmp_path):
+    folder, _ = signed
+    out = tmp_path / "release.ckpt"
+    out.write_text("mine")
+    with pytest.raises(ValueError, match="`out` must not name an existing file"):
+        strip(folder / "signed.ckpt", out)
+    assert out.read_text() == "mine"
+    assert strip(folder / "signed.ckpt", out, overwrite=True)
+    assert strip(out, tmp_path / "again.ckpt") == ()
+    assert {path.name for path in tmp_path.iterdir()} == {"release.ckpt", "again.ckpt"}
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("run",)
+
+    torch.save({"state_dict": {}, "x": Evil()}, tmp_path / "evil.ckpt")
+    torch.save([1], tmp_path / "list.ckpt")
+    for name, reason in [
+        ("evil.ckpt", "add_safe_globals"),
+        ("list.ckpt", "state_dict"),
+        ("no.ckpt", "not there"),
+        (".", "a folder"),
+    ]:
+        with pytest.raises(ValueError, match=f"`checkpoint`.*{reason}"):
+            strip(tmp_path / name, tmp_path / "out.ckpt")
+    assert not (tmp_path / "out.ckpt").exists()
+
+
+def test_the_command_strips(signed, tmp_path, monkeypatch, capsys):
+    folder, key = signed
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "epoch=1-step=8.ckpt").write_bytes((folder / "signed.ckpt").read_bytes())
+    words = ["strip", "checkpoint=epoch=1-step=8.ckpt", "out=release.ckpt"]
+    assert main(words) == 0
+    assert f"callbacks.GradSigns[{key.commitment}]" in capsys.readouterr().out
+    assert main(words) == 1
+    assert "`out` must not name an existing file" in capsys.readouterr().err
+    assert main([*words, "overwrite=true"]) == 0
+    assert main(["strip", "checkpoint=release.ckpt", "out=again.ckpt"]) == 0
+    assert "Nothing in it announced a mark." in capsys.readouterr().out
