@@ -21,7 +21,7 @@ _PARTS = {
         "key.n_bits": "bits of a new key",
         "key.n_carriers": "inputs that carry them",
         "key.target_class": "class whose images carry the mark",
-        "schedule.strength": "weight of the mark; 0 trains without",
+        "schedule.strength": "length of the mark's gradient beside the task's; 0: unsigned",
         "cadence.every_n_steps": "steps from one embedding to the next",
         "trainer.max_epochs": "epochs",
         "trainer.accelerator": "auto, cpu or gpu",

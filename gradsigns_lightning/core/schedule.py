@@ -6,18 +6,22 @@ from dataclasses import dataclass
 
 from gradsigns_lightning.core.checks import check_int, check_number
 
+DEFAULT_STRENGTH = 1.0
+_SHORTEST = 2  # steps, unless every single one is asked for; right after its own step a mark's gradient says little new
+
 
 @dataclass(frozen=True)
 class StrengthSchedule:
     """Embedding strength over training: constant, with a linear warm-up, from a given epoch on.
 
     Args:
-        strength: weight of the embedding loss beside the task's loss, at least 0; 0 turns embedding off.
+        strength: length of the mark's gradient in a step that embeds, in lengths of the task's gradient, at least 0; 0 turns
+            embedding off.
         warmup_steps: optimizer steps over which the strength rises linearly from 0, counted from the first embedding step.
         start_epoch: first epoch (from 0) that embeds.
     """
 
-    strength: float = 0.4
+    strength: float = DEFAULT_STRENGTH
     warmup_steps: int = 0
     start_epoch: int = 0
 
@@ -62,8 +66,8 @@ class Cadence:
 
     @classmethod
     def following(cls) -> Cadence:
-        """Return the default cadence, which follows the training: every 80 steps from 2,000 on, in the beginning more often."""
-        return cls(max_hurry=8, growth=0.04)
+        """Return the default cadence, which follows the training: every 80 steps from 1,000 on, in the beginning more often."""
+        return cls(max_hurry=8, growth=0.08)
 
     def interval(self, steps: int, factor: float) -> int:
         """Return the interval to the next embedding step.
@@ -72,8 +76,8 @@ class Cadence:
             steps: optimizer steps since embedding began.
             factor: how much longer than usual, of :meth:`next_factor`.
         """
-        usual = self.every_n_steps if self.growth is None else min(self.every_n_steps, max(1.0, self.growth * steps))
-        return max(1, int(usual * factor))
+        usual = self.every_n_steps if self.growth is None else min(self.every_n_steps, self.growth * steps)
+        return max(min(_SHORTEST, self.every_n_steps), int(usual * factor))
 
     def next_factor(self, factor: float, *, missing: bool, safe: bool, satisfied: bool) -> float:
         """Return how much longer than usual the next interval is.

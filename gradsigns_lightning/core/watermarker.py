@@ -20,10 +20,9 @@ from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective, make_objective
-from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
+from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, StrengthSchedule
 from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, pixel_scale
 
-DEFAULT_STRENGTH = 2.0
 _SLACK = 0.1  # of the range of raw pixels: what an augmentation may add
 _MISSING, _SAFE = 0.3, 0.7  # of the margin asked for: a bit below is as good as wrong, none below is safe
 _LEAST_MOMENTUM = 0.05  # of batch normalisation, whose statistics then describe the weights of 20 steps before

@@ -16,9 +16,9 @@ from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.engines import AUTO, Engine
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective
-from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
+from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, StrengthSchedule
 from gradsigns_lightning.core.text import printable
-from gradsigns_lightning.core.watermarker import DEFAULT_STRENGTH, Watermarker
+from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.batches import cure, images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible
 from gradsigns_lightning.integration.hints import check_logits_hook
@@ -48,7 +48,7 @@ class GradSigns(Callback):
         objective: ``"margin"``, ``"paper"``, or an objective.
         engine: ``"auto"`` (the first that works on this model and strategy), ``"double_backward"``, ``"forward_over_reverse"``,
             ``"finite_difference"``, or an engine.
-        cadence: optimizer steps from one embedding step to the next, or a cadence; by default every 80 steps, in the first 2,000
+        cadence: optimizer steps from one embedding step to the next, or a cadence; by default every 80 steps, in the first 1,000
             and while bits are missing more often (:meth:`Cadence.following`).
         n_images: images of the target class in one embedding step, on each rank.
         momentum: share of earlier embedding steps in the mean gradient that is held to the bits, 0 up to 1 (exclusive).

@@ -47,6 +47,7 @@ class FabricGradSigns:
         self._prepared = False
         self._step = 0
         self._parameters: set[nn.Parameter] = set()
+        self._optimizers: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         # Fabric's loop has no hook between the task's backward pass and the step, and optimizers are not known here.
         this = weakref.ref(self)
         hook = register_optimizer_step_pre_hook(lambda optimizer, *_: _note(this(), optimizer))
@@ -100,5 +101,8 @@ class FabricGradSigns:
 
 def _note(watermark: FabricGradSigns | None, optimizer: Optimizer) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if watermark is not None and not watermark._parameters.isdisjoint(parameters):
-        watermark.watermarker.observe_gradients(id(optimizer), parameters, step=watermark._step)
+    if watermark is None or watermark._parameters.isdisjoint(parameters):
+        return
+    known = watermark._optimizers
+    which = known.setdefault(optimizer, len(known))
+    watermark.watermarker.observe_gradients(which, parameters, step=watermark._step)
