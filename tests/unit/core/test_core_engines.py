@@ -161,7 +161,7 @@ def test_activations_that_are_computed_again_change_nothing(regions):
     for network in (model, twin):
         with frozen_statistics(network):
             assert probe(DoubleBackward(), network, network, x, 1, sharded=False) is None
-            differentiated(embed(network, x).surrogate, network).backward()
+            differentiated(embed(network, x).surrogate, network, length=torch.tensor(1.0)).backward()
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
@@ -211,21 +211,23 @@ def test_a_differentiated_loss_hands_out_the_same_gradients_scaled_as_the_task_s
     model.unused = nn.Linear(2, 2)
     expected = parameter_gradient(model, x, DoubleBackward())
     loss = embed(model, x).surrogate
-    given = differentiated(loss, model)
-    assert given == loss
+    given = differentiated(loss, model, length=0.5 * expected.norm())
+    torch.testing.assert_close(given, 0.5 * loss)
     (factor * given).backward()
     assert model.unused.weight.grad is None
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-    torch.testing.assert_close(torch.cat([g.flatten() for g in gradients]), factor * expected)
+    torch.testing.assert_close(torch.cat([g.flatten() for g in gradients]), factor * 0.5 * expected)
 
 
 def test_a_differentiated_loss_adds_to_the_task_s_gradients():
     model, x = Smooth().eval(), images(4, torch.float32)
+    length = parameter_gradient(model, x, DoubleBackward()).norm()
+    model.zero_grad()
     task = lambda: model(x).square().mean()  # noqa: E731
     (task() + embed(model, x).surrogate).backward()
     expected = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    (task() + differentiated(embed(model, x).surrogate, model)).backward()
+    (task() + differentiated(embed(model, x).surrogate, model, length=length)).backward()
     for p, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, gradient)
 
@@ -423,7 +425,7 @@ class Directions(nn.Module):
 def test_a_gradient_that_is_not_finite_spoils_nothing(blank):
     model, x = Directions(), images(4, torch.float32)
     x[1] *= not blank
-    loss = differentiated(embed(model, x).surrogate, model)
+    loss = differentiated(embed(model, x).surrogate, model, length=torch.tensor(1.0))
     assert bool(loss.isnan()) == blank
     (model(x).square().mean() + loss.nan_to_num(nan=0.0)).backward()
     together = [p.grad.clone() for p in model.parameters()]
@@ -443,7 +445,7 @@ def test_hooks_of_parameters_see_the_sum_only():
 
     for parameter in model.parameters():
         parameter.register_hook(tenth)
-    loss = differentiated(embed(model, x).surrogate, model)
+    loss = differentiated(embed(model, x).surrogate, model, length=expected.norm())
     assert not calls
     loss.backward()
     gradients = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()])
@@ -469,6 +471,6 @@ def test_sparse_gradients_are_handed_out_as_they_are():
             return self.head(torch.tanh(x.flatten(1) * self.words(torch.arange(len(x)))))
 
     model, x = Words(), images(3, torch.float32)
-    differentiated(embed(model, x).surrogate, model).backward()
+    differentiated(embed(model, x).surrogate, model, length=torch.tensor(1.0)).backward()
     assert model.words.weight.grad.is_sparse
     assert model.words.weight.grad.to_dense()[:3].any()

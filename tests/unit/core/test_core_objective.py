@@ -158,9 +158,11 @@ def test_the_projector_scales_gradients_back_to_raw_pixels():
     gradient = torch.ones(2, 3, 3)
     expected = [2.0] * 9 + [0.25] * 9
     projector = SignatureProjector.from_key(k)
-    assert projector.carrier_gradient(gradient).tolist() == expected
-    assert projector.carrier_gradient(gradient.flatten()).tolist() == expected
-    assert projector.carrier_gradient(gradient.expand(5, 2, 3, 3)).shape == (5, 18)
+    raw = projector.raw(gradient.expand(5, 2, 3, 3))
+    assert raw.tolist() == [expected] * 5
+    assert projector.carrier_gradient(raw[0]).tolist() == expected
+    assert projector.carrier_gradient(raw[0].view(2, 3, 3)).tolist() == expected
+    torch.testing.assert_close(projector.directions(gradient.expand(5, 2, 3, 3)), raw / raw.norm(dim=1, keepdim=True))
 
 
 def test_a_projector_made_in_inference_mode_can_be_trained_with():

@@ -40,26 +40,64 @@ def test_bad_schedules_are_named(arguments, error, message):
         StrengthSchedule(**arguments)
 
 
+def factors(cadence, *found):
+    """The interval's factor after each embedding step, by what it found."""
+    kinds = {
+        "missing": {"missing": True, "safe": False, "satisfied": False},
+        "held": {"missing": False, "safe": False, "satisfied": False},
+        "safe": {"missing": False, "safe": True, "satisfied": False},
+        "satisfied": {"missing": False, "safe": True, "satisfied": True},
+    }
+    factor, all_ = 1.0, []
+    for kind in found:
+        factor = cadence.next_factor(factor, **kinds[kind])
+        all_.append(factor)
+    return all_
+
+
 def test_the_interval_doubles_up_to_the_limit_and_falls_back_at_once():
-    cadence, intervals = Cadence(10, max_backoff=5), [10]
-    for satisfied in (True, True, True, True, False, False, True):
-        intervals.append(cadence.next_interval(intervals[-1], satisfied=satisfied))
-    assert intervals == [10, 20, 40, 50, 50, 10, 10, 20]
+    cadence = Cadence(10, max_backoff=5)
+    assert factors(cadence, *["satisfied"] * 4, "held", "held", "satisfied") == [2, 4, 5, 5, 1, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("n_steps", "interval"),
-    [(0, 1), (1, 1), (139, 1), (140, 2), (5599, 79), (5600, 80), (10**9, 80), (float("inf"), 80)],
-)
-def test_the_default_interval_gives_seventy_embedding_steps_and_an_interval_of_at_most_80(n_steps, interval):
-    assert Cadence.for_training_of(n_steps) == Cadence(interval)
+def test_the_interval_halves_while_bits_are_missing_and_grows_again_when_all_are_safe():
+    cadence = Cadence(10, max_hurry=4)
+    assert factors(cadence, *["missing"] * 3, "held", "safe", "safe", "safe") == [0.5, 0.25, 0.25, 0.25, 0.5, 1, 1]
+    assert factors(cadence, "satisfied", "satisfied", "missing") == [2, 4, 0.5]
 
 
-def test_a_backoff_of_one_never_backs_off():
-    assert Cadence(3, max_backoff=1).next_interval(3, satisfied=True) == 3
+def test_a_backoff_and_a_hurry_of_one_change_nothing():
+    assert factors(Cadence(3, max_backoff=1), "satisfied", "missing", "safe") == [1, 1, 1]
 
 
-@pytest.mark.parametrize("name", ["every_n_steps", "max_backoff"])
+def test_a_fixed_interval_by_hand():
+    assert [Cadence(20).interval(steps, factor) for steps, factor in ((0, 1.0), (5000, 1.0), (0, 4.0), (0, 0.25))] == [
+        20,
+        20,
+        80,
+        5,
+    ]
+
+
+def test_two_steps_apart_at_least_unless_every_one_is_asked_for():
+    assert Cadence(80).interval(0, 0.001) == 2
+    assert Cadence(1).interval(0, 1.0) == 1
+    assert Cadence(2, max_hurry=8).interval(0, 0.125) == 2
+
+
+def test_the_default_interval_grows_with_the_steps_so_far():
+    cadence = Cadence.following()
+    assert [cadence.interval(steps, 1.0) for steps in (0, 10, 100, 500, 1000, 10**6)] == [2, 2, 8, 40, 80, 80]
+    assert [cadence.interval(steps, 0.125) for steps in (100, 1000)] == [2, 10]
+
+
+@pytest.mark.parametrize(("growth", "error"), [(0, ValueError), (1.5, ValueError), (-1, ValueError), ("1", TypeError)])
+def test_bad_growths_are_named(growth, error):
+    with pytest.raises(error, match="`growth` must be"):
+        Cadence(growth=growth)
+
+
+@pytest.mark.parametrize("name", ["every_n_steps", "max_backoff", "max_hurry"])
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError), (True, TypeError)])
 def test_bad_cadences_are_named(name, value, error):
     with pytest.raises(error, match=f"`{name}` must be an integer"):

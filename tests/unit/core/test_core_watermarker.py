@@ -38,10 +38,20 @@ def batch(n=8, seed=0):
     return torch.rand(n, *SHAPE, generator=generator), torch.arange(n) % 3
 
 
-def fed(**changes) -> Watermarker:
+def fed(task=1.0, **changes) -> Watermarker:
+    """One that has seen a batch, and a task's gradient of length ``task``."""
     watermarker = make(**changes)
     watermarker.observe(*batch(), step=0)
+    note(watermarker, task, step=0)
     return watermarker
+
+
+def note(watermarker, *lengths, step):
+    """Show the gradients of the training's optimizers, one of each of these lengths."""
+    for i, length in enumerate(lengths):
+        parameter = nn.Parameter(torch.zeros(2))
+        parameter.grad = torch.tensor([0.6, 0.8]) * length
+        watermarker.observe_gradients(i, [parameter], step=step)
 
 
 def embed(watermarker, model, step=0, epoch=0):
@@ -52,13 +62,13 @@ def due(watermarker, steps, epoch=0):
     return [s for s in steps if watermarker.is_due(step=s, epoch=epoch)]
 
 
-def run(watermarker, model, steps, satisfied):
-    """The steps that embed when the objective says ``satisfied``."""
+def run(watermarker, model, steps, satisfied, missing=False):
+    """The steps that embed when the bits are found so after each."""
     taken = []
     for step in steps:
         if watermarker.is_due(step=step, epoch=0):
             embed(watermarker, model, step)
-            watermarker._satisfied = torch.tensor(satisfied)
+            watermarker._state = torch.tensor([missing, satisfied, satisfied])
             taken.append(step)
     return taken
 
@@ -68,27 +78,79 @@ def run(watermarker, model, steps, satisfied):
 
 def reference_loss(model, objective, images):
     """Objective of the mean raw-pixel gradient, step by step, in evaluation mode."""
-    gradients = input_gradients(model.eval(), images, 1, create_graph=True)
-    held = (gradients.mean(0).flatten() / 0.5)[KEY.carriers]
-    return objective(held, SignatureProjector.from_key(KEY))
+    rows = input_gradients(model.eval(), images, 1, create_graph=True).flatten(1) / 0.5
+    rows = rows / rows.norm(dim=1, keepdim=True) if objective.of_directions else rows
+    return objective(rows.mean(0)[KEY.carriers], SignatureProjector.from_key(KEY))
 
 
 @pytest.mark.parametrize("objective", [MarginObjective(), PaperObjective()])
 @pytest.mark.parametrize("n_images", [2, 5])
 def test_the_loss_and_its_gradient_are_those_of_the_mean_over_target_images(objective, n_images):
     model = network()
-    watermarker = fed(objective=objective, n_images=n_images, strength=3.0)
+    watermarker = fed(task=0.7, objective=objective, n_images=n_images, strength=3.0)
     loss = embed(watermarker, model)
     loss.backward()
     images, labels = batch()
     twin = network()
-    expected = 3.0 * reference_loss(twin, objective, images[labels == 1][-n_images:])
+    expected = reference_loss(twin, objective, images[labels == 1][-n_images:])
     expected.backward()
-    torch.testing.assert_close(loss, expected)
+    factor = 3.0 * 0.7 / length(twin)  # three times as long as the task's gradient
+    torch.testing.assert_close(loss, factor * expected)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(p.grad, factor * q.grad, atol=1e-5, rtol=1e-4)
     assert model[0].weight.grad.abs().sum() > 0
     assert model[5].weight.grad.abs().sum() > 0
+
+
+def length(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
+
+
+@pytest.mark.parametrize("factor", [1e-2, 1.0, 128.0])
+def test_a_scaled_task_has_a_mark_scaled_alike(factor):
+    gradients = []
+    for task in (1.0, factor):
+        model = network()
+        embed(fed(task=task, strength=0.5), model).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert float(torch.cat([g.flatten() for g in gradients[0]]).norm()) == pytest.approx(0.5, rel=1e-4)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(factor * one, other)
+
+
+def test_several_optimizers_count_together():
+    watermarker, model = fed(), network()
+    note(watermarker, 3.0, 4.0, step=0)
+    first = 0.9 * 1.0 + 0.1 * 3.0  # its second gradient; the other optimizer has had its first
+    embed(watermarker, model).backward()
+    assert float(length(model)) == pytest.approx((first**2 + 4.0**2) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan, 0.0])
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_steps_that_overflowed_or_were_empty_do_not_count(bad, when):
+    watermarker, model = make(), network()
+    watermarker.observe(*batch(), step=0)
+    for task in (bad, 2.0) if when == "first" else (2.0, bad):
+        note(watermarker, task, step=0)
+    embed(watermarker, model).backward()
+    assert float(length(model)) == pytest.approx(2.0, rel=1e-4)
+
+
+def test_before_the_task_s_gradient_is_known_nothing_is_due():
+    watermarker = make()
+    watermarker.observe(*batch(), step=0)
+    assert not watermarker.is_due(step=0, epoch=0)
+    note(watermarker, 1.0, step=0)
+    assert watermarker.is_due(step=1, epoch=0)
+
+
+def test_the_mark_s_own_step_is_no_measure_of_the_task():
+    watermarker, model = fed(), network()
+    embed(watermarker, model, 1)
+    note(watermarker, 99.0, step=1)
+    embed(watermarker, model, 2).backward()
+    assert float(length(model)) == pytest.approx(1.0, rel=1e-4)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -132,6 +194,7 @@ def test_without_target_images_the_loss_and_its_gradients_are_zero(objective, mo
     watermarker = make(objective=objective, momentum=momentum)
     images, labels = batch()
     watermarker.observe(images, torch.zeros_like(labels), step=0)
+    note(watermarker, 1.0, step=0)
     model = network()
     loss = embed(watermarker, model)
     loss.backward()
@@ -163,8 +226,8 @@ def test_descending_the_loss_embeds_the_signature():
         loss = embed(watermarker, model, step)
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.01
-    held = (input_gradients(model.eval(), watermarker.buffer.images[:3], 1).mean(0).flatten() / 0.5)[KEY.carriers]
+    rows = input_gradients(model.eval(), watermarker.buffer.images[:3], 1).flatten(1)
+    held = (rows / rows.norm(dim=1, keepdim=True)).mean(0)[KEY.carriers]
     bits = (KEY.projection.float() @ held > 0).to(torch.uint8)
     assert torch.equal(bits, KEY.signature)
 
@@ -184,6 +247,7 @@ def test_momentum_holds_a_running_mean_but_differentiates_the_new_one():
     watermarker.objective = _Spy(seen)
     for step in range(2):
         watermarker.observe(*batch(seed=step), step=step)
+        note(watermarker, 1.0, step=step)
         embed(watermarker, model, step)
     plain = []
     for seed in range(2):
@@ -198,6 +262,8 @@ def test_momentum_holds_a_running_mean_but_differentiates_the_new_one():
 
 
 class _Spy:
+    of_directions = False
+
     def __init__(self, seen):
         self.seen = seen
 
@@ -260,23 +326,59 @@ def test_a_satisfied_objective_is_what_backs_off():
             assert not carrier_gradient.requires_grad
             return torch.tensor(True)
 
-    watermarker, model = fed(objective=Satisfied([])), network()
-    embed(watermarker, model, 0)
-    assert due(watermarker, range(1, 9)) == [8]
+    for objective, first in ((Satisfied([]), 8), (_Spy([]), 4)):
+        watermarker, model = fed(objective=objective), network()
+        watermarker._state_of = lambda held, projector, of=objective: torch.tensor(
+            [False, True, bool(of.satisfied(held, projector))]
+        )
+        embed(watermarker, model, 0)
+        assert due(watermarker, range(1, 9))[0] == first
 
 
-def test_another_cadence_holds_from_the_start():
-    watermarker = fed(cadence=9)
-    watermarker.set_cadence(Cadence(2))
-    assert run(watermarker, network(), range(7), satisfied=False) == [0, 2, 4, 6]
+@pytest.mark.parametrize(("smallest", "state"), [(0.2, [True, False]), (0.5, [False, False]), (0.8, [False, True])])
+def test_a_bit_below_a_third_of_the_margin_is_as_good_as_missing(smallest, state):
+    watermarker = make(objective=MarginObjective(0.5))
+    projector = watermarker.projector(torch.device("cpu"), torch.float32)
+    wanted = projector.signs.clone()
+    wanted[3] *= smallest
+    held = torch.linalg.lstsq(projector.projection, wanted).solution
+    scale = projector.project(held).abs().max() / 0.5  # the others are just held
+    watermarker.objective = MarginObjective(0.5 * float(scale))
+    assert watermarker._state_of(held, projector).tolist()[:2] == state
 
 
-def test_another_cadence_keeps_a_grown_interval():
-    watermarker = fed(cadence=Cadence(2, max_backoff=8))
-    run(watermarker, network(), range(7), satisfied=True)
-    assert watermarker.state_dict()["interval"] == 8
-    watermarker.set_cadence(Cadence(1))
-    assert due(watermarker, range(7, 14)) == [12, 13]
+def test_hurries_while_bits_are_missing():
+    watermarker = fed(cadence=Cadence(16, max_hurry=4))
+    assert run(watermarker, network(), range(40), satisfied=False, missing=True) == [0, 8, 12, 16, 20, 24, 28, 32, 36]
+    assert run(watermarker, network(), range(40, 100), satisfied=False) == [
+        40,
+        44,
+        48,
+        52,
+        56,
+        60,
+        64,
+        68,
+        72,
+        76,
+        80,
+        84,
+        88,
+        92,
+        96,
+    ]
+    assert run(watermarker, network(), range(100, 140), satisfied=True)[:3] == [100, 108, 124]
+
+
+def test_a_training_that_may_end_at_any_time_embeds_early_and_ever_less():
+    watermarker = fed(cadence=Cadence.following())
+    steps = run(watermarker, network(), range(3000), satisfied=False)
+    intervals = [b - a for a, b in zip(steps, steps[1:], strict=False)]
+    assert intervals[0] == 2
+    assert intervals == sorted(intervals)
+    assert intervals[-1] == 80
+    for so_far in (10, 100, 1000):
+        assert max(i for s, i in zip(steps, intervals, strict=False) if s <= so_far) <= max(2, 0.08 * so_far)
 
 
 def test_strength_zero_is_never_due():
@@ -316,17 +418,19 @@ def test_a_loaded_state_takes_the_same_decisions(satisfied):
     assert run(twin, model, range(8, 40), satisfied) == run(new, model, range(8, 40), satisfied)
 
 
-@pytest.mark.parametrize("field", ["first_step", "last_step", "interval", "mean_gradient"])
+@pytest.mark.parametrize("field", ["first_step", "last_step", "factor", "task_gradient", "mean_gradient"])
 def test_every_field_of_the_state_matters(field):
     def decisions(state):
         watermarker = fed(cadence=Cadence(2, max_backoff=8), strength=StrengthSchedule(1.0, warmup_steps=50), momentum=0.5)
         watermarker.load_state_dict(state)
         steps = due(watermarker, range(7, 30))
+        note(watermarker, 1.0, step=29)
         return steps, embed(watermarker, network(), 29).item()
 
     old = fed(cadence=Cadence(2, max_backoff=8), strength=StrengthSchedule(1.0, warmup_steps=50), momentum=0.5)
     run(old, network(seed=1), range(7), satisfied=True)
-    state, fresh = old.state_dict(), make().state_dict()
+    note(old, 5.0, step=8)
+    state, fresh = old.state_dict(), make().state_dict() | {"first_step": 4}  # there is none without a last step
     assert set(state) == set(fresh)
     assert decisions(copy.deepcopy(state)) == decisions(copy.deepcopy(state))
     assert decisions(copy.deepcopy(state)) != decisions({**copy.deepcopy(state), field: fresh[field]})
@@ -337,8 +441,9 @@ def test_the_state_is_plain_and_tells_nothing_about_the_key():
     embed(watermarker, network())
     state = watermarker.state_dict()
     assert {k: type(v) for k, v in state.items()} == {
-        "first_step": int, "last_step": int, "interval": int, "mean_gradient": torch.Tensor,
+        "first_step": int, "last_step": int, "factor": float, "task_gradient": dict, "mean_gradient": torch.Tensor,
     }  # fmt: skip
+    assert state["task_gradient"] == {0: 1.0}
     assert state["mean_gradient"].shape == (math.prod(SHAPE),)
     assert not state["mean_gradient"].requires_grad
 
@@ -346,7 +451,7 @@ def test_the_state_is_plain_and_tells_nothing_about_the_key():
 def test_saving_settles_what_the_last_step_found():
     watermarker = fed(cadence=Cadence(2, max_backoff=4))
     run(watermarker, network(), [0], satisfied=True)
-    assert watermarker.state_dict()["interval"] == 4
+    assert watermarker.state_dict()["factor"] == 2
 
 
 def test_reset_forgets_everything():

@@ -41,6 +41,9 @@ def embedding_gradients(images: torch.Tensor, objective: str, world_size: int) -
         key, strength=1.0, objective=objective, engine="double_backward", cadence=1, n_images=8, momentum=0.5
     )
     watermarker.observe(torch.cat([images, torch.ones(1, *SHAPE)]).double(), torch.tensor([1] * len(images) + [0]), step=0)
+    task = nn.Parameter(torch.zeros(1))
+    task.grad = torch.ones(1)
+    watermarker.observe_gradients(0, [task], step=0)
     model = network()
     loss = watermarker.loss(model, model, step=0, epoch=0, world_size=world_size)
     loss.backward()
