@@ -85,6 +85,7 @@ class Watermarker:
         self._last_step: int | None = None
         self._factor = 1.0  # how much longer the interval is than usual
         self._state: Tensor | None = None  # of the bits; read one interval later, when the device has long computed it
+        self.value: Tensor | None = None  # of the objective in the last embedding step; on the device
         self._own: Tensor | None = None  # length of the objective's own gradient, where it is known afterwards only
         self._before: tuple[int | None, int | None, Tensor | None, Tensor | None, Tensor | int] = (None, None, None, None, 0)
         self.task.reset()
@@ -229,7 +230,8 @@ class Watermarker:
         length = self.strength_at(step=step, epoch=epoch) * self.task.length().to(images.device)
         with frozen_statistics(module):
             inputs, logits_fn = carrier_inputs(module, logits_fn, images, self.key.input_shape, self.carrier_layer)
-            loss = self.engine.embed(module, logits_fn, inputs, self.key.target_class, objective).surrogate
+            embedded = self.engine.embed(module, logits_fn, inputs, self.key.target_class, objective)
+            self.value, loss = embedded.value, embedded.surrogate
             if sharded:
                 self._scale = length / (torch.ones_like(length) if self._own is None else self._own)
                 loss = loss * self._scale.to(loss.dtype)

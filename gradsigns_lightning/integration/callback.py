@@ -158,7 +158,7 @@ class GradSigns(Callback):
                 world_size=trainer.world_size,
                 sharded=is_sharded(trainer),
             )
-        pl_module.log(f"{self.name}/loss", loss.detach(), on_step=True, on_epoch=False)
+        pl_module.log(f"{self.name}/loss", marker.value, on_step=True, on_epoch=False)
         return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss
 
     def _embedding_loss_before_step(self, trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
@@ -370,12 +370,12 @@ class GradSigns(Callback):
     def _warn_of_idle_embedding(self, trainer: Any) -> None:
         marker = self.watermarker
         n_spoilt = int(marker.n_spoilt)
-        if marker.n_embedded == 0:
+        if trainer.global_step == 0:
+            problem = "Lightning counted no optimizer step, so nothing was embedded: step by `self.optimizers()`"
+        elif marker.n_embedded == 0:
             problem = "no step embedded: the strength was 0 all along, or `watermark_loss` was not called"
         elif trainer.world_size == 1 and marker.buffer.valid is not None and not marker.buffer.valid.any():
             problem = f"no image of class {self.key.target_class} came by in training, so nothing was embedded"
-        elif trainer.global_step == 0:
-            problem = "Lightning counted no optimizer step, so the mark was embedded once: step by `self.optimizers()`"
         elif n_spoilt:
             problem = (
                 f"{n_spoilt} of {marker.n_embedded} embedding steps had gradients that are not finite and were left out (a "

@@ -223,7 +223,7 @@ def run_cell(model, engine, precision="32-true", strategy="one process", *, worl
     torch.compiler.reset()
     key = make_key(8)
     net = CellNet(MODELS[model](), fsdp2=strategy.startswith("ModelParallel"))
-    mark = make_mark(key, engine=engine, objective=MarginObjective(1.0), n_images=N_IMAGES, momentum=0.5, cadence=1)
+    mark = make_mark(key, strength=2.0, engine=engine, objective=MarginObjective(1.0), n_images=N_IMAGES, momentum=0.5, cadence=1)
     first = FirstEpoch()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -46,7 +46,7 @@ def test_optimizers_that_lightning_does_not_count(recwarn, embeds):
             self.automatic_optimization = False
 
         def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers(use_pl_optimizer=False)
+            optimizer = self.optimizers(use_pl_optimizer=not embeds)
             optimizer.zero_grad()
             loss = Net.training_step(self, batch, batch_idx)
             self.manual_backward(loss + self.watermark_loss(batch) if embeds else loss)

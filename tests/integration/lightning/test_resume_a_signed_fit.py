@@ -38,8 +38,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     mark = make_mark(**SETTINGS)
     model, _ = fit(mark, folder, max_epochs=4)
-    intervals = {state_in(folder, epoch)["watermarker"]["interval"] for epoch in (1, 2, 3)}
-    assert max(intervals) > 3, "the cadence never backed off, so a resume that forgot it would not show"
+    factors = {state_in(folder, epoch)["watermarker"]["factor"] for epoch in (1, 2, 3)}
+    assert max(factors) > 1, "the cadence never backed off, so a resume that forgot it would not show"
     return folder, model.state_dict(), mark.state_dict()
 
 
@@ -56,8 +56,9 @@ def assert_states_equal(a, b):
     mean_a, mean_b = a["watermarker"].pop("mean_gradient"), b["watermarker"].pop("mean_gradient")
     assert a == b
     assert set(a) == {"watermarker"}
-    assert set(a["watermarker"]) == {"first_step", "last_step", "interval"}
-    assert all(isinstance(v, int) for v in a["watermarker"].values())
+    assert set(a["watermarker"]) == {"first_step", "last_step", "factor", "task_gradient"}
+    assert all(isinstance(v, (int, float)) for name, v in a["watermarker"].items() if name != "task_gradient")
+    assert list(a["watermarker"]["task_gradient"]) == [0]
     assert mean_a is not None
     assert torch.equal(mean_a, mean_b)
 
@@ -162,5 +163,5 @@ def test_a_checkpoint_made_without_the_callback_is_taken(tmp_path, recwarn):
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
     mark = make_mark(**SETTINGS)
     fit(mark, max_epochs=2, ckpt_path=tmp_path / "plain.ckpt")
-    assert mark.state_dict()["watermarker"]["first_step"] == 10
+    assert mark.state_dict()["watermarker"]["first_step"] == 11
     assert not [w for w in recwarn if "differs from the checkpoint" in str(w.message)]

@@ -86,7 +86,8 @@ def test_every_form_of_training_step_is_signed(form):
 def test_another_output_is_a_type_error(output):
     class Odd(Net):
         def training_step(self, batch, batch_idx):
-            return output
+            # The first step does not embed, and Lightning itself refuses its output.
+            return super().training_step(batch, batch_idx) if self.global_step == 0 else output
 
     with pytest.raises(TypeError, match="`training_step` must return a tensor, a mapping with a tensor `loss`, or None"):
         make_trainer(make_mark()).fit(Odd(), train_loader())

@@ -30,6 +30,9 @@ def prepared(name, size=64):
     images = torch.rand(8, 3, size, size)
     marker = Watermarker(key, n_images=8, cadence=1, momentum=0.0)
     marker.observe(images, torch.zeros(8, dtype=torch.long), step=0)
+    task = torch.nn.Parameter(torch.zeros(1))
+    task.grad = torch.ones(1)
+    marker.observe_gradients(0, [task], step=0)
     marker.prepare(network, network, images)
     return network, marker, images
 
@@ -41,7 +44,7 @@ def test_signs_the_images_that_it_embeds(name):
     for step in range(30):
         optimizer.zero_grad()
         loss = marker.loss(network, network, step=step, epoch=0)
-        if loss < 0.1:  # a wrong bit alone would make 0.4 / sqrt(8)
+        if marker.value < 0.1:  # a wrong bit alone would make 1 / sqrt(8)
             break
         loss.backward()
         assert all(p.grad is not None for p in network.parameters())
