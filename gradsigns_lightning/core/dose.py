@@ -80,6 +80,6 @@ def total_length(gradients: Iterable[Tensor], *, sharded: bool = False) -> Tenso
     # In float32 at least: squares of half-precision numbers overflow.
     lengths = [torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32)).float() for part in parts]
     square = torch.stack(lengths).square().sum() if lengths else torch.zeros(())
-    if sharded:
+    if sharded and dist.is_initialized():
         dist.all_reduce(square)
     return square.sqrt()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support_cells import MODELS, run_cell
+from support_cells import MODELS, as_if_sharded, run_cell
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "support.md"
 ENGINES = ("double_backward", "forward_over_reverse", "finite_difference")
@@ -133,8 +133,14 @@ def run_distributed(folder, n_processes, cells):
 
 @pytest.fixture(scope="module")
 def one_process():
-    """Weights of the same training in one process, which sees the whole batch."""
-    return {model: run_cell(model, "double_backward")["weights"] for model in (RELU_NET, TRANSFORMER)}
+    """Weights of the same training in one process, which sees the whole batch; by model, and whether as if sharded."""
+    weights = {(model, False): run_cell(model, "double_backward")["weights"] for model in (RELU_NET, TRANSFORMER)}
+    with as_if_sharded():
+        return weights | {(model, True): run_cell(model, "auto")["weights"] for model in (RELU_NET, TRANSFORMER)}
+
+
+def sharded(strategy):
+    return "fsdp" in strategy or "FSDP" in strategy
 
 
 def assert_same_weights(result, reference):
@@ -152,7 +158,7 @@ def test_strategies_and_engines_on_two_processes(tmp_path, one_process):
         row = results[i : i + len(ENGINES)]
         for engine, result in zip(ENGINES, row, strict=True):
             if "weights" in result and engine != "finite_difference":
-                assert_same_weights(result, one_process[model])
+                assert_same_weights(result, one_process[model, sharded(strategy)])
         rows.append([strategy, "32-true", model, *map(shown, row)])
     for (model, _, precision, strategy), result in zip(mixed, results[len(cells) :], strict=True):
         outcome = shown(result)
@@ -163,6 +169,6 @@ def test_strategies_and_engines_on_two_processes(tmp_path, one_process):
 
 def test_four_processes_equal_one(tmp_path, one_process):
     cells = [[RELU_NET, "auto", "32-true", "ddp"], [RELU_NET, "auto", "32-true", "ModelParallelStrategy (FSDP2)"]]
-    for result in run_distributed(tmp_path, 4, cells):
+    for cell, result in zip(cells, run_distributed(tmp_path, 4, cells), strict=True):
         assert shown(result) == "BER 0"
-        assert_same_weights(result, one_process[RELU_NET])
+        assert_same_weights(result, one_process[RELU_NET, sharded(cell[3])])
