@@ -125,11 +125,15 @@ class ImagePool:
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             certainty = self._certainty(blended(image, foreign, middle))
+            if only_labels and self._asker.reader.kind != "labels":
+                self._to_the_boundary(image, foreign)
+                return
             if not only_labels and self._is_near(certainty):
                 self._ready.append(ProbeImage(blended(image, foreign, middle), certainty))
                 return
             low, high = (middle, high) if certainty > self._outside else (low, middle)
-        if only_labels:
+        if only_labels and not self._asker.exhausted:
+            self._asker.reader.settle()
             self._ready.append(ProbeImage(blended(image, foreign, (low + high) / 2), np.nan))
 
     def _certainty(self, image: Tensor) -> float:
