@@ -25,9 +25,9 @@ from gradsigns_lightning.extraction.pool import ImagePool
 from gradsigns_lightning.extraction.probes import alignment, block_directions, row_directions
 from gradsigns_lightning.extraction.readings import FIRST_STEP, CoordinateReading, RowReading
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, verdict_of
-from gradsigns_lightning.extraction.sequential import FIRST_LOOK, Evidence, integer_scores, is_futile, look_schedule
+from gradsigns_lightning.extraction.sequential import FIRST_LOOK, Evidence, Looks, integer_scores, is_futile
 from gradsigns_lightning.extraction.settings import Estimator, ReadingSettings
-from gradsigns_lightning.extraction.white_box import check_images
+from gradsigns_lightning.extraction.white_box import check_images, warn_if_unlike
 
 _LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
 _WORTH_FOLDING = 1.5
@@ -120,7 +120,9 @@ def verify_api(
     )
     check_instance("key", key, (WatermarkKey, SignatureKey))
     check_images(images, key)
-    return _verify(predict, key, _pixels(images), settings, partial(Journal, journal) if journal is not None else None)
+    result, pool = _verify(predict, key, _pixels(images), settings, partial(Journal, journal) if journal is not None else None)
+    warn_if_unlike(len(images), pool.recognised, key.target_class, n_asked=pool.n_named, stacklevel=2)
+    return result
 
 
 def settings_of(lines: Sequence[Any]) -> ReadingSettings:
@@ -157,7 +159,7 @@ def replay(key: SignatureKey, pixels: Tensor, lines: Sequence[Any]) -> ApiVerifi
         opened.append(Transcript(lines, header, name="the transcript"))
         return opened[0]
 
-    result = _verify(unanswered, key, pixels, settings, open_transcript)
+    result, _ = _verify(unanswered, key, pixels, settings, open_transcript)
     if opened[0].n_left:
         raise ValueError(f"`lines`: the transcript goes on for {opened[0].n_left} answers after the reading has ended.")
     return result
@@ -169,7 +171,7 @@ def _verify(
     pixels: Tensor,
     settings: ReadingSettings,
     open_transcript: Callable[[dict[str, Any]], Transcript] | None,
-) -> ApiVerificationResult:
+) -> tuple[ApiVerificationResult, ImagePool]:
     identity = {
         "commitment": key.commitment,
         "images": hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest(),
@@ -188,7 +190,7 @@ def _verify(
         claims = _claims(key, asker, pool, directions, bits, settings)
         stopped = _read(claims, asker, settings.alpha)
     best = min(claims, key=lambda claim: claim.evidence.log10_p_value)
-    return _result(best, key, asker, settings, stopped, pool.recognised)
+    return _result(best, key, asker, settings, stopped, pool.recognised), pool
 
 
 def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int) -> tuple[Values, int, float]:
@@ -213,6 +215,7 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
     reading = RowReading(asker, pool, directions)
     while not asker.exhausted and reading.advance():
         pass
+    warn_if_unlike(len(images), pool.recognised, key.target_class, n_asked=pool.n_named, stacklevel=4)
     return reading.evidence(), asker.n_queries, pool.recognised
 
 
@@ -223,6 +226,7 @@ class _Claim:
     name: str
     reading: RowReading | CoordinateReading
     bits: Tensor
+    looks: Looks
     evidence: Evidence
     ended: Stopped | None = None
 
@@ -266,21 +270,24 @@ def _claims(
         return RowReading(asker, pool, directions, align)
 
     signature = key.signature if by_coordinate else bits
-    return [_Claim(name, reading(name), signature, Evidence(n_hypotheses=len(names))) for name in names]
+    looks = [Looks(len(signature), asker.max_queries, settings.alpha / len(names)) for _ in names]
+    return [
+        _Claim(name, reading(name), signature, own, Evidence(n_hypotheses=len(names), weight=own.weight))
+        for name, own in zip(names, looks, strict=True)
+    ]
 
 
 def _read(claims: Sequence[_Claim], asker: Asker, alpha: float) -> Stopped:
     """Let the claims ask in turns until one is proven or none can be.
 
-    A look is valid if its time does not depend on the signature. So looks stand at fixed numbers of a claim's own probes, where
-    its images end, and, for a single claim, where the budget ends.
+    A look is valid if its time does not depend on the signature. So looks stand where a claim's own probes and answers say
+    (:class:`Looks`), where its images end, and, for a single claim, where the budget ends.
     """
-    schedule = look_schedule(len(claims[0].bits), asker.max_queries, alpha)
     active = list(claims)
     while active and not asker.exhausted:
         claim = _most_promising(active)
         goes_on = claim.reading.advance()
-        if goes_on and claim.reading.n_probes < schedule[min(claim.evidence.n_looks, len(schedule) - 1)]:
+        if goes_on and not claim.looks.due(claim.reading.n_probes, claim.evidence.n_looks, claim.reading.evidence()):
             continue
         signed = _look(claim)
         if claim.evidence.log10_p_value <= math.log10(alpha):
@@ -305,6 +312,8 @@ def _most_promising(active: Sequence[_Claim]) -> _Claim:
 
 
 def _cannot_suffice(claim: _Claim, signed: Values, asker: Asker, alpha: float) -> bool:
+    if not claim.looks.times:
+        return claim.looks.is_over(signed)
     n_probes = claim.reading.n_probes
     left = asker.max_queries - asker.n_queries
     tried = claim.reading.n_images > _STEPS_TRIED

@@ -69,6 +69,11 @@ class ImagePool:
         return float(np.nanmean(self._named)) if np.isfinite(self._named).any() else math.nan
 
     @property
+    def n_named(self) -> int:
+        """Number of natural images of which the model said what it takes them for."""
+        return int(np.isfinite(self._named).sum())
+
+    @property
     def _doubtful(self) -> bool:
         """Whether the first images leave it open whether the model takes the class's images for the class."""
         return self.recognised < _SURELY_RECOGNISED and self._n_screened < min(_SCREENED_IN_DOUBT, len(self._images))

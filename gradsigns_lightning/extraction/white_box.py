@@ -109,7 +109,7 @@ def _read(
         check_images(images, keys[0])
     logits_fn = model if logits is None else logits
     gradient, recognised = _mean_gradient(model, logits_fn, images, keys[0], batch_size, carrier_layer)
-    _warn_if_unlike(images.shape[0], recognised, keys[0].target_class)
+    warn_if_unlike(images.shape[0], recognised, keys[0].target_class, stacklevel=3)
     n_queries = images.shape[0]
     return [
         decide(project(key, unit(gradient[key.carriers])), key, n_queries=n_queries, alpha=alpha, recognised=recognised)
@@ -124,7 +124,7 @@ def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> tup
     """
     check_images(images, key)
     gradient, recognised = _mean_gradient(model, model, images, key, None)
-    _warn_if_unlike(images.shape[0], recognised, key.target_class)
+    warn_if_unlike(images.shape[0], recognised, key.target_class, stacklevel=4)
     projections: npt.NDArray[np.float64] = project(key, unit(gradient[key.carriers])).numpy()
     return projections, recognised
 
@@ -240,18 +240,28 @@ def check_images(images: Tensor, key: SignatureKey) -> None:
         )
 
 
-def _warn_if_unlike(n_images: int, recognised: float, target_class: int) -> None:
+def warn_if_unlike(n_images: int, recognised: float, target_class: int, *, n_asked: int | None = None, stacklevel: int) -> None:
+    """Warn of too few images, and of images that the model does not take for the target class.
+
+    Args:
+        n_images: images at hand.
+        recognised: share of them that the model takes for the class; NaN if it is not known.
+        target_class: class T.
+        n_asked: of how many that share is; by default of all.
+        stacklevel: of the caller whom the warning is for, seen from this function's caller, who is 1.
+    """
+    n_asked = n_images if n_asked is None else n_asked
     if n_images < MIN_IMAGES:
         plural = "s" if n_images > 1 else ""
         warnings.warn(
             f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits get lost.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel + 1,
         )
     if recognised < 0.5:
         warnings.warn(
-            f"The model takes only {round(recognised * n_images)} of {n_images} images for class {target_class}: nothing is "
+            f"The model takes only {round(recognised * n_asked)} of {n_asked} images for class {target_class}: nothing is "
             "concluded. Are they of the target class, raw in [0, 1], and do `input_mean` and `input_std` fit the model?",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel + 1,
         )

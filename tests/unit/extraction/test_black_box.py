@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ import torch
 from scipy import stats
 from torch import nn
 
-from gradsigns_lightning import WatermarkKey, verify_api
+from gradsigns_lightning import WatermarkKey, trace, verify_api
 from gradsigns_lightning.core.signature_key import KeyAsRead
 from gradsigns_lightning.extraction.answers import AnswerReader
 from gradsigns_lightning.extraction.asking import read_journal
 from gradsigns_lightning.extraction.black_box import replay
 from gradsigns_lightning.extraction.probes import alignment
 
+pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only")
 SHAPE = (3, 16, 16)
 T = 2
 
@@ -303,6 +305,47 @@ def test_long_keys_are_folded_into_blocks(planted):
     blocks, rows = (verify_api(predict, key, IMAGES, estimator=estimator) for estimator in ("blocks", "rows"))
     assert (blocks.verdict, rows.verdict) == ("owned", "owned")
     assert (blocks.n_bits, rows.n_bits) == (63, 128)
+
+
+@pytest.mark.parametrize(("n_bits", "most"), [(32, 130), (36, 130), (64, 130)])
+def test_a_key_of_few_bits_ends_when_the_evidence_suffices(planted, n_bits, most):
+    key = key_number(20, n_bits)
+    for budget in (1000, 10_000):
+        result = verify_api(probabilities(planted(key)), key, IMAGES, max_queries=budget)
+        assert (result.verdict, result.stopped) == ("owned", "proven")
+        assert result.n_queries <= most
+
+
+def test_a_key_that_can_prove_nothing_ends_when_its_bits_are_read(planted):
+    key = key_number(21, 24)
+    result = verify_api(probabilities(planted(key)), key, IMAGES, max_queries=10_000)
+    assert (result.verdict, result.stopped, result.n_matches) == ("not_proven", "futile", 24)
+    assert result.n_queries < 300
+    assert result.log10_p_value == pytest.approx(24 * np.log10(0.5))
+
+
+def test_a_short_key_of_another_ends_early(model):
+    result = verify_api(probabilities(model), key_number(22, 32), IMAGES, max_queries=10_000)
+    assert (result.verdict, result.stopped) == ("not_proven", "futile")
+    assert result.n_queries < 2000
+
+
+def test_it_warns_of_few_images_and_of_images_of_another_class(model):
+    def warned(images, predict):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            verify_api(predict, KEY, images)
+            trace(predict, key_number(9), images, n_customers=2)
+        assert {w.filename for w in caught} <= {__file__}
+        return [str(w.message) for w in caught]
+
+    assert warned(IMAGES, probabilities(model)) == []
+    few = warned(IMAGES[:20], probabilities(model))
+    assert len(few) == 2
+    assert all(message.startswith("Only 20 images: below 50") for message in few)
+    foreign = warned(IMAGES, lambda x: probabilities(model)(x)[:, [2, 1, 0]])
+    assert len(foreign) == 2
+    assert all(message.startswith("The model takes only 12 of 32 images for class 2: ") for message in foreign)
 
 
 def test_few_images_are_probed_on_both_sides_and_then_it_ends(model):
