@@ -158,4 +158,5 @@ def test_a_short_key_of_which_some_bits_are_still_wrong_goes_on(n_bits):
     signed = np.ones(n_bits)
     signed[: n_bits // 3] = -1
     assert not is_futile(signed, n_probes=150, max_probes=10_000, alpha=1e-9)
+    signed[: n_bits // 2] = -1
     assert is_futile(signed, n_probes=900, max_probes=1000, alpha=1e-9)
