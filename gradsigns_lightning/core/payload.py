@@ -20,10 +20,10 @@ import torch
 
 from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.key import CUSTOMER_BYTES, WatermarkKey
+from gradsigns_lightning.core.reach import USUAL_ALPHA, USUAL_CUSTOMERS, what_is_out_of_reach
 from gradsigns_lightning.lazy import in_pythons_folder
 
 MAX_CUSTOMERS = 1 << 8 * CUSTOMER_BYTES
-_USUAL_CUSTOMERS, _USUAL_ALPHA = 10_000, 1e-9  # what `trace` assumes
 _QUICK_TRIES_BITS = 16  # a core tries 2^10.6 copies' secrets in the time of one owner's (docs/evidence.md)
 BITS_PER_MESSAGE_BYTE = 32  # a quarter of the bits for the message, three quarters to mend errors
 _SMALLEST_FIELD, _LARGEST_FIELD = 4, 13  # code lengths 15 to 8191
@@ -122,7 +122,7 @@ def customer_key(master: WatermarkKey, customer: int) -> WatermarkKey:
     """
     check_int("customer", customer, minimum=0, maximum=MAX_CUSTOMERS - 1)
     check_master(master)
-    check_traceable(master.n_bits, n_customers=max(_USUAL_CUSTOMERS, customer + 1), alpha=_USUAL_ALPHA)
+    check_traceable(master.n_bits, n_customers=max(USUAL_CUSTOMERS, customer + 1), alpha=USUAL_ALPHA)
     return customer_key_of(master, customer)
 
 
@@ -208,6 +208,12 @@ def freedom(key: WatermarkKey) -> float:
     """
     n_bits = 8.0 * len(bytes.fromhex(key.reveal()["payload"]))
     return n_bits if key.purpose == "owner" else _QUICK_TRIES_BITS + 1 + (n_bits if key.purpose == "message" else 0)
+
+
+def out_of_reach(key: WatermarkKey) -> str:
+    """Return what a new key can never prove for want of bits, in a sentence for each purpose; may be empty."""
+    is_master = key.version > 1 and not key.has_payload
+    return what_is_out_of_reach(key.n_bits, freedom=freedom(key), is_master=is_master)
 
 
 def _message_bytes(n_bits: int) -> int:

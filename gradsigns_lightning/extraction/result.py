@@ -11,11 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from gradsigns_lightning.core.checks import check_number
+from gradsigns_lightning.core.reach import USUAL_ALPHA
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
 
 Verdict = Literal["owned", "not_proven", "inconclusive"]
-DEFAULT_ALPHA = 1e-9
+DEFAULT_ALPHA = USUAL_ALPHA
 _LEAST_RECOGNISED = 0.5
 
 

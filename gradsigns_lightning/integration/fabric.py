@@ -31,7 +31,7 @@ class FabricGradSigns:
 
     Example:
         >>> from lightning.fabric import Fabric
-        >>> key = WatermarkKey.generate("Acme Vision", 8, input_shape=(1, 8, 8), target_class=3)
+        >>> key = WatermarkKey.generate("Acme Vision", 32, input_shape=(1, 8, 8), target_class=3)
         >>> watermark = FabricGradSigns(Fabric(accelerator="cpu", devices=1), key)
         >>> # loss = task_loss + watermark.loss(model, images, labels, step=step, epoch=epoch); fabric.backward(loss)
     """

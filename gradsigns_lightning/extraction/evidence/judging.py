@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.checks import check_instance, check_number
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.payload import freedom
+from gradsigns_lightning.core.reach import USUAL_GRINDING_BITS
 from gradsigns_lightning.core.signature_key import KeyAsRead
 from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.extraction.asking import Oracle
@@ -22,7 +23,7 @@ from gradsigns_lightning.extraction.evidence.timestamp import check_timestamp
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, Verdict, VerificationResult, check_alpha, verdict_of, without_nan
 from gradsigns_lightning.extraction.white_box import verify
 
-GRINDING_BITS = 64.0
+GRINDING_BITS = USUAL_GRINDING_BITS
 _CONTROL_ALPHA = 1e-3  # for all controls together
 _SMALLEST_ALPHA = 1e-290
 

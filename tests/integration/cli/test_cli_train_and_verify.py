@@ -38,6 +38,40 @@ def files_with(folder, needle):
     return [file.name for file in folder.rglob("*") if file.is_file() and needle in file.read_bytes()]
 
 
+@pytest.mark.parametrize(
+    ("words", "says", "warns"),
+    [
+        (["key=b32"], ["`judge` charges for 2^64 keys tried, 94 bits would do", "44 bits would do for 10000 customers"], False),
+        (["data=fashion_mnist", "key=b128"], [], False),
+        (["key.n_bits=24"], ["94 bits would do", "44 bits would do"], True),
+    ],
+)
+def test_keygen_says_what_the_key_can_never_do(words, says, warns, capsys):
+    assert main(["keygen", "owner=A", "out=k.gskey", *words]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("would do") == len(says)
+    assert all(part in out for part in says)
+    assert ("warning: A key of 24 bits can never be `owned`" in err) is warns
+
+
+def test_train_says_what_a_new_key_can_never_do(capsys):
+    words = ["train", "experiment=demo", "trainer.max_epochs=1", "hydra.run.dir=run"]
+    assert main([*words, "key.n_bits=24"]) == 0
+    out, err = capsys.readouterr()
+    assert "94 bits would do" in out
+    assert "warning: A key of 24 bits can never be `owned`" in err
+    assert main(["train", "experiment=demo", "trainer.max_epochs=1", "hydra.run.dir=other", "key=run/key.gskey"]) == 0
+    out, err = capsys.readouterr()
+    assert "would do" not in out + err
+
+
+def test_commit_says_what_no_judge_can_find(capsys):
+    assert main(["keygen", "owner=A", "out=k.gskey", "key=b32"]) == 0
+    capsys.readouterr()
+    assert main(["commit", "key=k.gskey"]) == 0
+    assert "`judge` charges for 2^64 keys tried, 94 bits would do" in capsys.readouterr().out
+
+
 def test_keygen_prints_the_commitment_and_refuses_to_overwrite(capsys):
     words = [
         "keygen",
