@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing.reduction import ForkingPickler
 from os import PathLike
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ CARRIERS_PER_BIT = 6  # the ratio of the authors' released key (64 bits on 384 c
 VERSION = 2  # of the keys that are made; those of version 1 are read
 CUSTOMER_BYTES = 2
 Purpose = Literal["owner", "customer", "message"]
+AnyKey = TypeVar("AnyKey")
 
 _CARRIED = ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")
 _NORMALISATION = ("input_mean", "input_std")
@@ -403,6 +404,29 @@ class WatermarkKey:
             "A WatermarkKey cannot be pickled, because the file would hold its secret (torch.save and save_hyperparameters "
             "pickle too): keep it with `key.save(path)`, and leave it out with `save_hyperparameters(ignore=['key'])`."
         )
+
+
+class MissingKeyError(FileNotFoundError, ValueError):
+    """There is no key file of that name."""
+
+
+def key_of(key: AnyKey | str | PathLike[str], *, argument: str = "key") -> AnyKey | WatermarkKey:
+    """Return a key that was given itself or as its file.
+
+    Args:
+        key: a key, or the path of a key file.
+        argument: what it is called in error messages.
+
+    Raises:
+        ValueError: the file is missing (then it is a :class:`FileNotFoundError` too), damaged or no key file.
+    """
+    if not isinstance(key, (str, PathLike)):
+        return key
+    try:
+        return WatermarkKey.load(key)
+    except ValueError as error:
+        kind = MissingKeyError if isinstance(error.__cause__, FileNotFoundError) else ValueError
+        raise kind(str(error).replace("`path`", f"`{argument}`", 1)) from error
 
 
 def _for_another_process(key: WatermarkKey) -> tuple[Callable[..., WatermarkKey], tuple[Any, ...]]:

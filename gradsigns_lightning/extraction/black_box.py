@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.checks import check_instance
 from gradsigns_lightning.core.frozen import frozen_statistics
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.extraction.answers import AnswerReader, Kind, Values
 from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, Transcript, normalised
@@ -66,7 +66,7 @@ class ApiVerificationResult(VerificationResult):
 
 def verify_api(
     predict: nn.Module | Oracle,
-    key: SignatureKey,
+    key: SignatureKey | str | PathLike[str],
     images: Tensor,
     *,
     max_queries: int = 1000,
@@ -93,7 +93,7 @@ def verify_api(
         predict: takes raw images ``(n, C, H, W)``, float32 in [0, 1] (multiples of 1/255), and returns scores
             ``(n, n_classes)``, NaN for classes that the API does not name, or predicted classes ``(n,)``. A ``torch.nn.Module``
             that returns logits gets its inputs normalised as the key says.
-        key: the owner's key.
+        key: the owner's key, or its file.
         images: natural images of the target class, raw in [0, 1], shape ``(n, C, H, W)``; rounded to 8 bits. 50 or more.
         max_queries: images that may be asked about.
         alpha: significance level of the verdict, above 0 and at most 1.
@@ -118,6 +118,7 @@ def verify_api(
         max_queries=max_queries,
         alpha=alpha,
     )
+    key = key_of(key)
     check_instance("key", key, (WatermarkKey, SignatureKey))
     check_images(images, key)
     result, pool = _verify(predict, key, _pixels(images), settings, partial(Journal, journal) if journal is not None else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.checks import check_int
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.payload import (
     MAX_CUSTOMERS,
     blank_message_key,
@@ -99,7 +100,7 @@ class Message:
 
 def trace(
     suspect: nn.Module | Oracle,
-    master: WatermarkKey,
+    master: WatermarkKey | str | PathLike[str],
     images: Tensor,
     *,
     n_customers: int = 10_000,
@@ -115,7 +116,7 @@ def trace(
 
     Args:
         suspect: a ``torch.nn.Module`` that returns logits, read from its weights; anything else is asked like a prediction API.
-        master: the key that the customers' keys were made from; 44 bits or more for the defaults, 128 to be sure.
+        master: the key that the customers' keys were made from, or its file; 44 bits or more for the defaults, 128 to be sure.
         images: natural images of the target class, raw in [0, 1], shape ``(n, C, H, W)``; 50 or more.
         n_customers: customers who have a copy, 2 to 65536; the p-value pays for their number.
         alpha: significance level of the verdict.
@@ -127,6 +128,7 @@ def trace(
     """
     check_int("n_customers", n_customers, minimum=2, maximum=MAX_CUSTOMERS)
     check_alpha(alpha)
+    master = key_of(master, argument="master")
     check_master(master)
     check_traceable(master.n_bits, n_customers=n_customers, alpha=alpha)
     evidence, n_queries, recognised = _read(suspect, master, images, max_queries)
@@ -215,13 +217,16 @@ class _Marks:
         return float(10 ** self.log10_p_value(clearest, 2 * len(others), side=side))
 
 
-def read_message(suspect: nn.Module | Oracle, master: WatermarkKey, images: Tensor, *, max_queries: int = 1000) -> Message:
+def read_message(
+    suspect: nn.Module | Oracle, master: WatermarkKey | str | PathLike[str], images: Tensor, *, max_queries: int = 1000
+) -> Message:
     """Read the text that :func:`message_key` put into a model; arguments as for :func:`trace`.
 
     Raises:
         ValueError: more bits are wrong than the code mends, the model does not take the images for the target class, or an
             argument is out of range.
     """
+    master = key_of(master, argument="master")
     code = message_code(master)
     evidence, _, recognised = _read(suspect, master, images, max_queries)
     if verdict_of(0.0, 1.0, recognised) == "inconclusive":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from os import PathLike
+from typing import TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.inputs import carrier_inputs
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.memory import saved_bytes
 from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, pixel_scale, project, unit
 from gradsigns_lightning.core.signature_key import KeyAsRead, SignatureKey
@@ -24,12 +26,13 @@ from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationRes
 _BATCH_SIZE = 128  # at most, where nothing is said
 _MOST_BYTES = 4 << 30  # of activations, likewise
 _COPIES = 3  # of an image and its gradient in float64
+Name = TypeVar("Name")
 MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
 
 
 def verify(
     model: nn.Module,
-    key: SignatureKey,
+    key: SignatureKey | str | PathLike[str],
     images: Tensor,
     *,
     alpha: float = DEFAULT_ALPHA,
@@ -47,7 +50,7 @@ def verify(
 
     Args:
         model: the suspect; moved nowhere.
-        key: the owner's key.
+        key: the owner's key, or its file.
         images: raw natural images of the target class in [0, 1], floating point, shape ``(n, C, H, W)``; 50 or more. With
             ``carrier_layer`` the network's inputs as they are, for example token ids ``(n, length)``.
         alpha: significance level of the verdict.
@@ -68,6 +71,7 @@ def verify(
             :func:`verify_api` reads.
         TypeError: an argument of the wrong type.
     """
+    key = key_of(key)
     if input_mean is not None or input_std is not None:
         check_instance("key", key, (WatermarkKey, SignatureKey))
         mean, std = key.input_mean if input_mean is None else input_mean, key.input_std if input_std is None else input_std
@@ -75,21 +79,60 @@ def verify(
     return _read(model, [key], images, alpha, batch_size, logits, carrier_layer)[0]
 
 
+@overload
 def verify_many(
     model: nn.Module,
-    keys: Sequence[SignatureKey],
+    keys: Mapping[Name, SignatureKey | str | PathLike[str]],
     images: Tensor,
     *,
     alpha: float = DEFAULT_ALPHA,
     batch_size: int | None = None,
     logits: LogitsFn | None = None,
     carrier_layer: str | None = None,
-) -> list[VerificationResult]:
+) -> dict[Name, VerificationResult]: ...
+@overload
+def verify_many(
+    model: nn.Module,
+    keys: Sequence[SignatureKey | str | PathLike[str]],
+    images: Tensor,
+    *,
+    alpha: float = DEFAULT_ALPHA,
+    batch_size: int | None = None,
+    logits: LogitsFn | None = None,
+    carrier_layer: str | None = None,
+) -> list[VerificationResult]: ...
+def verify_many(
+    model: nn.Module,
+    keys: Sequence[SignatureKey | str | PathLike[str]] | Mapping[Name, SignatureKey | str | PathLike[str]],
+    images: Tensor,
+    *,
+    alpha: float = DEFAULT_ALPHA,
+    batch_size: int | None = None,
+    logits: LogitsFn | None = None,
+    carrier_layer: str | None = None,
+) -> list[VerificationResult] | dict[Name, VerificationResult]:
     """Read many keys of one class, input shape and normalisation for the price of one gradient; see :func:`verify`.
 
     The p-values are those of single claims: who tries n keys multiplies them by n.
+
+    Args:
+        model: the suspect.
+        keys: keys or key files; a mapping gives each a name.
+        images: as for :func:`verify`, like what follows.
+        alpha: significance level of the verdicts.
+        batch_size: images per pass.
+        logits: maps normalised inputs to logits.
+        carrier_layer: name of the submodule whose output carries the mark.
+
+    Returns:
+        The results, in the order of the keys; under their names if ``keys`` is a mapping.
     """
-    return _read(model, keys, images, alpha, batch_size, logits, carrier_layer)
+    given = list(keys.values()) if isinstance(keys, Mapping) else keys
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
+        raise ValueError("`keys` must be a non-empty sequence of keys or key files, or a mapping to them.")
+    opened = [key_of(key, argument="keys") for key in given]
+    results = _read(model, opened, images, alpha, batch_size, logits, carrier_layer)
+    return dict(zip(keys, results, strict=True)) if isinstance(keys, Mapping) else results
 
 
 def _read(
@@ -214,8 +257,6 @@ def normalise(images: Tensor, key: SignatureKey) -> Tensor:
 
 
 def _check_keys(keys: Sequence[SignatureKey]) -> None:
-    if not isinstance(keys, Sequence) or not keys:
-        raise ValueError("`keys` must be a non-empty sequence of keys.")
     for key in keys:
         check_instance("key", key, (WatermarkKey, SignatureKey))
     for name in ("target_class", "input_shape", "input_mean", "input_std"):

@@ -65,6 +65,28 @@ def test_train_says_what_a_new_key_can_never_do(capsys):
     assert "would do" not in out + err
 
 
+def test_a_configuration_names_a_key_by_its_file(capsys):
+    assert main(["keygen", "owner=A", "out=k.gskey", "key=b32"]) == 0
+    Path("conf/experiment").mkdir(parents=True)
+    content = "# @package _global_\ndefaults:\n  - demo\nkey: k.gskey\ntrainer:\n  max_epochs: 1\n"
+    Path("conf/experiment/mine.yaml").write_text(content)
+    assert main(["train", "--config-dir", "conf", "experiment=mine", "json=a.json"]) == 0
+    assert read_json("a.json")["commitment"] == WatermarkKey.load("k.gskey").commitment
+    assert not list(Path("outputs").rglob("*.gskey"))
+
+
+def test_a_key_file_may_have_any_name_but_a_choices(capsys):
+    assert main(["keygen", "owner=A", "out=plain", "key=b32"]) == 0
+    Path("b32").write_bytes(Path("plain").read_bytes())
+    words = ["train", "experiment=demo", "trainer.max_epochs=1"]
+    for name in ("plain", "b32"):
+        assert main([*words, f"key={name}", f"json={name}.json"]) == 0
+    commitments = [read_json(f"{name}.json")["commitment"] for name in ("plain", "b32")]
+    own = WatermarkKey.load("plain").commitment
+    assert commitments[0] == own
+    assert commitments[1] != own
+
+
 def test_commit_says_what_no_judge_can_find(capsys):
     assert main(["keygen", "owner=A", "out=k.gskey", "key=b32"]) == 0
     capsys.readouterr()

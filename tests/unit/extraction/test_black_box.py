@@ -468,7 +468,7 @@ def test_answers_that_change_their_form_are_named(model):
         ({"alignments": ("rot90",)}, ValueError, "`alignments` must be 'identity', 'hflip' or"),
         ({"images": IMAGES * 255}, ValueError, "`images` must be raw pixels in"),
         ({"images": IMAGES[:, :1]}, ValueError, "`images` must be floating point of shape"),
-        ({"key": "key"}, TypeError, "`key` must be"),
+        ({"key": 3}, TypeError, "`key` must be"),
         ({"predict": "http://localhost"}, TypeError, "`predict` must be a module or a callable, got str"),
     ],
 )

@@ -333,7 +333,7 @@ def test_a_result_is_json():
         ({"images": raw_images(channels=3)}, ValueError, "`images` must be floating point of shape"),
         ({"images": raw_images().numpy()}, TypeError, "`images` must be Tensor, got ndarray"),
         ({"model": lambda x: x}, TypeError, "`model` must be Module, got function"),
-        ({"key": "acme.gskey"}, TypeError, "`key` must be WatermarkKey or SignatureKey, got str"),
+        ({"key": 3}, TypeError, "`key` must be WatermarkKey or SignatureKey, got int"),
         ({"batch_size": 0}, ValueError, "`batch_size` must be an integer >= 1"),
         ({"batch_size": 1.0}, TypeError, "`batch_size`"),
         ({"alpha": 0}, ValueError, "`alpha` must be > 0, got 0"),
@@ -355,9 +355,10 @@ def test_the_ends_of_the_raw_range_are_allowed():
 
 
 def warned(model, n_images: int) -> list[str]:
+    key = numbered(3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        verify(model, numbered(3), raw_images(n_images))
+        verify(model, key, raw_images(n_images))
     return [str(w.message) for w in caught]
 
 
