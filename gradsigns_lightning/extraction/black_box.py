@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.checks import check_instance
 from gradsigns_lightning.core.frozen import frozen_statistics
-from gradsigns_lightning.core.key import WatermarkKey, key_of
+from gradsigns_lightning.core.key import key_of
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.extraction.answers import AnswerReader, Kind, Values
 from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, Transcript, normalised
@@ -27,7 +26,7 @@ from gradsigns_lightning.extraction.readings import FIRST_STEP, CoordinateReadin
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, verdict_of
 from gradsigns_lightning.extraction.sequential import FIRST_LOOK, Evidence, Looks, integer_scores, is_futile
 from gradsigns_lightning.extraction.settings import Estimator, ReadingSettings
-from gradsigns_lightning.extraction.white_box import check_images, warn_if_unlike
+from gradsigns_lightning.extraction.white_box import check_images, check_key, shapes_named, warn_if_unlike
 
 _LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
 _WORTH_FOLDING = 1.5
@@ -119,7 +118,7 @@ def verify_api(
         alpha=alpha,
     )
     key = key_of(key)
-    check_instance("key", key, (WatermarkKey, SignatureKey))
+    check_key(key)
     check_images(images, key)
     result, pool = _verify(predict, key, _pixels(images), settings, partial(Journal, journal) if journal is not None else None)
     warn_if_unlike(len(images), pool.recognised, key.target_class, n_asked=pool.n_named, stacklevel=2)
@@ -207,6 +206,7 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
         The evidence for each bit being 1, shape ``(N,)``, 0 where there is none; the queries spent; and the share of natural
         images that the model takes for the target class.
     """
+    check_key(key)
     check_images(images, key)
     asker = Asker(
         _oracle(predict, key), AnswerReader(key.target_class), max_queries=max_queries, batch_size=_BATCH_SIZE, transcript=None
@@ -246,7 +246,7 @@ def _module_oracle(model: nn.Module, key: SignatureKey) -> Oracle:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
 
     def logits(inputs: Tensor) -> Tensor:
-        with torch.inference_mode(), frozen_statistics(model):
+        with torch.inference_mode(), frozen_statistics(model), shapes_named(key, model):
             answer: Tensor = model(inputs.to(device=parameter.device, dtype=parameter.dtype))
         return answer
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from os import PathLike
 from typing import TypeVar, overload
@@ -19,7 +20,7 @@ from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.memory import saved_bytes
 from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, pixel_scale, project, unit
-from gradsigns_lightning.core.signature_key import KeyAsRead, SignatureKey
+from gradsigns_lightning.core.signature_key import KeyAsRead, SignatureKey, check_carriers
 from gradsigns_lightning.extraction.foreign_modules import any_batch_size, refuse_int8, without_inference_tensors
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
 
@@ -165,6 +166,7 @@ def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> tup
 
     Arguments and errors as for :func:`verify`.
     """
+    check_key(key)
     check_images(images, key)
     gradient, recognised = _mean_gradient(model, model, images, key, None)
     warn_if_unlike(images.shape[0], recognised, key.target_class, stacklevel=4)
@@ -189,7 +191,8 @@ def _mean_gradient(
 
     def counted(logits_of: LogitsFn, inputs: Tensor) -> Tensor:
         nonlocal n_target
-        answer = as_logits(logits_of(inputs))
+        with shapes_named(key, model) if carrier_layer is None else nullcontext():
+            answer = as_logits(logits_of(inputs))
         if isinstance(answer, Tensor) and answer.ndim == 2:
             n_target += int((answer.detach().argmax(1) == key.target_class).sum())
         return answer  # type: ignore[no-any-return]
@@ -258,21 +261,48 @@ def normalise(images: Tensor, key: SignatureKey) -> Tensor:
 
 def _check_keys(keys: Sequence[SignatureKey]) -> None:
     for key in keys:
-        check_instance("key", key, (WatermarkKey, SignatureKey))
+        check_key(key)
     for name in ("target_class", "input_shape", "input_mean", "input_std"):
         values = {getattr(key, name) for key in keys}
         if len(values) > 1:
             raise ValueError(f"`keys` must agree in `{name}`, got {len(values)} different values.")
 
 
+def check_key(key: SignatureKey) -> None:
+    """Refuse what is no key, or one whose arrays do not fit together; those of :class:`WatermarkKey` do."""
+    check_instance("key", key, (WatermarkKey, SignatureKey))
+    if not isinstance(key, WatermarkKey):
+        check_carriers(key)
+
+
+@contextmanager
+def shapes_named(key: SignatureKey, model: nn.Module) -> Iterator[None]:
+    """Let the error of a network that does not take the images say which shape they have, and whose it is.
+
+    Raises:
+        ValueError: the network raised an error of its own.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"`model` ({type(model).__name__}) must take images of the key's `input_shape` {tuple(key.input_shape)}, which the "
+            f"images have; it raised: {str(error).strip().rstrip('.')[:500]}. Is this the model that the key was made for?"
+        ) from error
+
+
 def check_images(images: Tensor, key: SignatureKey) -> None:
     """Refuse images that are not raw, of the key's shape and at least one."""
     check_instance("images", images, Tensor)
     hint = " Divide bytes by 255." if images.dtype == torch.uint8 else ""
+    if images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == key.input_shape != tuple(images.shape[1:]):
+        hint += " Channels come first: images.permute(0, 3, 1, 2)."
     if not images.is_floating_point() or images.ndim != 4 or tuple(images.shape[1:]) != key.input_shape or len(images) == 0:
         raise ValueError(
-            f"`images` must be floating point of shape (n, {', '.join(map(str, key.input_shape))}) with n >= 1, "
-            f"got {images.dtype} of shape {tuple(images.shape)}.{hint}"
+            f"`images` must be floating point of shape (n, {', '.join(map(str, key.input_shape))}) with n >= 1 as the key's "
+            f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}.{hint}"
         )
     low, high = (float(v) for v in images.aminmax())
     if not (low >= 0 and high <= 1):

@@ -86,9 +86,9 @@ def make_statement(
         reading: how a prediction API will be read.
 
     Raises:
-        TypeError: ``keys`` holds something else than keys (their public commitments do not suffice), or ``signer`` is no
+        TypeError: ``keys`` holds neither keys nor files (public commitments do not suffice), or ``signer`` is no
             signing key.
-        ValueError: there are no keys, or too many.
+        ValueError: there are no keys, or too many, or a file is missing or no key file.
     """
     check_instance("signer", signer, Ed25519PrivateKey)
     opened = [key_of(key, argument="keys") for key in keys]
