@@ -17,13 +17,20 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.key import key_of
+from gradsigns_lightning.core.reach import least_bits
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.extraction.answers import AnswerReader, Kind, Values
 from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, Transcript, normalised
 from gradsigns_lightning.extraction.pool import ImagePool
 from gradsigns_lightning.extraction.probes import alignment, block_directions, row_directions
 from gradsigns_lightning.extraction.readings import FIRST_STEP, CoordinateReading, RowReading
-from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, verdict_of
+from gradsigns_lightning.extraction.result import (
+    DEFAULT_ALPHA,
+    VerificationResult,
+    recognised_in_words,
+    verdict_of,
+    why_inconclusive,
+)
 from gradsigns_lightning.extraction.sequential import FIRST_LOOK, Evidence, Looks, integer_scores, is_futile
 from gradsigns_lightning.extraction.settings import Estimator, ReadingSettings
 from gradsigns_lightning.extraction.white_box import check_images, check_key, shapes_named, warn_if_unlike
@@ -33,6 +40,12 @@ _WORTH_FOLDING = 1.5
 _BATCH_SIZE = 32
 _STEPS_TRIED = 4  # images until every length of step has been used
 Stopped = Literal["proven", "futile", "budget", "images"]
+_WHY_STOPPED: dict[Stopped, str] = {
+    "proven": "the evidence sufficed",
+    "futile": "the rest of the budget could not suffice any more",
+    "budget": "`max_queries` were spent: more of them may suffice",
+    "images": "all images were used up: more of them may suffice",
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,23 @@ class ApiVerificationResult(VerificationResult):
     n_images: int
     n_looks: int
     stopped: Stopped
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is, and why reading stopped, in words."""
+        if self.verdict == "inconclusive":
+            return why_inconclusive(self.recognised, "the answers around the images are all alike, or missing")
+        if self.verdict == "owned":
+            return f"p <= alpha = {self.alpha:g}, so reading stopped"
+        least = least_bits(alpha=self.alpha)
+        if self.n_bits < least:
+            return f"p > alpha = {self.alpha:g}, which {self.n_bits} bits can never reach: {least} would do"
+        return f"p > alpha = {self.alpha:g}, and reading stopped because {_WHY_STOPPED[self.stopped]}"
+
+    @property
+    def _what_was_read(self) -> str:
+        around = f"{self.n_queries} queries, probes around {self.n_images} images"
+        return f"{around}, answers read as {self.answers or 'nothing'}{recognised_in_words(self.recognised)}"
 
 
 def verify_api(

@@ -24,7 +24,17 @@ from gradsigns_lightning.core.payload import (
 from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
 from gradsigns_lightning.extraction.asking import Oracle
 from gradsigns_lightning.extraction.black_box import read_rows
-from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, Verdict, check_alpha, verdict_of, without_nan
+from gradsigns_lightning.extraction.result import (
+    DEFAULT_ALPHA,
+    Verdict,
+    bits_in_words,
+    check_alpha,
+    recognised_in_words,
+    three_lines,
+    verdict_of,
+    why_inconclusive,
+    without_nan,
+)
 from gradsigns_lightning.extraction.sequential import integer_scores
 from gradsigns_lightning.extraction.white_box import read_projections
 
@@ -34,7 +44,7 @@ _NEAR = 1e-3  # at which a second mark counts, so that a near-tie gives no name
 
 @dataclass(frozen=True)
 class TraceResult:
-    """Whose copy a model is.
+    """Whose copy a model is; ``print`` shows it in three lines.
 
     Attributes:
         customer: number of the customer whose signature fits best, 0 to ``n_customers - 1``.
@@ -77,6 +87,25 @@ class TraceResult:
     verdict: Verdict
     commitment: str
     recognised: float
+
+    def __str__(self) -> str:
+        """Return the verdict and why, bits and p-value, and what was read, a line each."""
+        bits = bits_in_words(self.n_matches, self.n_bits, self.n_erasures, self.log10_p_value)
+        nearest = f"customer {self.customer}, the nearest of {self.n_customers}: {bits}; {self.next_n_matches} match the next"
+        return three_lines(
+            self.verdict, self.reason, nearest, f"{self.n_queries} images asked about{recognised_in_words(self.recognised)}"
+        )
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is, in words."""
+        if self.verdict == "inconclusive":
+            return why_inconclusive(self.recognised, "the gradient or the answers tell nothing")
+        if self.verdict == "owned":
+            return f"the copy of customer {self.customer}, p <= alpha = {self.alpha:g}"
+        if self.mixed:
+            return "more than one mark shows, so it is no single customer's copy"
+        return f"p > alpha = {self.alpha:g} for every customer"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types; NaN becomes None."""
