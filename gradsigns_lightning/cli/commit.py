@@ -16,6 +16,8 @@ from gradsigns_lightning.cli.report import check_json_path, print_rows, write_js
 from gradsigns_lightning.cli.settings import reading_settings
 from gradsigns_lightning.core.files import read_file, write_file
 from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.payload import freedom
+from gradsigns_lightning.core.reach import what_is_out_of_reach
 from gradsigns_lightning.extraction.evidence import (
     Statement,
     check_timestamp,
@@ -87,7 +89,7 @@ def run(config: Any) -> None:
     if settings["attach"] is None:
         statement, time = _commit(files, keys, settings["signer"], reading_settings(settings)), None
         send = f"send {files.request} to a time-stamp authority" if files.request.exists() else _NO_REQUEST
-        note = f"Publish {files.statement}; {send}; keep {files.signer} secret."
+        note = f"Publish {files.statement}; {send}; keep {files.signer} secret.\n{_short_keys(keys)}".rstrip()
     else:
         statement, time = _attach(files, settings)
         note = "The commitment is time-stamped. Publish both files. Everybody can check them:\n" + _openssl(files, settings, time)
@@ -106,6 +108,11 @@ def run(config: Any) -> None:
             "committed_at": time.isoformat() if time else None,
         }
         write_json(settings["json"], content)
+
+
+def _short_keys(keys: list[WatermarkKey]) -> str:
+    """Return what no judge can find; customers' copies are not what a commitment is for."""
+    return " ".join(dict.fromkeys(what_is_out_of_reach(k.n_bits, freedom=freedom(k), is_master=False) for k in keys)).strip()
 
 
 def _commit(files: CommitmentFiles, keys: list[WatermarkKey], signer_file: str | None, reading: ReadingSettings) -> Statement:

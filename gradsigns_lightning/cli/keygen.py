@@ -11,7 +11,7 @@ from gradsigns_lightning.cli.options import options
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.core.files import check_target
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.payload import customer_key, message_key
+from gradsigns_lightning.core.payload import customer_key, message_key, out_of_reach
 
 
 def run(config: Any) -> None:
@@ -33,7 +33,8 @@ def run(config: Any) -> None:
         "input shape": " x ".join(map(str, key.input_shape)),
         "commitment": key.commitment,
     }
-    print_rows(rows, title="key", note="Keep the file secret; publish the commitment before the model.")
+    note = f"Keep the file secret; publish the commitment before the model.\n{out_of_reach(key)}".rstrip()
+    print_rows(rows, title="key", note=note)
     if config.json:
         write_json(config.json, {"key": str(out), "commitment": key.commitment, **public})
 

@@ -10,31 +10,32 @@ from gradsigns_lightning.core.key import WatermarkKey
 
 def load_or_generate(
     path: str | None,
-    owner: str,
-    scope: str,
-    n_bits: int,
-    n_carriers: int | None,
-    target_class: int,
-    payload: str | None,
+    *,
     input_shape: Sequence[int],
     input_mean: Sequence[float],
     input_std: Sequence[float],
+    owner: str = "",
+    scope: str = "",
+    n_bits: int = 128,
+    n_carriers: int | None = None,
+    target_class: int = 0,
+    payload: str | None = None,
 ) -> WatermarkKey:
     """Return the key in file ``path``, or a new one if there is no ``path``.
 
-    A file decides all but the last three arguments, which say what the data group's images look like; those it must fit.
+    A file decides all but the three arguments that follow, which say what the data group's images look like; those it must fit.
 
     Args:
         path: key file, or None.
+        input_shape: shape of the data group's images.
+        input_mean: mean of their normalisation.
+        input_std: standard deviation of their normalisation.
         owner: see :meth:`WatermarkKey.generate`, as the others.
         scope: model or product that the key is bound to.
         n_bits: signature bits.
         n_carriers: inputs that carry them; None takes six a bit, or all.
         target_class: class whose input gradients are signed.
         payload: text that the signature carries, or None.
-        input_shape: shape of the data group's images.
-        input_mean: mean of their normalisation.
-        input_std: standard deviation of their normalisation.
 
     Raises:
         ValueError: the key file cannot be read or does not fit the data group; or an argument is out of its range.

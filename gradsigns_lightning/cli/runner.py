@@ -21,6 +21,11 @@ from gradsigns_lightning.lazy import in_pythons_folder
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _KEY_FILE_COMMANDS = ("verify", "trace", "commit")
+_LOADED_FOR_TRAINING = {
+    "_target_": "gradsigns_lightning.cli.keys.load_or_generate",
+    **{f"input_{name}": f"${{data.{name}}}" for name in ("mean", "std")},
+    "input_shape": "${data.input_shape}",
+}
 _FILE_ARGUMENTS = (
     *("checkpoint", "onnx", "images", "bundle", "controls", "key", "key.path", "init", "attach", "authority", "signer"),
     *("commitment", "folder", "mean_image"),
@@ -70,9 +75,20 @@ def run_command(command: str, overrides: list[str]) -> int:
 def _with_key_file(command: str, word: str) -> str:
     """Let ``key=FILE`` mean ``key.path=FILE``: to Hydra ``key=...`` is a choice in the group of key sizes."""
     name, _, value = word.partition("=")
-    if name == "key" and (command in _KEY_FILE_COMMANDS or value.endswith(".gskey")):
+    if name == "key" and (command in _KEY_FILE_COMMANDS or _is_key_file(value)):
         return f"key.path={value}"
     return word
+
+
+def _is_key_file(value: str) -> bool:
+    is_choice = Path(config_folder(), "key", f"{value}.yaml").is_file()
+    return value.endswith(".gskey") or (not is_choice and Path(value).expanduser().is_file())
+
+
+def _expand_key(command: str, config: Any) -> None:
+    """Let ``key: FILE`` in a configuration mean what ``key=FILE`` does on the command line."""
+    if command in ("train", *_KEY_FILE_COMMANDS) and isinstance(config.get("key"), str):
+        config.key = {"path": config.key, **(_LOADED_FOR_TRAINING if command == "train" else {})}
 
 
 def _with_file_names(word: str) -> str:
@@ -136,6 +152,7 @@ class Task:
             run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
         try:
             check_root_keys(self.command, config)
+            _expand_key(self.command, config)
             if self.command == "judge" and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise ValueError("`judge` gives one verdict and cannot be swept.")
             with quiet():

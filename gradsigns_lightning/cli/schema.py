@@ -44,7 +44,7 @@ class TrainConfig(CommonConfig):
     optimizer: Group = _setting(dict, "optimizer", "NAME")
     lr_schedule: str = _setting("onecycle", "rate over the training: onecycle, constant or steps")
     label_smoothing: float = _setting(0.1, "share of every target that is spread over all classes")
-    key: Group = _setting(dict, "key file, or the size of a new key", "FILE")
+    key: Any = _setting(dict, "key file, or the size of a new key", "FILE")
     objective: Group = _setting(dict, "what the mark is held to", "NAME")
     engine: str = _setting(AUTO, "second derivatives: auto, double_backward, forward_over_reverse or finite_difference")
     schedule: Group = _setting(dict, "strength of the mark over the training", "NAME")
@@ -104,7 +104,7 @@ class SuspectConfig(CommonConfig):
 class VerifyConfig(SuspectConfig):
     """Keys of ``gradsigns verify``."""
 
-    key: Group = _setting(lambda: {"path": "???"}, "key file (must be given)", "FILE")
+    key: Any = _setting(lambda: {"path": "???"}, "key file (must be given)", "FILE")
     bundle: Optional[str] = _setting(None, "write the evidence there, for `gradsigns judge`", "FILE")  # noqa: UP045
     commitment: Optional[str] = _setting(None, "what `gradsigns commit` wrote, for the bundle", "FILE")  # noqa: UP045
 
@@ -113,7 +113,7 @@ class VerifyConfig(SuspectConfig):
 class TraceConfig(SuspectConfig):
     """Keys of ``gradsigns trace``."""
 
-    key: Group = _setting(lambda: {"path": "???"}, "key file of the master (must be given)", "FILE")
+    key: Any = _setting(lambda: {"path": "???"}, "key file of the master (must be given)", "FILE")
     n_customers: int = _setting(10_000, "customers who might have had the copy")
 
 
@@ -134,7 +134,7 @@ class JudgeConfig(SuspectConfig):
 class CommitConfig(CommonConfig):
     """Keys of ``gradsigns commit``."""
 
-    key: Dict[str, Any] = _setting(lambda: {"path": "???"}, "key file, or [FILE,...] (must be given)", "FILE")  # noqa: UP006
+    key: Any = _setting(lambda: {"path": "???"}, "key file, or [FILE,...] (must be given)", "FILE")
     out: Optional[str] = _setting(None, "the commitment; by default beside the key", "FILE")  # noqa: UP045
     signer: Optional[str] = _setting(None, "signing key of an earlier commitment; by default a new one", "FILE")  # noqa: UP045
     api: ApiConfig = field(default_factory=ApiConfig)

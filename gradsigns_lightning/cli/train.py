@@ -18,6 +18,7 @@ from gradsigns_lightning.cli.options import options, train_names
 from gradsigns_lightning.cli.report import check_json_path, format_p_value, print_rows, short_path, verification_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.payload import out_of_reach
 from gradsigns_lightning.extraction import VerificationResult, verify
 
 
@@ -59,7 +60,8 @@ def run(config: Any) -> Outcome:
         twin = _train(settings, folder, data, key, logger=twin_logger, name="twin")
     summary = _summary(settings, main, twin, key_file)
     fitting.log_summary(logger, summary)
-    print_rows(_rows(summary, main, twin), title="gradsigns train")
+    note = out_of_reach(key) if settings["key"].get("path") is None else ""
+    print_rows(_rows(summary, main, twin), title="gradsigns train", note=note)
     if settings["json"]:
         write_json(settings["json"], {**summary, "config": settings})
     return Outcome(bit_error_rate=main.result.bit_error_rate, cell=_cell(main, twin))

@@ -47,10 +47,11 @@ def run(config: Any) -> Outcome:
     if files is not None:
         _write_bundle(settings, files, key, images)
         rows["evidence bundle"] = settings["bundle"]
-    print_rows(rows, title="gradsigns verify", note=_note(settings, files))
+    reason = "" if result.verdict == "owned" else f"{rows['verdict']}: {result.reason}."
+    print_rows(rows, title="gradsigns verify", note="\n".join(filter(None, [reason, _note(settings, files)])))
     if settings["json"]:
         sources = {suspect.kind: suspect.source, "key": key_file, "images": settings["images"], "data": suspect.data_name}
-        write_json(settings["json"], {**result.to_dict(), **sources, "bundle": settings["bundle"]})
+        write_json(settings["json"], {**result.to_dict(), "reason": result.reason, **sources, "bundle": settings["bundle"]})
     cell = {name: rows[name] for name in ("verdict", "matching bits")} | {"p-value": format_p_value(result)}
     return Outcome(result.verdict, result.bit_error_rate, cell)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing.reduction import ForkingPickler
 from os import PathLike
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,22 @@ from gradsigns_lightning.core import keyfile
 from gradsigns_lightning.core.canonical import canonical_json
 from gradsigns_lightning.core.checks import check_choice, check_instance, check_int
 from gradsigns_lightning.core.derivation import COPYS_SECRET_BYTES, SECRET_BYTES, Secret, Streams
-from gradsigns_lightning.core.key_checks import as_floats, check_capacity, check_name, check_shape, check_statistics
+from gradsigns_lightning.core.key_checks import (
+    as_floats,
+    check_capacity,
+    check_name,
+    check_shape,
+    check_statistics,
+    warn_if_channels_last,
+)
+from gradsigns_lightning.core.reach import warn_if_never_owned
 
 MIN_BITS, MAX_BITS = 8, 8192
 CARRIERS_PER_BIT = 6  # the ratio of the authors' released key (64 bits on 384 carriers)
 VERSION = 2  # of the keys that are made; those of version 1 are read
 CUSTOMER_BYTES = 2
 Purpose = Literal["owner", "customer", "message"]
+AnyKey = TypeVar("AnyKey")
 
 _CARRIED = ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")
 _NORMALISATION = ("input_mean", "input_std")
@@ -114,9 +123,12 @@ class WatermarkKey:
     ) -> WatermarkKey:
         """Make a key.
 
+        Warns of a key of fewer than 30 bits, which can never be ``owned`` at the default alpha, and of an ``input_shape`` that
+        looks like ``(H, W, C)``.
+
         Args:
             owner: the owner's name, 1 to 256 characters.
-            n_bits: signature bits, 8 to 8192.
+            n_bits: signature bits, 8 to 8192; customers' copies take 44 at least, a judge who charges for 2^64 tries 94.
             input_shape: shape ``(C, H, W)`` of one raw input.
             target_class: class whose input gradients are signed.
             n_carriers: input coordinates that carry the signature, from ``n_bits`` to ``C * H * W``; by default six a bit as
@@ -143,7 +155,7 @@ class WatermarkKey:
             n_carriers = min(CARRIERS_PER_BIT * n_bits, math.prod(shape))
         check_instance("payload", payload, (bytes, str, type(None)))
         check_instance("secret", secret, (bytes, type(None)))
-        return cls(
+        key = cls(
             owner=owner,
             scope=scope,
             n_bits=n_bits,
@@ -155,6 +167,9 @@ class WatermarkKey:
             _payload=payload.encode() if isinstance(payload, str) else payload or b"",
             _secret=Secret.of(secrets.token_bytes(SECRET_BYTES) if secret is None else secret),
         )
+        warn_if_never_owned(n_bits, stacklevel=2)
+        warn_if_channels_last(shape, stacklevel=2)
+        return key
 
     @cached_property
     @torch.inference_mode(False)
@@ -389,6 +404,29 @@ class WatermarkKey:
             "A WatermarkKey cannot be pickled, because the file would hold its secret (torch.save and save_hyperparameters "
             "pickle too): keep it with `key.save(path)`, and leave it out with `save_hyperparameters(ignore=['key'])`."
         )
+
+
+class MissingKeyError(FileNotFoundError, ValueError):
+    """There is no key file of that name."""
+
+
+def key_of(key: AnyKey | str | PathLike[str], *, argument: str = "key") -> AnyKey | WatermarkKey:
+    """Return a key that was given itself or as its file.
+
+    Args:
+        key: a key, or the path of a key file.
+        argument: what it is called in error messages.
+
+    Raises:
+        ValueError: the file is missing (then it is a :class:`FileNotFoundError` too), damaged or no key file.
+    """
+    if not isinstance(key, (str, PathLike)):
+        return key
+    try:
+        return WatermarkKey.load(key)
+    except ValueError as error:
+        kind = MissingKeyError if isinstance(error.__cause__, FileNotFoundError) else ValueError
+        raise kind(str(error).replace("`path`", f"`{argument}`", 1)) from error
 
 
 def _for_another_process(key: WatermarkKey) -> tuple[Callable[..., WatermarkKey], tuple[Any, ...]]:

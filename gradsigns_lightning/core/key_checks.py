@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from reprlib import repr as short
 from typing import Any
 
 from gradsigns_lightning.core.checks import check_instance, check_int, check_number
+from gradsigns_lightning.core.reach import least_bits
 
+_COLOURS, _MOST_ELONGATED = (1, 3, 4), 4  # channels of images, and how much longer than high they may be
 _MAX_INPUTS, _MAX_PROJECTION = 1 << 25, 1 << 29  # what a foreign key may make its reader allocate
 
 
@@ -29,6 +32,21 @@ def check_shape(shape: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def warn_if_channels_last(shape: tuple[int, ...], *, stacklevel: int) -> None:
+    """Warn of what looks like ``(H, W, C)``; ``stacklevel`` as seen from the caller.
+
+    Not an error, because a signal of eight channels may have the shape (8, 8, 1).
+    """
+    height, width, channels = shape
+    if channels in _COLOURS and _COLOURS[-1] < min(height, width) and max(height, width) <= _MOST_ELONGATED * min(height, width):
+        warnings.warn(
+            f"`input_shape` is {shape}, which says {height} channels of {width} x {channels} pixels: if these are images with "
+            f"the channels last, make the key with ({channels}, {height}, {width}).",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
 def check_capacity(n_bits: int, n_carriers: Any, input_shape: tuple[int, ...]) -> None:
     """Refuse a number of carriers that the input does not have, or that cannot carry so many bits."""
     size = math.prod(input_shape)
@@ -44,8 +62,20 @@ def check_capacity(n_bits: int, n_carriers: Any, input_shape: tuple[int, ...]) -
         raise ValueError(
             f"`n_bits` must be at most `n_carriers`: {n_bits} sign conditions on {n_carriers} carriers leave "
             f"{n_carriers} - {n_bits} = {n_carriers - n_bits} degrees of freedom, so the bits cannot be held apart. "
-            f"Take fewer bits (a sixth of the carriers is usual), or more carriers (the input has {size} coordinates)."
+            f"{_more_carriers(n_bits, size)}"
         )
+
+
+def _more_carriers(n_bits: int, size: int) -> str:
+    """Return advice that leads to no key that can never be owned."""
+    if n_bits <= size:
+        return f"Take at least {n_bits} carriers (six a bit are usual; the input has {size} coordinates)."
+    if size >= least_bits():
+        return f"Take fewer bits, {least_bits()} to {size}: the input has {size} coordinates."
+    return (
+        f"The input has {size} coordinates, too few for the {least_bits()} bits that a key needs to be ever `owned`: sign larger "
+        "inputs, or the output of a layer (`carrier_layer`)."
+    )
 
 
 def check_statistics(name: str, values: Any, *, n_channels: int) -> None:

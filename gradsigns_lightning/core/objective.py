@@ -77,7 +77,7 @@ class MarginObjective:
         if self.margin > attainable:
             raise ValueError(
                 f"`margin` must be at most sqrt((n_carriers - n_bits - 1) / n_bits) = {attainable:.3f} for {key.n_bits} bits on "
-                f"{key.n_carriers} carriers, got {self.margin}. Take fewer bits, more carriers or a smaller margin."
+                f"{key.n_carriers} carriers, got {self.margin}. Take more carriers or a smaller margin."
             )
 
 

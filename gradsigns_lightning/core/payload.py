@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,11 @@ import numpy.typing as npt
 import torch
 
 from gradsigns_lightning.core.checks import check_instance, check_int
-from gradsigns_lightning.core.key import CUSTOMER_BYTES, WatermarkKey
+from gradsigns_lightning.core.key import CUSTOMER_BYTES, WatermarkKey, key_of
+from gradsigns_lightning.core.reach import USUAL_ALPHA, USUAL_CUSTOMERS, what_is_out_of_reach
 from gradsigns_lightning.lazy import in_pythons_folder
 
 MAX_CUSTOMERS = 1 << 8 * CUSTOMER_BYTES
-_USUAL_CUSTOMERS, _USUAL_ALPHA = 10_000, 1e-9  # what `trace` assumes
 _QUICK_TRIES_BITS = 16  # a core tries 2^10.6 copies' secrets in the time of one owner's (docs/evidence.md)
 BITS_PER_MESSAGE_BYTE = 32  # a quarter of the bits for the message, three quarters to mend errors
 _SMALLEST_FIELD, _LARGEST_FIELD = 4, 13  # code lengths 15 to 8191
@@ -106,7 +107,7 @@ class PayloadCode:
         return _bch(*self._chosen)
 
 
-def customer_key(master: WatermarkKey, customer: int) -> WatermarkKey:
+def customer_key(master: WatermarkKey | str | PathLike[str], customer: int) -> WatermarkKey:
     """Return the key of one customer's copy: the master's carriers and projection, and a signature and secret of its own.
 
     The signatures are a pseudorandom function of the number: knowing any copies, and mixing them in any way, says nothing about
@@ -114,15 +115,16 @@ def customer_key(master: WatermarkKey, customer: int) -> WatermarkKey:
     but neither the master's secret nor anybody else's signature.
 
     Args:
-        master: a key without payload, 44 bits or more; 128 let :func:`trace` be sure.
+        master: a key without payload, or its file; 44 bits or more; 128 let :func:`trace` be sure.
         customer: the customer's number, 0 to 65535.
 
     Raises:
         ValueError: the number is out of range, or the master is of version 1, has a payload or has too few bits.
     """
     check_int("customer", customer, minimum=0, maximum=MAX_CUSTOMERS - 1)
+    master = key_of(master, argument="master")
     check_master(master)
-    check_traceable(master.n_bits, n_customers=max(_USUAL_CUSTOMERS, customer + 1), alpha=_USUAL_ALPHA)
+    check_traceable(master.n_bits, n_customers=max(USUAL_CUSTOMERS, customer + 1), alpha=USUAL_ALPHA)
     return customer_key_of(master, customer)
 
 
@@ -145,13 +147,13 @@ def check_traceable(n_bits: int, *, n_customers: int, alpha: float) -> None:
         )
 
 
-def message_key(master: WatermarkKey, message: str) -> WatermarkKey:
+def message_key(master: WatermarkKey | str | PathLike[str], message: str) -> WatermarkKey:
     """Return the key of a copy with a short text as payload, which :func:`read_message` reads back through bit errors.
 
     It does not hold the master's secret, but what masks all messages of this master: who opens it can write any of them.
 
     Args:
-        master: a key without payload, 64 bits or more.
+        master: a key without payload, or its file; 64 bits or more.
         message: at most ``n_bits // 32`` bytes of UTF-8, without zero bytes; for 128 bits four bytes, of which 15 wrong bits are
             mended.
 
@@ -159,6 +161,7 @@ def message_key(master: WatermarkKey, message: str) -> WatermarkKey:
         ValueError: the message is too long, or the master is of version 1, has a payload or has too few bits.
     """
     check_instance("message", message, str)
+    master = key_of(master, argument="master")
     code = message_code(master)
     data = _encoded(message)
     if len(data) > code.n_bytes or b"\0" in data:
@@ -208,6 +211,12 @@ def freedom(key: WatermarkKey) -> float:
     """
     n_bits = 8.0 * len(bytes.fromhex(key.reveal()["payload"]))
     return n_bits if key.purpose == "owner" else _QUICK_TRIES_BITS + 1 + (n_bits if key.purpose == "message" else 0)
+
+
+def out_of_reach(key: WatermarkKey) -> str:
+    """Return what a new key can never prove for want of bits, in a sentence for each purpose; may be empty."""
+    is_master = key.version > 1 and not key.has_payload
+    return what_is_out_of_reach(key.n_bits, freedom=freedom(key), is_master=is_master)
 
 
 def _message_bytes(n_bits: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
@@ -59,6 +60,27 @@ class SignatureKey(Protocol):
     def commitment(self) -> str:
         """Public digest of the key."""
         ...
+
+
+def check_carriers(key: SignatureKey) -> None:
+    """Refuse a key whose carriers do not lie in its input, or whose arrays do not fit together.
+
+    Raises:
+        ValueError: they do not; the message names the shapes.
+    """
+    size, n_bits, carriers = math.prod(key.input_shape), key.n_bits, key.carriers
+    if carriers.ndim != 1 or not len(carriers) or int(carriers.min()) < 0 or int(carriers.max()) >= size:
+        span = f"{int(carriers.min())} to {int(carriers.max())}" if carriers.numel() else "none"
+        raise ValueError(
+            f"`key` must have carriers (c,) in 0 to {size - 1}, as its `input_shape` {tuple(key.input_shape)} says, got {span}, "
+            f"shape {tuple(carriers.shape)}."
+        )
+    expected, found = (n_bits, len(carriers)), tuple(key.projection.shape)
+    if found != expected or tuple(key.signature.shape) != (n_bits,):
+        raise ValueError(
+            f"`key` must have a projection of shape {expected} and a signature of shape ({n_bits},) for its {n_bits} bits on "
+            f"{len(carriers)} carriers, got {found} and {tuple(key.signature.shape)}."
+        )
 
 
 @dataclass(frozen=True)

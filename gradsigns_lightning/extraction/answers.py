@@ -17,6 +17,7 @@ _FINEST = 1e-7  # float32 scores say no more about 1 - p
 _MAX_DECIMALS = 6
 _SLACK = 0.5  # by which noise may carry probabilities out of their range, and their sums away from one
 _TOLERANCE = 1e-3
+_TWO = 2
 
 
 class AnswerReader:
@@ -24,9 +25,13 @@ class AnswerReader:
 
     The kind of answer is found in the first answers and then fixed, unless it is given.
 
+    Scores of which there are only two values (one-hot answers, probabilities rounded to whole numbers) say no more than labels.
+    A sure model's finely rounded probabilities look the same until one is asked near the decision boundary, so such scores are
+    read as labels until a third value shows, and for good once the boundary has been looked at (:meth:`settle`).
+
     Args:
         target_class: class T.
-        kind: kind of the answers; found from them when left out.
+        kind: kind of the answers; found from them when left out. Scores are taken for ``"labels"`` too.
 
     Attributes:
         kind: kind of the answers, None before the first.
@@ -35,7 +40,10 @@ class AnswerReader:
     def __init__(self, target_class: int, kind: Kind | None = None) -> None:
         self.target_class = target_class
         self.kind: Kind | None = kind
+        self._settled = kind is not None
+        self._is_labels: bool | None = None  # as they come
         self._n_classes: int | None = None
+        self._two: Values = np.empty(0)  # the different scores so far, if they are two at most
         self._decimals = 0
 
     @property
@@ -54,20 +62,25 @@ class AnswerReader:
         expected = f"scores of shape ({n_images}, n_classes) or labels of shape ({n_images},)"
         if values.ndim not in (1, 2) or values.shape[0] != n_images:
             raise ValueError(f"`predict` must return {expected}, got shape {values.shape}.")
-        if self.kind is not None and is_labels != (self.kind == "labels"):
-            raise ValueError(f"`predict` must return {self.kind} throughout, got shape {values.shape}.")
+        if self._is_labels not in (None, is_labels) or (is_labels and self.kind not in (None, "labels")):
+            form = "labels" if self._is_labels else "scores" if self.kind in (None, "labels") else self.kind
+            raise ValueError(f"`predict` must return {form} throughout, got shape {values.shape}.")
+        self._is_labels = is_labels
         if not is_labels:
             self._check_classes(values.shape[1])
         return values
 
+    def settle(self) -> None:
+        """Fix the kind: answers at the decision boundary are known now."""
+        self._settled = True
+
     def certainty(self, values: Values) -> Values:
         """Return the log-odds of T, shape ``(n,)``; for labels 1 where T was predicted, else 0. NaN where it is not known."""
-        if self.kind is None:
-            self.kind = _kind_of(values)
+        self._find_kind(values)
         if self.kind is None:
             return np.full(values.shape[0], np.nan)
         if self.kind == "labels":
-            return np.where(np.isnan(values), np.nan, (values == self.target_class).astype(np.float64))
+            return self._labels(values)
         target = values[:, self.target_class]
         with np.errstate(all="ignore"):
             if self.kind == "logits":
@@ -80,11 +93,40 @@ class AnswerReader:
 
     def names_target(self, values: Values) -> Values:
         """Return 1 where the answer is class T, 0 where it is another, NaN where there is none; shape ``(n,)``."""
+        named = self._labels(values)
+        # Rounded to whole numbers, all scores of an image can be zero: no class is named.
+        return np.where(_all_equal(values), np.nan, named) if self.kind == "labels" and values.ndim == 2 else named
+
+    def _labels(self, values: Values) -> Values:
         if values.ndim == 1:
             return np.where(np.isnan(values), np.nan, (values == self.target_class).astype(np.float64))
         answered = ~np.isnan(values).all(axis=1)
-        named = np.where(np.isnan(values), -np.inf, values).argmax(axis=1) == self.target_class
+        named = self._has_highest_score(values)
+        if self.kind == "labels":
+            named &= ~_all_equal(values)
         return np.where(answered, named.astype(np.float64), np.nan)
+
+    def _find_kind(self, values: Values) -> None:
+        if self._settled:
+            return
+        if values.ndim == 1:
+            self.kind, self._settled = "labels", True
+            return
+        found = np.union1d(self._two, values[~np.isnan(values)])
+        if found.size == 0:
+            return
+        if found.size <= _TWO:
+            self.kind, self._two = "labels", found
+        else:
+            self.kind, self._settled = _kind_of(values), True
+
+    def _has_highest_score(self, values: Values) -> npt.NDArray[np.bool_]:
+        """Tell where T has the highest score, of two that there are the higher one."""
+        if self.kind != "labels" or not self._two.size:
+            return np.asarray(np.where(np.isnan(values), -np.inf, values).argmax(axis=1) == self.target_class)
+        target = values[:, self.target_class]
+        # Both, because the lower score may be minus infinity; NaN is neither.
+        return np.asarray((target == self._two[-1]) | (target > self._two.mean()))
 
     def _check_classes(self, n_classes: int) -> None:
         if n_classes <= self.target_class or n_classes < 2:
@@ -114,12 +156,14 @@ def _as_array(answer: Any) -> Values:
     return np.where(np.isinf(values) & (values > 0), np.nan, values)
 
 
-def _kind_of(values: Values) -> Kind | None:
-    if values.ndim == 1:
-        return "labels"
+def _all_equal(values: Values) -> npt.NDArray[np.bool_]:
+    """Tell in which rows all classes have the same score; not where one is missing."""
+    return np.asarray(values.max(axis=1) == values.min(axis=1))
+
+
+def _kind_of(values: Values) -> Kind:
+    """Return the kind of scores ``(n, n_classes)``, not all of them missing."""
     known = values[~np.isnan(values)]
-    if known.size == 0:
-        return None
     sums = values.sum(axis=1)
     add_up = bool(np.isnan(sums).any()) or abs(float(sums.mean()) - 1) <= _SLACK  # missing classes may hold the rest
     if known.min() >= -_SLACK and known.max() <= 1 + _SLACK and add_up:

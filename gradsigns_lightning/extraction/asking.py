@@ -217,12 +217,13 @@ class Asker:
     def ask_and_name(self, images: Tensor) -> tuple[Values, Values]:
         """Return the same, and whether the model takes each image for class T (1, 0, or NaN); both of shape ``(n,)``."""
         certainty, named = np.full((2, len(images)), np.nan)
-        for start in range(0, len(images), self._batch_size):
-            batch = images[start : start + self._batch_size][: self.max_queries - self.n_queries]
-            if len(batch):
-                answer = self._answer(batch)
-                certainty[start : start + len(batch)] = self.reader.certainty(answer)
-                named[start : start + len(batch)] = self.reader.names_target(answer)
+        batches = torch.split(images[: self.max_queries - self.n_queries], self._batch_size)
+        answers = [self._answer(batch) for batch in batches if len(batch)]
+        if answers:
+            # Together, because the later ones may tell what kind all of them are.
+            values = np.concatenate(answers)
+            certainty[: len(values)] = self.reader.certainty(values)
+            named[: len(values)] = self.reader.names_target(values)
         return certainty, named
 
     def _answer(self, batch: Tensor) -> Values:

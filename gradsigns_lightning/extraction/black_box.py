@@ -15,25 +15,37 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.checks import check_instance
 from gradsigns_lightning.core.frozen import frozen_statistics
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import key_of
+from gradsigns_lightning.core.reach import least_bits
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.extraction.answers import AnswerReader, Kind, Values
 from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, Transcript, normalised
 from gradsigns_lightning.extraction.pool import ImagePool
 from gradsigns_lightning.extraction.probes import alignment, block_directions, row_directions
 from gradsigns_lightning.extraction.readings import FIRST_STEP, CoordinateReading, RowReading
-from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, verdict_of
-from gradsigns_lightning.extraction.sequential import FIRST_LOOK, Evidence, integer_scores, is_futile, look_schedule
+from gradsigns_lightning.extraction.result import (
+    DEFAULT_ALPHA,
+    VerificationResult,
+    recognised_in_words,
+    verdict_of,
+    why_inconclusive,
+)
+from gradsigns_lightning.extraction.sequential import FIRST_LOOK, Evidence, Looks, integer_scores, is_futile
 from gradsigns_lightning.extraction.settings import Estimator, ReadingSettings
-from gradsigns_lightning.extraction.white_box import check_images
+from gradsigns_lightning.extraction.white_box import check_images, check_key, shapes_named, warn_if_unlike
 
 _LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
 _WORTH_FOLDING = 1.5
 _BATCH_SIZE = 32
 _STEPS_TRIED = 4  # images until every length of step has been used
 Stopped = Literal["proven", "futile", "budget", "images"]
+_WHY_STOPPED: dict[Stopped, str] = {
+    "proven": "the evidence sufficed",
+    "futile": "the rest of the budget could not suffice any more",
+    "budget": "`max_queries` were spent: more of them may suffice",
+    "images": "all images were used up: more of them may suffice",
+}
 
 
 @dataclass(frozen=True)
@@ -63,10 +75,27 @@ class ApiVerificationResult(VerificationResult):
     n_looks: int
     stopped: Stopped
 
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is, and why reading stopped, in words."""
+        if self.verdict == "inconclusive":
+            return why_inconclusive(self.recognised, "the answers around the images are all alike, or missing")
+        if self.verdict == "owned":
+            return f"p <= alpha = {self.alpha:g}, so reading stopped"
+        least = least_bits(alpha=self.alpha)
+        if self.n_bits < least:
+            return f"p > alpha = {self.alpha:g}, which {self.n_bits} bits can never reach: {least} would do"
+        return f"p > alpha = {self.alpha:g}, and reading stopped because {_WHY_STOPPED[self.stopped]}"
+
+    @property
+    def _what_was_read(self) -> str:
+        around = f"{self.n_queries} queries, probes around {self.n_images} images"
+        return f"{around}, answers read as {self.answers or 'nothing'}{recognised_in_words(self.recognised)}"
+
 
 def verify_api(
     predict: nn.Module | Oracle,
-    key: SignatureKey,
+    key: SignatureKey | str | PathLike[str],
     images: Tensor,
     *,
     max_queries: int = 1000,
@@ -93,7 +122,7 @@ def verify_api(
         predict: takes raw images ``(n, C, H, W)``, float32 in [0, 1] (multiples of 1/255), and returns scores
             ``(n, n_classes)``, NaN for classes that the API does not name, or predicted classes ``(n,)``. A ``torch.nn.Module``
             that returns logits gets its inputs normalised as the key says.
-        key: the owner's key.
+        key: the owner's key, or its file.
         images: natural images of the target class, raw in [0, 1], shape ``(n, C, H, W)``; rounded to 8 bits. 50 or more.
         max_queries: images that may be asked about.
         alpha: significance level of the verdict, above 0 and at most 1.
@@ -118,9 +147,12 @@ def verify_api(
         max_queries=max_queries,
         alpha=alpha,
     )
-    check_instance("key", key, (WatermarkKey, SignatureKey))
+    key = key_of(key)
+    check_key(key)
     check_images(images, key)
-    return _verify(predict, key, _pixels(images), settings, partial(Journal, journal) if journal is not None else None)
+    result, pool = _verify(predict, key, _pixels(images), settings, partial(Journal, journal) if journal is not None else None)
+    warn_if_unlike(len(images), pool.recognised, key.target_class, n_asked=pool.n_named, stacklevel=2)
+    return result
 
 
 def settings_of(lines: Sequence[Any]) -> ReadingSettings:
@@ -157,7 +189,7 @@ def replay(key: SignatureKey, pixels: Tensor, lines: Sequence[Any]) -> ApiVerifi
         opened.append(Transcript(lines, header, name="the transcript"))
         return opened[0]
 
-    result = _verify(unanswered, key, pixels, settings, open_transcript)
+    result, _ = _verify(unanswered, key, pixels, settings, open_transcript)
     if opened[0].n_left:
         raise ValueError(f"`lines`: the transcript goes on for {opened[0].n_left} answers after the reading has ended.")
     return result
@@ -169,7 +201,7 @@ def _verify(
     pixels: Tensor,
     settings: ReadingSettings,
     open_transcript: Callable[[dict[str, Any]], Transcript] | None,
-) -> ApiVerificationResult:
+) -> tuple[ApiVerificationResult, ImagePool]:
     identity = {
         "commitment": key.commitment,
         "images": hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest(),
@@ -188,7 +220,7 @@ def _verify(
         claims = _claims(key, asker, pool, directions, bits, settings)
         stopped = _read(claims, asker, settings.alpha)
     best = min(claims, key=lambda claim: claim.evidence.log10_p_value)
-    return _result(best, key, asker, settings, stopped, pool.recognised)
+    return _result(best, key, asker, settings, stopped, pool.recognised), pool
 
 
 def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int) -> tuple[Values, int, float]:
@@ -204,6 +236,7 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
         The evidence for each bit being 1, shape ``(N,)``, 0 where there is none; the queries spent; and the share of natural
         images that the model takes for the target class.
     """
+    check_key(key)
     check_images(images, key)
     asker = Asker(
         _oracle(predict, key), AnswerReader(key.target_class), max_queries=max_queries, batch_size=_BATCH_SIZE, transcript=None
@@ -213,6 +246,7 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
     reading = RowReading(asker, pool, directions)
     while not asker.exhausted and reading.advance():
         pass
+    warn_if_unlike(len(images), pool.recognised, key.target_class, n_asked=pool.n_named, stacklevel=4)
     return reading.evidence(), asker.n_queries, pool.recognised
 
 
@@ -223,6 +257,7 @@ class _Claim:
     name: str
     reading: RowReading | CoordinateReading
     bits: Tensor
+    looks: Looks
     evidence: Evidence
     ended: Stopped | None = None
 
@@ -241,7 +276,7 @@ def _module_oracle(model: nn.Module, key: SignatureKey) -> Oracle:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
 
     def logits(inputs: Tensor) -> Tensor:
-        with torch.inference_mode(), frozen_statistics(model):
+        with torch.inference_mode(), frozen_statistics(model), shapes_named(key, model):
             answer: Tensor = model(inputs.to(device=parameter.device, dtype=parameter.dtype))
         return answer
 
@@ -266,21 +301,24 @@ def _claims(
         return RowReading(asker, pool, directions, align)
 
     signature = key.signature if by_coordinate else bits
-    return [_Claim(name, reading(name), signature, Evidence(n_hypotheses=len(names))) for name in names]
+    looks = [Looks(len(signature), asker.max_queries, settings.alpha / len(names)) for _ in names]
+    return [
+        _Claim(name, reading(name), signature, own, Evidence(n_hypotheses=len(names), weight=own.weight))
+        for name, own in zip(names, looks, strict=True)
+    ]
 
 
 def _read(claims: Sequence[_Claim], asker: Asker, alpha: float) -> Stopped:
     """Let the claims ask in turns until one is proven or none can be.
 
-    A look is valid if its time does not depend on the signature. So looks stand at fixed numbers of a claim's own probes, where
-    its images end, and, for a single claim, where the budget ends.
+    A look is valid if its time does not depend on the signature. So looks stand where a claim's own probes and answers say
+    (:class:`Looks`), where its images end, and, for a single claim, where the budget ends.
     """
-    schedule = look_schedule(len(claims[0].bits), asker.max_queries, alpha)
     active = list(claims)
     while active and not asker.exhausted:
         claim = _most_promising(active)
         goes_on = claim.reading.advance()
-        if goes_on and claim.reading.n_probes < schedule[min(claim.evidence.n_looks, len(schedule) - 1)]:
+        if goes_on and not claim.looks.due(claim.reading.n_probes, claim.evidence.n_looks, claim.reading.evidence()):
             continue
         signed = _look(claim)
         if claim.evidence.log10_p_value <= math.log10(alpha):
@@ -305,6 +343,8 @@ def _most_promising(active: Sequence[_Claim]) -> _Claim:
 
 
 def _cannot_suffice(claim: _Claim, signed: Values, asker: Asker, alpha: float) -> bool:
+    if not claim.looks.times:
+        return claim.looks.is_over(signed)
     n_probes = claim.reading.n_probes
     left = asker.max_queries - asker.n_queries
     tried = claim.reading.n_images > _STEPS_TRIED

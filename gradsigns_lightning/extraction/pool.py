@@ -69,6 +69,11 @@ class ImagePool:
         return float(np.nanmean(self._named)) if np.isfinite(self._named).any() else math.nan
 
     @property
+    def n_named(self) -> int:
+        """Number of natural images of which the model said what it takes them for."""
+        return int(np.isfinite(self._named).sum())
+
+    @property
     def _doubtful(self) -> bool:
         """Whether the first images leave it open whether the model takes the class's images for the class."""
         return self.recognised < _SURELY_RECOGNISED and self._n_screened < min(_SCREENED_IN_DOUBT, len(self._images))
@@ -125,11 +130,15 @@ class ImagePool:
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             certainty = self._certainty(blended(image, foreign, middle))
+            if only_labels and self._asker.reader.kind != "labels":
+                self._to_the_boundary(image, foreign)
+                return
             if not only_labels and self._is_near(certainty):
                 self._ready.append(ProbeImage(blended(image, foreign, middle), certainty))
                 return
             low, high = (middle, high) if certainty > self._outside else (low, middle)
-        if only_labels:
+        if only_labels and not self._asker.exhausted:
+            self._asker.reader.settle()
             self._ready.append(ProbeImage(blended(image, foreign, (low + high) / 2), np.nan))
 
     def _certainty(self, image: Tensor) -> float:

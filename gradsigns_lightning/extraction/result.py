@@ -11,17 +11,19 @@ import numpy as np
 from torch import Tensor
 
 from gradsigns_lightning.core.checks import check_number
+from gradsigns_lightning.core.reach import USUAL_ALPHA, least_bits
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
 
 Verdict = Literal["owned", "not_proven", "inconclusive"]
-DEFAULT_ALPHA = 1e-9
+DEFAULT_ALPHA = USUAL_ALPHA
 _LEAST_RECOGNISED = 0.5
+_MOST_DIGITS = 300
 
 
 @dataclass(frozen=True)
 class VerificationResult:
-    """What a reader found.
+    """What a reader found; ``print`` shows it in three lines.
 
     Attributes:
         n_bits: bits of the key.
@@ -53,9 +55,67 @@ class VerificationResult:
     commitment: str
     recognised: float
 
+    def __str__(self) -> str:
+        """Return the verdict and why, bits and p-value, and what was read, a line each."""
+        return three_lines(self.verdict, self.reason, self._bits_and_p_value, self._what_was_read)
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is, in words."""
+        if self.verdict == "inconclusive":
+            return why_inconclusive(self.recognised, "the gradient is all zero or not finite")
+        if self.verdict == "owned":
+            return f"p <= alpha = {self.alpha:g}"
+        return f"p > alpha = {self.alpha:g}, {self._what_it_takes}"
+
+    @property
+    def _what_it_takes(self) -> str:
+        n_decided = self.n_bits - self.n_erasures
+        if n_decided < least_bits(alpha=self.alpha):
+            return f"which {n_decided} bits can never reach: {least_bits(alpha=self.alpha)} would do"
+        needed = next(k for k in range(n_decided + 1) if ownership_p_value(k, n_decided) <= self.alpha)
+        return f"which takes {needed} of {n_decided} bits"
+
+    @property
+    def _bits_and_p_value(self) -> str:
+        return bits_in_words(self.n_matches, self.n_bits, self.n_erasures, self.log10_p_value)
+
+    @property
+    def _what_was_read(self) -> str:
+        return f"{self.n_queries} images read{recognised_in_words(self.recognised)}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types; NaN becomes None."""
         return without_nan(vars(self))
+
+
+def three_lines(verdict: str, reason: str, bits: str, read: str) -> str:
+    """Return what ``print`` shows of a result."""
+    return f"{verdict.replace('_', ' ')}: {reason}\n{bits}\n{read}"
+
+
+def why_inconclusive(recognised: float, undecided: str) -> str:
+    """Return why nothing can be concluded; ``undecided`` says why no bit could be decided, if that is the reason."""
+    if not recognised < _LEAST_RECOGNISED:
+        return f"no bit could be decided, because {undecided}"
+    return (
+        f"the model takes only {recognised:.0%} of the images for the target class; are they of it, raw in [0, 1], and do the "
+        "key's `input_mean` and `input_std` fit the model?"
+    )
+
+
+def bits_in_words(n_matches: int, n_bits: int, n_erasures: int, log10_p_value: float) -> str:
+    """Return bits and p-value in words; p may be smaller than a double can be."""
+    if n_erasures == n_bits:
+        return f"none of {n_bits} bits decided"
+    erased = f" ({n_erasures} of {n_bits} undecided)" if n_erasures else ""
+    p_value = f"10^{log10_p_value:.1f}" if log10_p_value < -_MOST_DIGITS else f"{10**log10_p_value:.2g}"
+    return f"{n_matches} of {n_bits - n_erasures} bits match{erased}, p = {p_value}"
+
+
+def recognised_in_words(recognised: float) -> str:
+    """Return how many images the model takes for the target class, to be added to what was read; empty if it is not known."""
+    return "" if math.isnan(recognised) else f", {recognised:.0%} of the natural ones taken for the target class"
 
 
 def without_nan(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.checks import check_int
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.payload import (
     MAX_CUSTOMERS,
     blank_message_key,
@@ -23,7 +24,17 @@ from gradsigns_lightning.core.payload import (
 from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
 from gradsigns_lightning.extraction.asking import Oracle
 from gradsigns_lightning.extraction.black_box import read_rows
-from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, Verdict, check_alpha, verdict_of, without_nan
+from gradsigns_lightning.extraction.result import (
+    DEFAULT_ALPHA,
+    Verdict,
+    bits_in_words,
+    check_alpha,
+    recognised_in_words,
+    three_lines,
+    verdict_of,
+    why_inconclusive,
+    without_nan,
+)
 from gradsigns_lightning.extraction.sequential import integer_scores
 from gradsigns_lightning.extraction.white_box import read_projections
 
@@ -33,7 +44,7 @@ _NEAR = 1e-3  # at which a second mark counts, so that a near-tie gives no name
 
 @dataclass(frozen=True)
 class TraceResult:
-    """Whose copy a model is.
+    """Whose copy a model is; ``print`` shows it in three lines.
 
     Attributes:
         customer: number of the customer whose signature fits best, 0 to ``n_customers - 1``.
@@ -77,6 +88,25 @@ class TraceResult:
     commitment: str
     recognised: float
 
+    def __str__(self) -> str:
+        """Return the verdict and why, bits and p-value, and what was read, a line each."""
+        bits = bits_in_words(self.n_matches, self.n_bits, self.n_erasures, self.log10_p_value)
+        nearest = f"customer {self.customer}, the nearest of {self.n_customers}: {bits}; {self.next_n_matches} match the next"
+        return three_lines(
+            self.verdict, self.reason, nearest, f"{self.n_queries} images asked about{recognised_in_words(self.recognised)}"
+        )
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is, in words."""
+        if self.verdict == "inconclusive":
+            return why_inconclusive(self.recognised, "the gradient or the answers tell nothing")
+        if self.verdict == "owned":
+            return f"the copy of customer {self.customer}, p <= alpha = {self.alpha:g}"
+        if self.mixed:
+            return "more than one mark shows, so it is no single customer's copy"
+        return f"p > alpha = {self.alpha:g} for every customer"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types; NaN becomes None."""
         return {**without_nan(vars(self)), "present": list(self.present)}
@@ -99,7 +129,7 @@ class Message:
 
 def trace(
     suspect: nn.Module | Oracle,
-    master: WatermarkKey,
+    master: WatermarkKey | str | PathLike[str],
     images: Tensor,
     *,
     n_customers: int = 10_000,
@@ -115,7 +145,7 @@ def trace(
 
     Args:
         suspect: a ``torch.nn.Module`` that returns logits, read from its weights; anything else is asked like a prediction API.
-        master: the key that the customers' keys were made from; 44 bits or more for the defaults, 128 to be sure.
+        master: the key that the customers' keys were made from, or its file; 44 bits or more for the defaults, 128 to be sure.
         images: natural images of the target class, raw in [0, 1], shape ``(n, C, H, W)``; 50 or more.
         n_customers: customers who have a copy, 2 to 65536; the p-value pays for their number.
         alpha: significance level of the verdict.
@@ -127,6 +157,7 @@ def trace(
     """
     check_int("n_customers", n_customers, minimum=2, maximum=MAX_CUSTOMERS)
     check_alpha(alpha)
+    master = key_of(master, argument="master")
     check_master(master)
     check_traceable(master.n_bits, n_customers=n_customers, alpha=alpha)
     evidence, n_queries, recognised = _read(suspect, master, images, max_queries)
@@ -215,13 +246,16 @@ class _Marks:
         return float(10 ** self.log10_p_value(clearest, 2 * len(others), side=side))
 
 
-def read_message(suspect: nn.Module | Oracle, master: WatermarkKey, images: Tensor, *, max_queries: int = 1000) -> Message:
+def read_message(
+    suspect: nn.Module | Oracle, master: WatermarkKey | str | PathLike[str], images: Tensor, *, max_queries: int = 1000
+) -> Message:
     """Read the text that :func:`message_key` put into a model; arguments as for :func:`trace`.
 
     Raises:
         ValueError: more bits are wrong than the code mends, the model does not take the images for the target class, or an
             argument is out of range.
     """
+    master = key_of(master, argument="master")
     code = message_code(master)
     evidence, _, recognised = _read(suspect, master, images, max_queries)
     if verdict_of(0.0, 1.0, recognised) == "inconclusive":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from os import PathLike
+from typing import TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,22 +17,23 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.inputs import carrier_inputs
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.memory import saved_bytes
 from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, pixel_scale, project, unit
-from gradsigns_lightning.core.signature_key import KeyAsRead, SignatureKey
+from gradsigns_lightning.core.signature_key import KeyAsRead, SignatureKey, check_carriers
 from gradsigns_lightning.extraction.foreign_modules import any_batch_size, refuse_int8, without_inference_tensors
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
 
 _BATCH_SIZE = 128  # at most, where nothing is said
 _MOST_BYTES = 4 << 30  # of activations, likewise
 _COPIES = 3  # of an image and its gradient in float64
+Name = TypeVar("Name")
 MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
 
 
 def verify(
     model: nn.Module,
-    key: SignatureKey,
+    key: SignatureKey | str | PathLike[str],
     images: Tensor,
     *,
     alpha: float = DEFAULT_ALPHA,
@@ -47,7 +51,7 @@ def verify(
 
     Args:
         model: the suspect; moved nowhere.
-        key: the owner's key.
+        key: the owner's key, or its file.
         images: raw natural images of the target class in [0, 1], floating point, shape ``(n, C, H, W)``; 50 or more. With
             ``carrier_layer`` the network's inputs as they are, for example token ids ``(n, length)``.
         alpha: significance level of the verdict.
@@ -68,6 +72,7 @@ def verify(
             :func:`verify_api` reads.
         TypeError: an argument of the wrong type.
     """
+    key = key_of(key)
     if input_mean is not None or input_std is not None:
         check_instance("key", key, (WatermarkKey, SignatureKey))
         mean, std = key.input_mean if input_mean is None else input_mean, key.input_std if input_std is None else input_std
@@ -75,21 +80,60 @@ def verify(
     return _read(model, [key], images, alpha, batch_size, logits, carrier_layer)[0]
 
 
+@overload
 def verify_many(
     model: nn.Module,
-    keys: Sequence[SignatureKey],
+    keys: Mapping[Name, SignatureKey | str | PathLike[str]],
     images: Tensor,
     *,
     alpha: float = DEFAULT_ALPHA,
     batch_size: int | None = None,
     logits: LogitsFn | None = None,
     carrier_layer: str | None = None,
-) -> list[VerificationResult]:
+) -> dict[Name, VerificationResult]: ...
+@overload
+def verify_many(
+    model: nn.Module,
+    keys: Sequence[SignatureKey | str | PathLike[str]],
+    images: Tensor,
+    *,
+    alpha: float = DEFAULT_ALPHA,
+    batch_size: int | None = None,
+    logits: LogitsFn | None = None,
+    carrier_layer: str | None = None,
+) -> list[VerificationResult]: ...
+def verify_many(
+    model: nn.Module,
+    keys: Sequence[SignatureKey | str | PathLike[str]] | Mapping[Name, SignatureKey | str | PathLike[str]],
+    images: Tensor,
+    *,
+    alpha: float = DEFAULT_ALPHA,
+    batch_size: int | None = None,
+    logits: LogitsFn | None = None,
+    carrier_layer: str | None = None,
+) -> list[VerificationResult] | dict[Name, VerificationResult]:
     """Read many keys of one class, input shape and normalisation for the price of one gradient; see :func:`verify`.
 
     The p-values are those of single claims: who tries n keys multiplies them by n.
+
+    Args:
+        model: the suspect.
+        keys: keys or key files; a mapping gives each a name.
+        images: as for :func:`verify`, like what follows.
+        alpha: significance level of the verdicts.
+        batch_size: images per pass.
+        logits: maps normalised inputs to logits.
+        carrier_layer: name of the submodule whose output carries the mark.
+
+    Returns:
+        The results, in the order of the keys; under their names if ``keys`` is a mapping.
     """
-    return _read(model, keys, images, alpha, batch_size, logits, carrier_layer)
+    given = list(keys.values()) if isinstance(keys, Mapping) else keys
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
+        raise ValueError("`keys` must be a non-empty sequence of keys or key files, or a mapping to them.")
+    opened = [key_of(key, argument="keys") for key in given]
+    results = _read(model, opened, images, alpha, batch_size, logits, carrier_layer)
+    return dict(zip(keys, results, strict=True)) if isinstance(keys, Mapping) else results
 
 
 def _read(
@@ -109,7 +153,7 @@ def _read(
         check_images(images, keys[0])
     logits_fn = model if logits is None else logits
     gradient, recognised = _mean_gradient(model, logits_fn, images, keys[0], batch_size, carrier_layer)
-    _warn_if_unlike(images.shape[0], recognised, keys[0].target_class)
+    warn_if_unlike(images.shape[0], recognised, keys[0].target_class, stacklevel=3)
     n_queries = images.shape[0]
     return [
         decide(project(key, unit(gradient[key.carriers])), key, n_queries=n_queries, alpha=alpha, recognised=recognised)
@@ -122,9 +166,10 @@ def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> tup
 
     Arguments and errors as for :func:`verify`.
     """
+    check_key(key)
     check_images(images, key)
     gradient, recognised = _mean_gradient(model, model, images, key, None)
-    _warn_if_unlike(images.shape[0], recognised, key.target_class)
+    warn_if_unlike(images.shape[0], recognised, key.target_class, stacklevel=4)
     projections: npt.NDArray[np.float64] = project(key, unit(gradient[key.carriers])).numpy()
     return projections, recognised
 
@@ -147,7 +192,8 @@ def _mean_gradient(
 
     def counted(logits_of: LogitsFn, inputs: Tensor) -> Tensor:
         nonlocal n_target
-        answer = as_logits(logits_of(inputs))
+        with shapes_named(key, model) if carrier_layer is None else nullcontext():
+            answer = as_logits(logits_of(inputs))
         if isinstance(answer, Tensor) and answer.ndim == 2:
             n_target += int((answer.detach().argmax(1) == key.target_class).sum())
         return answer  # type: ignore[no-any-return]
@@ -214,24 +260,49 @@ def normalise(images: Tensor, key: SignatureKey) -> Tensor:
 
 
 def _check_keys(keys: Sequence[SignatureKey]) -> None:
-    if not isinstance(keys, Sequence) or not keys:
-        raise ValueError("`keys` must be a non-empty sequence of keys.")
     for key in keys:
-        check_instance("key", key, (WatermarkKey, SignatureKey))
+        check_key(key)
     for name in ("target_class", "input_shape", "input_mean", "input_std"):
         values = {getattr(key, name) for key in keys}
         if len(values) > 1:
             raise ValueError(f"`keys` must agree in `{name}`, got {len(values)} different values.")
 
 
+def check_key(key: SignatureKey) -> None:
+    """Refuse what is no key, or one whose arrays do not fit together; those of :class:`WatermarkKey` do."""
+    check_instance("key", key, (WatermarkKey, SignatureKey))
+    if not isinstance(key, WatermarkKey):
+        check_carriers(key)
+
+
+@contextmanager
+def shapes_named(key: SignatureKey, model: nn.Module) -> Iterator[None]:
+    """Let the error of a network that does not take the images say which shape they have, and whose it is.
+
+    Raises:
+        ValueError: the network raised an error of its own.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"`model` ({type(model).__name__}) must take images of the key's `input_shape` {tuple(key.input_shape)}, which the "
+            f"images have; it raised: {str(error).strip().rstrip('.')[:500]}. Is this the model that the key was made for?"
+        ) from error
+
+
 def check_images(images: Tensor, key: SignatureKey) -> None:
     """Refuse images that are not raw, of the key's shape and at least one."""
     check_instance("images", images, Tensor)
     hint = " Divide bytes by 255." if images.dtype == torch.uint8 else ""
+    if images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == key.input_shape != tuple(images.shape[1:]):
+        hint += " Channels come first: images.permute(0, 3, 1, 2)."
     if not images.is_floating_point() or images.ndim != 4 or tuple(images.shape[1:]) != key.input_shape or len(images) == 0:
         raise ValueError(
-            f"`images` must be floating point of shape (n, {', '.join(map(str, key.input_shape))}) with n >= 1, "
-            f"got {images.dtype} of shape {tuple(images.shape)}.{hint}"
+            f"`images` must be floating point of shape (n, {', '.join(map(str, key.input_shape))}) with n >= 1 as the key's "
+            f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}.{hint}"
         )
     low, high = (float(v) for v in images.aminmax())
     if not (low >= 0 and high <= 1):
@@ -240,18 +311,28 @@ def check_images(images: Tensor, key: SignatureKey) -> None:
         )
 
 
-def _warn_if_unlike(n_images: int, recognised: float, target_class: int) -> None:
+def warn_if_unlike(n_images: int, recognised: float, target_class: int, *, n_asked: int | None = None, stacklevel: int) -> None:
+    """Warn of too few images, and of images that the model does not take for the target class.
+
+    Args:
+        n_images: images at hand.
+        recognised: share of them that the model takes for the class; NaN if it is not known.
+        target_class: class T.
+        n_asked: of how many that share is; by default of all.
+        stacklevel: of the caller whom the warning is for, seen from this function's caller, who is 1.
+    """
+    n_asked = n_images if n_asked is None else n_asked
     if n_images < MIN_IMAGES:
         plural = "s" if n_images > 1 else ""
         warnings.warn(
             f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits get lost.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel + 1,
         )
     if recognised < 0.5:
         warnings.warn(
-            f"The model takes only {round(recognised * n_images)} of {n_images} images for class {target_class}: nothing is "
+            f"The model takes only {round(recognised * n_asked)} of {n_asked} images for class {target_class}: nothing is "
             "concluded. Are they of the target class, raw in [0, 1], and do `input_mean` and `input_std` fit the model?",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel + 1,
         )

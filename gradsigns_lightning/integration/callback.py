@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.engines import AUTO, Engine
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.objective import Objective
 from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, StrengthSchedule
 from gradsigns_lightning.core.text import printable
@@ -81,8 +81,7 @@ class GradSigns(Callback):
         name: str = "wm",
         carrier_layer: str | None = None,
     ) -> None:
-        if isinstance(key, (str, PathLike)):
-            key = WatermarkKey.load(key)
+        key = key_of(key)
         self.watermarker = Watermarker(
             key,
             strength=strength,

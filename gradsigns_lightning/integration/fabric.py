@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.signature import LogitsFn
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.compat import check_module
@@ -24,7 +25,7 @@ class FabricGradSigns:
 
     Args:
         fabric: the launched Fabric; on one device or with DDP.
-        key: the owner's key.
+        key: the owner's key, or its file.
         settings: ``strength``, ``objective``, ``engine``, ``cadence``, ``n_images``, ``momentum`` and ``carrier_layer`` as in
             :class:`~gradsigns_lightning.GradSigns`.
 
@@ -33,17 +34,17 @@ class FabricGradSigns:
 
     Example:
         >>> from lightning.fabric import Fabric
-        >>> key = WatermarkKey.generate("Acme Vision", 8, input_shape=(1, 8, 8), target_class=3)
+        >>> key = WatermarkKey.generate("Acme Vision", 32, input_shape=(1, 8, 8), target_class=3)
         >>> watermark = FabricGradSigns(Fabric(accelerator="cpu", devices=1), key)
         >>> # loss = task_loss + watermark.loss(model, images, labels, step=step, epoch=epoch); fabric.backward(loss)
     """
 
-    def __init__(self, fabric: Any, key: WatermarkKey, **settings: Any) -> None:
+    def __init__(self, fabric: Any, key: WatermarkKey | str | PathLike[str], **settings: Any) -> None:
         name = type(fabric.strategy).__name__
         if name not in SUPPORTED_STRATEGIES:
             raise ValueError(f"`fabric` must use one of {', '.join(SUPPORTED_STRATEGIES)} (parameters not sharded), got {name}.")
         self.fabric = fabric
-        self.watermarker = Watermarker(key, **settings)
+        self.watermarker = Watermarker(key_of(key), **settings)
         self._prepared = False
         self._step = 0
         self._parameters: set[nn.Parameter] = set()

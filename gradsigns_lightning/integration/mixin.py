@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import Any
 
 import torch
@@ -37,11 +38,11 @@ class GradSignsMixin:
                 f"got {', '.join(base.__name__ for base in cls.__bases__)}."
             )
 
-    def sign_with(self, key: WatermarkKey, **settings: Any) -> GradSigns:
+    def sign_with(self, key: WatermarkKey | str | PathLike[str], **settings: Any) -> GradSigns:
         """Sign this module with ``key`` whenever it is fitted; may be called for several keys.
 
         Args:
-            key: the owner's key.
+            key: the owner's key, or its file.
             settings: arguments of :class:`GradSigns`.
 
         Returns:

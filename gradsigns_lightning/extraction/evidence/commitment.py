@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from gradsigns_lightning.core.canonical import canonical_json, parse_json
 from gradsigns_lightning.core.checks import check_instance
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.extraction.settings import ReadingSettings
 
 _FORMAT = "gradsigns-commitment/2"
@@ -75,20 +76,26 @@ class Statement:
 
 
 def make_statement(
-    keys: Sequence[WatermarkKey], signer: Ed25519PrivateKey, *, reading: ReadingSettings | None = None
+    keys: Sequence[WatermarkKey | str | PathLike[str]], signer: Ed25519PrivateKey, *, reading: ReadingSettings | None = None
 ) -> Statement:
     """Return the statement that commits ``signer`` to keys and to how they will be read; by default as ``verify_api`` does.
 
+    Args:
+        keys: the keys, or their files.
+        signer: who may claim them.
+        reading: how a prediction API will be read.
+
     Raises:
-        TypeError: ``keys`` holds something else than keys (their public commitments do not suffice), or ``signer`` is no
+        TypeError: ``keys`` holds neither keys nor files (public commitments do not suffice), or ``signer`` is no
             signing key.
-        ValueError: there are no keys, or too many.
+        ValueError: there are no keys, or too many, or a file is missing or no key file.
     """
     check_instance("signer", signer, Ed25519PrivateKey)
-    for key in keys:
+    opened = [key_of(key, argument="keys") for key in keys]
+    for key in opened:
         check_instance("keys", key, WatermarkKey)
     public = public_hex(signer.public_key())
-    return Statement(tuple(key.claim(public) for key in keys), public, ReadingSettings() if reading is None else reading)
+    return Statement(tuple(key.claim(public) for key in opened), public, ReadingSettings() if reading is None else reading)
 
 
 def load_signer(pem: bytes) -> Ed25519PrivateKey:

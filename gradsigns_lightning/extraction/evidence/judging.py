@@ -13,23 +13,34 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.checks import check_instance, check_number
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.payload import freedom
+from gradsigns_lightning.core.reach import USUAL_GRINDING_BITS
 from gradsigns_lightning.core.signature_key import KeyAsRead
 from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.extraction.asking import Oracle
 from gradsigns_lightning.extraction.black_box import replay, settings_of, verify_api
 from gradsigns_lightning.extraction.evidence.bundle import Bundle
 from gradsigns_lightning.extraction.evidence.timestamp import check_timestamp
-from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, Verdict, VerificationResult, check_alpha, verdict_of, without_nan
+from gradsigns_lightning.extraction.result import (
+    DEFAULT_ALPHA,
+    Verdict,
+    VerificationResult,
+    bits_in_words,
+    check_alpha,
+    recognised_in_words,
+    three_lines,
+    verdict_of,
+    without_nan,
+)
 from gradsigns_lightning.extraction.white_box import verify
 
-GRINDING_BITS = 64.0
+GRINDING_BITS = USUAL_GRINDING_BITS
 _CONTROL_ALPHA = 1e-3  # for all controls together
 _SMALLEST_ALPHA = 1e-290
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judge found.
+    """What the judge found; ``print`` shows it in three lines.
 
     Attributes:
         owner: the claimant, as the key names it: foreign text, to be shown with :func:`printable`.
@@ -77,6 +88,28 @@ class Judgement:
     verdict: Verdict | Literal["claimed"]
     objections: tuple[str, ...]
     remarks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return the verdict and why, bits and p-values, and what was read, a line each."""
+        result = self.reading or self.transcript
+        assert result is not None
+        bits = bits_in_words(result.n_matches, result.n_bits, result.n_erasures, self.log10_p_value)
+        adjusted = f"10^{self.log10_adjusted_p_value:.1f} for 2^{self.grinding_bits + self.payload_bits:g} tries"
+        read = f"{result.n_queries} images asked about{recognised_in_words(result.recognised)}"
+        whose = "the judge's own reading" if self.reading else "the claimant's transcript"
+        return three_lines(self.verdict, printable(self.reason), f"{bits}, adjusted {adjusted}", f"{whose}: {read}")
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is, in words."""
+        parts = list(self.objections)
+        if self.verdict == "claimed":
+            parts.insert(0, "there was no suspect to read")
+        elif self.verdict == "inconclusive" and self.reading is not None:
+            parts.insert(0, self.reading.reason)
+        elif not self.log10_adjusted_p_value <= math.log10(self.alpha):
+            parts.insert(0, f"adjusted p > alpha = {self.alpha:g}")
+        return "; ".join(parts) or f"adjusted p <= alpha = {self.alpha:g}, and nothing speaks against it"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types; NaN becomes None."""

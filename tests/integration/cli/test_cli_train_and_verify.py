@@ -38,6 +38,62 @@ def files_with(folder, needle):
     return [file.name for file in folder.rglob("*") if file.is_file() and needle in file.read_bytes()]
 
 
+@pytest.mark.parametrize(
+    ("words", "says", "warns"),
+    [
+        (["key=b32"], ["`judge` charges for 2^64 keys tried, 94 bits would do", "44 bits would do for 10000 customers"], False),
+        (["data=fashion_mnist", "key=b128"], [], False),
+        (["key.n_bits=24"], ["94 bits would do", "44 bits would do"], True),
+    ],
+)
+def test_keygen_says_what_the_key_can_never_do(words, says, warns, capsys):
+    assert main(["keygen", "owner=A", "out=k.gskey", *words]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("would do") == len(says)
+    assert all(part in out for part in says)
+    assert ("warning: A key of 24 bits can never be `owned`" in err) is warns
+
+
+def test_train_says_what_a_new_key_can_never_do(capsys):
+    words = ["train", "experiment=demo", "trainer.max_epochs=1", "hydra.run.dir=run"]
+    assert main([*words, "key.n_bits=24"]) == 0
+    out, err = capsys.readouterr()
+    assert "94 bits would do" in out
+    assert "warning: A key of 24 bits can never be `owned`" in err
+    assert main(["train", "experiment=demo", "trainer.max_epochs=1", "hydra.run.dir=other", "key=run/key.gskey"]) == 0
+    out, err = capsys.readouterr()
+    assert "would do" not in out + err
+
+
+def test_a_configuration_names_a_key_by_its_file(capsys):
+    assert main(["keygen", "owner=A", "out=k.gskey", "key=b32"]) == 0
+    Path("conf/experiment").mkdir(parents=True)
+    content = "# @package _global_\ndefaults:\n  - demo\nkey: k.gskey\ntrainer:\n  max_epochs: 1\n"
+    Path("conf/experiment/mine.yaml").write_text(content)
+    assert main(["train", "--config-dir", "conf", "experiment=mine", "json=a.json"]) == 0
+    assert read_json("a.json")["commitment"] == WatermarkKey.load("k.gskey").commitment
+    assert not list(Path("outputs").rglob("*.gskey"))
+
+
+def test_a_key_file_may_have_any_name_but_a_choices(capsys):
+    assert main(["keygen", "owner=A", "out=plain", "key=b32"]) == 0
+    Path("b32").write_bytes(Path("plain").read_bytes())
+    words = ["train", "experiment=demo", "trainer.max_epochs=1"]
+    for name in ("plain", "b32"):
+        assert main([*words, f"key={name}", f"json={name}.json"]) == 0
+    commitments = [read_json(f"{name}.json")["commitment"] for name in ("plain", "b32")]
+    own = WatermarkKey.load("plain").commitment
+    assert commitments[0] == own
+    assert commitments[1] != own
+
+
+def test_commit_says_what_no_judge_can_find(capsys):
+    assert main(["keygen", "owner=A", "out=k.gskey", "key=b32"]) == 0
+    capsys.readouterr()
+    assert main(["commit", "key=k.gskey"]) == 0
+    assert "`judge` charges for 2^64 keys tried, 94 bits would do" in capsys.readouterr().out
+
+
 def test_keygen_prints_the_commitment_and_refuses_to_overwrite(capsys):
     words = [
         "keygen",

@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -9,10 +10,14 @@ import torch
 from scipy import stats
 from torch import nn
 
-from gradsigns_lightning import WatermarkKey, verify_api
+from gradsigns_lightning import WatermarkKey, trace, verify_api
 from gradsigns_lightning.core.signature_key import KeyAsRead
+from gradsigns_lightning.extraction.answers import AnswerReader
+from gradsigns_lightning.extraction.asking import read_journal
+from gradsigns_lightning.extraction.black_box import replay
 from gradsigns_lightning.extraction.probes import alignment
 
+pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only")
 SHAPE = (3, 16, 16)
 T = 2
 
@@ -138,6 +143,94 @@ def test_modes_and_weights_of_a_module_are_left_alone(model):
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
+# --- scores that are labels in disguise
+
+
+def one_hot(predict, low=0.0, high=1.0):
+    return lambda x: low + (high - low) * nn.functional.one_hot(predict(x).argmax(1), 3).double()
+
+
+IN_DISGUISE = {
+    "one-hot": one_hot,
+    "minus one and one": lambda p: one_hot(p, -1.0),
+    "smoothed": lambda p: one_hot(p, 0.05, 0.9),
+    "their logarithms": lambda p: lambda x: one_hot(p)(x).log(),
+    "only the best, rounded": lambda p: only_best(one_hot(p), 1),
+}
+
+
+@pytest.mark.parametrize("batch_size", [32, 1])
+@pytest.mark.parametrize("disguise", IN_DISGUISE)
+def test_scores_of_two_values_are_read_as_labels(model, disguise, batch_size):
+    predict = probabilities(model)
+    by_labels = verify_api(lambda x: predict(x).argmax(1), KEY, IMAGES)
+    by_scores = verify_api(IN_DISGUISE[disguise](predict), KEY, IMAGES, batch_size=batch_size)
+    assert by_scores == by_labels
+    assert (by_scores.verdict, by_scores.answers) == ("owned", "labels")
+
+
+def test_probabilities_rounded_to_whole_numbers_are_read_as_labels(model):
+    result = verify_api(lambda x: probabilities(model)(x).round(), KEY, IMAGES)
+    assert (result.verdict, result.answers) == ("owned", "labels")
+    assert result.n_queries < 300
+
+
+@pytest.mark.parametrize("target_class", [0, 2])
+def test_an_image_of_which_no_class_is_named_counts_for_none(target_class):
+    reader = AnswerReader(target_class)
+    rows = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]], float)
+    rows[2, target_class] = 1
+    rows[3] = np.nan
+    np.testing.assert_equal(reader.certainty(rows), [0, 0, 1, np.nan])
+    np.testing.assert_equal(reader.names_target(rows), [np.nan, 0, 1, np.nan])
+
+
+@pytest.mark.parametrize("batch_size", [32, 1])
+@pytest.mark.parametrize("decimals", [1, 2, 4])
+def test_a_sure_models_rounded_probabilities_stay_probabilities(model, decimals, batch_size):
+    sure = probabilities(model, 0.02)
+    whole = sure(IMAGES).round(decimals=4)
+    images = IMAGES[(whole == whole.round()).all(1)]
+    assert len(images) > 30
+    result = verify_api(lambda x: sure(x).round(decimals=decimals), KEY, images, batch_size=batch_size)
+    assert (result.verdict, result.answers) == ("owned", "probabilities")
+
+
+def test_the_kind_does_not_change_after_the_first_probe(model):
+    """A server that begins to answer with fractions goes on being read as one that names classes."""
+    hard, soft = one_hot(probabilities(model)), probabilities(model)
+    asked = 0
+
+    def predict(x):
+        nonlocal asked
+        asked += len(x)
+        return hard(x) if asked < 60 else soft(x)
+
+    result = verify_api(predict, KEY, IMAGES)
+    assert (result.verdict, result.answers) == ("owned", "labels")
+    assert result.n_queries > 60
+
+
+def test_a_reading_of_scores_in_disguise_goes_on_from_its_journal_and_is_replayed(model, tmp_path):
+    predict, journal = one_hot(probabilities(model)), tmp_path / "reading.jsonl"
+    whole = verify_api(predict, KEY, IMAGES)
+    calls = iter(range(5))
+
+    def dying(x):
+        next(calls)
+        return predict(x)
+
+    with pytest.raises(StopIteration):
+        verify_api(dying, KEY, IMAGES, journal=journal)
+    assert verify_api(predict, KEY, IMAGES, journal=journal) == whole
+    assert replay(KEY, (IMAGES * 255).round().to(torch.uint8), read_journal(journal)) == whole
+
+
+def test_scores_may_be_called_labels(model):
+    result = verify_api(probabilities(model), KEY, IMAGES, answers="labels")
+    assert result == verify_api(lambda x: probabilities(model)(x).argmax(1), KEY, IMAGES, answers="labels")
+
+
 # --- what is asked
 
 
@@ -212,6 +305,47 @@ def test_long_keys_are_folded_into_blocks(planted):
     blocks, rows = (verify_api(predict, key, IMAGES, estimator=estimator) for estimator in ("blocks", "rows"))
     assert (blocks.verdict, rows.verdict) == ("owned", "owned")
     assert (blocks.n_bits, rows.n_bits) == (63, 128)
+
+
+@pytest.mark.parametrize(("n_bits", "most"), [(32, 130), (36, 130), (64, 130)])
+def test_a_key_of_few_bits_ends_when_the_evidence_suffices(planted, n_bits, most):
+    key = key_number(20, n_bits)
+    for budget in (1000, 10_000):
+        result = verify_api(probabilities(planted(key)), key, IMAGES, max_queries=budget)
+        assert (result.verdict, result.stopped) == ("owned", "proven")
+        assert result.n_queries <= most
+
+
+def test_a_key_that_can_prove_nothing_ends_when_its_bits_are_read(planted):
+    key = key_number(21, 24)
+    result = verify_api(probabilities(planted(key)), key, IMAGES, max_queries=10_000)
+    assert (result.verdict, result.stopped, result.n_matches) == ("not_proven", "futile", 24)
+    assert result.n_queries < 300
+    assert result.log10_p_value == pytest.approx(24 * np.log10(0.5))
+
+
+def test_a_short_key_of_another_ends_early(model):
+    result = verify_api(probabilities(model), key_number(22, 32), IMAGES, max_queries=10_000)
+    assert (result.verdict, result.stopped) == ("not_proven", "futile")
+    assert result.n_queries < 2000
+
+
+def test_it_warns_of_few_images_and_of_images_of_another_class(model):
+    def warned(images, predict):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            verify_api(predict, KEY, images)
+            trace(predict, key_number(9), images, n_customers=2)
+        assert {w.filename for w in caught} <= {__file__}
+        return [str(w.message) for w in caught]
+
+    assert warned(IMAGES, probabilities(model)) == []
+    few = warned(IMAGES[:20], probabilities(model))
+    assert len(few) == 2
+    assert all(message.startswith("Only 20 images: below 50") for message in few)
+    foreign = warned(IMAGES, lambda x: probabilities(model)(x)[:, [2, 1, 0]])
+    assert len(foreign) == 2
+    assert all(message.startswith("The model takes only 12 of 32 images for class 2: ") for message in foreign)
 
 
 def test_few_images_are_probed_on_both_sides_and_then_it_ends(model):
@@ -334,7 +468,7 @@ def test_answers_that_change_their_form_are_named(model):
         ({"alignments": ("rot90",)}, ValueError, "`alignments` must be 'identity', 'hflip' or"),
         ({"images": IMAGES * 255}, ValueError, "`images` must be raw pixels in"),
         ({"images": IMAGES[:, :1]}, ValueError, "`images` must be floating point of shape"),
-        ({"key": "key"}, TypeError, "`key` must be"),
+        ({"key": 3}, TypeError, "`key` must be"),
         ({"predict": "http://localhost"}, TypeError, "`predict` must be a module or a callable, got str"),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_reading_that_ends_or_fails_lets_go(path):
         asked.append(len(x))
         if len(asked) == 3:
             raise ConnectionError("gone")
-        return torch.full((len(x), 2), 0.5)
+        return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
 
     with pytest.raises(ConnectionError):
         verify_api(predict, key, images, max_queries=12, batch_size=2, journal=path)

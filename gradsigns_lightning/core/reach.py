@@ -1,0 +1,54 @@
+"""What a key of so many bits can prove at best, and the words for a key that can never prove it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+USUAL_ALPHA = 1e-9  # of all readers
+USUAL_CUSTOMERS = 10_000  # of `trace`
+USUAL_GRINDING_BITS = 64.0  # of `judge`
+_ROOM = "128 leave room for wrong bits"
+
+
+def least_bits(*, alpha: float = USUAL_ALPHA, tries: float = 0.0) -> int:
+    """Return how many bits a key must have to be proven if all of them are read right.
+
+    Args:
+        alpha: significance level, above 0 and at most 1.
+        tries: base-2 logarithm of the number of tries that the p-value is multiplied by.
+
+    Example:
+        >>> least_bits(), least_bits(tries=64)
+        (30, 94)
+    """
+    return max(0, math.ceil(tries - math.log2(alpha)))
+
+
+def warn_if_never_owned(n_bits: int, *, stacklevel: int) -> None:
+    """Warn of a new key that no reader can find ``owned`` at the default alpha; ``stacklevel`` as seen from the caller."""
+    if n_bits < least_bits():
+        warnings.warn(
+            f"A key of {n_bits} bits can never be `owned` at the default alpha of {USUAL_ALPHA:g}, not even if every bit is read "
+            f"right: {least_bits()} bits would do, {_ROOM}.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def what_is_out_of_reach(n_bits: int, *, freedom: float, is_master: bool) -> str:
+    """Return what a new key can never do besides, with the bits that would do; empty if there is nothing.
+
+    Args:
+        n_bits: bits of the key.
+        freedom: bits of choice that payload and purpose leave to who makes it (:func:`gradsigns_lightning.core.payload.freedom`).
+        is_master: whether customers' keys can be made from it.
+    """
+    judged, traced = least_bits(tries=USUAL_GRINDING_BITS + freedom), least_bits(tries=math.log2(USUAL_CUSTOMERS))
+    sentences = []
+    if n_bits < judged:
+        charged = f"2^{USUAL_GRINDING_BITS:g} keys tried" + (f" and {freedom:g} bits of free choice" if freedom else "")
+        sentences.append(f"No judge can find these {n_bits} bits `owned`: `judge` charges for {charged}, {judged} bits would do.")
+    if is_master and n_bits < traced:
+        sentences.append(f"No customer's copy can be traced by them: {traced} bits would do for {USUAL_CUSTOMERS} customers.")
+    return " ".join(sentences)

@@ -1,0 +1,102 @@
+"""Keys that can never prove what they are made for are told so when they are made."""
+
+import warnings
+
+import pytest
+
+from gradsigns_lightning import WatermarkKey
+from gradsigns_lightning.core.key_checks import check_capacity
+from gradsigns_lightning.core.payload import check_traceable, freedom, out_of_reach
+from gradsigns_lightning.core.reach import USUAL_ALPHA, USUAL_CUSTOMERS, USUAL_GRINDING_BITS, least_bits, what_is_out_of_reach
+from gradsigns_lightning.core.statistics import ownership_p_value
+
+
+def made(**settings):
+    """Return the warnings of making a key."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        key = WatermarkKey.generate(
+            "A", **{"n_bits": 64, "input_shape": (1, 16, 16), "target_class": 0, "secret": bytes(32), **settings}
+        )
+    assert {w.filename for w in caught} <= {__file__}
+    return key, [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize(("alpha", "tries"), [(1e-9, 0), (1e-9, 64), (1e-3, 0), (0.5, 0), (2.0**-20, 4), (1.0, 0)])
+def test_so_many_bits_prove_and_one_less_does_not(alpha, tries):
+    n_bits = least_bits(alpha=alpha, tries=tries)
+    assert ownership_p_value(n_bits, n_bits) * 2.0**tries <= alpha
+    assert n_bits == 0 or ownership_p_value(n_bits - 1, n_bits - 1) * 2.0**tries > alpha
+
+
+@pytest.mark.parametrize("n_bits", [8, 24, 29])
+def test_a_key_that_can_never_be_owned_is_told_so_in_one_sentence(n_bits):
+    _, (message,) = made(n_bits=n_bits)
+    assert message.startswith(f"A key of {n_bits} bits can never be `owned` at the default alpha of 1e-09")
+    assert "30 bits would do" in message
+
+
+@pytest.mark.parametrize("n_bits", [30, 32, 128])
+def test_a_key_that_can_be_owned_is_made_in_silence(n_bits):
+    assert made(n_bits=n_bits)[1] == []
+
+
+def test_rebuilding_a_short_key_does_not_nag(tmp_path):
+    key, _ = made(n_bits=24)
+    key.save(tmp_path / "a.gskey")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        WatermarkKey.load(tmp_path / "a.gskey")
+        key.with_payload(b"a")
+
+
+@pytest.mark.parametrize(
+    ("n_bits", "payload", "says"),
+    [
+        (32, None, ["94 bits would do", "44 bits would do"]),
+        (44, None, ["94 bits would do"]),
+        (93, None, ["94 bits would do"]),
+        (94, None, []),
+        (94, b"ab", ["2^64 keys tried and 16 bits of free choice, 110 bits would do"]),
+        (110, b"ab", []),
+    ],
+)
+def test_what_no_judge_finds_and_no_trace_tells(n_bits, payload, says):
+    key, _ = made(n_bits=n_bits, payload=payload)
+    text = out_of_reach(key)
+    assert text.count("would do") == len(says)
+    assert all(part in text for part in says)
+    judged = ownership_p_value(n_bits, n_bits) * 2.0 ** (USUAL_GRINDING_BITS + freedom(key)) <= USUAL_ALPHA
+    assert ("judge" in text) is not judged
+
+
+def test_the_bits_that_a_trace_takes_are_those_that_it_asks_for():
+    check_traceable(44, n_customers=USUAL_CUSTOMERS, alpha=USUAL_ALPHA)
+    with pytest.raises(ValueError, match="at least 44 bits"):
+        check_traceable(43, n_customers=USUAL_CUSTOMERS, alpha=USUAL_ALPHA)
+    assert "44 bits" in what_is_out_of_reach(43, freedom=0, is_master=True)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (48, 64, 3), (224, 224, 4)])
+def test_channels_last_are_asked_about(shape):
+    _, (message,) = made(input_shape=shape)
+    assert str(shape) in message
+    assert str((shape[2], *shape[:2])) in message
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 4, 64), (4, 4, 4), (12, 5000, 1), (1, 16, 8), (64, 8, 8)])
+def test_other_shapes_are_not(shape):
+    assert made(input_shape=shape, n_bits=32)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("n_bits", "n_carriers", "size", "advice"),
+    [
+        (32, 16, 64, "Take at least 32 carriers"),
+        (128, 64, 64, "Take fewer bits, 30 to 64"),
+        (32, 16, 16, "sign larger inputs, or the output of a layer"),
+    ],
+)
+def test_advice_leads_to_no_key_that_can_never_be_owned(n_bits, n_carriers, size, advice):
+    with pytest.raises(ValueError, match=advice):
+        check_capacity(n_bits, n_carriers, (1, 1, size))
