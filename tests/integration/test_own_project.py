@@ -124,6 +124,6 @@ def test_every_group_is_built_without_our_schemas(tmp_path):
             big = ["data=cifar10"] if group == "key" else []
             config = compose("main", overrides=["paths.output_dir=.", *big, f"+{group}={option}", *more])
             built = instantiate(config[group], _convert_="all")
-            assert (built is None) == ((group, option) == ("cadence", "default")), (group, option)
+            assert built is not None, (group, option)
             n_built += 1
     assert n_built > 20

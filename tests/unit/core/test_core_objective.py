@@ -105,7 +105,7 @@ def test_an_unattainable_margin_is_refused():
     # sqrt((24 - 8 - 1) / 8) = 1.369
     MarginObjective(1.369).check_key(key())
     with pytest.raises(
-        ValueError, match=r"`margin` must be at most sqrt.* = 1.369 for 8 bits on 24 carriers, got 1.37\. Take fewer bits"
+        ValueError, match=r"`margin` must be at most sqrt.* = 1.369 for 8 bits on 24 carriers, got 1.37\. Take more carriers"
     ):
         MarginObjective(1.37).check_key(key())
     with pytest.raises(ValueError, match=r"= 0\.000 for 8 bits on 9 carriers"):

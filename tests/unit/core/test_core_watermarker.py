@@ -1,6 +1,7 @@
 """The watermarker: when it embeds, what it adds to the loss, and what it remembers."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -373,7 +374,7 @@ def test_hurries_while_bits_are_missing():
 def test_a_training_that_may_end_at_any_time_embeds_early_and_ever_less():
     watermarker = fed(cadence=Cadence.following())
     steps = run(watermarker, network(), range(3000), satisfied=False)
-    intervals = [b - a for a, b in zip(steps, steps[1:], strict=False)]
+    intervals = [b - a for a, b in itertools.pairwise(steps)]
     assert intervals[0] == 2
     assert intervals == sorted(intervals)
     assert intervals[-1] == 80

@@ -1,0 +1,116 @@
+"""The dose follows the task: a strength means the same whatever the loss is multiplied by."""
+
+import math
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from signed_digits import Net, held_out_target_images, make_key, make_trainer, mlp, train_loader, val_set
+from torch.nn import functional as F
+
+from gradsigns_lightning import FabricGradSigns, GradSigns, verify
+
+pytestmark = pytest.mark.usefixtures("seeded")
+SCALES = [0.01, 0.1, 32.0, 128.0]
+
+
+class Scaled(Net):
+    """Its loss is multiplied; plain SGD's rate is divided by as much, so that the twin's training stays what it is."""
+
+    def __init__(self, scale, optimizer):
+        super().__init__()
+        self.scale, self.kind = scale, optimizer
+
+    def training_step(self, batch, batch_idx):
+        return self.scale * super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        if self.kind == "adam":
+            return torch.optim.Adam(self.parameters(), lr=3e-3, eps=1e-8 * self.scale)
+        return torch.optim.SGD(self.parameters(), lr=0.1 / self.scale, momentum=0.9)
+
+
+def fitted(scale, optimizer, **settings):
+    torch.manual_seed(2)
+    model = Scaled(scale, optimizer)
+    make_trainer(GradSigns(make_key()), max_epochs=6, **settings).fit(model, train_loader())
+    return model
+
+
+def accuracy(model):
+    images, labels = val_set().tensors
+    return float((model(images).argmax(1) == labels).float().mean())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_mark_and_accuracy_are_the_same_at_every_scale_of_the_loss(optimizer):
+    plain = fitted(1.0, optimizer)
+    read = verify(plain, make_key(), held_out_target_images())
+    assert read.bit_error_rate == 0
+    for scale in SCALES:
+        scaled = fitted(scale, optimizer)
+        again = verify(scaled, make_key(), held_out_target_images())
+        assert again.n_matches == read.n_matches
+        assert again.margin == pytest.approx(read.margin, abs=0.1)
+        assert accuracy(scaled) == pytest.approx(accuracy(plain), abs=0.01)
+
+
+def test_clipping_and_accumulation_keep_the_mark():
+    model = fitted(1.0, "adam", gradient_clip_val=0.1, accumulate_grad_batches=2)
+    assert verify(model, make_key(), held_out_target_images()).bit_error_rate <= 1 / 32
+
+
+def test_the_embedding_step_s_gradient_is_so_many_times_the_task_s():
+    lengths = []
+
+    class Watch(GradSigns):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+            lengths.append(float(torch.cat([p.grad.flatten() for p in pl_module.parameters()]).norm()))
+
+    make_trainer(Watch(make_key(), strength=50.0, cadence=1000), max_steps=8).fit(Scaled(3.0, "sgd"), train_loader())
+    task, embedded = lengths[0], lengths[1]
+    assert embedded == pytest.approx(math.hypot(50 * task, task), rel=0.1)
+    assert max(lengths[2:]) < 20 * task
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_a_fabric_loop_with_a_scaled_loss_is_signed(scale):
+    fabric, key = Fabric(accelerator="cpu", devices=1), make_key()
+    net = mlp()
+    model, optimizer = fabric.setup(net, torch.optim.SGD(net.parameters(), 0.1 / scale, momentum=0.9))
+    watermark, step = FabricGradSigns(fabric, key), 0
+    for epoch in range(6):
+        for images, labels in fabric.setup_dataloaders(train_loader()):
+            loss = scale * F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            fabric.backward(loss + watermark.loss(model, images, labels, step=step, epoch=epoch))
+            optimizer.step()
+            step += 1
+    assert verify(net, key, held_out_target_images()).bit_error_rate == 0
+    assert accuracy(net) > 0.9
+
+
+def test_optimizers_of_other_networks_are_not_measured():
+    fabric, net, other = Fabric(accelerator="cpu", devices=1), mlp(), mlp()
+    watermark = FabricGradSigns(fabric, make_key())
+    images, labels = next(iter(train_loader()))
+    watermark.loss(net, images, labels, step=0)
+    for network, factor in ((other, 1e3), (net, 1.0)):
+        optimizer = torch.optim.SGD(network.parameters(), 0.0)
+        (factor * F.cross_entropy(network(images), labels)).backward()
+        optimizer.step()
+    own = torch.cat([p.grad.flatten() for p in net.parameters()]).norm()
+    torch.testing.assert_close(watermark.watermarker.task.length(), own)
+
+
+def test_a_watermark_that_is_gone_hooks_nothing():
+    fabric, net = Fabric(accelerator="cpu", devices=1), mlp()
+    watermark = FabricGradSigns(fabric, make_key())
+    marker = watermark.watermarker
+    images, labels = next(iter(train_loader()))
+    watermark.loss(net, images, labels, step=0)
+    del watermark
+    F.cross_entropy(net(images), labels).backward()
+    torch.optim.SGD(net.parameters(), 0.0).step()
+    assert marker.task.n_noted == 0
