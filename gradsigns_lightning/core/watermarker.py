@@ -34,7 +34,8 @@ class Watermarker:
     Args:
         key: the owner's key.
         strength: schedule of the embedding strength, or a number for a constant one: the length of the mark's gradient in a step
-            that embeds, in lengths of the task's gradient.
+            that embeds, in lengths of the task's gradient. While bits are missing and the cadence hurries, it grows with the
+            square root of the hurry: by default up to 2.8 times.
         objective: ``"margin"``, ``"paper"`` or an object of that protocol.
         engine: ``"auto"``, ``"double_backward"``, ``"forward_over_reverse"``, ``"finite_difference"``, or an object of that
             protocol.
@@ -227,7 +228,9 @@ class Watermarker:
             # Without an image on any rank there is no gradient and nothing to hold.
             return self.objective(held, projector) * (mean.detach() != 0).any()
 
-        length = self.strength_at(step=step, epoch=epoch) * self.task.length().to(images.device)
+        # More often alone does not turn the last bits of a small network, and more strength alone costs accuracy.
+        urgency = max(1.0, 1 / self._factor) ** 0.5
+        length = urgency * self.strength_at(step=step, epoch=epoch) * self.task.length().to(images.device)
         with frozen_statistics(module):
             inputs, logits_fn = carrier_inputs(module, logits_fn, images, self.key.input_shape, self.carrier_layer)
             embedded = self.engine.embed(module, logits_fn, inputs, self.key.target_class, objective)

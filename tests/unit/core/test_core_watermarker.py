@@ -371,6 +371,16 @@ def test_hurries_while_bits_are_missing():
     assert run(watermarker, network(), range(100, 140), satisfied=True)[:3] == [100, 108, 124]
 
 
+@pytest.mark.parametrize(("n_missing", "times"), [(0, 1.0), (1, 2**0.5), (2, 2.0), (5, 2.0)])
+def test_the_strength_grows_with_the_square_root_of_the_hurry(n_missing, times):
+    watermarker, model = fed(cadence=Cadence(16, max_hurry=4), strength=3.0), network()
+    for step in range(0, 16 * n_missing, 16):
+        assert run(watermarker, model, [step], satisfied=False, missing=True)
+    assert watermarker.is_due(step=100, epoch=0)  # finds what the last one left
+    embed(watermarker, model, 100).backward()
+    assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)
+
+
 def test_a_training_that_may_end_at_any_time_embeds_early_and_ever_less():
     watermarker = fed(cadence=Cadence.following())
     steps = run(watermarker, network(), range(3000), satisfied=False)
