@@ -87,10 +87,10 @@ class Workload:
         return module, [GradSigns(key, cadence=cadence, n_images=self.n_images)] if side == "signed" else []
 
 
-# As many images as often as `experiment=fashion_mnist` and `experiment=cifar10`, whose bit error rates are in docs/trade-off.md.
+# As many images as often as a long training embeds by default while its margins grow.
 WORKLOADS = (
     Workload("Fashion-MNIST size, small ResNet", lambda: SmallResNet(1, 10), (1, 28, 28), 32, 80, 3),
-    Workload("CIFAR-10 size, ResNet-20", lambda: ResNet20(3, 10, bn_momentum=0.1), (3, 32, 32), 16, 30, 2),
+    Workload("CIFAR-10 size, ResNet-20", lambda: ResNet20(3, 10, bn_momentum=0.1), (3, 32, 32), 32, 80, 1),
 )
 
 
@@ -143,7 +143,7 @@ def seconds_per_step(workload: Workload, side: str, n_steps: int, cadence: Caden
 def embedding_share(workload: Workload, cadence: Cadence, n_steps: int) -> dict[str, float]:
     """Return the share of the training's time that the watermarker's parts take, and that of the trial on the first batch."""
     module, callbacks = workload.side("signed", cadence)
-    marker, spent = callbacks[0].watermarker, {"observe": 0.0, "loss": 0.0, "prepare": 0.0}  # type: ignore[attr-defined]
+    marker, spent = callbacks[0].watermarker, dict.fromkeys(("observe", "observe_gradients", "loss", "prepare"), 0.0)  # type: ignore[attr-defined]
 
     def timed(name: str) -> Callable[..., Any]:
         function = getattr(marker, name)
@@ -164,6 +164,7 @@ def embedding_share(workload: Workload, cadence: Cadence, n_steps: int) -> dict[
     return {
         "embedding_pass": spent["loss"] / total,
         "buffer": spent["observe"] / total,
+        "task_gradient": spent["observe_gradients"] / total,
         "trial_on_the_first_batch_s": spent["prepare"],
     }
 
@@ -228,6 +229,8 @@ class Cell:
         self.marker = Watermarker(random_key(n_bits, shape, n_carriers), cadence=1, n_images=n_images, engine="double_backward")
         images = torch.randn(n_images, *shape, device=DEVICE)
         self.marker.observe(images, torch.zeros(n_images, dtype=torch.long, device=DEVICE), step=0)
+        self.ordinary()
+        self.marker.observe_gradients(0, self.network.parameters(), step=0)
         self.step = 0
 
     def ordinary(self) -> None:
