@@ -38,7 +38,7 @@ def run(config: Any) -> Outcome:
         judgement = judge(
             bundle,
             suspect=suspect.model if suspect else None,
-            images=images,
+            images=images.pixels if images else None,
             input_mean=as_read.input_mean,
             input_std=as_read.input_std,
             controls={path: open_control(path, bundle.key) for path in settings["controls"]},
@@ -48,10 +48,11 @@ def run(config: Any) -> Outcome:
             alpha=settings["alpha"],
             max_queries=settings["api"]["max_queries"],
         )
-    print_rows(_rows(judgement, as_read), title="gradsigns judge", note=_note(judgement))
+    print_rows({**_rows(judgement, as_read), **(images.row() if images else {})}, title="gradsigns judge", note=_note(judgement))
     if settings["json"]:
         normalisation = {"input_mean": list(as_read.input_mean), "input_std": list(as_read.input_std)}
-        write_json(settings["json"], {**judgement.to_dict(), **normalisation, "bundle": settings["bundle"]})
+        sources = {"bundle": settings["bundle"], **(images.to_dict() if images else {})}
+        write_json(settings["json"], {**judgement.to_dict(), **normalisation, **sources})
     return Outcome(judgement.verdict)
 
 
