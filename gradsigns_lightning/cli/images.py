@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.data.decoding import MAX_SIDE, decode
+from gradsigns_lightning.data.decoding import MAX_SIDE, check_inside, decode
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -41,15 +41,8 @@ def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
             f"`images`: all images together may have {_MAX_VALUES} values and sides of {MAX_SIDE}, got {len(files)} images "
             f"of the key's `input_shape` {tuple(input_shape)}."
         )
-    _check_inside(path, files)
+    check_inside(path, files, argument="images")
     return torch.stack([_read(file, _MODES[channels], (height, width)) for file in files]).float().div_(255)
-
-
-def _check_inside(folder: Path, files: list[Path]) -> None:
-    """The folder may have been received: a link in it would have a picture read, sent and enclosed that lies elsewhere."""
-    for file in files:
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"`images`: {str(file)!r} is a link to a file outside the folder; put a copy in its place.")
 
 
 def _read(file: Path, mode: str, size: tuple[int, int]) -> Tensor:

@@ -16,8 +16,9 @@ from typing import Any
 
 from gradsigns_lightning.cli.schema import check_root_keys, config_folder, register_schemas
 from gradsigns_lightning.cli.suggest import explain
+from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.text import printable_lines
-from gradsigns_lightning.lazy import in_pythons_folder
+from gradsigns_lightning.lazy import as_command, in_pythons_folder
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _KEY_FILE_COMMANDS = ("verify", "trace", "commit")
@@ -127,6 +128,10 @@ class Task:
 
     def __call__(self, config: Any) -> float | None:
         """Run the command; the return value is what a sweeper minimises."""
+        with as_command():  # a launcher's process begins here
+            return self._run(config)
+
+    def _run(self, config: Any) -> float | None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
@@ -186,5 +191,5 @@ def _process_state(command: str, overrides: list[str]) -> Iterator[None]:
 
 
 def _report(message: str, code: int) -> int:
-    print(f"gradsigns: {printable_lines(message)}", file=sys.stderr)  # noqa: T201
+    print(for_stream(f"gradsigns: {printable_lines(message)}", sys.stderr), file=sys.stderr)  # noqa: T201
     return code

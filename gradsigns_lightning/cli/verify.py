@@ -51,7 +51,8 @@ def run(config: Any) -> Outcome:
     print_rows(rows, title="gradsigns verify", note=_note(settings, files))
     if settings["json"]:
         sources = {suspect.kind: suspect.source, "key": key_file, "images": settings["images"], "data": suspect.data_name}
-        write_json(settings["json"], {**result.to_dict(), **sources, **images.to_dict(), "bundle": settings["bundle"]})
+        charged = {"log10_charged_p_value": result.log10_charged_p_value}
+        write_json(settings["json"], {**result.to_dict(), **charged, **sources, **images.to_dict(), "bundle": settings["bundle"]})
     cell = {name: rows[name] for name in ("verdict", "matching bits")} | {"p-value": format_p_value(result)}
     return Outcome(result.verdict, result.bit_error_rate, cell)
 

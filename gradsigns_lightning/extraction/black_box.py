@@ -24,7 +24,7 @@ from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, Transc
 from gradsigns_lightning.extraction.pool import ImagePool
 from gradsigns_lightning.extraction.probes import alignment, block_directions, row_directions
 from gradsigns_lightning.extraction.readings import FIRST_STEP, CoordinateReading, RowReading
-from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, verdict_of
+from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, free_bits, verdict_of
 from gradsigns_lightning.extraction.sequential import FIRST_LOOK, Evidence, integer_scores, is_futile, look_schedule
 from gradsigns_lightning.extraction.settings import Estimator, ReadingSettings
 from gradsigns_lightning.extraction.white_box import check_images
@@ -345,6 +345,7 @@ def _result(
         verdict=verdict_of(p_value, settings.alpha, recognised),
         commitment=key.commitment,
         recognised=recognised,
+        free_bits=free_bits(key),
         answers=asker.reader.kind,
         estimator=settings.estimator,
         alignment=claim.name,

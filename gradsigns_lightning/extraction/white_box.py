@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,7 +20,7 @@ from gradsigns_lightning.core.memory import saved_bytes
 from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, pixel_scale, project, unit
 from gradsigns_lightning.core.signature_key import KeyAsRead, SignatureKey
 from gradsigns_lightning.extraction.foreign_modules import any_batch_size, refuse_int8, without_inference_tensors
-from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
+from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide, free_bits
 
 _BATCH_SIZE = 128  # at most, where nothing is said
 _MOST_BYTES = 4 << 30  # of activations, likewise
@@ -60,19 +61,21 @@ def verify(
         input_std: standard deviation of that normalisation; by default the key's.
 
     Returns:
-        The result; ``inconclusive`` if the gradient is all zero or not finite, or if the model takes less than half of the images
-        for the target class.
+        The result. Its verdict takes the key's payload for fixed before the model was there; see ``free_bits`` where that is not
+        known, as of somebody else's key. ``inconclusive`` if the gradient is all zero or not finite, or if the model takes less
+        than half of the images for the target class.
 
     Raises:
         ValueError: images of the wrong shape or range, a model that returns no logits, or an int8 model, which
             :func:`verify_api` reads.
         TypeError: an argument of the wrong type.
     """
+    n_free = free_bits(key)
     if input_mean is not None or input_std is not None:
         check_instance("key", key, (WatermarkKey, SignatureKey))
         mean, std = key.input_mean if input_mean is None else input_mean, key.input_std if input_std is None else input_std
         key = KeyAsRead.of(key, input_mean=mean, input_std=std)
-    return _read(model, [key], images, alpha, batch_size, logits, carrier_layer)[0]
+    return replace(_read(model, [key], images, alpha, batch_size, logits, carrier_layer)[0], free_bits=n_free)
 
 
 def verify_many(

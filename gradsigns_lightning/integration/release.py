@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gradsigns_lightning.core.archive import check_archive
 from gradsigns_lightning.core.files import check_target, write_file
 
 CHECKPOINT_ENTRY = "gradsigns"
@@ -23,7 +24,9 @@ def strip(checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrit
     is kept, so Lightning loads the copy. ``gradsigns verify`` does not: keep the original, or verify in Python.
 
     Args:
-        checkpoint: the checkpoint; it is read with ``weights_only=True``, so nothing in it is run.
+        checkpoint: the checkpoint; it is read with ``weights_only=True``, so nothing in it is run, and takes the memory of a few
+            copies of the file at most. Types that you named with ``torch.serialization.add_safe_globals`` are read as torch reads
+            them.
         out: the copy; written in one atomic step.
         overwrite: whether ``out`` may be replaced.
 
@@ -51,15 +54,25 @@ def _read(file: Path) -> dict[str, Any]:
         found = "a folder" if file.is_dir() else "not there"
         raise ValueError(f"`checkpoint` must name a checkpoint file, got {str(file)!r}, which is {found}.")
     try:
+        check_archive(file, trusted=_trusted())
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # what damage makes torch raise has no base class in common
+        reason = f" ({str(error)[:200]})" if type(error) is ValueError else ""
         raise ValueError(
-            f"`checkpoint`: {str(file)!r} is damaged, or holds more than weights and plain types; types that you trust can be "
-            "named with torch.serialization.add_safe_globals."
+            f"`checkpoint`: {str(file)!r} is damaged, or holds more than weights and plain types{reason}; types that you trust "
+            "can be named with torch.serialization.add_safe_globals."
         ) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
+    content = dict(dict.items(content)) if isinstance(content, dict) else {}  # an attribute may hide a method
+    if "state_dict" not in content:
         raise ValueError(f"`checkpoint`: {str(file)!r} has no `state_dict`; it is not a Lightning checkpoint.")
     return content
+
+
+def _trusted() -> set[str]:
+    """Return the types that the user has named to torch; torch's own names are not the user's."""
+    types = [entry if isinstance(entry, tuple) else (entry, "") for entry in torch.serialization.get_safe_globals()]
+    names = {name.rpartition(".")[::2] if name else (kind.__module__, kind.__qualname__) for kind, name in types}
+    return {f"{module} {name}" for module, name in names if module.partition(".")[0] != "torch"}
 
 
 def _strip_settings(content: dict[str, Any]) -> list[str]:
