@@ -147,8 +147,9 @@ def _set_up_wandb(*, offline: bool) -> None:
     with in_pythons_folder():
         import wandb
 
-        settings = {"git_root": str(repository)} if repository else {}
-        wandb.setup(wandb.Settings(**settings, **({"mode": "offline"} if offline else {})))
+        settings: Settings = {"git_root": str(repository)} if repository else {}
+        settings |= {"mode": "offline"} if offline else {}
+        wandb.setup(wandb.Settings(**settings))
 
 
 def _started(logger: Settings) -> Any:

@@ -68,11 +68,13 @@ def print_cells(cells: list[dict[str, str]]) -> None:
 
 
 def short_path(path: str | Path) -> str:
-    """Return ``path`` from the current folder if it lies below."""
+    """Return ``path`` from the current folder if it lies below; where a link leads out of it, whereto."""
     try:
-        return str(Path(path).relative_to(Path.cwd()))
+        shorter = Path(path).relative_to(Path.cwd())
     except ValueError:
         return str(path)
+    place = Path(path).resolve()
+    return str(shorter) if place.is_relative_to(Path.cwd().resolve()) else str(place)
 
 
 def verification_rows(result: VerificationResult) -> dict[str, str]:

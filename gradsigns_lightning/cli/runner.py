@@ -24,9 +24,12 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 _KEY_FILE_COMMANDS = ("verify", "trace", "commit")
 _FILE_ARGUMENTS = (
     *("checkpoint", "onnx", "images", "bundle", "controls", "key", "key.path", "init", "attach", "authority", "signer"),
-    *("commitment", "folder", "mean_image"),
+    *("commitment", "folder", "mean_image", "master", "api.journal", "paths.data", "data.module.root"),
 )
+_NEW_FILES = ("out", "json")  # a sweep's may have a setting's value in their names
 _REFERENCE = re.compile(r"(\\*)\$(?=\\?\{)")  # Hydra takes the backslash out of "$\{"
+_SETTING = r"\{(?:(?:hydra:)?[A-Za-z_][\w.]*|now:[^{}$]*)\}"
+_OTHER_REFERENCE = re.compile(rf"(\\*)\$(?=\\?\{{)(?!{_SETTING})")
 _NOT_PROVEN = 3
 
 
@@ -79,15 +82,18 @@ def _with_key_file(command: str, word: str) -> str:
 def _with_file_names(word: str) -> str:
     """Let the value of ``checkpoint=FILE`` and the like be a file's name and no template: the name may be a stranger's choice.
 
-    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a report.
+    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a report. In the names of
+    new files settings alone are replaced, as in ``json=out_${seed}.json``.
     """
     name, equals, value = word.partition("=")
     if name == "endpoint":
         return name + equals + _quoted(value)
-    if name.lstrip("+") not in _FILE_ARGUMENTS:
+    argument = name.lstrip("+")
+    if argument not in (*_FILE_ARGUMENTS, *_NEW_FILES):
         return word
+    reference = _OTHER_REFERENCE if argument in _NEW_FILES else _REFERENCE
     # OmegaConf takes an odd number of backslashes as an escape; outside quotation marks Hydra halves their number before.
-    value = _REFERENCE.sub(lambda found: "\\" * (4 * ((len(found[1]) + 1) // 2) + 1) + "$", value)
+    value = reference.sub(lambda found: "\\" * (4 * ((len(found[1]) + 1) // 2) + 1) + "$", value)
     return name + equals + _quoted(value)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TextIO
+from typing import IO
 
 _INDENT = "  "
 _NARROWEST = 20
 
 
-def for_stream(text: str, stream: TextIO) -> str:
+def for_stream(text: str, stream: IO[str]) -> str:
     """Return ``text`` as it is, or wrapped with :func:`hanging` if ``stream`` is a terminal."""
     if not stream.isatty():
         return text
