@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from gradsigns_lightning.cli.build import build
 from gradsigns_lightning.cli.checkpoint import description_of, load_classifier, read_checkpoint
 from gradsigns_lightning.cli.endpoint import Endpoint
-from gradsigns_lightning.cli.images import read_folder
+from gradsigns_lightning.cli.images import MAX_VALUES, read_folder
 from gradsigns_lightning.cli.keys import check_key_fits
 from gradsigns_lightning.cli.options import api_names, check_is_file, options
 from gradsigns_lightning.core.key import WatermarkKey
@@ -24,8 +25,8 @@ from gradsigns_lightning.extraction.white_box import RawInputs
 from gradsigns_lightning.lazy import in_pythons_folder
 
 _WHERE = (
-    "Say where the test images lie: paths.data=FOLDER (what `gradsigns train` reads by default is paths.data=data), the variable "
-    "GRADSIGNS_DATA, or images=FOLDER. A folder `data` that happens to be in the current one is not read for a verdict."
+    "Say where the test images lie: paths.data=FOLDER, the variable GRADSIGNS_DATA, or images=FOLDER. A folder `data` that happens "
+    "to be in the current one is not read for a verdict; if it is your own, from which you trained, add paths.data=data."
 )
 _KINDS = ("checkpoint", "onnx", "endpoint")
 
@@ -172,6 +173,8 @@ def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str |
     Raises:
         ValueError: none of them is given, or the data cannot be read.
     """
+    if settings["paths"]["data"] == "":
+        raise ValueError("`paths.data` (or the variable GRADSIGNS_DATA) must name a folder, got '', which would be this one.")
     if settings["images"] is not None:
         origin = str(Path(settings["images"]).expanduser().resolve())
         return Images(read_folder(settings["images"], key.input_shape), origin)
@@ -188,8 +191,9 @@ def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str |
 
 
 def _test_images(data: Any, key: WatermarkKey, settings: dict[str, Any]) -> Images:
+    most = max(1, MAX_VALUES // math.prod(data.input_shape))  # small files may be resized to large images
     try:
-        pixels: Tensor = data.raw_images("test", key.target_class)
+        pixels: Tensor = data.raw_images("test", key.target_class, limit=most)
     except ValueError as error:
         if data.root is not None or settings["paths"]["data"] is not None:
             raise

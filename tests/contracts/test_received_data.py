@@ -10,7 +10,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsigns_lightning import WatermarkKey
-from gradsigns_lightning.cli import main
+from gradsigns_lightning.cli import main, suspect
 from gradsigns_lightning.cli.checkpoint import describe
 from gradsigns_lightning.data import FashionMNIST
 from gradsigns_lightning.extraction.evidence import Bundle, make_statement
@@ -84,6 +84,20 @@ def test_the_systems_folder_is_read_without_a_word(words, received, capsys, tmp_
     monkeypatch.setattr(FashionMNIST, "_system_folders", (own.parent,))
     found = report(words, capsys)
     assert (found["images_from"], found["n_images_given"]) == (str(own), 52)
+
+
+@pytest.mark.parametrize("words", READERS.values(), ids=READERS)
+def test_an_empty_name_is_not_the_current_folder(words, received, capsys, monkeypatch):
+    for file in received.parent.iterdir():
+        file.rename(file.name)
+    monkeypatch.setenv("GRADSIGNS_DATA", "")
+    assert main(words) == 1
+    assert "`paths.data` (or the variable GRADSIGNS_DATA) must name a folder, got ''" in capsys.readouterr().err
+
+
+def test_no_more_images_are_read_than_a_folder_may_hold(received, capsys, monkeypatch):
+    monkeypatch.setattr(suspect, "MAX_VALUES", 55 * 784 + 1)
+    assert report([*READERS["verify"], "paths.data=data"], capsys)["n_images_given"] == 55
 
 
 @pytest.mark.parametrize("name", OTHERS)
