@@ -25,8 +25,8 @@ from gradsigns_lightning.extraction.white_box import RawInputs
 from gradsigns_lightning.lazy import in_pythons_folder
 
 _WHERE = (
-    "Say where the test images lie: paths.data=FOLDER, the variable GRADSIGNS_DATA, or images=FOLDER. A folder `data` that happens "
-    "to be in the current one is not read for a verdict; if it is your own, from which you trained, add paths.data=data."
+    "Say where the test images lie: paths.data=FOLDER, the variable GRADSIGNS_DATA, or images=FOLDER. A folder `data` that "
+    "happens to be in the current one is not read for a verdict; if it is your own, from which you trained, add paths.data=data."
 )
 _KINDS = ("checkpoint", "onnx", "endpoint")
 

@@ -20,8 +20,9 @@ def strip(checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrit
     """Write a copy of a Lightning checkpoint in which nothing says that the model is signed; the weights stay as they are.
 
     Left out are the callback's settings and state, with them the commitment and the target class, what ``gradsigns train`` noted
-    of the model, and the state of callbacks that watch one of the mark's figures (a ``ModelCheckpoint`` of ``wm/ber``). All else
-    is kept, so Lightning loads the copy. ``gradsigns verify`` does not: keep the original, or verify in Python.
+    of the model, and the state of callbacks that watch one of the mark's figures (a ``ModelCheckpoint`` of ``wm/ber``) or name
+    this package in a path (that of W&B's project). All else is kept, so Lightning loads the copy. ``gradsigns verify`` does not:
+    keep the original, or verify in Python.
 
     Args:
         checkpoint: the checkpoint; it is read with ``weights_only=True``, so nothing in it is run, and takes the memory of a few
@@ -85,23 +86,24 @@ def _strip_settings(content: dict[str, Any]) -> list[str]:
 
 
 def _strip_states(content: dict[str, Any]) -> list[str]:
-    """Take out the callbacks' entry and state, and what other callbacks keep of figures such as ``wm/ber``."""
+    """Take out the callbacks' entry and state, and what other callbacks keep of figures such as ``wm/ber``, or of this package."""
     marks = content.pop(CHECKPOINT_ENTRY, None)
     removed = [] if marks is None else [CHECKPOINT_ENTRY]
-    figures = [f"{name}/" for name in (marks if isinstance(marks, dict) else ())]
+    # A path may tell as well: that of W&B's default project.
+    telling = [CHECKPOINT_ENTRY, *(f"{name}/".lower() for name in (marks if isinstance(marks, dict) else ()))]
     states = content.get("callbacks")
     states = states if isinstance(states, dict) else {}
     for key in list(states):
         told = str(key)
-        if told.startswith(STATE_PREFIX) or any(figure in told or _mentions(states[key], figure) for figure in figures):
+        if told.startswith(STATE_PREFIX) or any(word in told.lower() or _mentions(states[key], word) for word in telling):
             del states[key]
             removed.append(f"callbacks.{told}")
     return removed
 
 
-def _mentions(value: Any, figure: str) -> bool:
+def _mentions(value: Any, word: str) -> bool:
     if isinstance(value, dict):
-        return any(_mentions(part, figure) for pair in value.items() for part in pair)
+        return any(_mentions(part, word) for pair in value.items() for part in pair)
     if isinstance(value, (list, tuple)):
-        return any(_mentions(part, figure) for part in value)
-    return isinstance(value, str) and figure in value
+        return any(_mentions(part, word) for part in value)
+    return isinstance(value, str) and word in value.lower()

@@ -182,3 +182,23 @@ def test_an_attribute_hides_no_method(tmp_path):
     content.get = "no method"
     torch.save(content, tmp_path / "attribute.ckpt")
     assert strip(tmp_path / "attribute.ckpt", tmp_path / "out.ckpt") == ("gradsigns",)
+
+
+def test_no_path_names_the_package(tmp_path):
+    """W&B's default project is a folder of the checkpoints."""
+    key = WatermarkKey.generate("A", 8, input_shape=(1, 8, 8), target_class=1)
+    watchers = [
+        ModelCheckpoint(tmp_path / "GradSigns" / "v1"),
+        ModelCheckpoint(tmp_path / "m", monitor="Mark/ber"),
+        ModelCheckpoint(tmp_path / "loss", monitor="val/loss"),
+    ]
+    fit = trainer(tmp_path, [GradSigns(key, name="Mark", cadence=1, n_images=4), *watchers], max_epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit.fit(Net(), loader(), loader())
+    fit.save_checkpoint(tmp_path / "signed.ckpt")
+    strip(tmp_path / "signed.ckpt", tmp_path / "release.ckpt")
+    assert b"gradsigns" in words_of(tmp_path / "signed.ckpt").lower()
+    after = words_of(tmp_path / "release.ckpt").lower()
+    assert [word for word in (b"gradsigns", b"mark/", b"wm/") if word in after] == []
+    assert len(torch.load(tmp_path / "release.ckpt", weights_only=True)["callbacks"]) == 1
