@@ -86,7 +86,7 @@ def _strip_settings(content: dict[str, Any]) -> list[str]:
 
 
 def _strip_states(content: dict[str, Any]) -> list[str]:
-    """Take out the callbacks' entry and state, and what other callbacks keep of figures such as ``wm/ber``, or of this package."""
+    """Take out the callbacks' entry and state, and what others keep of figures such as ``wm/ber``, or of this package."""
     marks = content.pop(CHECKPOINT_ENTRY, None)
     removed = [] if marks is None else [CHECKPOINT_ENTRY]
     # A path may tell as well: that of W&B's default project.
