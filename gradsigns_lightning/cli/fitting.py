@@ -91,7 +91,7 @@ def build_trainer(settings: Settings, callbacks: list[Any], logger: Any, *, phas
         callbacks=[*callbacks, EpochTimer(), QuietWorkers(), *bars],
         enable_progress_bar=bar_wanted,
     )
-    _check_children(trainer)
+    _check_children(trainer, uses_wandb=bool(logger) and settings["logger"].get("_target_") == _WANDB)
     spawns = type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
     if trainer.num_devices * trainer.num_nodes > 1 and not spawns:
         raise ValueError(
@@ -101,9 +101,9 @@ def build_trainer(settings: Settings, callbacks: list[Any], logger: Any, *, phas
     return trainer
 
 
-def _check_children(trainer: Trainer) -> None:
+def _check_children(trainer: Trainer, *, uses_wandb: bool) -> None:
     """Refuse processes that would read a library's settings in the current folder, from where this process has kept away."""
-    found = [file for file in (*_LIBRARY_FILES, *_WANDB_FILES) if Path(file).exists()]
+    found = [file for file in (*_LIBRARY_FILES, *(_WANDB_FILES if uses_wandb else ())) if Path(file).exists()]
     if found and type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher":
         raise ValueError(
             f"`trainer.strategy` must be of one process here: others would read {found[0]} of the current folder, which may "
