@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
-if sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv and not getattr(sys.flags, "safe_path", False):
-    # `python -m gradsigns_lightning` looks for modules in the current folder first, which may be a received one.
+if (
+    sys.argv[:1] == ["-m"]
+    and any(re.fullmatch(rf"(-\w*m)?{__name__}(\..*)?", word, re.DOTALL) for word in sys.orig_argv)
+    and not getattr(sys.flags, "safe_path", False)
+):
+    # `python -m gradsigns_lightning`, `-mgradsigns_lightning`, `-m gradsigns_lightning.__main__` and so on look for modules in
+    # the current folder first, which may be a received one.
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath("")]
 
 from typing import TYPE_CHECKING

@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+_SAFE_PATH = "PYTHONSAFEPATH"
+
 
 def lazy_names(
     package: str, names: Mapping[str, str], modules: Sequence[str] = ()
@@ -41,13 +43,40 @@ def lazy_names(
     return getattribute, directory
 
 
+_command = False  # whether this process is the command line's own
+
+
+@contextmanager
+def as_command() -> Iterator[None]:
+    """Take this process for the command line's own, whose current folder may be a received one.
+
+    The processes that it starts, of `ddp_spawn` or a launcher, then take no modules from there (since Python 3.11).
+    """
+    global _command
+    before, os.environ[_SAFE_PATH] = (_command, os.environ.get(_SAFE_PATH)), "1"
+    _command = True
+    try:
+        yield
+    finally:
+        _command = before[0]
+        if before[1] is None:
+            os.environ.pop(_SAFE_PATH, None)
+        else:
+            os.environ[_SAFE_PATH] = before[1]
+
+
 @contextmanager
 def in_pythons_folder() -> Iterator[None]:
-    """Make Python's own folder the current one, for imports: the folder of a command may be a received one.
+    """In a command make Python's own folder the current one, for imports: the folder of a command may be a received one.
+
+    In a library call this does nothing: other threads of the caller's process may be using its folder.
 
     Numba, for one, reads `.numba_config.yaml` of the current folder, which names a folder of pickles; matplotlib reads
     `matplotlibrc`, and the loader of shared libraries looks there as well where a library says so.
     """
+    if not _command:
+        yield
+        return
     try:
         here = Path.cwd()
     except FileNotFoundError:  # the current folder was deleted

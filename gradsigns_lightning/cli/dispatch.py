@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from gradsigns_lightning.lazy import as_command, in_pythons_folder
+
 COMMANDS = {
     "keygen": "make a key file",
     "train": "train a classifier, sign it on the way, and read the signature back",
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 when the command failed, 2 when the command line is wrong, 3 when a verdict is not ``owned``.
     """
-    with _any_letter():
+    with _any_letter(), as_command():
         return _main(list(sys.argv[1:] if argv is None else argv))
 
 
@@ -53,8 +55,6 @@ def _main(words: list[str]) -> int:
 
         _write(help_text(words[0], COMMANDS[words[0]]))
         return 0
-    from gradsigns_lightning.lazy import in_pythons_folder
-
     with in_pythons_folder():
         from gradsigns_lightning.cli.runner import run_command
 

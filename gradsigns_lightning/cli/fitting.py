@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from contextlib import redirect_stderr
 from functools import partial
 from importlib.util import find_spec
@@ -12,20 +13,20 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
-from rich.console import Console
-from rich.text import Text
 
 from gradsigns_lightning.cli.build import build
 from gradsigns_lightning.cli.callbacks import SECONDS_METRIC, EpochTimer, QuietWorkers, progress_callbacks
 from gradsigns_lightning.cli.checkpoint import load_weights, read_checkpoint
-from gradsigns_lightning.cli.report import short_path
+from gradsigns_lightning.cli.report import say, short_path
 from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.integration import GradSigns
+from gradsigns_lightning.lazy import in_pythons_folder
 from gradsigns_lightning.models import Classifier
 
 Settings = dict[str, Any]
+_LIBRARY_FILES, _WANDB_FILES = ("matplotlibrc", ".numba_config.yaml"), ("wandb/settings", ".wandb/settings")
 _CSV, _WANDB = "lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.WandbLogger"
 
 _FINAL = (
@@ -90,6 +91,7 @@ def build_trainer(settings: Settings, callbacks: list[Any], logger: Any, *, phas
         callbacks=[*callbacks, EpochTimer(), QuietWorkers(), *bars],
         enable_progress_bar=bar_wanted,
     )
+    _check_children(trainer, uses_wandb=bool(logger) and settings["logger"].get("_target_") == _WANDB)
     spawns = type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
     if trainer.num_devices * trainer.num_nodes > 1 and not spawns:
         raise ValueError(
@@ -97,6 +99,16 @@ def build_trainer(settings: Settings, callbacks: list[Any], logger: Any, *, phas
             "process, each with a key of its own); to train otherwise, use the GradSigns callback in a script."
         )
     return trainer
+
+
+def _check_children(trainer: Trainer, *, uses_wandb: bool) -> None:
+    """Refuse processes that would read a library's settings in the current folder, from where this process has kept away."""
+    found = [file for file in (*_LIBRARY_FILES, *(_WANDB_FILES if uses_wandb else ())) if Path(file).exists()]
+    if found and type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher":
+        raise ValueError(
+            f"`trainer.strategy` must be of one process here: others would read {found[0]} of the current folder, which may "
+            "not be yours. Start the command in another folder."
+        )
 
 
 def build_logger(settings: Settings) -> Any:
@@ -111,6 +123,7 @@ def build_logger(settings: Settings) -> Any:
     if logger.get("_target_") == _WANDB:
         if find_spec("wandb") is None:
             raise ImportError("`logger=wandb` needs wandb, which is not installed: `pip install gradsigns-lightning[wandb]`.")
+        _set_up_wandb(offline=bool(logger.get("offline")))
         if logger.get("offline"):  # forty lines of its own; where the run lies is said in one at the end
             with redirect_stderr(io.StringIO()):
                 return _started({**logger, "config": settings, "settings": {"silent": True, **(logger.get("settings") or {})}})
@@ -118,6 +131,25 @@ def build_logger(settings: Settings) -> Any:
     built = build(logger, option="logger")
     built.log_hyperparams(settings)
     return built
+
+
+def _set_up_wandb(*, offline: bool) -> None:
+    """Let W&B read its settings outside the current folder, which may be a received one: they say who gets the API key."""
+    here = Path.cwd()
+    if any((here / file).exists() for file in _WANDB_FILES):
+        warnings.warn(
+            f"{' and '.join(_WANDB_FILES)} of the current folder are not read: give W&B's settings by its variables WANDB_..., "
+            "by logger.settings={...}, or in your own ~/.config/wandb/settings.",
+            UserWarning,
+            stacklevel=2,
+        )
+    repository = next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), None)
+    with in_pythons_folder():
+        import wandb
+
+        settings: Settings = {"git_root": str(repository)} if repository else {}
+        settings |= {"mode": "offline"} if offline else {}
+        wandb.setup(wandb.Settings(**settings))
 
 
 def _started(logger: Settings) -> Any:
@@ -143,7 +175,7 @@ def log_summary(logger: Any, summary: dict[str, Any]) -> None:
         folder, offline = Path(logger.experiment.dir).parent, getattr(logger, "_offline", False)
         logger.experiment.finish()
         if offline:
-            Console(highlight=False).print(Text(printable(f"W&B run, offline: wandb sync {short_path(folder)}")), soft_wrap=True)
+            say(printable(f"W&B run, offline: wandb sync {short_path(folder)}"))
 
 
 def test_accuracy(settings: Settings, classifier: Classifier, data: Any) -> float:

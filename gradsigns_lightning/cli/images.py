@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.data.decoding import MAX_SIDE, decode
+from gradsigns_lightning.data.decoding import MAX_SIDE, check_inside, decode
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_MAX_VALUES = 1 << 29  # of all images: two gigabytes as float32
+MAX_VALUES = 1 << 29  # of all images: two gigabytes as float32
 
 
 def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
@@ -36,20 +36,13 @@ def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
     channels, height, width = input_shape
     if channels not in _MODES:
         raise ValueError(f"`images`: files hold {sorted(_MODES)} channels, but the key's `input_shape` has {channels}.")
-    if max(height, width) > MAX_SIDE or len(files) * channels * height * width > _MAX_VALUES:
+    if max(height, width) > MAX_SIDE or len(files) * channels * height * width > MAX_VALUES:
         raise ValueError(
-            f"`images`: all images together may have {_MAX_VALUES} values and sides of {MAX_SIDE}, got {len(files)} images "
+            f"`images`: all images together may have {MAX_VALUES} values and sides of {MAX_SIDE}, got {len(files)} images "
             f"of the key's `input_shape` {tuple(input_shape)}."
         )
-    _check_inside(path, files)
+    check_inside(path, files, argument="images")
     return torch.stack([_read(file, _MODES[channels], (height, width)) for file in files]).float().div_(255)
-
-
-def _check_inside(folder: Path, files: list[Path]) -> None:
-    """The folder may have been received: a link in it would have a picture read, sent and enclosed that lies elsewhere."""
-    for file in files:
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"`images`: {str(file)!r} is a link to a file outside the folder; put a copy in its place.")
 
 
 def _read(file: Path, mode: str, size: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.commit import read_bytes
 from gradsigns_lightning.cli.options import api_names, options
-from gradsigns_lightning.cli.report import check_json_path, format_p_value, matches, print_rows, write_json
+from gradsigns_lightning.cli.report import check_json_path, format_p_value, matches, power, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.suspect import Suspect, open_control, open_suspect, suspect_images
 from gradsigns_lightning.core.key import WatermarkKey
@@ -38,7 +38,7 @@ def run(config: Any) -> Outcome:
         judgement = judge(
             bundle,
             suspect=suspect.model if suspect else None,
-            images=images,
+            images=images.pixels if images else None,
             input_mean=as_read.input_mean,
             input_std=as_read.input_std,
             controls={path: open_control(path, bundle.key) for path in settings["controls"]},
@@ -48,10 +48,11 @@ def run(config: Any) -> Outcome:
             alpha=settings["alpha"],
             max_queries=settings["api"]["max_queries"],
         )
-    print_rows(_rows(judgement, as_read), title="gradsigns judge", note=_note(judgement))
+    print_rows({**_rows(judgement, as_read), **(images.row() if images else {})}, title="gradsigns judge", note=_note(judgement))
     if settings["json"]:
         normalisation = {"input_mean": list(as_read.input_mean), "input_std": list(as_read.input_std)}
-        write_json(settings["json"], {**judgement.to_dict(), **normalisation, "bundle": settings["bundle"]})
+        sources = {"bundle": settings["bundle"], **(images.to_dict() if images else {})}
+        write_json(settings["json"], {**judgement.to_dict(), **normalisation, **sources})
     return Outcome(judgement.verdict)
 
 
@@ -96,16 +97,12 @@ def _rows(judgement: Judgement, as_read: KeyAsRead) -> dict[str, str]:
         if result is not None:
             rows[name] = f"{matches(result)}, p = {format_p_value(result)}"
     rows |= {f"control {name}": f"{matches(result)}, p = {format_p_value(result)}" for name, result in judgement.controls.items()}
-    rows["raw p-value"] = _power(judgement.log10_p_value)
+    rows["raw p-value"] = power(judgement.log10_p_value)
     trials = f"2^{judgement.grinding_bits:g} keys tried"
     if judgement.payload_bits:
         trials += f", payload of {judgement.payload_bits:g} bits"
-    rows["adjusted p-value"] = f"{_power(judgement.log10_adjusted_p_value)} for {trials} (owned at <= {judgement.alpha:g})"
+    rows["adjusted p-value"] = f"{power(judgement.log10_adjusted_p_value)} for {trials} (owned at <= {judgement.alpha:g})"
     return rows
-
-
-def _power(log10: float) -> str:
-    return f"10^{log10:.1f}" if log10 <= -300 else f"{10**log10:.3g}"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.text import printable_lines
 
 
@@ -30,4 +31,4 @@ def silence() -> None:
 
 
 def _show(message: Any, *_: Any, **__: Any) -> None:
-    print(f"warning: {printable_lines(str(message))}", file=sys.stderr)  # noqa: T201
+    print(for_stream(f"warning: {printable_lines(str(message))}", sys.stderr), file=sys.stderr)  # noqa: T201

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.files import write_file
 from gradsigns_lightning.core.text import printable, printable_lines
 
@@ -41,7 +42,13 @@ def print_rows(rows: dict[str, str], *, title: str, note: str = "") -> None:
         console = Console(highlight=False, width=max(console.width, needed))
     console.print(table)
     if note:
-        console.print(Text(printable_lines(note)), soft_wrap=True)
+        say(note)
+
+
+def say(text: str) -> None:
+    """Print a message as :func:`printable_lines`, in lines that a terminal need not break."""
+    console = Console(highlight=False)
+    console.print(Text(for_stream(printable_lines(text), console.file)), soft_wrap=True)
 
 
 def print_cells(cells: list[dict[str, str]]) -> None:
@@ -61,23 +68,42 @@ def print_cells(cells: list[dict[str, str]]) -> None:
 
 
 def short_path(path: str | Path) -> str:
-    """Return ``path`` from the current folder if it lies below."""
+    """Return ``path`` from the current folder if it lies below; where a link leads out of it, whereto."""
     try:
-        return str(Path(path).relative_to(Path.cwd()))
+        shorter = Path(path).relative_to(Path.cwd())
     except ValueError:
         return str(path)
+    place = Path(path).resolve()
+    return str(shorter) if place.is_relative_to(Path.cwd().resolve()) else str(place)
 
 
 def verification_rows(result: VerificationResult) -> dict[str, str]:
     """Return what was read, in words."""
+    free = {"free choice": _free_choice(result)} if result.free_bits > 0 else {}
     return {
         "verdict": result.verdict.replace("_", " "),
         "matching bits": matches(result),
         "bit error rate": f"{result.bit_error_rate:.4f}",
         "p-value": f"{format_p_value(result)} (owned at <= {result.alpha:g})",
+        **free,
         "smallest margin": f"{result.margin:+.3f}",
         "images read": str(result.n_queries),
     }
+
+
+def _free_choice(result: VerificationResult) -> str:
+    """Say what the verdict is worth to who does not know when the payload was chosen."""
+    charged = result.log10_charged_p_value
+    found = "nothing" if math.isnan(charged) else "owned" if charged <= math.log10(result.alpha) else "not proven"
+    return (
+        f"{result.free_bits:g} bits were up to who made the key, who may have fitted them to this model: charged for them, as by "
+        f"`gradsigns judge`, p = {power(charged)} ({found})"
+    )
+
+
+def power(log10: float) -> str:
+    """Return a p-value by its logarithm, which a double may not hold."""
+    return f"10^{log10:.1f}" if log10 <= -300 else f"{10**log10:.3g}"
 
 
 def matches(result: VerificationResult | TraceResult) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 
 from gradsigns_lightning.cli.schema import check_root_keys, config_folder, register_schemas
 from gradsigns_lightning.cli.suggest import explain
+from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.text import printable_lines
-from gradsigns_lightning.lazy import in_pythons_folder
+from gradsigns_lightning.lazy import as_command, in_pythons_folder
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _KEY_FILE_COMMANDS = ("verify", "trace", "commit")
@@ -28,9 +29,12 @@ _LOADED_FOR_TRAINING = {
 }
 _FILE_ARGUMENTS = (
     *("checkpoint", "onnx", "images", "bundle", "controls", "key", "key.path", "init", "attach", "authority", "signer"),
-    *("commitment", "folder", "mean_image"),
+    *("commitment", "folder", "mean_image", "master", "api.journal", "paths.data", "data.module.root"),
 )
+_NEW_FILES = ("out", "json")  # a sweep's may have a setting's value in their names
 _REFERENCE = re.compile(r"(\\*)\$(?=\\?\{)")  # Hydra takes the backslash out of "$\{"
+_SETTING = r"\{(?:(?:hydra:)?[A-Za-z_][\w.]*|now:[^{}$]*)\}"
+_OTHER_REFERENCE = re.compile(rf"(\\*)\$(?=\\?\{{)(?!{_SETTING})")
 _NOT_PROVEN = 3
 
 
@@ -94,15 +98,18 @@ def _expand_key(command: str, config: Any) -> None:
 def _with_file_names(word: str) -> str:
     """Let the value of ``checkpoint=FILE`` and the like be a file's name and no template: the name may be a stranger's choice.
 
-    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a report.
+    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a report. In the names of
+    new files settings alone are replaced, as in ``json=out_${seed}.json``.
     """
     name, equals, value = word.partition("=")
     if name == "endpoint":
         return name + equals + _quoted(value)
-    if name.lstrip("+") not in _FILE_ARGUMENTS:
+    argument = name.lstrip("+")
+    if argument not in (*_FILE_ARGUMENTS, *_NEW_FILES):
         return word
+    reference = _OTHER_REFERENCE if argument in _NEW_FILES else _REFERENCE
     # OmegaConf takes an odd number of backslashes as an escape; outside quotation marks Hydra halves their number before.
-    value = _REFERENCE.sub(lambda found: "\\" * (4 * ((len(found[1]) + 1) // 2) + 1) + "$", value)
+    value = reference.sub(lambda found: "\\" * (4 * ((len(found[1]) + 1) // 2) + 1) + "$", value)
     return name + equals + _quoted(value)
 
 
@@ -143,6 +150,10 @@ class Task:
 
     def __call__(self, config: Any) -> float | None:
         """Run the command; the return value is what a sweeper minimises."""
+        with as_command():  # a launcher's process begins here
+            return self._run(config)
+
+    def _run(self, config: Any) -> float | None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
@@ -203,5 +214,5 @@ def _process_state(command: str, overrides: list[str]) -> Iterator[None]:
 
 
 def _report(message: str, code: int) -> int:
-    print(f"gradsigns: {printable_lines(message)}", file=sys.stderr)  # noqa: T201
+    print(for_stream(f"gradsigns: {printable_lines(message)}", sys.stderr), file=sys.stderr)  # noqa: T201
     return code

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from gradsigns_lightning.cli.build import build
 from gradsigns_lightning.cli.checkpoint import description_of, load_classifier, read_checkpoint
 from gradsigns_lightning.cli.endpoint import Endpoint
-from gradsigns_lightning.cli.images import read_folder
+from gradsigns_lightning.cli.images import MAX_VALUES, read_folder
 from gradsigns_lightning.cli.keys import check_key_fits
 from gradsigns_lightning.cli.options import api_names, check_is_file, options
 from gradsigns_lightning.core.key import WatermarkKey
@@ -22,6 +24,10 @@ from gradsigns_lightning.extraction.oracles import OnnxOracle, normalised
 from gradsigns_lightning.extraction.white_box import RawInputs
 from gradsigns_lightning.lazy import in_pythons_folder
 
+_WHERE = (
+    "Say where the test images lie: paths.data=FOLDER, the variable GRADSIGNS_DATA, or images=FOLDER. A folder `data` that "
+    "happens to be in the current one is not read for a verdict; if it is your own, from which you trained, add paths.data=data."
+)
 _KINDS = ("checkpoint", "onnx", "endpoint")
 
 
@@ -132,8 +138,32 @@ def read(suspect: Suspect, key: WatermarkKey, images: Tensor, settings: dict[str
         return verify_api(suspect.model, key, images, alpha=settings["alpha"], **settings["api"])
 
 
-def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str | None) -> Tensor:
+@dataclass(frozen=True)
+class Images:
+    """Images of the key's target class.
+
+    Attributes:
+        pixels: raw in [0, 1], shape ``(n, C, H, W)``.
+        origin: the file, folder or package that they are from.
+    """
+
+    pixels: Tensor
+    origin: str
+
+    def row(self) -> dict[str, str]:
+        """Return the line of a report that says which images were read."""
+        return {"images": f"{len(self.pixels)}, from {self.origin}"}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same for JSON."""
+        return {"images_from": self.origin, "n_images_given": len(self.pixels)}
+
+
+def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str | None) -> Images:
     """Return images of the key's target class: those of ``images=FOLDER``, else test images of ``data=...`` or of ``data_name``.
+
+    The current folder may be a received one, and who chooses the images chooses the reading: a data set is read from where the
+    user says or the system has it, never from a folder that happens to lie there.
 
     Args:
         settings: of the command line, which alone says where data lie.
@@ -143,16 +173,29 @@ def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str |
     Raises:
         ValueError: none of them is given, or the data cannot be read.
     """
+    if settings["paths"]["data"] == "":
+        raise ValueError("`paths.data` (or the variable GRADSIGNS_DATA) must name a folder, got '', which would be this one.")
     if settings["images"] is not None:
-        return read_folder(settings["images"], key.input_shape)
+        origin = str(Path(settings["images"]).expanduser().resolve())
+        return Images(read_folder(settings["images"], key.input_shape), origin)
     if settings["data"] is not None:
         module = settings["data"]["module"]
         with options({name: f"data.module.{name}" for name in module}):
-            images: Tensor = build(module, option="data.module").raw_images("test", key.target_class)
-        return images
+            return _test_images(build(module, option="data.module"), key, settings)
     if data_name is None:
         raise ValueError("`images` must name a folder with images of the key's target class, or `data` a data set.")
     with in_pythons_folder():
-        from gradsigns_lightning.data.catalogue import shipped_images  # data modules are Lightning's
+        from gradsigns_lightning.data.catalogue import shipped_data  # data modules are Lightning's
 
-    return shipped_images(data_name, settings["paths"]["data"], key.target_class)
+    return _test_images(shipped_data(data_name, settings["paths"]["data"]), key, settings)
+
+
+def _test_images(data: Any, key: WatermarkKey, settings: dict[str, Any]) -> Images:
+    most = max(1, MAX_VALUES // math.prod(data.input_shape))  # small files may be resized to large images
+    try:
+        pixels: Tensor = data.raw_images("test", key.target_class, limit=most)
+    except ValueError as error:
+        if data.root is not None or settings["paths"]["data"] is not None:
+            raise
+        raise ValueError(f"{error} {_WHERE}") from error
+    return Images(pixels, data.origin(train=False))

@@ -31,7 +31,7 @@ def run(config: Any) -> Outcome:
         result = trace(
             suspect.model,
             master,
-            images,
+            images.pixels,
             n_customers=settings["n_customers"],
             alpha=settings["alpha"],
             max_queries=settings["api"]["max_queries"],
@@ -44,11 +44,13 @@ def run(config: Any) -> Outcome:
         "p-value": f"{format_p_value(result)} for {result.n_customers} customers (owned at <= {result.alpha:g})",
         "images read": str(result.n_queries),
         suspect.kind: suspect.source,
+        **images.row(),
         "commitment": result.commitment,
     }
     print_rows(rows, title="gradsigns trace", note=_note(result))
     if settings["json"]:
-        write_json(settings["json"], {**result.to_dict(), suspect.kind: suspect.source, "key": settings["key"]["path"]})
+        sources = {suspect.kind: suspect.source, "key": settings["key"]["path"]}
+        write_json(settings["json"], {**result.to_dict(), **sources, **images.to_dict()})
     return Outcome(result.verdict)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def run(config: Any) -> Outcome:
     settings = to_plain(config)
     folder = Path(settings["paths"]["output_dir"])
     check_json_path(settings["json"])
+    _tell_place(folder)
     seed_everything(settings["seed"], verbose=False)
     data = build(settings["data"]["module"], option="data.module")
     key: WatermarkKey = build(settings["key"], option="key")
@@ -65,6 +67,14 @@ def run(config: Any) -> Outcome:
     if settings["json"]:
         write_json(settings["json"], {**summary, "config": settings})
     return Outcome(bit_error_rate=main.result.bit_error_rate, cell=_cell(main, twin))
+
+
+def _tell_place(folder: Path) -> None:
+    """Say where a link leads: in a received folder, `outputs` could be one into a folder that others read."""
+    place = folder.resolve()
+    if folder.absolute().is_relative_to(Path.cwd()) and not place.is_relative_to(Path.cwd().resolve()):
+        message = f"{short_path(folder.parent)} is a link out of the current folder: checkpoint and key are written to {place}."
+        warnings.warn(message, UserWarning, stacklevel=2)
 
 
 def _cell(main: Arm, twin: Arm | None) -> dict[str, str]:

@@ -37,21 +37,23 @@ def run(config: Any) -> Outcome:
     suspect = open_suspect(settings, key)
     check_normalisation(suspect, key)
     images = suspect_images(settings, key, suspect.data_name)
-    result = read(suspect, key, images, settings)
+    result = read(suspect, key, images.pixels, settings)
     rows = {
         **verification_rows(result),
         "key file": key_file,
         suspect.kind: suspect.source,
+        **images.row(),
         "commitment": result.commitment,
     }
     if files is not None:
-        _write_bundle(settings, files, key, images)
+        _write_bundle(settings, files, key, images.pixels)
         rows["evidence bundle"] = settings["bundle"]
     reason = "" if result.verdict == "owned" else f"{rows['verdict']}: {result.reason}."
     print_rows(rows, title="gradsigns verify", note="\n".join(filter(None, [reason, _note(settings, files)])))
     if settings["json"]:
         sources = {suspect.kind: suspect.source, "key": key_file, "images": settings["images"], "data": suspect.data_name}
-        write_json(settings["json"], {**result.to_dict(), "reason": result.reason, **sources, "bundle": settings["bundle"]})
+        told = {"reason": result.reason, "log10_charged_p_value": result.log10_charged_p_value}
+        write_json(settings["json"], {**result.to_dict(), **told, **sources, **images.to_dict(), "bundle": settings["bundle"]})
     cell = {name: rows[name] for name in ("verdict", "matching bits")} | {"p-value": format_p_value(result)}
     return Outcome(result.verdict, result.bit_error_rate, cell)
 

@@ -227,7 +227,7 @@ def _message_bytes(n_bits: int) -> int:
 def _numba_kept_apart() -> Iterator[None]:
     # numba, which compiles galois, gives the whole process as many OpenMP threads as there are cores: torchrun asks for one a
     # rank, and two ranks that wait for each other's threads train many times slower. And it looks for its settings, which may
-    # name pickles, in the current folder, whenever it compiles.
+    # name pickles, in the current folder, whenever it compiles: of a command that may be a received one.
     n_threads = torch.get_num_threads()
     try:
         with in_pythons_folder():

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterator
 
 LONGEST = 1000  # characters of one line: more than any name has, less than a screen
 MOST_LINES = 100
 _INDENT = "  "
-# Printable to Python, but without a mark of its own: what Unicode lets fonts ignore, blank letters, strokes through the next one.
+_MOST_MARKS = 4  # that one letter carries; Vietnamese takes two, pointed Hebrew three, and towers of them reach other lines
+_OVERLAY = 1  # Unicode's combining class of strokes through a letter
+# Printable to Python, but without a mark of its own: what Unicode lets fonts ignore (its property of that name is not in Python),
+# and blank letters.
 _INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\u0335-\u0338\U000e0100-\U000e01ef]"
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\ufffc\U00013441\U00013442\U00016fe4\U0001d159"
+    "\U000e0100-\U000e01ef]"
 )
+_BLANKS = re.compile(" {4,}")
+_DEEPEST = 8  # columns by which a line of a message is indented
 
 
 def printable(text: str, *, limit: int = LONGEST) -> str:
     r"""Return ``text`` in one line without any character that a terminal or a log would act on.
 
     Letters of all scripts stay as they are. What ``str.isprintable`` rejects (control characters, line breaks, marks that turn
-    the direction of writing, characters without width, lone surrogates) is shown as ``repr`` shows it. A backslash stays, so the
-    result is for people to read, not for a program to turn back.
+    the direction of writing, characters without width, lone surrogates) is shown as ``repr`` shows it, and so are letters that
+    show nothing and marks that enclose or strike out others. Four blanks or more are counted, for they could push what follows to
+    where a terminal begins a line. A backslash stays, so the result is for people to read, not for a program to turn back.
 
     Args:
         text: what somebody else wrote.
@@ -30,10 +39,22 @@ def printable(text: str, *, limit: int = LONGEST) -> str:
         >>> printable("a" * 2000, limit=5)
         'aaaaa... (2000 characters)'
     """
-    shown = _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text[:limit])
-    if not shown.isprintable():
-        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
+    shown = _BLANKS.sub(lambda found: f" ({len(found[0])} blanks) ", text[:limit])
+    if not (shown.isascii() and shown.isprintable()):
+        shown = "".join(_escaped(shown))
     return shown if len(text) <= limit else f"{shown}... ({len(text)} characters)"
+
+
+def _escaped(text: str) -> Iterator[str]:
+    n_marks = 0
+    for character in text:
+        is_mark = unicodedata.category(character) in ("Mn", "Me")
+        n_marks = n_marks + 1 if is_mark else 0
+        hides = _INVISIBLE.match(character) or unicodedata.combining(character) == _OVERLAY
+        if character.isprintable() and not hides and unicodedata.category(character) != "Me" and n_marks <= _MOST_MARKS:
+            yield character
+        else:
+            yield character.encode("unicode_escape", "surrogatepass").decode()
 
 
 def printable_lines(text: str) -> str:
@@ -49,5 +70,10 @@ def printable_lines(text: str) -> str:
     """
     lines = text.split("\n")
     left = [f"... ({len(lines) - MOST_LINES} more lines)"] if len(lines) > MOST_LINES else []
-    first, *others = map(printable, [*lines[:MOST_LINES], *left])
+    first, *others = map(_printable_line, [*lines[:MOST_LINES], *left])
     return "\n".join([first, *(line if line.startswith(_INDENT) else _INDENT + line for line in others)])
+
+
+def _printable_line(line: str) -> str:
+    words = line.lstrip(" ")
+    return " " * min(len(line) - len(words), _DEEPEST) + printable(words)

@@ -99,6 +99,14 @@ class ImageDataModule(LightningDataModule, ABC):
             ValueError: the files are not there; the message names `root`.
         """
 
+    def origin(self, train: bool) -> str:
+        """Return where those images come from, for reports: a file, a folder or a package.
+
+        Args:
+            train: as for :meth:`load_images`.
+        """
+        return type(self).__name__ if self.root is None else str(self.root.resolve())
+
     def split_train(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the positions of the training and of the validation images among the official training images.
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor
-
 from gradsigns_lightning.data.base import ImageDataModule
 from gradsigns_lightning.data.cifar10 import CIFAR10
 from gradsigns_lightning.data.digits import Digits
@@ -14,7 +12,7 @@ from gradsigns_lightning.data.mnist import MNIST, FashionMNIST
 from gradsigns_lightning.data.svhn import SVHN
 
 _LONGEST = 80
-_DATA_SETS: dict[str, Callable[[str | Path], ImageDataModule]] = {
+_DATA_SETS: dict[str, Callable[[str | Path | None], ImageDataModule]] = {
     "digits": lambda root: Digits(),
     "fashion_mnist": FashionMNIST,
     "mnist": MNIST,
@@ -23,23 +21,19 @@ _DATA_SETS: dict[str, Callable[[str | Path], ImageDataModule]] = {
 }
 
 
-def shipped_images(name: str, root: str | Path, class_index: int) -> Tensor:
-    """Return the raw test images of one class of a data set that this package reads; nothing is downloaded.
+def shipped_data(name: str, root: str | Path | None) -> ImageDataModule:
+    """Return a data set that this package reads; nothing is downloaded.
 
     Args:
         name: name of the data set, from a file that may come from anyone; it selects, it is not looked up anywhere.
-        root: folder in which data sets lie.
-        class_index: the class.
-
-    Returns:
-        A float32 tensor of shape ``(n, C, H, W)`` in ``[0, 1]``.
+        root: folder in which data sets lie; ``None`` leaves those that need none, or that the system has.
 
     Raises:
-        ValueError: no data set of that name needs a folder alone, its files are not in ``root``, or it has no such class.
+        ValueError: no data set of that name needs a folder alone.
     """
     if name not in _DATA_SETS:
         raise ValueError(
             f"`checkpoint` names the data {name[:_LONGEST]!r}; test images are found for {', '.join(_DATA_SETS)} alone. "
             "Give `images=FOLDER` with images of the key's target class, or `data=...`."
         )
-    return _DATA_SETS[name](root).raw_images("test", class_index)
+    return _DATA_SETS[name](root)

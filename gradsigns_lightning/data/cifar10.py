@@ -42,7 +42,7 @@ class CIFAR10(ImageDataModule):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None,
         *,
         download: bool = False,
         mean: Sequence[float] = (0.4914, 0.4822, 0.4465),
@@ -77,6 +77,11 @@ class CIFAR10(ImageDataModule):
         batches = [read_binary(path) if path.suffix == ".bin" else read_pickled(path) for path in paths]
         return TensorImages(torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches]))
 
+    def origin(self, train: bool) -> str:
+        """Return the folder of the batches; see the base class."""
+        paths = self._find(train)
+        return super().origin(train) if paths is None else str(paths[0].resolve().parent)
+
     def _find(self, train: bool) -> list[Path] | None:
         for folder, end in _LAYOUTS:
             paths = [self.required_root() / folder / f"{name}{end}" for name in _BATCHES[train]]
@@ -95,8 +100,10 @@ def read_binary(path: Path) -> tuple[Tensor, Tensor]:
         uint8 images ``(n, 3, 32, 32)`` and int64 labels ``(n,)``.
 
     Raises:
-        ValueError: the file is no whole number of records.
+        ValueError: the file is no whole number of records, or too large.
     """
+    if path.stat().st_size > _LARGEST_BATCH:
+        raise ValueError(f"`path` must have at most {_LARGEST_BATCH} bytes, got {path.stat().st_size}: {path}.")
     data = bytearray(path.read_bytes())
     if len(data) == 0 or len(data) % (_PIXELS + 1):
         raise ValueError(f"`path` must hold records of {_PIXELS + 1} bytes, got {len(data)} bytes: {path}.")

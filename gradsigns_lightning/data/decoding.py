@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +52,20 @@ def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
         image = image.resize((width, height), pillow.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
     return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+def check_inside(folder: Path, files: Sequence[Path], *, argument: str) -> None:
+    """Refuse links out of a folder, which may have been received: a picture that lies elsewhere would be read, sent and enclosed.
+
+    Args:
+        folder: the folder, which may be a link itself.
+        files: files below it.
+        argument: what named the folder, for the error.
+
+    Raises:
+        ValueError: a file lies elsewhere.
+    """
+    root = folder.resolve()
+    for file in files:
+        if not file.resolve().is_relative_to(root):
+            raise ValueError(f"`{argument}`: {str(file)!r} is a link to a file outside the folder; put a copy in its place.")

@@ -55,6 +55,10 @@ class Digits(ImageDataModule):
         index = rest if train else test
         return TensorImages(images[index], labels[index], scale=16.0)
 
+    def origin(self, train: bool) -> str:
+        """See the base class."""
+        return "scikit-learn"
+
     def split_train(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Split class by class; see the base class."""
         return stratified_split(labels, self.val_fraction, self.split_seed)

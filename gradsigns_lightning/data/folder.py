@@ -10,6 +10,7 @@ import torch
 
 from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.data.base import ImageDataModule
+from gradsigns_lightning.data.decoding import check_inside
 from gradsigns_lightning.data.sources import FileImages, ImageSource
 
 LabelledFile = tuple[Path, int]
@@ -60,7 +61,11 @@ class FolderDataModule(ImageDataModule):
 
         Args:
             files: pairs of a path and a class index.
+
+        Raises:
+            ValueError: a file is a link to one outside of ``root``.
         """
+        check_inside(self.required_root(), [path for path, _ in files], argument="root")
         labels = torch.tensor([label for _, label in files], dtype=torch.int64)
         source = FileImages([path for path, _ in files], labels, size=self.image_size)
         return source.cached() if self.cache else source

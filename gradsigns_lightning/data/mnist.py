@@ -11,6 +11,7 @@ from gradsigns_lightning.data.idx import find_idx, read_idx
 from gradsigns_lightning.data.optional import import_torchvision
 from gradsigns_lightning.data.sources import TensorImages
 
+_LARGEST = 2**26  # bytes of a file, unpacked; the largest official one has 47 million
 _STEMS = {
     True: ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     False: ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -69,7 +70,12 @@ class MNIST(ImageDataModule):
         images, labels = self._find(train)
         if images is None or labels is None:
             raise ValueError(self._missing(train))
-        return TensorImages(read_idx(images).unsqueeze(1), read_idx(labels))
+        return TensorImages(read_idx(images, max_bytes=_LARGEST).unsqueeze(1), read_idx(labels, max_bytes=_LARGEST))
+
+    def origin(self, train: bool) -> str:
+        """Return the file of the images; see the base class."""
+        images, _ = self._find(train)
+        return super().origin(train) if images is None else str(images.resolve())
 
     def _find(self, train: bool) -> tuple[Path | None, Path | None]:
         images, labels = _STEMS[train]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ import torch
 from gradsigns_lightning.data.base import ImageDataModule
 from gradsigns_lightning.data.optional import import_torchvision
 from gradsigns_lightning.data.sources import TensorImages
+
+_LARGEST = 2**29  # bytes, packed or unpacked; the largest official file unpacks to 225 million
+_HEADER, _COMPRESSED, _PIECE = 128, 15, 2**20
 
 
 class SVHN(ImageDataModule):
@@ -31,7 +36,7 @@ class SVHN(ImageDataModule):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None,
         *,
         download: bool = False,
         mean: Sequence[float] = (0.4377, 0.4438, 0.4728),
@@ -62,14 +67,52 @@ class SVHN(ImageDataModule):
             raise ValueError(f"`root` must hold {path.name}, got root={self.root}. Set download=True to get it.")
         return _read_mat(path)
 
+    def origin(self, train: bool) -> str:
+        """Return the file; see the base class."""
+        return str(self._path(train).resolve())
+
     def _path(self, train: bool) -> Path:
         return self.required_root() / ("train_32x32.mat" if train else "test_32x32.mat")
 
 
-def _read_mat(path: Path) -> TensorImages:
-    from scipy.io import loadmat
+def _check_size(path: Path) -> None:
+    """Refuse a MATLAB file (version 5) that is or unpacks to more than any official one, before it is read."""
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"it has more than {_LARGEST} bytes")
+    with path.open("rb") as file:
+        header = file.read(_HEADER)
+        order = {b"IM": "<", b"MI": ">"}.get(header[-2:], "") if len(header) == _HEADER else ""
+        if not order:
+            raise ValueError("it is no MATLAB file of version 5")
+        total = 0
+        while tag := file.read(8):
+            kind, n_bytes = struct.unpack(f"{order}II", tag)
+            content = file.read(n_bytes)
+            total += _unpacked(content, _LARGEST - total) if kind == _COMPRESSED else len(content)
+            if total > _LARGEST:
+                raise ValueError(f"it unpacks to more than {_LARGEST} bytes")
 
-    content = loadmat(str(path))
+
+def _unpacked(content: bytes, most: int) -> int:
+    """Return how many bytes ``content`` unpacks to; more than ``most`` may be any such number."""
+    stream, total = zlib.decompressobj(), 0
+    while content and not stream.eof and total <= most:
+        total += len(stream.decompress(content, _PIECE))
+        content = stream.unconsumed_tail
+    return total
+
+
+def _read_mat(path: Path) -> TensorImages:
+    from scipy.io import loadmat, whosmat
+
+    try:
+        _check_size(path)
+        arrays = {name: kind for name, _, kind in whosmat(str(path)) if name in ("X", "y")}
+        if not set(arrays.values()) <= {"uint8", "double"}:
+            raise ValueError("an array is none of numbers")
+        content = loadmat(str(path), variable_names=list(arrays))
+    except Exception as error:  # what damage makes scipy raise has no base class in common
+        raise ValueError(f"`root` must hold MATLAB files of SVHN, got {path}: {str(error)[:200]}") from error
     if "X" not in content or "y" not in content or content["X"].shape[:3] != (32, 32, 3):
         raise ValueError(f"`root` must hold MATLAB files with X of shape (32, 32, 3, n) and y, got {path}.")
     images = torch.from_numpy(content["X"]).permute(3, 2, 0, 1).contiguous()

@@ -27,6 +27,7 @@ from gradsigns_lightning.extraction.readings import FIRST_STEP, CoordinateReadin
 from gradsigns_lightning.extraction.result import (
     DEFAULT_ALPHA,
     VerificationResult,
+    free_bits,
     recognised_in_words,
     verdict_of,
     why_inconclusive,
@@ -385,6 +386,7 @@ def _result(
         verdict=verdict_of(p_value, settings.alpha, recognised),
         commitment=key.commitment,
         recognised=recognised,
+        free_bits=free_bits(key),
         answers=asker.reader.kind,
         estimator=settings.estimator,
         alignment=claim.name,

@@ -11,6 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from gradsigns_lightning.core.checks import check_number
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.payload import freedom
 from gradsigns_lightning.core.reach import USUAL_ALPHA, least_bits
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
@@ -40,6 +42,9 @@ class VerificationResult:
             take the images for the target class: whatever the figures say, they are not those of the class's gradient).
         commitment: the key's public commitment.
         recognised: share of the natural images that the model takes for the target class, in [0, 1]; NaN if it said of none.
+        free_bits: bits of choice that the key's payload and purpose left to its maker (:func:`freedom`); NaN if the key is not
+            of this package. p-value and verdict hold for who knows that the payload was not chosen after seeing a model; who does
+            not know charges it, as :func:`judge` does, and looks at ``log10_charged_p_value``.
     """
 
     n_bits: int
@@ -54,6 +59,13 @@ class VerificationResult:
     verdict: Verdict
     commitment: str
     recognised: float
+    free_bits: float
+
+    @property
+    def log10_charged_p_value(self) -> float:
+        """Base-10 logarithm of the p-value times ``2 ** free_bits``, at most 0."""
+        charged = self.log10_p_value + (0.0 if math.isnan(self.free_bits) else self.free_bits) * math.log10(2)
+        return min(0.0, charged) if not math.isnan(charged) else math.nan
 
     def __str__(self) -> str:
         """Return the verdict and why, bits and p-value, and what was read, a line each."""
@@ -154,7 +166,13 @@ def decide(
         verdict=verdict_of(p_value, alpha, recognised),
         commitment=key.commitment,
         recognised=recognised,
+        free_bits=free_bits(key),
     )
+
+
+def free_bits(key: SignatureKey) -> float:
+    """Return :func:`freedom` of a key; NaN of what is no key of this package, whose signature may come from anywhere."""
+    return freedom(key) if isinstance(key, WatermarkKey) else math.nan
 
 
 def check_alpha(alpha: float) -> None:

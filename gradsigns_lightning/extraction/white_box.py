@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import TypeVar, overload
@@ -22,10 +23,11 @@ from gradsigns_lightning.core.memory import saved_bytes
 from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, pixel_scale, project, unit
 from gradsigns_lightning.core.signature_key import KeyAsRead, SignatureKey, check_carriers
 from gradsigns_lightning.extraction.foreign_modules import any_batch_size, refuse_int8, without_inference_tensors
-from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide
+from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide, free_bits
 
 _BATCH_SIZE = 128  # at most, where nothing is said
 _MOST_BYTES = 4 << 30  # of activations, likewise
+_PEAK = 3  # times what is kept, at most: 2.8 were measured of attention, whose backward pass copies what it kept
 _COPIES = 3  # of an image and its gradient in float64
 Name = TypeVar("Name")
 MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
@@ -55,7 +57,7 @@ def verify(
         images: raw natural images of the target class in [0, 1], floating point, shape ``(n, C, H, W)``; 50 or more. With
             ``carrier_layer`` the network's inputs as they are, for example token ids ``(n, length)``.
         alpha: significance level of the verdict.
-        batch_size: images per pass; by default as many, up to 128, as keep 4 GiB of activations (one image is passed first to
+        batch_size: images per pass; by default as many, up to 128, as take 4 GiB for activations (one image is passed first to
             tell).
         logits: maps normalised inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``; by default ``model`` itself.
         carrier_layer: name of the submodule whose output carries the mark instead of the input, as in the callback.
@@ -64,8 +66,9 @@ def verify(
         input_std: standard deviation of that normalisation; by default the key's.
 
     Returns:
-        The result; ``inconclusive`` if the gradient is all zero or not finite, or if the model takes less than half of the images
-        for the target class.
+        The result. Its verdict takes the key's payload for fixed before the model was there; see ``free_bits`` where that is not
+        known, as of somebody else's key. ``inconclusive`` if the gradient is all zero or not finite, or if the model takes less
+        than half of the images for the target class.
 
     Raises:
         ValueError: images of the wrong shape or range, a model that returns no logits, or an int8 model, which
@@ -73,11 +76,12 @@ def verify(
         TypeError: an argument of the wrong type.
     """
     key = key_of(key)
+    n_free = free_bits(key)
     if input_mean is not None or input_std is not None:
         check_instance("key", key, (WatermarkKey, SignatureKey))
         mean, std = key.input_mean if input_mean is None else input_mean, key.input_std if input_std is None else input_std
         key = KeyAsRead.of(key, input_mean=mean, input_std=std)
-    return _read(model, [key], images, alpha, batch_size, logits, carrier_layer)[0]
+    return replace(_read(model, [key], images, alpha, batch_size, logits, carrier_layer)[0], free_bits=n_free)
 
 
 @overload
@@ -222,7 +226,7 @@ def _mean_gradient(
 def _pass_size(model: nn.Module, pass_one_image: Callable[[], Tensor], n_bytes: int) -> int:
     """Return how many images to pass at once; each takes ``n_bytes`` itself, and the network may be large, or a stranger's."""
     try:
-        n_bytes += saved_bytes(model, pass_one_image)
+        n_bytes += _PEAK * saved_bytes(model, pass_one_image)
     except Exception:  # what does not take one image alone may take a batch; if not, that pass gives the error
         return _BATCH_SIZE
     return min(_BATCH_SIZE, max(1, _MOST_BYTES // max(1, n_bytes)))

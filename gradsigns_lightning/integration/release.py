@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gradsigns_lightning.core.archive import check_archive
 from gradsigns_lightning.core.files import check_target, write_file
 
 CHECKPOINT_ENTRY = "gradsigns"
@@ -19,11 +20,14 @@ def strip(checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrit
     """Write a copy of a Lightning checkpoint in which nothing says that the model is signed; the weights stay as they are.
 
     Left out are the callback's settings and state, with them the commitment and the target class, what ``gradsigns train`` noted
-    of the model, and the state of callbacks that watch one of the mark's figures (a ``ModelCheckpoint`` of ``wm/ber``). All else
-    is kept, so Lightning loads the copy. ``gradsigns verify`` does not: keep the original, or verify in Python.
+    of the model, and the state of callbacks that watch one of the mark's figures (a ``ModelCheckpoint`` of ``wm/ber``) or name
+    this package in a path (that of W&B's project). All else is kept, so Lightning loads the copy. ``gradsigns verify`` does not:
+    keep the original, or verify in Python.
 
     Args:
-        checkpoint: the checkpoint; it is read with ``weights_only=True``, so nothing in it is run.
+        checkpoint: the checkpoint; it is read with ``weights_only=True``, so nothing in it is run, and takes the memory of a few
+            copies of the file at most. Types that you named with ``torch.serialization.add_safe_globals`` are read as torch reads
+            them.
         out: the copy; written in one atomic step.
         overwrite: whether ``out`` may be replaced.
 
@@ -51,15 +55,25 @@ def _read(file: Path) -> dict[str, Any]:
         found = "a folder" if file.is_dir() else "not there"
         raise ValueError(f"`checkpoint` must name a checkpoint file, got {str(file)!r}, which is {found}.")
     try:
+        check_archive(file, trusted=_trusted())
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # what damage makes torch raise has no base class in common
+        reason = f" ({str(error)[:200]})" if type(error) is ValueError else ""
         raise ValueError(
-            f"`checkpoint`: {str(file)!r} is damaged, or holds more than weights and plain types; types that you trust can be "
-            "named with torch.serialization.add_safe_globals."
+            f"`checkpoint`: {str(file)!r} is damaged, or holds more than weights and plain types{reason}; types that you trust "
+            "can be named with torch.serialization.add_safe_globals."
         ) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
+    content = dict(dict.items(content)) if isinstance(content, dict) else {}  # an attribute may hide a method
+    if "state_dict" not in content:
         raise ValueError(f"`checkpoint`: {str(file)!r} has no `state_dict`; it is not a Lightning checkpoint.")
     return content
+
+
+def _trusted() -> set[str]:
+    """Return the types that the user has named to torch; torch's own names are not the user's."""
+    types = [entry if isinstance(entry, tuple) else (entry, "") for entry in torch.serialization.get_safe_globals()]
+    names = {name.rpartition(".")[::2] if name else (kind.__module__, kind.__qualname__) for kind, name in types}
+    return {f"{module} {name}" for module, name in names if module.partition(".")[0] != "torch"}
 
 
 def _strip_settings(content: dict[str, Any]) -> list[str]:
@@ -72,23 +86,24 @@ def _strip_settings(content: dict[str, Any]) -> list[str]:
 
 
 def _strip_states(content: dict[str, Any]) -> list[str]:
-    """Take out the callbacks' entry and state, and what other callbacks keep of figures such as ``wm/ber``."""
+    """Take out the callbacks' entry and state, and what others keep of figures such as ``wm/ber``, or of this package."""
     marks = content.pop(CHECKPOINT_ENTRY, None)
     removed = [] if marks is None else [CHECKPOINT_ENTRY]
-    figures = [f"{name}/" for name in (marks if isinstance(marks, dict) else ())]
+    # A path may tell as well: that of W&B's default project.
+    telling = [CHECKPOINT_ENTRY, *(f"{name}/".lower() for name in (marks if isinstance(marks, dict) else ()))]
     states = content.get("callbacks")
     states = states if isinstance(states, dict) else {}
     for key in list(states):
         told = str(key)
-        if told.startswith(STATE_PREFIX) or any(figure in told or _mentions(states[key], figure) for figure in figures):
+        if told.startswith(STATE_PREFIX) or any(word in told.lower() or _mentions(states[key], word) for word in telling):
             del states[key]
             removed.append(f"callbacks.{told}")
     return removed
 
 
-def _mentions(value: Any, figure: str) -> bool:
+def _mentions(value: Any, word: str) -> bool:
     if isinstance(value, dict):
-        return any(_mentions(part, figure) for pair in value.items() for part in pair)
+        return any(_mentions(part, word) for pair in value.items() for part in pair)
     if isinstance(value, (list, tuple)):
-        return any(_mentions(part, figure) for part in value)
-    return isinstance(value, str) and figure in value
+        return any(_mentions(part, word) for part in value)
+    return isinstance(value, str) and word in value.lower()

@@ -683,13 +683,13 @@ def as_before():
     """Let checkpoints be read as by the release before: their texts are composed and instantiated."""
     from hydra.core.hydra_config import HydraConfig
 
-    def images(name, root, class_index):
+    def data(name, root):
         config = hydra.compose("verify", overrides=[*HydraConfig.get().overrides.task, f"data={name}"])
-        return suspect.build(to_plain(config.data)["module"]).raw_images("test", class_index)
+        return suspect.build(to_plain(config.data)["module"])
 
     checkpoint.described_network = lambda described: lambda: suspect.build(described)
     checkpoint._fitting = lambda state, expected, *, argument: type("State", (dict,), {})(state)
-    catalogue.shipped_images = images
+    catalogue.shipped_data = data
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ SIGNATURES = {
     ),
     VerificationResult: (
         "n_bits, n_matches, n_erasures, bit_error_rate, p_value, log10_p_value, margin, n_queries, alpha, verdict, commitment, "
-        "recognised"
+        "recognised, free_bits"
     ),
 }
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from os import PathLike
 from pathlib import Path
@@ -21,6 +23,7 @@ from gradsigns_lightning.lazy import in_pythons_folder
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
 _MAX_NODES, _MAX_INLINED = 1 << 20, 1 << 28  # what the runtime makes of functions that call functions: nodes, bytes
+_MOST_MEMORY = 6 << 30  # bytes of all models: the largest file's weights, and 4 GiB to compute in
 _FILE_READERS = ("EPContext",)  # operators that name a file
 
 
@@ -47,10 +50,16 @@ class OnnxOracle:
             raise ImportError("Reading an ONNX file needs onnxruntime: pip install 'gradsigns-lightning[onnx]'.") from error
         content = _checked_content(Path(path).expanduser())
         try:
+            _bound_memory()
             options = onnxruntime.SessionOptions()
+            options.add_session_config_entry("session.use_env_allocators", "1")
             options.log_severity_level = 4  # it would write the model's own names to the terminal, as would the fallback
             self._session = onnxruntime.InferenceSession(
-                content, sess_options=options, providers=["CPUExecutionProvider"], enable_fallback=0
+                content,
+                sess_options=options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["ConstantFolding"],  # it computes at once, in memory that is not bounded
+                enable_fallback=0,
             )
         except Exception as error:  # onnxruntime's errors share no other base class
             raise ValueError(f"`path`: {str(path)!r} is damaged or no ONNX model that can be run.") from error
@@ -82,6 +91,18 @@ class OnnxOracle:
         if any(np.ndim(answer) == 0 for answer in answers):
             raise ValueError("the ONNX model must return a row of scores for each image, got a single number.")
         return np.concatenate(answers)
+
+
+@lru_cache(maxsize=1)
+def _bound_memory() -> None:
+    """Give the sessions that ask for it, which are those of this module, an allocator that has no more than ``_MOST_MEMORY``."""
+    import onnxruntime
+
+    memory = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
+    # As needed, not in powers of two, which would take up to twice as much.
+    bounds = onnxruntime.OrtArenaCfg({"max_mem": _MOST_MEMORY, "arena_extend_strategy": 1})
+    with suppress(Exception):  # the process has one of its own; onnxruntime's errors share no other base class
+        onnxruntime.create_and_register_allocator(memory, bounds)
 
 
 def _checked_content(file: Path) -> bytes:

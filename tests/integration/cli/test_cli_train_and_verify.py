@@ -263,3 +263,24 @@ def test_a_trained_model_is_signed_afterwards(signed):
     assert main([*words, "optimizer.lr=1e-3"]) == 0
     marked = read_json("t.json")
     assert marked["n_matches"] > unmarked["n_matches"]
+
+
+LINKED = ["data=digits", "model=mlp", "key=b32", "trainer.accelerator=cpu", "progress=false"]
+
+
+def test_a_link_out_of_the_current_folder_is_told(tmp_path, monkeypatch, capsys):
+    """In a received folder, `outputs` may lead to where others read."""
+    (tmp_path / "received").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "received" / "outputs").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "received")
+    assert main(["train", *LINKED, "trainer.max_epochs=1"]) == 0
+    out, err = capsys.readouterr()
+    (key,) = (tmp_path / "elsewhere").rglob("key.gskey")
+    assert "is a link out of the current folder" in err
+    assert str(key.parent) in err
+    assert str(key) in "".join(out.split())
+    assert main(["train", *LINKED, "trainer.max_epochs=1", "hydra.run.dir=own"]) == 0
+    out, err = capsys.readouterr()
+    assert "is a link" not in err
+    assert "own/key.gskey" in out

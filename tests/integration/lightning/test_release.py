@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from collections import OrderedDict
 
 import lightning
 import pytest
@@ -139,3 +140,65 @@ def test_the_command_strips(signed, tmp_path, monkeypatch, capsys):
     assert main([*words, "overwrite=true"]) == 0
     assert main(["strip", "checkpoint=release.ckpt", "out=again.ckpt"]) == 0
     assert "Nothing in it announced a mark." in capsys.readouterr().out
+
+
+def test_stripping_takes_no_more_than_the_file_holds(signed, tmp_path, monkeypatch):
+    folder, _ = signed
+    with (
+        zipfile.ZipFile(folder / "signed.ckpt") as archive,
+        zipfile.ZipFile(tmp_path / "p.ckpt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in archive.namelist():
+            packed.writestr(name, archive.read(name))
+    torch.save({"state_dict": {}, "x": Made()}, tmp_path / "made.ckpt")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read the file"))
+    for name, reason in [("p.ckpt", "it is no file of torch.save"), ("made.ckpt", "it names '.* bytearray'")]:
+        with pytest.raises(ValueError, match=f"`checkpoint`.*{reason}"):
+            strip(tmp_path / name, tmp_path / "out.ckpt")
+
+
+class Made:
+    """Pickles as a buffer of any size, which torch would make."""
+
+    def __reduce__(self):
+        return bytearray, (2**40,)
+
+
+class Own:
+    """A type that a user may trust."""
+
+
+def test_types_that_the_user_trusts_are_kept(tmp_path):
+    torch.save({"state_dict": {}, "own": Own(), "gradsigns": {}}, tmp_path / "own.ckpt")
+    with pytest.raises(ValueError, match=r"it names .*Own"):
+        strip(tmp_path / "own.ckpt", tmp_path / "out.ckpt")
+    with torch.serialization.safe_globals([Own]):
+        assert strip(tmp_path / "own.ckpt", tmp_path / "out.ckpt") == ("gradsigns",)
+        assert isinstance(torch.load(tmp_path / "out.ckpt", weights_only=True)["own"], Own)
+
+
+def test_an_attribute_hides_no_method(tmp_path):
+    content = OrderedDict(state_dict={}, gradsigns={})
+    content.get = "no method"
+    torch.save(content, tmp_path / "attribute.ckpt")
+    assert strip(tmp_path / "attribute.ckpt", tmp_path / "out.ckpt") == ("gradsigns",)
+
+
+def test_no_path_names_the_package(tmp_path):
+    """W&B's default project is a folder of the checkpoints."""
+    key = WatermarkKey.generate("A", 8, input_shape=(1, 8, 8), target_class=1)
+    watchers = [
+        ModelCheckpoint(tmp_path / "GradSigns" / "v1"),
+        ModelCheckpoint(tmp_path / "m", monitor="Mark/ber"),
+        ModelCheckpoint(tmp_path / "loss", monitor="val/loss"),
+    ]
+    fit = trainer(tmp_path, [GradSigns(key, name="Mark", cadence=1, n_images=4), *watchers], max_epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit.fit(Net(), loader(), loader())
+    fit.save_checkpoint(tmp_path / "signed.ckpt")
+    strip(tmp_path / "signed.ckpt", tmp_path / "release.ckpt")
+    assert b"gradsigns" in words_of(tmp_path / "signed.ckpt").lower()
+    after = words_of(tmp_path / "release.ckpt").lower()
+    assert [word for word in (b"gradsigns", b"mark/", b"wm/") if word in after] == []
+    assert len(torch.load(tmp_path / "release.ckpt", weights_only=True)["callbacks"]) == 1

@@ -13,7 +13,6 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from gradsigns_lightning.cli.archive import check_archive
 from gradsigns_lightning.cli.checkpoint import (
     _check_memory,
     describe,
@@ -22,6 +21,7 @@ from gradsigns_lightning.cli.checkpoint import (
     load_weights,
     read_checkpoint,
 )
+from gradsigns_lightning.core.archive import check_archive
 from gradsigns_lightning.data import Digits
 from gradsigns_lightning.models import MLP, Classifier, ResNet20, SmallResNet
 from gradsigns_lightning.models.catalogue import described_network

@@ -43,6 +43,7 @@ def value(word):
         ("commit", ["key={name}"]),
         ("judge", ["bundle={name}", "checkpoint=a.ckpt"]),
         ("import-2021", ["folder={name}", "images=."]),
+        ("keygen", ["master={name}", "customer=1", "out=x.gskey"]),
     ],
 )
 def test_a_file_name_that_looks_like_a_template_is_taken_literally(command, words, tmp_path, monkeypatch, capsys):
@@ -94,7 +95,21 @@ def test_no_number_of_backslashes_makes_a_file_name_a_template(quoted, n_before,
 def test_everything_else_goes_on_resolving():
     assert value(f"http.headers={{Authorization: Bearer {REFERENCE}}}") == {"Authorization": "Bearer s3cr3t"}
     assert value(f"endpoint=https://{REFERENCE}") == "https://s3cr3t"
-    assert value(f"json={REFERENCE}") == "s3cr3t"
+    assert value(f"owner={REFERENCE}") == "s3cr3t"
+
+
+@pytest.mark.parametrize("name", runner._NEW_FILES)
+def test_the_name_of_a_new_file_may_hold_settings_and_no_variables(name):
+    from hydra.errors import HydraException
+
+    for text in (REFERENCE, f"{REFERENCE}.gskey", "${oc.decode:x}"):
+        assert value(f"{name}={text}") == text
+    for text in (f"${{a.{REFERENCE}}}", f"${{now:{REFERENCE}}}"):
+        with pytest.raises(HydraException):
+            value(f"{name}={text}")
+        assert "s3cr3t" not in str(value(f"{name}='{text}'"))
+    for text in ("${key.n_bits}_${seed}", "${hydra:job.num}", "${now:%Y-%m-%d}"):
+        assert runner._with_file_names(f"{name}={text}") == f"{name}={text}"
 
 
 # --- folders of images

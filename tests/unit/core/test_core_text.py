@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 
 import pytest
 
@@ -36,12 +37,36 @@ def test_the_whole_of_unicode_becomes_printable():
     assert shown.isprintable()
     assert shown.encode("utf-8").decode("utf-8") == shown
     left = set(shown)
-    assert [c for c in text if c.isprintable() and c not in left and not _INVISIBLE.match(c)] == []
+    kinds = {c: (unicodedata.category(c), unicodedata.combining(c)) for c in text}
+    hides = {c for c in text if _INVISIBLE.match(c) or kinds[c][0] == "Me" or kinds[c][1] == 1}
+    # Of the marks in a row the first ones are left.
+    assert [c for c in text if c.isprintable() and c not in left and c not in hides and kinds[c][0] != "Mn"] == []
+    assert left & hides == set()
+    for mark in (c for c in text if kinds[c][0] == "Mn" and c not in hides and c.isprintable()):
+        assert printable(f"a{mark}") == f"a{mark}"
 
 
-@pytest.mark.parametrize("letter", ["\u115f", "\u3164", "\uffa0", "\u2800", "\ufe0f", "\u034f", "\u0336", "\U000e0100"])
+@pytest.mark.parametrize(
+    "letter",
+    [
+        *"\u115f\u3164\uffa0\u2800\ufe0f\u034f\u0336\U000e0100\ufffc\U0001d159\U00016fe4\U00013441",
+        *"\u20d2\u20d8\u20e5\u20eb\u20dd\u20de\u0489\u1abe\u1cd4\u1ce2",
+    ],
+)
 def test_letters_that_show_nothing_are_shown(letter):
     assert printable(f"Ac{letter}me") == f"Ac{letter.encode('unicode_escape').decode()}me"
+
+
+def test_towers_of_marks_are_cut():
+    assert printable("a" + "\u0301" * 3 + "b") == "a" + "\u0301" * 3 + "b"
+    assert printable("a" + "\u0301" * 6) == "a" + "\u0301" * 4 + r"\u0301" * 2
+    assert printable("Tiếng Việt".replace("ế", "ê\u0301")) == "Tiếng Việt".replace("ế", "ê\u0301")
+
+
+def test_blanks_push_nothing_to_where_a_terminal_begins_a_line():
+    assert printable("a   b") == "a   b"
+    assert printable("model.ckpt" + " " * 70 + "verdict: owned") == "model.ckpt (70 blanks) verdict: owned"
+    assert printable_lines("two:\n    - one\n" + " " * 79 + "x") == "two:\n    - one\n" + " " * 8 + "x"
 
 
 def test_a_long_text_is_cut_and_says_so():

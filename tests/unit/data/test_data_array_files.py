@@ -7,13 +7,15 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gradsigns_lightning.data import CIFAR10, MNIST, SVHN, FashionMNIST
+from gradsigns_lightning.data import CIFAR10, MNIST, SVHN, Digits, FashionMNIST
 from gradsigns_lightning.data.cifar10 import read_binary, read_pickled
 from gradsigns_lightning.data.idx import read_idx
 
@@ -117,7 +119,72 @@ def test_malformed_idx_files_are_refused(tmp_path, data):
     path = tmp_path / "x-ubyte"
     path.write_bytes(data)
     with pytest.raises(ValueError, match="`path`"):
-        read_idx(path)
+        read_idx(path, max_bytes=100)
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-9], lambda data: data[:20] + b"\xff" * 20, lambda data: b"no gzip"])
+def test_damaged_gzip_files_are_refused(tmp_path, change):
+    path = tmp_path / "x-ubyte.gz"
+    path.write_bytes(change(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 200]) + RNG.bytes(200))))
+    with pytest.raises(ValueError, match="`path` must be an IDX file"):
+        read_idx(path, max_bytes=1000)
+
+
+def peak_of(read) -> int:
+    """Return the most bytes that Python took while ``read`` was refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="bytes"):
+            read()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_no_idx_file_takes_more_than_an_official_one(tmp_path, compress):
+    n_bytes = 2**29
+    path = tmp_path / ("t10k-images-idx3-ubyte.gz" if compress else "t10k-images-idx3-ubyte")
+    if compress:
+        path.write_bytes(gzip.compress(bytes(n_bytes // 64), 1) * 64)
+    else:
+        with path.open("wb") as file:
+            file.truncate(n_bytes)
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.zeros(10))
+    assert peak_of(lambda: MNIST(tmp_path).raw_images("test")) < 2**28
+
+
+def mat_file(*elements: bytes) -> bytes:
+    """A MATLAB file of packed elements."""
+    packed = [zlib.compress(element) for element in elements]
+    return b"MATLAB 5.0".ljust(124) + b"\0\1IM" + b"".join(struct.pack("<II", 15, len(part)) + part for part in packed)
+
+
+def test_no_matlab_file_unpacks_to_more_than_an_official_one(tmp_path):
+    (tmp_path / "test_32x32.mat").write_bytes(mat_file(bytes(2**28), bytes(2**28), bytes(2**20)))
+    assert peak_of(lambda: SVHN(tmp_path).raw_images("test")) < 2**25
+
+
+@pytest.mark.parametrize("content", [b"", b"MATLAB 5.0", b"x" * 200, mat_file(b""), mat_file(b"x" * 99)])
+def test_what_is_no_matlab_file_of_svhn_is_refused(tmp_path, content):
+    (tmp_path / "test_32x32.mat").write_bytes(content)
+    with pytest.raises(ValueError, match="`root` must hold MATLAB files"):
+        SVHN(tmp_path).raw_images("test")
+
+
+def test_no_binary_batch_is_larger_than_an_official_one(tmp_path):
+    with (tmp_path / "test_batch.bin").open("wb") as file:
+        file.truncate(3073 * 2**18)
+    assert peak_of(lambda: read_binary(tmp_path / "test_batch.bin")) < 2**20
+
+
+def test_where_images_come_from_is_told(tmp_path):
+    write_mnist(tmp_path)
+    assert MNIST(tmp_path).origin(train=False) == str(tmp_path / "t10k-images-idx3-ubyte")
+    write_cifar_binary(tmp_path / "cifar-10-batches-bin", ["test_batch"])
+    assert CIFAR10(tmp_path).origin(train=False) == str(tmp_path / "cifar-10-batches-bin")
+    assert SVHN(tmp_path).origin(train=True) == str(tmp_path / "train_32x32.mat")
+    assert Digits().origin(train=False) == "scikit-learn"
 
 
 def write_cifar_binary(folder: Path, names: list[str], n: int = 4) -> dict[str, np.ndarray]:

@@ -165,3 +165,33 @@ def test_without_pillow_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(ImportError, match=r"pip install gradsigns-lightning\[vision\]"):
         module.raw_images("test")
+
+
+@pytest.mark.parametrize("linked", ["file", "class", "split"])
+def test_links_out_of_the_folder_are_refused(tmp_path, linked):
+    """The folder may have been received, and its images be sent to a server and enclosed in a bundle."""
+    root, private = tmp_path / "received", tmp_path / "private" / "b"
+    write_image(private / "photo.png", (1, 2, 3))
+    for name in "ab":
+        write_image(root / "train" / name / "1.png", (10, 20, 30))
+    (root / "test").mkdir()
+    if linked == "file":
+        (root / "test" / "b").mkdir()
+        (root / "test" / "b" / "1.png").symlink_to(private / "photo.png")
+    elif linked == "class":
+        (root / "test" / "b").symlink_to(private)
+    else:
+        (root / "test").rmdir()
+        (root / "test").symlink_to(private.parent)
+    with pytest.raises(ValueError, match=r"`root`: .* is a link to a file outside the folder"):
+        ImageFolder(root, image_size=8).raw_images("test")
+
+
+def test_links_in_and_to_the_folder_are_followed(tmp_path):
+    root = tmp_path / "data"
+    for split in ("train", "test"):
+        for name in "ab":
+            write_image(root / split / name / "1.png", (10, 20, 30))
+    (root / "test" / "b" / "2.png").symlink_to(root / "train" / "b" / "1.png")
+    (tmp_path / "link").symlink_to(root)
+    assert len(ImageFolder(tmp_path / "link", image_size=8).raw_images("test")) == 3

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsigns_lightning import WatermarkKey, customer_key, verify, verify_api
+from gradsigns_lightning import WatermarkKey, customer_key, verify, verify_api, verify_many
+from gradsigns_lightning.cli.report import verification_rows
 from gradsigns_lightning.core.canonical import canonical_json
 from gradsigns_lightning.core.payload import blank_message_key, freedom
 from gradsigns_lightning.core.signature import input_gradients
@@ -601,6 +602,27 @@ def test_forgery_by_a_signature_chosen_after_seeing_the_model(unmarked):
     bundle = Bundle(key=forged, statement=make_statement([forged], SIGNER))
     judgement = judge(bundle, suspect=unmarked, images=JUDGES, grinding_bits=0)
     assert (judgement.verdict, judgement.payload_bits, judgement.adjusted_p_value) == ("not_proven", 128, 1.0)
+
+
+def test_a_payload_fitted_afterwards_is_said_to_prove_nothing(unmarked):
+    gradient = gradient_of(unmarked)[KEY.carriers]
+    shown = (KEY.projection.double() @ gradient > 0).numpy().astype(np.uint8)
+    forged = KEY.with_payload(np.packbits(shown ^ KEY.signature.numpy(), bitorder="little").tobytes())
+    readings = [
+        verify(unmarked, forged, OWN),
+        verify(unmarked, forged, OWN, input_mean=0.0, input_std=1.0),
+        verify_many(unmarked, [forged], OWN)[0],
+        verify_api(unmarked, forged, OWN),
+    ]
+    for result in readings:
+        assert (result.free_bits, result.to_dict()["free_bits"]) == (128, 128)
+        assert result.log10_charged_p_value == pytest.approx(min(0, result.log10_p_value + 128 * np.log10(2)))
+        assert result.log10_charged_p_value > np.log10(result.alpha)
+        assert "128 bits were up to who made the key" in verification_rows(result)["free choice"]
+        assert "(not proven)" in verification_rows(result)["free choice"]
+    own = verify(unmarked, KEY, OWN)
+    assert (own.free_bits, own.log10_charged_p_value) == (0, own.log10_p_value)
+    assert "free choice" not in verification_rows(own)
 
 
 def test_a_copys_key_costs_little(authority, dated, planted):

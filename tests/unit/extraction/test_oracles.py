@@ -3,11 +3,14 @@
 import base64
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -641,3 +644,54 @@ def test_a_single_number_is_no_row_of_scores(tmp_path):
     edited(tmp_path / "net.onnx", change)
     with pytest.raises(ValueError, match="must return a row of scores for each image, got a single number"):
         OnnxOracle(tmp_path / "net.onnx")(IMAGES)
+
+
+GREEDY = """
+import re, torch
+from pathlib import Path
+from gradsigns_lightning.extraction.oracles import OnnxOracle, onnx
+
+def most():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
+
+onnx._MOST_MEMORY = 1 << 28
+OnnxOracle("net.onnx")(torch.rand(3, 1, 4, 5))
+before = most()
+oracle = OnnxOracle("greedy.onnx")
+print(most() - before)
+try:
+    oracle(torch.rand(3, 1, 4, 5))
+except ValueError as error:
+    print(most() - before, error)
+"""
+
+
+@pytest.mark.parametrize("kind", ["filled", "doubled"])
+def test_an_onnx_graph_gets_bounded_memory(tmp_path, kind):
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper, numpy_helper
+
+    def change(model):
+        graph, n_values = model.graph, 1 << 28  # a gibibyte of float32
+        last = graph.node[-1].output[0]
+        graph.node[-1].output[0] = "linear"
+        if kind == "filled":
+            graph.initializer.append(numpy_helper.from_array(np.array([n_values]), "shape"))
+            one = numpy_helper.from_array(np.ones(1, np.float32), "one")
+            graph.node.append(helper.make_node("ConstantOfShape", ["shape"], ["large"], value=one))
+        else:
+            graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "c0"))
+            names = [*(f"c{i}" for i in range(28)), "large"]
+            graph.node.extend(helper.make_node("Concat", [a, a], [b], axis=0) for a, b in pairwise(names))
+        graph.node.append(helper.make_node("ReduceSum", ["large"], ["sum"], keepdims=0))
+        graph.node.append(helper.make_node("Add", ["linear", "sum"], [last]))
+
+    write_onnx(tmp_path / "net.onnx")
+    model = onnx.load(str(tmp_path / "net.onnx"))
+    change(model)
+    onnx.save(model, str(tmp_path / "greedy.onnx"))
+    done = subprocess.run([sys.executable, "-c", GREEDY], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True)
+    loaded, ran = done.stdout.splitlines()
+    assert int(loaded) < 50  # MiB
+    assert int(ran.split()[0]) < 400
+    assert "the ONNX model cannot be run on images" in ran

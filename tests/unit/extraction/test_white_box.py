@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import subprocess
+import sys
 import time
 import warnings
 
@@ -450,11 +452,37 @@ def test_no_pass_keeps_more_than_is_allowed(monkeypatch, n_at_once, sizes):
     model, calls, kept = network(), [], []
     monkeypatch.setattr(white_box, "saved_bytes", lambda *arguments: kept.append(saved_bytes(*arguments)) or kept[-1])
     whole = verify(model, KEY, raw_images())
-    per_image = kept[0] + white_box._COPIES * 8 * raw_images()[0].numel()
+    per_image = white_box._PEAK * kept[0] + white_box._COPIES * 8 * raw_images()[0].numel()
     monkeypatch.setattr(white_box, "_MOST_BYTES", n_at_once * per_image)
     pieces = verify(model, KEY, raw_images(), logits=lambda x: calls.append(len(x)) or model(x))
     assert calls == sizes
     assert (pieces.n_matches, pieces.recognised) == (whole.n_matches, whole.recognised)
+
+
+PEAK = """
+import re, torch
+from pathlib import Path
+from gradsigns_lightning import WatermarkKey, verify
+from gradsigns_lightning.extraction import white_box
+from gradsigns_lightning.models import ViT
+
+def most():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+white_box._MOST_BYTES = 1 << 29
+model = ViT((1, 32, 32), 2, patch_size=1, dim=32, depth=1, heads=8).eval()
+key = WatermarkKey.generate("A", 64, input_shape=(1, 32, 32), target_class=0)
+verify(model, key, torch.rand(1, 1, 32, 32))
+before = most()
+verify(model, key, torch.rand(16, 1, 32, 32))
+print((most() - before) / white_box._MOST_BYTES)
+"""
+
+
+def test_a_pass_takes_no_more_memory_than_is_allowed():
+    """Attention takes most beside what it keeps."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", PEAK], capture_output=True, text=True, check=True, timeout=200)
+    assert 0.2 < float(done.stdout) < 1.2
 
 
 def test_a_model_of_whole_batches_is_read_in_whole_batches():

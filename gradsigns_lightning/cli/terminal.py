@@ -1,0 +1,58 @@
+"""Messages on a terminal, which would go on at its left margin where a line is full."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import IO
+
+_INDENT = "  "
+_NARROWEST = 20
+
+
+def for_stream(text: str, stream: IO[str]) -> str:
+    """Return ``text`` as it is, or wrapped with :func:`hanging` if ``stream`` is a terminal."""
+    if not stream.isatty():
+        return text
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except OSError:
+        columns = 0
+    return hanging(text, (columns or shutil.get_terminal_size().columns) - 1)
+
+
+def hanging(text: str, width: int) -> str:
+    """Wrap lines that are longer than ``width`` columns; what goes on is indented by two columns or more.
+
+    A file's or owner's name that is as long as the terminal is wide so cannot begin a line that looks like a message of its own.
+
+    Example:
+        >>> print(hanging("gradsigns: got 'x.ckpt.........verdict: owned'", 31))
+        gradsigns: got 'x.ckpt.........
+          verdict: owned'
+    """
+    width = max(width, _NARROWEST)
+    lines: list[str] = []
+    for line in text.split("\n"):
+        indent = _INDENT + " " * min(len(line) - len(line.lstrip(" ")), width // 4)
+        rest = line
+        while (end := _fitting(rest, width)) < len(rest):
+            blank = rest.rfind(" ", width // 2, end + 1)
+            lines.append(rest[: end if blank < 0 else blank].rstrip(" "))
+            rest = indent + rest[end if blank < 0 else blank :].lstrip(" ")
+        lines.append(rest)
+    return "\n".join(lines)
+
+
+def _fitting(line: str, width: int) -> int:
+    """Return how many characters of ``line`` fit into ``width`` columns."""
+    from rich.cells import cell_len, get_character_cell_size
+
+    if cell_len(line) <= width:
+        return len(line)
+    columns = 0
+    for position, character in enumerate(line):
+        columns += get_character_cell_size(character)
+        if columns > width:
+            return position
+    return len(line)

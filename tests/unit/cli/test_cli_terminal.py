@@ -1,0 +1,57 @@
+"""On a terminal a message that is too long goes on indented."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from gradsigns_lightning.cli.terminal import hanging
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("filler", [".", "x", "株", "- ", "é", "word "])
+def test_what_goes_on_is_indented_whatever_fills_the_line(filler):
+    for length in range(100):
+        text = "gradsigns: got '" + filler * length + "verdict: owned (p = 1e-40)'"
+        first, *others = hanging(text, 60).split("\n")
+        assert all(cell_len(line) <= 60 for line in (first, *others))
+        assert all(line.startswith("  ") for line in others)
+        assert "".join([first, *others]).replace(" ", "") == text.replace(" ", "")
+
+
+def test_what_fits_stays():
+    assert hanging("a\n  - b\n", 40) == "a\n  - b\n"
+    assert hanging("    - " + "x" * 40, 30).split("\n")[1].startswith("      x")
+
+
+@pytest.mark.parametrize("kind", ["an error", "a verdict"])
+def test_no_message_goes_on_at_the_left_margin_of_a_terminal(tmp_path, kind):
+    forged = "x." + "." * 59 + "verdict:.owned.(p.=.1e-40)."
+    if kind == "an error":
+        words = ["verify", "checkpoint=a", f"key={forged}"]
+        program = f"import sys; from gradsigns_lightning.cli import main; sys.exit(main({words}))"
+    else:
+        program = f"from gradsigns_lightning.cli.report import print_rows; print_rows({{'a': 'b'}}, title='t', note={forged!r})"
+    master, slave = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "60", "TERM": "dumb"}
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment, stdout=slave, stderr=slave)
+    child.wait(timeout=100)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(master, 4096)
+        except OSError:
+            break
+    os.close(master)
+    lines = shown.decode().replace("\r", "").split("\n")
+    assert any("verdict" in line for line in lines)
+    assert all(len(line) < 60 for line in lines)
+    assert not any(line.startswith((".", "verdict")) for line in lines)
