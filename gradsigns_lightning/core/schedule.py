@@ -45,8 +45,8 @@ class Cadence:
 
     Args:
         every_n_steps: interval between embedding steps, at least 1.
-        max_backoff: factor by which the interval may grow (it doubles each time that nothing is left to embed and falls back at
-            once when a margin is lost), at least 1; 1 never backs off.
+        max_backoff: factor by which the interval may grow (it doubles each time that all margins are ample and falls back at
+            once when one is not), at least 1; 1 never backs off.
         max_hurry: factor by which it may shrink (it halves each time that a bit is missing), at least 1; 1 never hurries.
         growth: the interval is at most this share of the steps since embedding began, so that a training may end at any time;
             above 0, at most 1; None for a fixed interval.
@@ -86,7 +86,7 @@ class Cadence:
             factor: that of the last interval.
             missing: a bit was wrong, or nearly.
             safe: no bit was near.
-            satisfied: nothing was left to embed.
+            satisfied: nothing needed to be embedded.
         """
         if missing:
             return max(min(factor, 1.0) / 2, 1 / self.max_hurry)

@@ -25,6 +25,7 @@ from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, pix
 
 _SLACK = 0.1  # of the range of raw pixels: what an augmentation may add
 _MISSING, _SAFE = 0.3, 0.7  # of the margin asked for: a bit below is as good as wrong, none below is safe
+_AMPLE = 0.7  # in itself: about three times the noise that z has in a reading of 50 images
 _LEAST_MOMENTUM = 0.05  # of batch normalisation, whose statistics then describe the weights of 20 steps before
 
 
@@ -305,9 +306,11 @@ class Watermarker:
         return step >= earliest - max((earliest - self._last_step) // 10, 5)
 
     def _state_of(self, held: Tensor, projector: SignatureProjector) -> Tensor:
-        """Return whether a bit is missing, all are safe, and nothing is left to embed; shape ``(3,)``, bool."""
-        smallest = (projector.signs * projector.project(held)).min() / getattr(self.objective, "margin", 1.0)
-        return torch.stack([smallest < _MISSING, smallest >= _SAFE, self.objective.satisfied(held, projector)])
+        """Return whether a bit is missing, all are safe, and nothing needs to be embedded; shape ``(3,)``, bool."""
+        smallest = (projector.signs * projector.project(held)).min()
+        share = smallest / getattr(self.objective, "margin", 1.0)
+        ample = (smallest >= _AMPLE) | self.objective.satisfied(held, projector)
+        return torch.stack([share < _MISSING, share >= _SAFE, ample])
 
     def _settle(self) -> None:
         if self._state is not None:
