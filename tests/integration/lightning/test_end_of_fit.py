@@ -249,3 +249,15 @@ class TestWarnings:
         assert mark.standing is None
         (found,) = told(recwarn)
         assert f"no bit can be read, because the gradient of class {TARGET} is zero or not finite" in found
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_two_processes_read_together_and_the_figures_come_back(validate):
+    settings = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_spawn", "max_epochs": 5}
+    trainer, model = make_trainer(make_mark(), **settings), Net()
+    trainer.fit(model, train_loader(), val_loader() if validate else None)
+    standing = Standing.from_metrics(trainer.callback_metrics, "wm", 32)
+    assert (standing.held_out, standing.n_images) == (validate, 50 if validate else 64)
+    assert standing.owned
+    if validate:
+        assert_equals(standing, verify(model, make_key(), held_out_target_images()))
