@@ -21,6 +21,9 @@ from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.payload import out_of_reach
 from gradsigns_lightning.extraction import VerificationResult, verify
+from gradsigns_lightning.integration.standing import Standing
+
+WATERMARK_NAME = "wm"  # the callback's own
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Arm:
     accuracy: float
     seconds_per_epoch: float
     result: VerificationResult
+    standing: Standing | None
 
 
 def run(config: Any) -> Outcome:
@@ -124,12 +128,15 @@ def _train(
         console.print(f"testing the {name} model and reading the signature")
     accuracy = fitting.test_accuracy(settings, classifier, data)
     result = verify(classifier, key, data.raw_images("test", key.target_class), alpha=settings["alpha"])
-    return Arm(name, checkpoint, accuracy, fitting.seconds_per_epoch(trainer), result)
+    # From the metrics, because nothing else comes back from processes that a Trainer spawns.
+    standing = Standing.from_metrics(trainer.callback_metrics, WATERMARK_NAME, key.n_bits)
+    return Arm(name, checkpoint, accuracy, fitting.seconds_per_epoch(trainer), result, standing)
 
 
 def _summary(settings: dict[str, Any], main: Arm, twin: Arm | None, key_file: Path) -> dict[str, Any]:
     return {
         **main.result.to_dict(),
+        "end_of_fit": main.standing.to_dict() if main.standing else None,
         "accuracy": main.accuracy,
         "twin_accuracy": twin.accuracy if twin else None,
         "twin_n_matches": twin.result.n_matches if twin else None,
@@ -149,7 +156,8 @@ def _summary(settings: dict[str, Any], main: Arm, twin: Arm | None, key_file: Pa
 
 
 def _rows(summary: dict[str, Any], main: Arm, twin: Arm | None) -> dict[str, str]:
-    rows = {**verification_rows(main.result), "accuracy": f"{main.accuracy:.2%}"}
+    ended = {"at the end of the fit": str(main.standing)} if main.standing else {}
+    rows = {**verification_rows(main.result), **ended, "accuracy": f"{main.accuracy:.2%}"}
     seconds = f"{main.seconds_per_epoch:.2f}"
     if twin:
         points = 100 * (main.accuracy - twin.accuracy)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 
+from gradsigns_lightning.core.statistics import ownership_p_value
+
 USUAL_ALPHA = 1e-9  # of all readers
 USUAL_CUSTOMERS = 10_000  # of `trace`
 USUAL_GRINDING_BITS = 64.0  # of `judge`
@@ -23,6 +25,16 @@ def least_bits(*, alpha: float = USUAL_ALPHA, tries: float = 0.0) -> int:
         (30, 94)
     """
     return max(0, math.ceil(tries - math.log2(alpha)))
+
+
+def least_matches(n_bits: int, *, alpha: float = USUAL_ALPHA) -> int:
+    """Return how many of ``n_bits`` must match to be proven; all of them if even that is too few (:func:`least_bits`).
+
+    Example:
+        >>> least_matches(32), least_matches(128), least_matches(16)
+        (32, 98, 16)
+    """
+    return next((n for n in range(n_bits // 2, n_bits) if ownership_p_value(n, n_bits) <= alpha), n_bits)
 
 
 def warn_if_never_owned(n_bits: int, *, stacklevel: int) -> None:

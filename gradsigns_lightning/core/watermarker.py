@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -88,6 +88,9 @@ class Watermarker:
         self._factor = 1.0  # how much longer the interval is than usual
         self._state: Tensor | None = None  # of the bits; read one interval later, when the device has long computed it
         self.value: Tensor | None = None  # of the objective in the last embedding step; on the device
+        # (2 b_j - 1) z_j of the mean gradient in the first and the last embedding step that had one; on the device
+        self.first_margins: Tensor | None = None
+        self.margins: Tensor | None = None
         self._own: Tensor | None = None  # length of the objective's own gradient, where it is known afterwards only
         self._before: tuple[int | None, int | None, Tensor | None, Tensor | None, Tensor | int] = (None, None, None, None, 0)
         self.task.reset()
@@ -225,6 +228,7 @@ class Watermarker:
             rows = projector.directions(gradients) if self.objective.of_directions else projector.raw(gradients)
             mean = global_mean(weights @ rows, weights.sum(), world_size=world_size)
             held = projector.carrier_gradient(self._smooth(mean))
+            self._note_margins(projector.signs * projector.project(held.detach()))
             self._state = self._state_of(held.detach(), projector)
             # Without an image on any rank there is no gradient and nothing to hold.
             return self.objective(held, projector) * (mean.detach() != 0).any()
@@ -249,6 +253,21 @@ class Watermarker:
         """Forget the last :meth:`loss`, which nobody used: the next batch is asked to embed in its place."""
         self.n_embedded -= 1
         self._first_step, self._last_step, self._state, self._mean_gradient, self.n_spoilt = self._before
+
+    @property
+    def last_step(self) -> int | None:
+        """Optimizer step that embedded last, None before the first."""
+        return self._last_step
+
+    def coming_steps(self) -> Iterator[int]:
+        """Yield the optimizer steps that will embed if bits are missing all along; none before the first has."""
+        if self._first_step is None or self._last_step is None:
+            return
+        step, factor = self._last_step, self._factor
+        while True:
+            factor = self.cadence.next_factor(factor, missing=True, safe=False, satisfied=False)
+            step += self.cadence.interval(step - self._first_step, factor)
+            yield step
 
     def projector(self, device: torch.device, dtype: torch.dtype) -> SignatureProjector:
         """Return the key's tensors on ``device``, derived once."""
@@ -284,6 +303,15 @@ class Watermarker:
         # One step that overflowed must not spoil all that follow.
         self._mean_gradient = torch.where(new.isfinite().all(), smoothed, torch.zeros_like(new) if previous is None else previous)
         return smoothed + (mean - new)
+
+    def _note_margins(self, margins: Tensor) -> None:
+        # Zero without an image, NaN in a step that overflowed.
+        usable = margins.isfinite().all() & (margins != 0).any()
+        for name in ("first_margins", "margins"):
+            before = getattr(self, name)
+            before = torch.full_like(margins, torch.nan) if before is None else before.to(margins)
+            replaced = usable if name == "margins" else usable & before.isnan().any()
+            setattr(self, name, torch.where(replaced, margins, before))
 
     def _interval(self, factor: float) -> int:
         assert self._first_step is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -19,14 +20,17 @@ from gradsigns_lightning.core.objective import Objective
 from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, StrengthSchedule
 from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.integration.advice import warn_if_not_owned
 from gradsigns_lightning.integration.batches import cure, images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible
+from gradsigns_lightning.integration.early import EarlyWarnings
 from gradsigns_lightning.integration.hints import check_logits_hook
 from gradsigns_lightning.integration.input_watch import InputWatch
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
 from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.release import CHECKPOINT_ENTRY, STATE_PREFIX
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
+from gradsigns_lightning.integration.standing import Standing, final_standing, last_reading, tell
 from gradsigns_lightning.integration.step_patch import StepPatch
 from gradsigns_lightning.integration.unlogged import unlogged
 
@@ -97,6 +101,7 @@ class GradSigns(Callback):
         self.reader = HeldOutReader(
             key, self.watermarker.projector, check_int("n_val_images", n_val_images, minimum=0), carrier_layer
         )
+        self.brought = False  # by a module, not given to the Trainer
         self._patch: StepPatch | None = None
         self._watch = InputWatch(torch.nn.Module())
         self._prepared = False
@@ -104,6 +109,18 @@ class GradSigns(Callback):
         self._last_seen: tuple[int, weakref.ref[Tensor]] | None = None
         self._warned = False
         self._unreadable = False
+        self._early = EarlyWarnings(self.watermarker, name)
+        self._standing: Standing | None = None
+
+    @property
+    def standing(self) -> Standing | None:
+        """How the mark stands at the end of the last fit; None before, or if the fit read nothing.
+
+        ``print`` shows one line: bits held, p-value, smallest margin, whether the model would be ``owned`` at the default alpha,
+        and where it was read: on the held-out images of the last validation, or, if steps were made since, on the last training
+        images of the class.
+        """
+        return self._standing
 
     def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return normalised inputs ``(n, C, H, W)`` and class indices ``(n,)`` of a batch.
@@ -217,6 +234,8 @@ class GradSigns(Callback):
         self._prepared = self._tried = False
         self._last_seen = None
         self._unreadable = False
+        self._standing = None
+        self._early.start()
         self._unpatch()  # of a fit that ended without telling
         if self.watermarker.schedule.strength == 0:
             return
@@ -235,6 +254,11 @@ class GradSigns(Callback):
     @override
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._watch.stop()
+        self._early.after_batch(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._early.after_epoch(trainer, pl_module)
 
     @override
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -277,8 +301,16 @@ class GradSigns(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if self.reader.margins is not None:
             log_margins(trainer, self.name, self.reader.margins)
-        if self.watermarker.schedule.strength and (self._prepared or not pl_module.automatic_optimization):
-            self._warn_of_idle_embedding(trainer)
+        if self._early.n_batches:
+            logits_fn = partial(self.logits, pl_module)
+            self._standing = final_standing(trainer, pl_module, logits_fn, self.reader, self.watermarker)
+
+    @override
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        # Progress bars are closed here, and loggers still open.
+        tell(trainer, self.name, self._standing)
+        if self.watermarker.schedule.strength and self._early.n_batches and not trainer.fast_dev_run:
+            warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self._standing)
 
     @override
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -288,6 +320,10 @@ class GradSigns(Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         # After an exception Lightning calls this and no teardown hook.
         self._unpatch()
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit":
+            # Nothing new is read: other ranks may be anywhere.
+            self._standing = last_reading(trainer, self.reader, self.watermarker)
+            tell(trainer, self.name, self._standing)
 
     def _unpatch(self) -> None:
         self._last_seen = None
@@ -351,9 +387,10 @@ class GradSigns(Callback):
     def _log_reading(self, trainer: Any, pl_module: Any) -> None:
         if self.reader.n_images == 0:
             return
-        values = None if self._unreadable else self.reader.finish()
+        values = None if self._unreadable else self.reader.finish(step=trainer.global_step)
         if values is None and not self._unreadable:
             self._warn_once_unread()
+        self._early.after_reading(trainer, self.reader.margins)
         for name, value in (values or self.reader.missing()).items():
             pl_module.log(f"{self.name}/{name}", value, sync_dist=trainer.world_size > 1)
 
@@ -365,24 +402,6 @@ class GradSigns(Callback):
                 "`watermark_loss` where the gradient is kept."
             )
         self._last_seen = (step, weakref.ref(images))
-
-    def _warn_of_idle_embedding(self, trainer: Any) -> None:
-        marker = self.watermarker
-        n_spoilt = int(marker.n_spoilt)
-        if trainer.global_step == 0:
-            problem = "Lightning counted no optimizer step, so nothing was embedded: step by `self.optimizers()`"
-        elif marker.n_embedded == 0:
-            problem = "no step embedded: the strength was 0 all along, or `watermark_loss` was not called"
-        elif trainer.world_size == 1 and marker.buffer.valid is not None and not marker.buffer.valid.any():
-            problem = f"no image of class {self.key.target_class} came by in training, so nothing was embedded"
-        elif n_spoilt:
-            problem = (
-                f"{n_spoilt} of {marker.n_embedded} embedding steps had gradients that are not finite and were left out (a "
-                "norm or a root at zero?)"
-            )
-        else:
-            return
-        warnings.warn(f"GradSigns {self.name!r}: {problem}.", UserWarning, stacklevel=2)
 
     def _warn_once_unread(self) -> None:
         if not self._warned:

@@ -49,25 +49,53 @@ class GradSignsMixin:
             The callback.
         """
         callback = GradSigns(key, **settings)
+        callback.brought = True
         self._gradsigns = (*self._gradsigns, callback)
         return callback
 
     def configure_callbacks(self) -> list[Any]:
-        """Hand the watermark's callbacks to the Trainer beside the module's own; they replace GradSigns callbacks given to it."""
+        """Hand the watermark's callbacks to the Trainer beside the module's own.
+
+        Raises:
+            ValueError: the Trainer has a GradSigns callback that these would replace, so that its key would not be signed.
+        """
         own = super().configure_callbacks()  # type: ignore[misc]
-        return [*(own if isinstance(own, (list, tuple)) else [own]), *self._gradsigns]
+        callbacks = [*(own if isinstance(own, (list, tuple)) else [own]), *self._gradsigns]
+        mine = [callback for callback in callbacks if isinstance(callback, GradSigns)]
+        trainer = getattr(self, "_trainer", None)
+        given = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, GradSigns) and not c.brought and c not in mine]
+        dropped = [callback for callback in given if any(issubclass(type(c), type(callback)) for c in mine)]
+        if dropped:
+            raise ValueError(
+                f"The Trainer's GradSigns callback of the key {dropped[0].key.commitment} would be dropped, because Lightning "
+                f"replaces it by the module's own ({mine[0].key.commitment}): sign with both keys by `sign_with(key, name=...)`, "
+                "or leave one of them out."
+            )
+        return callbacks
 
     def on_fit_start(self) -> None:
         """Refuse to train unsigned.
 
         Raises:
-            ValueError: the module's own ``configure_callbacks`` dropped the watermark's callbacks.
+            ValueError: no key was given, or the module's own ``configure_callbacks`` dropped the watermark's callbacks.
         """
         super().on_fit_start()  # type: ignore[misc]
-        if not set(self._gradsigns) <= set(self.trainer.callbacks):  # type: ignore[attr-defined]
+        self._signing()
+
+    def _signing(self) -> list[GradSigns]:
+        callbacks = [c for c in self.trainer.callbacks if isinstance(c, GradSigns)]  # type: ignore[attr-defined]
+        if dropped := [callback for callback in self._gradsigns if callback not in callbacks]:
             raise ValueError(
-                "`configure_callbacks` must return the watermark's callbacks too: add `*super().configure_callbacks()`."
+                "`configure_callbacks` must return the watermark's callbacks too, or the key "
+                f"{dropped[0].key.commitment} is not signed: add `*super().configure_callbacks()`."
             )
+        if not callbacks:
+            raise ValueError(
+                f"{type(self).__name__} derives from GradSignsMixin and has no key, so it would be trained unsigned: call "
+                "`self.sign_with(key)` in the constructor, or give a GradSigns callback to the Trainer (with strength=0 it only "
+                "reads)."
+            )
+        return callbacks
 
     def watermark_loss(self, batch: Any) -> Tensor:
         """Return the embedding loss of this batch, a scalar, 0 on steps that do not embed; for manual optimization.
@@ -76,12 +104,11 @@ class GradSignsMixin:
         batches, divide the task's loss only: one of the k carries the whole term.
 
         Raises:
-            ValueError: optimization is automatic, where the callback adds the loss by itself.
+            ValueError: optimization is automatic, where the callback adds the loss by itself; or no key is signed.
         """
         if self.automatic_optimization:  # type: ignore[attr-defined]
             raise ValueError("`watermark_loss` is for automatic_optimization=False; otherwise the loss is added by itself.")
         # All of the Trainer's, whether they came from `sign_with` or were handed to it.
-        callbacks = [c for c in self.trainer.callbacks if isinstance(c, GradSigns)]  # type: ignore[attr-defined]
-        losses = [callback.embedding_loss(self.trainer, self, batch) for callback in callbacks]  # type: ignore[attr-defined]
+        losses = [callback.embedding_loss(self.trainer, self, batch) for callback in self._signing()]  # type: ignore[attr-defined]
         zero = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
         return sum((loss for loss in losses if loss is not None), start=zero)

@@ -35,9 +35,15 @@ class HeldOutReader:
         self.n_images = n_images
         self.carrier_layer = carrier_layer
         self.margins: list[float] | None = None  # (2 b_j - 1) z_j of the last reading
+        self.read_at = 0  # optimizer steps made before it
         self._projector = projector
-        self._gradient = MeanInputGradient(key.input_shape)
+        self._gradient = _CountedGradient(key.input_shape)
         self._n_read = 0
+
+    @property
+    def n_found(self) -> int:
+        """Images of the last reading, on all ranks together."""
+        return self._gradient.n_found
 
     @property
     def wants_more(self) -> bool:
@@ -74,9 +80,10 @@ class HeldOutReader:
             directions = self._projector(gradients.device, gradients.dtype).directions(gradients[:n_chosen])
         self._gradient.update(directions.view(-1, *self.key.input_shape))
 
-    def finish(self) -> dict[str, Tensor] | None:
-        """Return the figures over all ranks, or None if the gradient is all zero or not finite."""
+    def finish(self, *, step: int) -> dict[str, Tensor] | None:
+        """Return the figures over all ranks after ``step`` optimizer steps; None if the gradient is all zero or not finite."""
         # Ranks share the gradient, not their bits: the signature is a property of the mean over all images.
+        self.margins, self.read_at = None, step
         gradient = self._gradient.compute()
         projector = self._projector(gradient.device, gradient.dtype)
         z = projector.project(projector.carrier_gradient(gradient))
@@ -96,6 +103,14 @@ class HeldOutReader:
     def missing(self) -> dict[str, Tensor]:
         """Return the figures of a reading that found nothing: all NaN."""
         return {name: torch.tensor(math.nan, device=self._gradient.total.device) for name in METRICS}
+
+
+class _CountedGradient(MeanInputGradient):
+    n_found = 0  # images of all ranks in the last mean
+
+    def compute(self) -> Tensor:
+        self.n_found = int(self.n_images)  # summed over the ranks only here
+        return super().compute()
 
 
 def _widest(device: torch.device) -> torch.dtype:

@@ -62,7 +62,8 @@ def test_train_says_what_a_new_key_can_never_do(capsys):
     assert "warning: A key of 24 bits can never be `owned`" in err
     assert main(["train", "experiment=demo", "trainer.max_epochs=1", "hydra.run.dir=other", "key=run/key.gskey"]) == 0
     out, err = capsys.readouterr()
-    assert "would do" not in out + err
+    assert "94 bits would do" not in out
+    assert "warning: A key of 24 bits" not in err  # it was said when the key was made
 
 
 def test_a_configuration_names_a_key_by_its_file(capsys):
@@ -132,6 +133,25 @@ def test_train_signs_and_its_twin_is_not_signed(signed):
     assert (content["epochs"], content["seed"]) == (3, 5)
     assert content["config"]["schedule"]["_target_"] == "gradsigns_lightning.StrengthSchedule"
     assert content["commitment"] == WatermarkKey.load(signed.key).commitment
+
+
+def test_train_reports_how_the_mark_stands_at_the_end_of_the_fit(signed, capsys):
+    ended = signed.content["end_of_fit"]
+    assert ended["n_bits"] == 32
+    assert ended["held_out"]
+    assert ended["n_embedded"] > 10
+    assert ended["owned"] is (ended["n_matches"] == 32)
+    assert f"{ended['n_matches']} of 32 bits held, p = " in signed.printed
+    assert f"read on {ended['n_images']} held-out images" in signed.printed
+    quick = ["experiment=demo", "trainer.max_epochs=1", "optimizer.lr=1e-6", "progress=false"]
+    words = ["train", *quick, "json=a.json", "hydra.run.dir=run"]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert not read_json("a.json")["end_of_fit"]["owned"]
+    assert ": not owned at alpha 1e-09; read on" in out
+    assert err.count("the model would not be `owned`") == 1
+    assert main([*words[:-2], "watermark=false", "json=b.json", "hydra.run.dir=unmarked"]) == 0
+    assert read_json("b.json")["end_of_fit"] is None
 
 
 def test_train_prints_one_table_and_nothing_else(signed):

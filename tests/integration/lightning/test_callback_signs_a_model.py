@@ -351,12 +351,15 @@ class TestLoops:
         assert verify(model, make_key(), held_out_target_images()).bit_error_rate < 0.1
 
     def test_no_validation(self):
+        def logged(trainer):
+            return {name for name in trainer.callback_metrics if not name.startswith("wm/final_")}
+
         trainer = make_trainer(make_mark(), max_epochs=1)
         trainer.fit(Net(), train_loader())
-        assert set(trainer.callback_metrics) == {"wm/loss"}
+        assert logged(trainer) == {"wm/loss"}
         trainer = make_trainer(make_mark(n_val_images=0), max_epochs=1)
         trainer.fit(Net(), train_loader(), val_loader())
-        assert set(trainer.callback_metrics) == {"wm/loss", "val_accuracy"}
+        assert logged(trainer) == {"wm/loss", "val_accuracy"}
 
     def test_validation_without_the_class_logs_nan_and_warns_once(self):
         x, y = train_set().tensors
@@ -365,6 +368,7 @@ class TestLoops:
             warnings.simplefilter("always")
             trainer.fit(Net(), train_loader(200), DataLoader(TensorDataset(x[y != TARGET], y[y != TARGET]), 100))
         ours = [str(w.message) for w in caught if "GradSigns" in str(w.message) or "MeanInputGradient" in str(w.message)]
+        ours = [message for message in ours if "would not be `owned`" not in message]
         assert len(ours) == 1
         assert "no usable gradient of class 3" in ours[0]
         assert all(math.isnan(trainer.callback_metrics[f"wm/{n}"]) for n in ("ber", "p_value", "log10_p_value", "margin"))

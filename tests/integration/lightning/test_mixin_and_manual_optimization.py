@@ -2,7 +2,6 @@
 
 import lightning.pytorch as L
 import pytest
-import torch
 from signed_digits import (
     SECRET,
     TARGET,
@@ -90,14 +89,50 @@ def test_automatic_optimization_is_signed_through_the_mixin():
     assert sum(isinstance(c, GradSigns) for c in trainer.callbacks) == 1
 
 
-def test_a_mixin_that_signs_with_nothing_trains_as_ever():
-    weights = []
-    for kind in (Net, Mixed):
-        torch.manual_seed(1)
-        model = kind()
+@pytest.mark.parametrize("kind", [Mixed, ManualMixed])
+def test_a_mixin_without_a_key_is_refused(kind):
+    model = kind()
+    with pytest.raises(ValueError, match=r"Mixed derives from GradSignsMixin and has no key.*`self.sign_with\(key\)`"):
         make_trainer(max_epochs=1).fit(model, train_loader(200))
-        weights.append(model.net[1].weight)
-    assert torch.equal(*weights)
+
+
+def test_watermark_loss_without_a_callback_is_refused():
+    class Hidden(ManualMixed):
+        def on_fit_start(self):
+            pass  # hides the check at the start
+
+    with pytest.raises(ValueError, match="has no key, so it would be trained unsigned"):
+        make_trainer(max_epochs=1).fit(Hidden(), train_loader(200))
+
+
+@pytest.mark.parametrize("kind", [Mixed, ManualMixed])
+def test_a_callback_that_would_be_replaced_is_refused_by_its_key(kind):
+    model, given = kind(), make_key(secret=bytes(32))
+    model.sign_with(make_key(), **FAST)
+    with pytest.raises(ValueError, match=f"callback of the key {given.commitment} would be dropped.*{make_key().commitment}"):
+        make_trainer(GradSigns(given, name="other")).fit(model, train_loader(200))
+
+
+def test_a_callback_of_a_subclass_is_not_replaced():
+    class Special(GradSigns):
+        pass
+
+    model, second = Mixed(), make_key(secret=SECRET[::-1], target_class=TARGET + 1)
+    model.sign_with(make_key(), **FAST)
+    special = Special(second, name="other", **FAST)
+    make_trainer(special, max_epochs=5).fit(model, train_loader())
+    assert errors(model) == 0
+    assert special.standing.owned
+
+
+def test_a_trainer_that_fits_two_modules_signs_each_with_its_own_key():
+    trainer, keys = make_trainer(max_epochs=5), [make_key(), make_key(secret=bytes(32))]
+    for key in keys:
+        model = Mixed()
+        model.sign_with(key, **FAST)
+        trainer.fit_loop.epoch_progress.reset()
+        trainer.fit(model, train_loader())
+        assert errors(model, key) == 0
 
 
 class Counter(L.Callback):

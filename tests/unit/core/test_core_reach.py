@@ -7,7 +7,14 @@ import pytest
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.core.key_checks import check_capacity
 from gradsigns_lightning.core.payload import check_traceable, freedom, out_of_reach
-from gradsigns_lightning.core.reach import USUAL_ALPHA, USUAL_CUSTOMERS, USUAL_GRINDING_BITS, least_bits, what_is_out_of_reach
+from gradsigns_lightning.core.reach import (
+    USUAL_ALPHA,
+    USUAL_CUSTOMERS,
+    USUAL_GRINDING_BITS,
+    least_bits,
+    least_matches,
+    what_is_out_of_reach,
+)
 from gradsigns_lightning.core.statistics import ownership_p_value
 
 
@@ -100,3 +107,12 @@ def test_other_shapes_are_not(shape):
 def test_advice_leads_to_no_key_that_can_never_be_owned(n_bits, n_carriers, size, advice):
     with pytest.raises(ValueError, match=advice):
         check_capacity(n_bits, n_carriers, (1, 1, size))
+
+
+@pytest.mark.parametrize("n_bits", [8, 30, 32, 64, 128])
+def test_the_least_matches_are_the_least(n_bits):
+    least = least_matches(n_bits)
+    if n_bits < least_bits():
+        assert least == n_bits
+    else:
+        assert ownership_p_value(least, n_bits) <= 1e-9 < ownership_p_value(least - 1, n_bits)

@@ -392,6 +392,45 @@ def test_a_training_that_may_end_at_any_time_embeds_early_and_ever_less():
         assert max(i for s, i in zip(steps, intervals, strict=False) if s <= so_far) <= max(2, 0.08 * so_far)
 
 
+@pytest.mark.parametrize("cadence", [4, Cadence.following()])
+def test_the_steps_to_come_are_those_that_embed_while_bits_are_missing(cadence):
+    watermarker = fed(cadence=cadence)
+    assert list(watermarker.coming_steps()) == []
+    model, before = network(), run(fed(cadence=cadence), network(), range(150), satisfied=False, missing=True)
+    n = sum(step < 50 for step in before)
+    assert run(watermarker, model, range(50), satisfied=False, missing=True) == before[:n]
+    assert list(itertools.islice(watermarker.coming_steps(), len(before) - n)) == before[n:]
+    assert watermarker.last_step == before[n - 1]
+
+
+def test_the_margins_of_the_first_and_last_embedding_step_are_kept():
+    watermarker, model = fed(), network()
+    assert watermarker.margins is watermarker.first_margins is None
+    embed(watermarker, model, 0)
+    first = watermarker.margins
+    assert torch.equal(first, watermarker.first_margins)
+    projector = SignatureProjector.from_key(KEY)
+    images, valid = watermarker.buffer.images, watermarker.buffer.valid
+    mean = input_gradients(model.eval(), images, 1).flatten(1)[valid] / 0.5
+    mean = (mean / mean.norm(dim=1, keepdim=True)).mean(0)
+    assert torch.allclose(first, projector.signs * projector.project(mean[KEY.carriers]), atol=1e-5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    embed(watermarker, model, 4)
+    assert not torch.equal(watermarker.margins, first)
+    last = watermarker.margins
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(math.nan)
+    embed(watermarker, model, 8)
+    assert torch.equal(watermarker.margins, last)  # of a step that overflowed nothing is kept
+    assert torch.equal(watermarker.first_margins, first)
+    assert "margins" not in str(watermarker.state_dict().keys())
+    watermarker.reset()
+    assert watermarker.margins is watermarker.first_margins is None
+
+
 def test_strength_zero_is_never_due():
     assert due(fed(strength=0), range(20)) == []
 

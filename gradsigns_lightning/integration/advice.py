@@ -1,0 +1,189 @@
+"""Why a mark does not hold, and the setting that helps."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradsigns_lightning.core.reach import least_bits, least_matches
+from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.integration.standing import Standing
+
+_HOPELESS = 10.0  # times the embedding steps: beyond, an estimate says nothing
+_LEAST_STEPS = 16  # that a pace is judged by
+_LOST = 0.55  # root mean square of how far margins fall where the gradient is another after each step
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast the bit that decides the verdict comes.
+
+    Attributes:
+        n_steps: embedding steps that were made.
+        needed: embedding steps after which it is held, if it goes on like this; infinite if it does not come nearer.
+        lost: root mean square of how far margins fell from the first embedding step to the last.
+    """
+
+    n_steps: int
+    needed: float
+    lost: float
+
+    @property
+    def factor(self) -> float:
+        """How many times as many embedding steps are needed."""
+        return self.needed / self.n_steps
+
+
+def _own_margins(marker: Watermarker) -> Tensor | None:
+    """Return the margins in the training images' own gradient, on the host; None if no image of the class came by."""
+    if marker.margins is None or bool(marker.margins.isnan().any()):
+        return None
+    return marker.margins.float().cpu()
+
+
+def pace_of(marker: Watermarker) -> Pace | None:
+    """Return the pace of this fit; None if there were too few embedding steps to tell."""
+    if marker.n_embedded < _LEAST_STEPS or marker.first_margins is None or (now := _own_margins(marker)) is None:
+        return None
+    first, aim = marker.first_margins.float().cpu(), getattr(marker.objective, "margin", 1.0)
+    # The margins approach what the objective asks for like a decay, the slower the nearer.
+    before, after = (aim - _deciding(margins) for margins in (first, now))
+    lost = float((first - now).relu().square().mean().sqrt())
+    if after <= aim:
+        return Pace(marker.n_embedded, marker.n_embedded, lost)
+    if after >= before:
+        return Pace(marker.n_embedded, math.inf, lost)
+    return Pace(marker.n_embedded, marker.n_embedded * math.log(before / aim) / math.log(before / after), lost)
+
+
+def _deciding(margins: Tensor) -> float:
+    """Return the margin of the bit whose sign decides the verdict, when the others come in order of their margins."""
+    return float(margins.sort(descending=True).values[least_matches(len(margins)) - 1])
+
+
+def too_slow(trainer: Any, marker: Watermarker, *, n_steps: float) -> str | None:
+    """Return that a fit of ``n_steps`` optimizer steps will be over before the mark is there, and what helps; None if not."""
+    pace = pace_of(marker)
+    if pace is None or not math.isfinite(n_steps):
+        return None
+    wanted = min(pace.needed, _HOPELESS * pace.n_steps) - pace.n_steps
+    to_come = sum(1 for step in islice(marker.coming_steps(), math.ceil(wanted)) if step < n_steps)
+    if to_come >= wanted:
+        return None
+    total = marker.n_embedded + to_come
+    factor = min(pace.needed, _HOPELESS * total) / total
+    return (
+        f"the fit will be over, after {total} embedding steps, before the mark is there. {_cure(trainer, marker, pace, factor)}"
+    )
+
+
+def _cure(trainer: Any, marker: Watermarker, pace: Pace, factor: float) -> str:
+    if pace.lost > _LOST:
+        return (
+            f"In {pace.n_steps} embedding steps bits were lost as fast as others came: the learning rate is too high, or the "
+            "`strength` too low."
+        )
+    if factor >= _HOPELESS:
+        return (
+            f"In {pace.n_steps} embedding steps the bits hardly came nearer: take a learning rate that is at least {_HOPELESS:g} "
+            "times as high."
+        )
+    end = next(islice(marker.coming_steps(), max(math.ceil(pace.needed) - pace.n_steps - 1, 0), None), trainer.global_step)
+    return (
+        f"At the pace of the {pace.n_steps} embedding steps so far the mark takes about {math.ceil(pace.needed)}, which come in "
+        f"{end} optimizer steps: train that long, or with a learning rate that is at least {max(factor, 1.1):.2g} times as high."
+    )
+
+
+def why_idle(trainer: Any, marker: Watermarker, *, automatic: bool) -> str | None:
+    """Return why nothing has been embedded yet; None if something has."""
+    target = marker.key.target_class
+    if trainer.global_step == 0:
+        return "Lightning counted no optimizer step, so nothing was embedded: step by `self.optimizers()`."
+    if marker.n_embedded == 0:
+        if automatic:
+            return "no step embedded: the strength was 0 all along (`start_epoch`), or no gradient reached the optimizer's step."
+        return "no step embedded: `watermark_loss` was not called, or the strength was 0 all along (`start_epoch`)."
+    if not int(marker.n_spoilt) and _own_margins(marker) is None:
+        return (
+            f"no image of class {target} came by in training, so nothing was embedded: is {target} one of the labels, and in the "
+            "batches that are trained on?"
+        )
+    return None
+
+
+def _why_spoilt(marker: Watermarker) -> str | None:
+    """Return that embedding steps were left out; None if none was."""
+    if n_spoilt := int(marker.n_spoilt):
+        return (
+            f"{n_spoilt} of {marker.n_embedded} embedding steps had gradients that are not finite and were left out (a norm or a "
+            "root at zero?)."
+        )
+    return None
+
+
+def warn_if_not_owned(trainer: Any, pl_module: Any, name: str, marker: Watermarker, standing: Standing | None) -> None:
+    """Warn at the end of a fit that the model would not be ``owned``, of the likely causes and of what helps."""
+    if standing is None:
+        problem = why_idle(trainer, marker, automatic=pl_module.automatic_optimization) or (
+            f"no bit can be read, because the gradient of class {marker.key.target_class} is zero or not finite at the end: has "
+            "the training diverged (a learning rate that is too high)?"
+        )
+    elif standing.owned:
+        problem = _why_spoilt(marker) or ""
+    else:
+        causes = " ".join(_causes(trainer, pl_module, marker, standing))
+        problem = f"the model would not be `owned` ({standing.n_matches} of {standing.n_bits} bits held). {causes}"
+    if problem and trainer.is_global_zero:
+        warnings.warn(f"GradSigns {name!r}: {problem}", UserWarning, stacklevel=2)
+
+
+def _causes(trainer: Any, pl_module: Any, marker: Watermarker, standing: Standing) -> Iterator[str]:
+    if standing.n_bits < least_bits():
+        yield f"A key of {standing.n_bits} bits never is: {least_bits()} bits would do, 128 leave room for wrong bits."
+    if standing.n_matches == standing.n_bits:
+        return
+    if spoilt := _why_spoilt(marker):
+        yield spoilt
+    if _is_pruned(trainer, pl_module):
+        yield (
+            "Weights are pruned, which takes bits away: train on with the mask in place, which brings them back, the more slowly "
+            "the fewer weights are left."
+        )
+    idle = why_idle(trainer, marker, automatic=pl_module.automatic_optimization)
+    yield f"{idle[0].upper()}{idle[1:]}" if idle else _by_pace(trainer, marker, standing)
+
+
+def _by_pace(trainer: Any, marker: Watermarker, standing: Standing) -> str:
+    own, pace = _own_margins(marker), pace_of(marker)
+    if standing.held_out and own is not None and int((own > 0).sum()) >= least_matches(standing.n_bits):
+        return (
+            f"The training images' own gradient holds {int((own > 0).sum())} bits: the held-out images' differs. "
+            f"{_few_images(marker)}More images of class {marker.key.target_class}, label smoothing (0.1) or a higher `strength` "
+            "help."
+        )
+    if pace is None:
+        return f"{marker.n_embedded} embedding steps are too few: train longer."
+    return _few_images(marker) + _cure(trainer, marker, pace, min(pace.factor, _HOPELESS))
+
+
+def _few_images(marker: Watermarker) -> str:
+    n_valid = 0 if marker.buffer.valid is None else int(marker.buffer.valid.sum())
+    if n_valid >= min(marker.buffer.capacity, 8):
+        return ""
+    return f"Only {n_valid} images of class {marker.key.target_class} were at hand (on this rank). "
+
+
+def _is_pruned(trainer: Any, module: nn.Module) -> bool:
+    by_callback = any(c.__name__ == "ModelPruning" for callback in trainer.callbacks for c in type(callback).__mro__)
+    return by_callback or any(
+        type(hook).__module__ == "torch.nn.utils.prune"
+        for child in module.modules()
+        for hook in child._forward_pre_hooks.values()
+    )

@@ -1,0 +1,89 @@
+"""What a fit that will leave the model unsigned tells early; each thing once, and without a read-back in every step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.integration.advice import pace_of, too_slow, why_idle
+
+_LATEST = 200  # batches after which is looked, however long the epoch is
+_FEWEST, _FEWEST_STEPS = 10, 3  # batches and optimizer steps that say something
+_RISES = 3  # readings in a row that are worse than the one before
+
+
+class EarlyWarnings:
+    """Looks at the end of each epoch, and after 200 batches, until all that can be told is known.
+
+    Args:
+        marker: the watermarker.
+        name: the callback's.
+    """
+
+    def __init__(self, marker: Watermarker, name: str) -> None:
+        self._marker = marker
+        self._name = name
+        self.start()
+
+    def start(self) -> None:
+        """Forget the last fit."""
+        self.n_batches = 0
+        self._n_due = 0  # of them, since the schedule's start
+        self._idle_known = self._pace_known = self._worse_known = False
+        self._wrong: list[int] = []
+
+    def after_batch(self, trainer: Any, pl_module: Any) -> None:
+        """Count a batch of training."""
+        self.n_batches += 1
+        if trainer.current_epoch >= self._marker.schedule.start_epoch:
+            self._n_due += 1
+            if self._n_due >= _LATEST and not self._idle_known:
+                self._look(trainer, pl_module)
+
+    def after_epoch(self, trainer: Any, pl_module: Any) -> None:
+        """Look at what was embedded."""
+        if self._n_due >= _FEWEST:
+            self._look(trainer, pl_module)
+
+    def after_reading(self, trainer: Any, margins: list[float] | None) -> None:
+        """Compare a reading on held-out images with those before."""
+        if margins is None or trainer.state.fn != "fit":
+            return
+        marker, now = self._marker, {"step": trainer.global_step, "epoch": trainer.current_epoch}
+        if self._worse_known or marker.n_embedded == 0 or marker.strength_at(**now) != marker.schedule.strength:
+            return
+        self._wrong = [*self._wrong[-_RISES:], sum(margin <= 0 for margin in margins)]
+        if len(self._wrong) > _RISES and all(a < b for a, b in zip(self._wrong, self._wrong[1:], strict=False)):
+            self._worse_known = True
+            self._warn(
+                trainer,
+                f"the bits are getting worse while the strength is constant: {', '.join(map(str, self._wrong))} of "
+                f"{len(margins)} were wrong in the last readings. A lower learning rate or a higher `strength` holds them; "
+                "pruning and adversarial training take them away.",
+            )
+
+    def _look(self, trainer: Any, pl_module: Any) -> None:
+        marker, automatic = self._marker, pl_module.automatic_optimization
+        if marker.schedule.strength == 0 or trainer.fast_dev_run or (automatic and trainer.global_step < _FEWEST_STEPS):
+            return
+        if not self._idle_known:
+            self._idle_known = True
+            if problem := why_idle(trainer, marker, automatic=automatic):
+                self._warn(trainer, f"after {self._n_due} batches: {problem}")
+        # How many steps a manual optimization makes is not known.
+        if not self._pace_known and automatic and pace_of(marker) is not None:
+            self._pace_known = True
+            if problem := too_slow(trainer, marker, n_steps=_expected_steps(trainer)):
+                self._warn(trainer, problem)
+
+    def _warn(self, trainer: Any, problem: str) -> None:
+        if trainer.is_global_zero:
+            warnings.warn(f"GradSigns {self._name!r}: {problem}", UserWarning, stacklevel=2)
+
+
+def _expected_steps(trainer: Any) -> float:
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        return math.inf
+    return float(trainer.estimated_stepping_batches)

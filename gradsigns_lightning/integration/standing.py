@@ -1,0 +1,149 @@
+"""How the mark stands at the end of a fit, in one line for the console and in figures for the loggers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from gradsigns_lightning.core.reach import USUAL_ALPHA
+from gradsigns_lightning.core.signature import LogitsFn
+from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
+from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.integration.reading import HeldOutReader
+from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
+from gradsigns_lightning.integration.unlogged import unlogged
+
+_COUNTS = ("images", "held_out", "embedded", "steps_since")  # among the figures that are logged
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a mark stands at the end of a fit; ``str`` says it in one line.
+
+    Attributes:
+        n_bits: bits of the key.
+        n_matches: bits that are held.
+        margin: smallest ``(2 b_j - 1) z_j``, in standard deviations of an unmarked model's z.
+        n_images: images that were read, on all ranks.
+        held_out: whether they are of the validation; else they are the last training images of the class.
+        n_embedded: embedding steps of the fit.
+        n_steps_since: optimizer steps from the reading to the end of the fit.
+    """
+
+    n_bits: int
+    n_matches: int
+    margin: float
+    n_images: int
+    held_out: bool
+    n_embedded: int
+    n_steps_since: int = 0
+
+    @property
+    def p_value(self) -> float:
+        """Exact probability that an unmarked model matches as well."""
+        return ownership_p_value(self.n_matches, self.n_bits)
+
+    @property
+    def log10_p_value(self) -> float:
+        """Its base-10 logarithm, which does not underflow."""
+        return log10_ownership_p_value(self.n_matches, self.n_bits)
+
+    @property
+    def owned(self) -> bool:
+        """Whether ``verify`` would find the model ``owned`` at its default alpha, if it read the same bits."""
+        return self.p_value <= USUAL_ALPHA
+
+    def __str__(self) -> str:
+        """Return the whole in one line."""
+        where = f"on {self.n_images} {'held-out' if self.held_out else 'training'} images"
+        since = f", {self.n_steps_since} steps before the end" if self.n_steps_since else ""
+        return (
+            f"{self.n_matches} of {self.n_bits} bits held, p = {self.p_value:.2g} (log10 {self.log10_p_value:.1f}), smallest "
+            f"margin {self.margin:+.3f}: {'owned' if self.owned else 'not owned'} at alpha {USUAL_ALPHA:g}; read {where}{since}, "
+            f"{self.n_embedded} embedding steps"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures as plain types."""
+        derived = {"p_value": self.p_value, "log10_p_value": self.log10_p_value, "owned": self.owned}
+        return asdict(self) | derived
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any], name: str, n_bits: int) -> Standing | None:
+        """Return what :func:`tell` left in a Trainer's metrics, which is all that comes back from spawned processes."""
+        if f"{name}/final_ber" not in metrics:
+            return None
+        ber, margin, *counts = (float(metrics[f"{name}/final_{figure}"]) for figure in ("ber", "margin", *_COUNTS))
+        n_images, held_out, n_embedded, n_steps_since = map(int, counts)
+        return cls(n_bits, round((1 - ber) * n_bits), margin, n_images, bool(held_out), n_embedded, n_steps_since)
+
+
+def final_standing(
+    trainer: Any, pl_module: Any, logits_fn: LogitsFn, reader: HeldOutReader, marker: Watermarker
+) -> Standing | None:
+    """Return how the mark stands in the final weights; all ranks must call.
+
+    Args:
+        trainer: the Trainer, after its last step.
+        pl_module: the module.
+        logits_fn: maps inputs to logits.
+        reader: has the last reading on held-out images, if there was one.
+        marker: has the last training images of the class.
+    """
+    images, valid = marker.buffer.images, marker.buffer.valid
+    if images is None or valid is None or (reader.margins is not None and reader.read_at == trainer.global_step):
+        return last_reading(trainer, reader, marker)
+    own = HeldOutReader(marker.key, marker.projector, len(images), marker.carrier_layer)
+    own.start(pl_module.device)
+    labels = torch.where(valid, marker.key.target_class, -1)
+    with unlogged(pl_module):
+        together = is_sharded(trainer)
+        inside_forward(trainer, pl_module, lambda: own.read(pl_module, logits_fn, images, labels, always=together))
+    own.finish(step=trainer.global_step)
+    return _standing_of(trainer, own, marker, held_out=False) or last_reading(trainer, reader, marker)
+
+
+def last_reading(trainer: Any, reader: HeldOutReader, marker: Watermarker) -> Standing | None:
+    """Return how the mark stood when held-out images were read last; None if none were."""
+    return _standing_of(trainer, reader, marker, held_out=True)
+
+
+def _standing_of(trainer: Any, reader: HeldOutReader, marker: Watermarker, *, held_out: bool) -> Standing | None:
+    if reader.margins is None:
+        return None
+    return Standing(
+        n_bits=len(reader.margins),
+        n_matches=sum(margin > 0 for margin in reader.margins),
+        margin=min(reader.margins),
+        n_images=reader.n_found,
+        held_out=held_out,
+        n_embedded=marker.n_embedded,
+        n_steps_since=trainer.global_step - reader.read_at,
+    )
+
+
+def tell(trainer: Any, name: str, standing: Standing | None) -> None:
+    """Write the line to rank zero's console, and the figures to the loggers and the Trainer's ``callback_metrics``."""
+    if standing is None:
+        return
+    figures = {
+        "ber": 1 - standing.n_matches / standing.n_bits,
+        "log10_p_value": standing.log10_p_value,
+        "margin": standing.margin,
+        "owned": float(standing.owned),
+        "images": float(standing.n_images),
+        "held_out": float(standing.held_out),
+        "embedded": float(standing.n_embedded),
+        "steps_since": float(standing.n_steps_since),
+    }
+    named = {f"{name}/final_{key}": value for key, value in figures.items()}
+    # Logging by `self.log` is over by now.
+    trainer.callback_metrics.update({key: torch.tensor(value, dtype=torch.float64) for key, value in named.items()})
+    if trainer.is_global_zero:
+        rank_zero_info(f"GradSigns {name!r}: {standing}.")
+        for logger in trainer.loggers:
+            logger.log_metrics(named, step=trainer.global_step)

@@ -1,0 +1,123 @@
+"""A fit that will leave the model unsigned says so early, and each thing once."""
+
+import lightning.pytorch as L
+import pytest
+from signed_digits import TARGET, Net, Trained, make_key, make_mark, make_trainer, told, train_loader, train_set
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from gradsigns_lightning import GradSigns, GradSignsMixin, StrengthSchedule
+from gradsigns_lightning.integration.early import EarlyWarnings
+
+pytestmark = pytest.mark.usefixtures("seeded")
+
+
+class When(L.Callback):
+    """Notes after how many batches a message is there for the first time."""
+
+    def __init__(self, recwarn, words):
+        self.recwarn, self.words, self.batch = recwarn, words, None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.batch is None and any(self.words in message for message in told(self.recwarn)):
+            self.batch = trainer.fit_loop.epoch_loop.total_batch_idx
+
+
+def others():
+    x, y = train_set(400).tensors
+    return TensorDataset(x[y != TARGET], y[y != TARGET])
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield from others()
+
+
+@pytest.mark.parametrize(
+    ("loader", "settings", "batch"),
+    [
+        (lambda: DataLoader(others(), 20), {"max_epochs": 3}, 18),
+        (lambda: DataLoader(others(), 60), {"max_epochs": 4}, 12),  # an epoch of six batches says too little
+        (lambda: DataLoader(Endless(), 5), {"max_epochs": -1, "max_steps": 260}, 200),
+    ],
+    ids=["first epoch", "second epoch", "endless"],
+)
+def test_a_class_that_does_not_come_by(recwarn, loader, settings, batch):
+    when = When(recwarn, f"no image of class {TARGET} came by")
+    make_trainer(GradSigns(make_key()), when, **settings).fit(Net(), loader())
+    assert when.batch == batch
+    assert sum(f"after {batch} batches" in message for message in told(recwarn)) == 1
+
+
+class Forgetful(GradSignsMixin, Net):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+def test_manual_optimization_that_forgets_the_loss(recwarn):
+    when = When(recwarn, "`watermark_loss` was not called")
+    make_trainer(make_mark(), when, max_epochs=3).fit(Forgetful(), train_loader())
+    assert when.batch == 30
+
+
+def test_nothing_is_said_before_the_schedule_starts(recwarn):
+    mark = GradSigns(make_key(), strength=StrengthSchedule(1.0, start_epoch=3))
+    make_trainer(mark, max_epochs=3).fit(Net(), train_loader())
+    (end,) = told(recwarn)
+    assert "No step embedded: the strength was 0 all along" in end
+
+
+def test_accumulation_over_more_batches_than_are_looked_at(recwarn):
+    make_trainer(GradSigns(make_key()), max_epochs=2, accumulate_grad_batches=240).fit(Net(), train_loader(batch_size=5))
+    assert not [message for message in told(recwarn) if "after" in message and "batches" in message]
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1e-5])
+def test_a_short_fit_of_a_trained_model_at_a_rate_that_is_too_low(recwarn, rate):
+    when = When(recwarn, "the fit will be over")
+    mark = GradSigns(make_key())
+    make_trainer(mark, when, max_epochs=4).fit(Trained(rate), train_loader())
+    assert not mark.standing.owned
+    assert when.batch <= 60  # as soon as 16 steps have embedded
+    early = [message for message in told(recwarn) if "the fit will be over" in message]
+    assert len(early) == 1
+    assert "take a learning rate that is at least" in early[0] or "train that long" in early[0]
+    assert len(told(recwarn)) == 2
+
+
+def test_a_fit_that_is_long_enough_is_not_warned(recwarn):
+    mark = GradSigns(make_key())
+    make_trainer(mark, max_epochs=12).fit(Trained(1e-3), train_loader())
+    assert mark.standing.owned
+    assert not told(recwarn)
+
+
+class TestGettingWorse:
+    def readings(self, recwarn, wrong, *, schedule=1.0, fn="fit"):
+        mark = make_mark(strength=schedule)
+        mark.watermarker.n_embedded = 5
+        early, trainer = EarlyWarnings(mark.watermarker, "wm"), make_trainer()
+        trainer.state.fn = fn
+        for n in wrong:
+            early.after_reading(trainer, [-1.0] * n + [1.0] * (32 - n))
+        return [message for message in told(recwarn) if "getting worse" in message]
+
+    def test_three_in_a_row_are_told_once(self, recwarn):
+        (found,) = self.readings(recwarn, [0, 1, 3, 6, 7, 9])
+        assert "0, 1, 3, 6 of 32 were wrong" in found
+
+    @pytest.mark.parametrize("wrong", [[0, 1, 3], [0, 1, 1, 3, 4], [9, 6, 7, 8, 3]])
+    def test_less_is_not(self, recwarn, wrong):
+        assert not self.readings(recwarn, wrong)
+
+    def test_nor_with_another_strength_or_outside_of_a_fit(self, recwarn):
+        assert not self.readings(recwarn, [0, 1, 3, 6], schedule=StrengthSchedule(1.0, start_epoch=1))
+        assert not self.readings(recwarn, [0, 1, 3, 6], fn="test")
+        assert self.readings(recwarn, [0, 1, 3, 6])

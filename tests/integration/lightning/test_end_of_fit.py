@@ -1,0 +1,263 @@
+"""At the end of a fit the callback says how the mark stands; if it does not hold, why, and what helps."""
+
+import logging
+import math
+import signal
+import threading
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelPruning
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import Logger
+from signed_digits import (
+    TARGET,
+    Net,
+    Trained,
+    conv_net,
+    held_out_target_images,
+    make_key,
+    make_mark,
+    make_trainer,
+    told,
+    train_loader,
+    val_loader,
+)
+from torch.nn.utils import prune
+
+from gradsigns_lightning import Cadence, GradSigns, verify
+from gradsigns_lightning.integration.standing import Standing
+
+pytestmark = pytest.mark.usefixtures("seeded")
+
+
+class Lines(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        if "GradSigns" in record.getMessage():
+            self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def lines():
+    handler, logger = Lines(), logging.getLogger("lightning.pytorch")
+    logger.addHandler(handler)
+    yield handler.lines
+    logger.removeHandler(handler)
+
+
+def assert_equals(standing, result):
+    assert (standing.n_bits, standing.n_matches) == (result.n_bits, result.n_matches)
+    assert standing.p_value == result.p_value
+    assert standing.log10_p_value == result.log10_p_value
+    assert standing.margin == pytest.approx(result.margin, rel=1e-3, abs=1e-5)
+    assert standing.owned is (result.verdict == "owned")
+
+
+def test_it_is_read_on_the_held_out_images_of_the_last_validation(lines, recwarn):
+    mark, model = make_mark(), Net()
+    assert mark.standing is None
+    make_trainer(mark).fit(model, train_loader(), val_loader())
+    assert_equals(mark.standing, verify(model, mark.key, held_out_target_images()))
+    assert (mark.standing.held_out, mark.standing.n_images, mark.standing.n_steps_since) == (True, 50, 0)
+    assert mark.standing.n_embedded == mark.watermarker.n_embedded
+    (line,) = lines
+    assert line == f"GradSigns 'wm': {mark.standing}."
+    assert "32 of 32 bits held, p = 2.3e-10 (log10 -9.6), smallest margin +0." in line
+    assert ": owned at alpha 1e-09; read on 50 held-out images, " in line
+    assert not told(recwarn)
+
+
+@pytest.mark.parametrize("net", [None, conv_net], ids=["mlp", "conv_batchnorm"])
+def test_without_validation_the_training_images_are_read(lines, recwarn, net):
+    mark, model = make_mark(), Net(net and net())
+    make_trainer(mark).fit(model, train_loader())
+    buffer = mark.watermarker.buffer
+    with pytest.warns(UserWarning, match="images"):
+        result = verify(model, mark.key, (buffer.images * 0.4 + 0.3)[buffer.valid])
+    assert_equals(mark.standing, result)
+    assert (mark.standing.held_out, mark.standing.n_images) == (False, 32)
+    assert len(lines) == 1
+    assert "read on 32 training images" in lines[0]
+    assert not told(recwarn)
+
+
+def test_steps_after_the_last_validation_count():
+    mark, model = make_mark(), Net()
+    make_trainer(mark, check_val_every_n_epoch=2, max_epochs=3).fit(model, train_loader(), val_loader())
+    assert not mark.standing.held_out
+    reading = make_mark(strength=0.0)
+    make_trainer(reading, check_val_every_n_epoch=2, max_epochs=3).fit(model, train_loader(400), val_loader())
+    assert (reading.standing.held_out, reading.standing.n_steps_since) == (True, 10)
+    assert "held-out images, 10 steps before the end" in str(reading.standing)
+
+
+def test_reading_leaves_the_model_as_it_was():
+    states = []
+    for n_val_images in (256, 0):
+        torch.manual_seed(3)
+        model = Net(conv_net(dropout=0.3))
+        mark = make_mark(n_val_images=n_val_images)
+        make_trainer(mark, max_epochs=2).fit(model, train_loader(400), val_loader())
+        assert mark.standing.held_out is (n_val_images > 0)
+        states.append([*model.state_dict().values(), torch.get_rng_state()])
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_strength_zero_says_how_a_mark_stands_and_warns_of_nothing(lines, recwarn):
+    mark = make_mark(strength=0.0)
+    make_trainer(mark, max_epochs=1).fit(Net(), train_loader(200), val_loader())
+    assert not mark.standing.owned
+    assert len(lines) == 1
+    assert not told(recwarn)
+    make_trainer(mark, max_epochs=1).fit(Net(), train_loader(200))
+    assert mark.standing is None
+    assert len(lines) == 1
+
+
+class Stop(L.Callback):
+    def __init__(self, error):
+        self.error = error
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            raise self.error
+
+
+def test_a_fit_that_fails_says_nothing(lines, recwarn):
+    mark = make_mark()
+    with pytest.raises(RuntimeError, match="stop"):
+        make_trainer(mark, Stop(RuntimeError("stop"))).fit(Net(), train_loader(200), val_loader())
+    assert mark.standing is None
+    assert not lines
+    assert not told(recwarn)
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="Lightning sets a signal handler")
+def test_a_fit_that_the_user_ends_says_what_was_read_last(lines, recwarn):
+    mark = make_mark()
+    with pytest.raises(SystemExit):
+        make_trainer(mark, Stop(KeyboardInterrupt())).fit(Net(), train_loader(200), val_loader())
+    assert mark.standing.n_images == 50
+    assert len(lines) == 1
+    assert not told(recwarn)
+    assert signal.getsignal(signal.SIGINT) is not None
+
+
+class Memory(Logger):
+    name, version = "memory", 0
+
+    def __init__(self):
+        super().__init__()
+        self.final = {}
+
+    def log_metrics(self, metrics, step=None):
+        self.final |= {name: value for name, value in metrics.items() if "/final_" in name}
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+def test_loggers_and_the_trainers_metrics_get_the_figures(tmp_path):
+    logger, mark = Memory(), make_mark()
+    trainer = make_trainer(mark, logger=[logger, CSVLogger(tmp_path)])
+    trainer.fit(Net(), train_loader(), val_loader())
+    names = ("ber", "log10_p_value", "margin", "owned", "images", "held_out", "embedded", "steps_since")
+    assert set(logger.final) == {f"wm/final_{name}" for name in names}
+    assert logger.final["wm/final_ber"] == 0
+    assert logger.final["wm/final_owned"] == logger.final["wm/final_held_out"] == 1
+    assert logger.final["wm/final_margin"] == mark.standing.margin
+    assert Standing.from_metrics(trainer.callback_metrics, "wm", 32) == mark.standing
+    assert Standing.from_metrics(trainer.callback_metrics, "other", 32) is None
+
+
+class TestWarnings:
+    def message(self, recwarn, model, mark, *callbacks, **settings):
+        make_trainer(mark, *callbacks, **settings).fit(model, train_loader())
+        assert not mark.standing.owned
+        (found,) = [message for message in told(recwarn) if "would not be `owned`" in message]
+        return found
+
+    def test_a_key_that_can_never_be_owned(self, recwarn):
+        found = self.message(recwarn, Net(), make_mark(make_key(16)), max_epochs=8)
+        assert "(16 of 16 bits held). A key of 16 bits never is: 30 bits would do" in found
+        assert "learning rate" not in found
+
+    def test_few_embedding_steps(self, recwarn):
+        assert "10 embedding steps are too few: train longer." in self.message(
+            recwarn, Net(), make_mark(cadence=Cadence(10, max_backoff=1)), max_epochs=4, max_steps=100
+        )
+
+    def test_a_rate_that_is_too_low_and_what_would_do(self, recwarn):
+        found = self.message(recwarn, Trained(1e-3), GradSigns(make_key()), max_epochs=2)
+        assert "the mark takes about" in found
+        words = found.split()
+        steps, factor = int(words[words.index("optimizer") - 1]), float(words[words.index("least") + 1])
+        assert 60 < steps < 600
+        assert 1 < factor < 10
+        # It is true: so long a fit, or a rate so many times as high, carries the mark.
+        for rate, n_steps in ((1e-3, 2 * steps), (2e-3 * factor, 60)):
+            mark = GradSigns(make_key())
+            make_trainer(mark, max_epochs=-1, max_steps=n_steps).fit(Trained(rate), train_loader())
+            assert mark.standing.n_matches >= 31
+
+    def test_a_rate_that_is_too_high(self, recwarn):
+        found = self.message(recwarn, Trained(3.0), GradSigns(make_key()), max_epochs=2)
+        assert "bits were lost as fast as others came: the learning rate is too high" in found
+
+    @pytest.mark.parametrize("by_callback", [True, False])
+    def test_pruned_weights(self, recwarn, by_callback):
+        model, pruning = Net(), []
+        if by_callback:
+            layer = [(model.net[1], "weight")]
+            pruning = [ModelPruning("l1_unstructured", layer, amount=0.9, apply_pruning=lambda epoch: epoch == 2)]
+        else:
+            prune.l1_unstructured(model.net[1], "weight", 0.97)
+        found = self.message(recwarn, model, make_mark(), *pruning, max_epochs=3 if by_callback else 1)
+        assert "Weights are pruned" in found
+
+    def test_training_images_that_are_unlike_the_held_out_ones(self, recwarn):
+        x, y = val_loader().dataset.tensors
+        others = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, (y + 1) % 10), 100)
+        mark = make_mark()
+        make_trainer(mark, max_epochs=5).fit(Net(), train_loader(), others)
+        (found,) = told(recwarn)
+        assert mark.standing.held_out
+        assert "The training images' own gradient holds 32 bits: the held-out images' differs." in found
+        assert f"More images of class {TARGET}" in found
+
+    def test_few_images_of_the_class(self, recwarn):
+        x, y = train_loader().dataset.tensors
+        few = torch.cat([(y == TARGET).nonzero()[:2].flatten(), (y != TARGET).nonzero().flatten()])
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x[few], y[few]), 40, shuffle=True)
+        make_trainer(GradSigns(make_key(), strength=0.01), max_epochs=2).fit(Net(), loader)
+        end = told(recwarn)[-1]
+        assert f"images of class {TARGET} were at hand" in end
+
+    def test_a_training_that_diverged(self, recwarn):
+        class Kill(L.Callback):
+            def on_train_end(self, trainer, pl_module):
+                for parameter in pl_module.parameters():
+                    parameter.data.fill_(math.nan)
+
+        mark = make_mark()
+        make_trainer(Kill(), mark, max_epochs=1).fit(Net(), train_loader())
+        assert mark.standing is None
+        (found,) = told(recwarn)
+        assert f"no bit can be read, because the gradient of class {TARGET} is zero or not finite" in found
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_two_processes_read_together_and_the_figures_come_back(validate):
+    settings = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_spawn", "max_epochs": 5}
+    trainer, model = make_trainer(make_mark(), **settings), Net()
+    trainer.fit(model, train_loader(), val_loader() if validate else None)
+    standing = Standing.from_metrics(trainer.callback_metrics, "wm", 32)
+    assert (standing.held_out, standing.n_images) == (validate, 50 if validate else 64)
+    assert standing.owned
+    if validate:
+        assert_equals(standing, verify(model, make_key(), held_out_target_images()))
