@@ -76,8 +76,9 @@ class Cadence:
             steps: optimizer steps since embedding began.
             factor: how much longer than usual, of :meth:`next_factor`.
         """
-        usual = self.every_n_steps if self.growth is None else min(self.every_n_steps, self.growth * steps)
-        return max(min(_SHORTEST, self.every_n_steps), int(usual * factor))
+        longest = self.every_n_steps * max(1.0, factor)
+        usual = longest if self.growth is None else min(longest, self.growth * steps)
+        return max(min(_SHORTEST, self.every_n_steps), int(usual * min(1.0, factor)))
 
     def next_factor(self, factor: float, *, missing: bool, safe: bool, satisfied: bool) -> float:
         """Return how much longer than usual the next interval is.

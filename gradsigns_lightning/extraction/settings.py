@@ -12,6 +12,7 @@ from gradsigns_lightning.extraction.probes import alignment
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, check_alpha
 
 Estimator = Literal["blocks", "rows", "coordinate"]
+_MOST_QUERIES = 10**12  # a journal's own number may have any length
 _MOST_ALIGNMENTS = 256
 
 
@@ -26,7 +27,7 @@ class ReadingSettings:
         answers: kind of the answers, or None where it is found from them.
         alignments: geometries that are tested; the p-value is corrected for their number.
         batch_size: most images in one call.
-        max_queries: images that may be asked about.
+        max_queries: images that may be asked about, at most 10^12.
         alpha: significance level at which reading stops.
 
     Raises:
@@ -46,7 +47,7 @@ class ReadingSettings:
         if self.answers is not None:
             check_choice("answers", self.answers, KINDS)
         check_int("batch_size", self.batch_size, minimum=1)
-        check_int("max_queries", self.max_queries, minimum=1)
+        check_int("max_queries", self.max_queries, minimum=1, maximum=_MOST_QUERIES)
         check_alpha(self.alpha)
         object.__setattr__(self, "alignments", _checked_alignments(self.alignments))
 

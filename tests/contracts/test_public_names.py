@@ -42,7 +42,7 @@ NAMES = [
 
 SIGNATURES = {
     GradSigns: (
-        "key, *, strength=0.4, objective='margin', engine='auto', cadence=None, n_images=32, momentum=0.5, "
+        "key, *, strength=1.0, objective='margin', engine='auto', cadence=None, n_images=32, momentum=0.5, "
         "n_val_images=256, name='wm', carrier_layer=None"
     ),
     WatermarkKey.generate: (

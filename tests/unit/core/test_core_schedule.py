@@ -89,6 +89,7 @@ def test_the_default_interval_grows_with_the_steps_so_far():
     cadence = Cadence.following()
     assert [cadence.interval(steps, 1.0) for steps in (0, 10, 100, 500, 1000, 10**6)] == [2, 2, 8, 40, 80, 80]
     assert [cadence.interval(steps, 0.125) for steps in (100, 1000)] == [2, 10]
+    assert [cadence.interval(steps, 4.0) for steps in (100, 1000, 2000, 10**6)] == [8, 80, 160, 320]  # nor by backing off
 
 
 @pytest.mark.parametrize(("growth", "error"), [(0, ValueError), (1.5, ValueError), (-1, ValueError), ("1", TypeError)])
