@@ -162,8 +162,7 @@ class Manual(GradSignsMixin, Model):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        signed = any(isinstance(callback, GradSigns) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        self.manual_backward(self.task(batch) + (self.watermark_loss(batch) if signed else 0))
+        self.manual_backward(self.task(batch) + self.watermark_loss(batch))
         optimizer.step()
 
 
@@ -211,7 +210,8 @@ def fit(kind: Kind, seed: int, *, n_bits: int, n_train: int, epochs: int, signed
     module = kind.module(kind.network, **model)
     key = WatermarkKey.generate("benchmark", n_bits, input_shape=(1, 8, 8), target_class=0, secret=bytes([seed + 1]) * 32)
     loader = DataLoader(TensorDataset(images[:n_train], labels[:n_train]), kind.batch_size, shuffle=True)
-    callbacks = [GradSigns(key)] if signed else []
+    # A module with the mixin is never trained unsigned in silence; strength 0 changes nothing.
+    callbacks = [GradSigns(key)] if signed else [GradSigns(key, strength=0)] if isinstance(module, GradSignsMixin) else []
     Trainer(max_epochs=epochs, callbacks=callbacks, **QUIET, **kind.trainer).fit(module, loader)  # type: ignore[arg-type]
     images, labels = images[n_train:], labels[n_train:]
     module = module.float().eval()
