@@ -53,6 +53,20 @@ def build(config: Any, /, *, option: str = "", names: Mapping[str, str] | None =
         raise kind(_explained(str(cause), plain, option, names or {})) from error
 
 
+def is_target(config: Any, kind: type) -> bool:
+    """Tell whether ``config`` describes a ``kind``, by whichever of its names; what :func:`build` refuses is none."""
+    import hydra.utils
+
+    plain = to_plain(config)
+    with in_pythons_folder():
+        _check_targets(plain)
+        try:
+            target = hydra.utils.get_object(plain["_target_"])
+        except Exception:  # what a module raises; `build` says so
+            return False
+    return isinstance(target, type) and issubclass(target, kind)
+
+
 def _explained(message: str, config: dict[str, Any], option: str, names: Mapping[str, str]) -> str:
     """Return an error's message with the arguments under their names on the command line; foreign ones name the part."""
     if not _is_own(config):

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from gradsigns_lightning.cli.build import build
+from gradsigns_lightning.cli.build import build, is_target
 from gradsigns_lightning.cli.callbacks import SECONDS_METRIC, EpochTimer, QuietWorkers, progress_callbacks
 from gradsigns_lightning.cli.checkpoint import load_weights, read_checkpoint
 from gradsigns_lightning.cli.report import say, short_path
@@ -27,7 +27,6 @@ from gradsigns_lightning.models import Classifier
 
 Settings = dict[str, Any]
 _LIBRARY_FILES, _WANDB_FILES = ("matplotlibrc", ".numba_config.yaml"), ("wandb/settings", ".wandb/settings")
-_CSV, _WANDB = "lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.WandbLogger"
 
 _FINAL = (
     *("n_matches", "bit_error_rate", "log10_p_value", "p_value", "margin", "accuracy", "seconds_per_epoch"),
@@ -91,7 +90,7 @@ def build_trainer(settings: Settings, callbacks: list[Any], logger: Any, *, phas
         callbacks=[*callbacks, EpochTimer(), QuietWorkers(), *bars],
         enable_progress_bar=bar_wanted,
     )
-    _check_children(trainer, uses_wandb=bool(logger) and settings["logger"].get("_target_") == _WANDB)
+    _check_children(trainer, uses_wandb=isinstance(logger, WandbLogger))
     spawns = type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
     if trainer.num_devices * trainer.num_nodes > 1 and not spawns:
         raise ValueError(
@@ -120,7 +119,7 @@ def build_logger(settings: Settings) -> Any:
     logger = settings["logger"]
     if not logger:
         return None
-    if logger.get("_target_") == _WANDB:
+    if is_target(logger, WandbLogger):
         if find_spec("wandb") is None:
             raise ImportError("`logger=wandb` needs wandb, which is not installed: `pip install gradsigns-lightning[wandb]`.")
         _set_up_wandb(offline=bool(logger.get("offline")))
@@ -162,7 +161,7 @@ def _started(logger: Settings) -> Any:
 def build_twin_logger(settings: Settings) -> Any:
     """Return a CSV logger of its own for the twin; W&B keeps one run per command, whose summary has the twin's figures."""
     logger = settings["logger"]
-    return build({**logger, "name": "twin"}) if logger and logger.get("_target_") == _CSV else None
+    return build({**logger, "name": "twin"}) if logger and is_target(logger, CSVLogger) else None
 
 
 def log_summary(logger: Any, summary: dict[str, Any]) -> None:

@@ -32,7 +32,8 @@ def print_rows(rows: dict[str, str], *, title: str, note: str = "") -> None:
     shown = [(printable(name), printable(value)) for name, value in rows.items()]
     console = Console(highlight=False)
     table = Table(title=Text(printable(title), style="table.title"), show_header=False, title_justify="left")
-    table.add_column(no_wrap=True)
+    # A control's name is its file's, which on a terminal must leave room for the values.
+    table.add_column(overflow="fold", max_width=max(console.width // 2 - _FRAME, 1) if console.is_terminal else None)
     table.add_column(overflow="fold")
     for name, value in shown:
         style = _STYLES.get(value.replace(" ", "_"), "") if name == "verdict" else ""  # an owner may be called "owned"

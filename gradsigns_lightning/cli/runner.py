@@ -95,6 +95,25 @@ def _expand_key(command: str, config: Any) -> None:
         config.key = {"path": config.key, **(_LOADED_FOR_TRAINING if command == "train" else {})}
 
 
+def _check_names(config: Any) -> None:
+    """Refuse names of files and folders without a letter, as an unset variable of a script makes them.
+
+    They would be the current folder, which may be a received one. Of `paths.data`, behind which a variable can stand, the
+    reading of images speaks.
+    """
+    from omegaconf import OmegaConf
+
+    module = OmegaConf.select(config, "data.module", throw_on_resolution_failure=False)
+    of_paths = {"paths.data"}
+    if OmegaConf.is_dict(module) and OmegaConf.is_interpolation(module, "root"):
+        of_paths.add("data.module.root")
+    for argument in (*_FILE_ARGUMENTS, *_NEW_FILES):
+        value = OmegaConf.select(config, argument, throw_on_resolution_failure=False)
+        for name in value if OmegaConf.is_list(value) else [value]:
+            if argument not in of_paths and isinstance(name, str) and not name.strip():
+                raise ValueError(f"`{argument}` must name a file or folder, got {name!r}.")
+
+
 def _with_file_names(word: str) -> str:
     """Let the value of ``checkpoint=FILE`` and the like be a file's name and no template: the name may be a stranger's choice.
 
@@ -164,6 +183,7 @@ class Task:
         try:
             check_root_keys(self.command, config)
             _expand_key(self.command, config)
+            _check_names(config)
             if self.command == "judge" and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise ValueError("`judge` gives one verdict and cannot be swept.")
             with quiet():

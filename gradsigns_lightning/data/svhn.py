@@ -14,7 +14,7 @@ from gradsigns_lightning.data.base import ImageDataModule
 from gradsigns_lightning.data.optional import import_torchvision
 from gradsigns_lightning.data.sources import TensorImages
 
-_LARGEST = 2**29  # bytes, packed or unpacked; the largest official file unpacks to 225 million
+_LARGEST = 2**28  # bytes, packed or unpacked; the largest official file unpacks to 225 million
 _HEADER, _COMPRESSED, _PIECE = 128, 15, 2**20
 
 
@@ -113,7 +113,9 @@ def _read_mat(path: Path) -> TensorImages:
         content = loadmat(str(path), variable_names=list(arrays))
     except Exception as error:  # what damage makes scipy raise has no base class in common
         raise ValueError(f"`root` must hold MATLAB files of SVHN, got {path}: {str(error)[:200]}") from error
-    if "X" not in content or "y" not in content or content["X"].shape[:3] != (32, 32, 3):
-        raise ValueError(f"`root` must hold MATLAB files with X of shape (32, 32, 3, n) and y, got {path}.")
+    shape = content["X"].shape if "X" in content and "y" in content else ()
+    # Labels take 16 times their place in the file when they are converted, so they are counted first.
+    if len(shape) != 4 or shape[:3] != (32, 32, 3) or content["y"].size != shape[3]:
+        raise ValueError(f"`root` must hold MATLAB files with X of shape (32, 32, 3, n) and y of n labels, got {path}.")
     images = torch.from_numpy(content["X"]).permute(3, 2, 0, 1).contiguous()
     return TensorImages(images, torch.from_numpy(content["y"].astype("int64")).flatten() % 10)

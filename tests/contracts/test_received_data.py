@@ -95,6 +95,24 @@ def test_an_empty_name_is_not_the_current_folder(words, received, capsys, monkey
     assert "`paths.data` (or the variable GRADSIGNS_DATA) must name a folder, got ''" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("word", ["images=", "images=' '", "data.module.root=", "json="])
+def test_an_unset_variable_of_a_script_is_not_the_current_folder(words, word, received, capsys):
+    for file in received.parent.iterdir():
+        file.rename(file.name)
+    data = ["data=fashion_mnist"] if word.startswith("data.") else []
+    assert main([*words, *data, word]) == 1
+    assert f"`{word.partition('=')[0]}` must name a file or folder, got '" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["checkpoint=", "key=", "controls=['']", "bundle=", "api.journal="])
+def test_no_file_has_an_empty_name(word, received, capsys):
+    command = "judge" if word.startswith(("controls", "bundle")) else "verify"
+    name = word.partition("=")[0]
+    assert main([*(w for w in READERS[command] if not w.startswith(f"{name}=")), word]) == 1
+    assert "must name a file or folder, got ''" in capsys.readouterr().err
+
+
 def test_no_more_images_are_read_than_a_folder_may_hold(received, capsys, monkeypatch):
     monkeypatch.setattr(suspect, "MAX_VALUES", 55 * 784 + 1)
     assert report([*READERS["verify"], "paths.data=data"], capsys)["n_images_given"] == 55

@@ -175,6 +175,10 @@ def test_no_settings_of_wandb_are_read_from_a_received_folder(tmp_path, listener
     done = command(folder, *TRAIN, "logger=wandb", "hydra.run.dir=online", **variables)
     assert done.returncode == 1
     assert "127.0.0.1:9" in done.stdout + done.stderr  # the user's own settings are read
+    target = "logger._target_=lightning.pytorch.loggers.wandb.WandbLogger"  # the same class
+    done = command(folder, *TRAIN, "logger=wandb", target, "hydra.run.dir=again", **variables)
+    assert done.returncode == 1
+    assert "127.0.0.1:9" in done.stdout + done.stderr
     assert listener.seen == []
 
 

@@ -25,6 +25,7 @@ _LARGEST = 2**31 - 1  # bytes of a protobuf message
 _MAX_NODES, _MAX_INLINED = 1 << 20, 1 << 28  # what the runtime makes of functions that call functions: nodes, bytes
 _MOST_MEMORY = 6 << 30  # bytes of all models: the largest file's weights, and 4 GiB to compute in
 _FILE_READERS = ("EPContext",)  # operators that name a file
+_STRING = 8  # TensorProto.STRING
 
 
 class OnnxOracle:
@@ -37,8 +38,8 @@ class OnnxOracle:
         path: the ONNX file.
 
     Raises:
-        ValueError: the file is missing, no ONNX model, names other files, has functions that grow beyond bounds, or
-            takes something else than one image tensor.
+        ValueError: the file is missing, no ONNX model, names other files, has sparse tensors, texts, or functions that grow
+            beyond bounds, or takes something else than one image tensor.
         ImportError: onnx or onnxruntime is not installed.
     """
 
@@ -123,6 +124,10 @@ def _checked_content(file: Path) -> bytes:
         raise ValueError(f"`path`: {str(file)!r} is damaged or no ONNX model that can be run.")
     if any(_names_files(message) for message in _messages(model)):
         raise ValueError(f"`path`: the model in {str(file)!r} names other files; export it with its weights inside.")
+    if any(message.DESCRIPTOR.name == "SparseTensorProto" for message in _messages(model)):
+        raise ValueError(f"`path`: the model in {str(file)!r} must have no sparse tensors; export it with dense weights.")
+    if _has_texts(model):
+        raise ValueError(f"`path`: the model in {str(file)!r} must compute with numbers only; export the network alone.")
     if not _is_small_inlined(model):
         raise ValueError(
             f"`path`: the functions of the model in {str(file)!r} must not call themselves and come to at most {_MAX_NODES} "
@@ -139,6 +144,25 @@ def _names_files(message: Any) -> bool:
     if kind == "TensorProto":
         return bool(message.data_location == message.EXTERNAL or message.external_data)
     return kind == "NodeProto" and message.op_type in _FILE_READERS
+
+
+def _has_texts(model: Any) -> bool:
+    """Tell whether a model has, or makes, tensors of texts, whose memory the runtime does not bound."""
+    types = {"to"}  # the attribute that a cast's type is in, and those that it is taken from in functions' calls
+    references = {(part.name, part.ref_attr_name) for part in _attributes(model) if part.ref_attr_name}
+    while more := {source for name, source in references if name in types} - types:
+        types |= more
+    return any(
+        (part.name in types and part.i == _STRING) or part.name.endswith(("_string", "_strings")) for part in _attributes(model)
+    ) or any(
+        message.data_type == _STRING or bool(message.string_data)
+        for message in _messages(model)
+        if message.DESCRIPTOR.name == "TensorProto"
+    )
+
+
+def _attributes(model: Any) -> Iterator[Any]:
+    return (message for message in _messages(model) if message.DESCRIPTOR.name == "AttributeProto")
 
 
 def _is_small_inlined(model: Any) -> bool:

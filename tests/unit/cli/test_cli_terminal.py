@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
+from rich.console import Console
 
+from gradsigns_lightning.cli import report
 from gradsigns_lightning.cli.terminal import hanging
 
 ROOT = Path(__file__).parents[3]
@@ -55,3 +58,17 @@ def test_no_message_goes_on_at_the_left_margin_of_a_terminal(tmp_path, kind):
     assert any("verdict" in line for line in lines)
     assert all(len(line) < 60 for line in lines)
     assert not any(line.startswith((".", "verdict")) for line in lines)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_long_name_leaves_room_for_the_verdict(monkeypatch, columns):
+    printed = io.StringIO()
+    terminal = Console(file=printed, force_terminal=True, width=columns, color_system=None)
+    monkeypatch.setattr(report, "Console", lambda **_: terminal)
+    name = "control " + "c" * 250
+    report.print_rows({"verdict": "not proven", "p-value": "0.25", name: "not proven"}, title="t")
+    lines = printed.getvalue().splitlines()
+    assert sum("not proven" in line for line in lines) == 2
+    assert any("0.25" in line for line in lines)
+    assert printed.getvalue().count("c") == name.count("c") + "verdict".count("c")
+    assert all(cell_len(line) <= columns for line in lines)

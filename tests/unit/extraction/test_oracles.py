@@ -526,6 +526,54 @@ def test_an_onnx_file_that_names_other_files_is_refused(tmp_path, monkeypatch, c
         OnnxOracle(tmp_path / "net.onnx")
 
 
+def with_sparse_constant(model):
+    constant = model.graph.node.add(op_type="Constant", output=["k"])
+    constant.attribute.add(name="sparse_value", type=11).sparse_tensor.dims.append(5 * 10**8)
+
+
+def with_cast_in_a_function(model):
+    """The type that texts are cast to is an argument of the outer of two functions."""
+    from onnx import helper
+
+    with_functions(model, {"Inner": ["Identity"], "Outer": ["Inner"]}, "Outer")
+    inner, outer = model.functions
+    inner.attribute.append("inner_type")
+    inner.node[0].op_type = "Cast"
+    inner.node[0].attribute.add(name="to", type=2, ref_attr_name="inner_type")
+    outer.attribute.append("type")
+    outer.node[0].attribute.add(name="inner_type", type=2, ref_attr_name="type")
+    model.graph.node[-1].attribute.append(helper.make_attribute("type", 8))
+
+
+def with_cast(model):
+    model.graph.node.add(op_type="Cast", input=["scores"], output=["k"]).attribute.add(name="to", type=2, i=8)
+
+
+UNBOUNDED = {
+    "initializer": (lambda model: model.graph.sparse_initializer.add().dims.append(5 * 10**8), "sparse"),
+    "constant": (with_sparse_constant, "sparse"),
+    "texts": (lambda model: model.graph.initializer.add(data_type=8, dims=[1]).string_data.append(b"0"), "numbers only"),
+    "text": (
+        lambda model: model.graph.node.add(op_type="Constant", output=["k"]).attribute.add(name="value_string", type=3, s=b"0"),
+        "numbers only",
+    ),
+    "cast": (with_cast, "numbers only"),
+    "cast in a function": (with_cast_in_a_function, "numbers only"),
+}
+
+
+@pytest.mark.parametrize("change", UNBOUNDED)
+def test_sparse_tensors_and_texts_never_reach_the_runtime(tmp_path, monkeypatch, change):
+    """The runtime makes sparse tensors dense while it loads them; neither they nor texts are in the memory that is bounded."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("the runtime was given the model"))
+    edit, named = UNBOUNDED[change]
+    edited(tmp_path / "net.onnx", edit)
+    with pytest.raises(ValueError, match=rf"`path`: the model in '.*net\.onnx' must .*{named}"):
+        OnnxOracle(tmp_path / "net.onnx")
+
+
 def test_the_runtime_gets_the_checked_content_and_no_path(tmp_path, monkeypatch):
     import onnxruntime
 
