@@ -82,7 +82,7 @@ class ApiVerificationResult(VerificationResult):
         if self.verdict == "inconclusive":
             return why_inconclusive(self.recognised, "the answers around the images are all alike, or missing")
         if self.verdict == "owned":
-            return f"p <= alpha = {self.alpha:g}, so reading stopped"
+            return f"p <= alpha = {self.alpha:g}{self._for_whom}, so reading stopped"
         least = least_bits(alpha=self.alpha)
         if self.n_bits < least:
             return f"p > alpha = {self.alpha:g}, which {self.n_bits} bits can never reach: {least} would do"

@@ -77,8 +77,14 @@ class VerificationResult:
         if self.verdict == "inconclusive":
             return why_inconclusive(self.recognised, "the gradient is all zero or not finite")
         if self.verdict == "owned":
-            return f"p <= alpha = {self.alpha:g}"
+            return f"p <= alpha = {self.alpha:g}{self._for_whom}"
         return f"p > alpha = {self.alpha:g}, {self._what_it_takes}"
+
+    @property
+    def _for_whom(self) -> str:
+        if self.log10_charged_p_value <= math.log10(self.alpha):
+            return ""
+        return f", for the key's maker alone: {self.free_bits:g} bits of it could be fitted to this model"
 
     @property
     def _what_it_takes(self) -> str:

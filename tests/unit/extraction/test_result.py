@@ -50,8 +50,15 @@ def lines(result, n=3):
 def test_a_reading_of_the_weights(model):
     verdict, bits, read = lines(verify(model, KEY, IMAGES))
     assert verdict == "owned: p <= alpha = 1e-09"
-    assert bits == "64 of 64 bits match, p = 5.4e-20"
+    assert bits == "63 of 64 bits match, p = 3.5e-18"
     assert read.startswith("60 images read, ")
+
+
+@pytest.mark.parametrize(("free_bits", "told"), [(0.0, False), (30.0, False), (60.0, True), (math.nan, False)])
+def test_bits_that_could_be_fitted_are_told_where_they_decide(model, free_bits, told):
+    result = replace(verify(model, KEY, IMAGES), free_bits=free_bits)
+    assert result.verdict == "owned"
+    assert (", for the key's maker alone: 60 bits of it could be fitted to this model" in result.reason) == told
 
 
 def test_a_reading_of_an_unmarked_models_weights(model):
@@ -132,5 +139,5 @@ def test_a_judgement(model):
     bundle = Bundle(key=KEY, statement=make_statement([KEY], signer))
     verdict, bits, read = lines(judge(bundle, suspect=model, images=IMAGES))
     assert verdict.startswith("not proven: adjusted p > alpha = 1e-09; no trusted time-stamp")
-    assert bits == "64 of 64 bits match, p = 5.4e-20, adjusted 10^0.0 for 2^64 tries"
+    assert bits == "63 of 64 bits match, p = 3.5e-18, adjusted 10^0.0 for 2^64 tries"
     assert read.startswith("the judge's own reading: 60 images asked about")
