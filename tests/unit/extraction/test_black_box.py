@@ -459,7 +459,7 @@ def test_answers_that_change_their_form_are_named(model):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"max_queries": 0}, ValueError, "`max_queries` must be an integer >= 1, got 0"),
+        ({"max_queries": 0}, ValueError, "`max_queries` must be an integer in \\[1, 1000000000000\\], got 0"),
         ({"batch_size": 0}, ValueError, "`batch_size`"),
         ({"alpha": 0}, ValueError, "`alpha` must be > 0"),
         ({"estimator": "row"}, ValueError, "`estimator` must be one of"),
