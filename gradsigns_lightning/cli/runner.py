@@ -103,15 +103,26 @@ def _check_names(config: Any) -> None:
     """
     from omegaconf import OmegaConf
 
-    module = OmegaConf.select(config, "data.module", throw_on_resolution_failure=False)
     of_paths = {"paths.data"}
-    if OmegaConf.is_dict(module) and OmegaConf.is_interpolation(module, "root"):
+    module = _selected(config, "data.module")
+    if OmegaConf.is_dict(module) and "root" in module and OmegaConf.is_interpolation(module, "root"):
         of_paths.add("data.module.root")
     for argument in (*_FILE_ARGUMENTS, *_NEW_FILES):
-        value = OmegaConf.select(config, argument, throw_on_resolution_failure=False)
+        value = None if argument in of_paths else _selected(config, argument)
         for name in value if OmegaConf.is_list(value) else [value]:
-            if argument not in of_paths and isinstance(name, str) and not name.strip():
+            if isinstance(name, str) and not name.strip():
                 raise ValueError(f"`{argument}` must name a file or folder, got {name!r}.")
+
+
+def _selected(config: Any, argument: str) -> Any:
+    """Return what ``argument`` names, or None if the command has no such setting or it cannot be resolved."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.select(config, argument)
+    except OmegaConfBaseException:
+        return None
 
 
 def _with_file_names(word: str) -> str:
