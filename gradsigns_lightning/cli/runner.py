@@ -128,14 +128,13 @@ def _selected(config: Any, argument: str) -> Any:
 def _with_file_names(word: str) -> str:
     """Let the value of ``checkpoint=FILE`` and the like be a file's name and no template: the name may be a stranger's choice.
 
-    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a report. In the names of
+    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a report, or of an
+    ``endpoint`` with the server. In the names of
     new files settings alone are replaced, as in ``json=out_${seed}.json``.
     """
     name, equals, value = word.partition("=")
-    if name == "endpoint":
-        return name + equals + _quoted(value)
     argument = name.lstrip("+")
-    if argument not in (*_FILE_ARGUMENTS, *_NEW_FILES):
+    if argument not in (*_FILE_ARGUMENTS, *_NEW_FILES, "endpoint"):
         return word
     reference = _OTHER_REFERENCE if argument in _NEW_FILES else _REFERENCE
     # OmegaConf takes an odd number of backslashes as an escape; outside quotation marks Hydra halves their number before.
