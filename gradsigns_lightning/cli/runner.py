@@ -108,8 +108,8 @@ def _check_names(config: Any) -> None:
     if OmegaConf.is_dict(module) and "root" in module and OmegaConf.is_interpolation(module, "root"):
         of_paths.add("data.module.root")
     for argument in (*_FILE_ARGUMENTS, *_NEW_FILES):
-        value = None if argument in of_paths else _selected(config, argument)
-        for name in value if OmegaConf.is_list(value) else [value]:
+        value: Any = None if argument in of_paths else _selected(config, argument)
+        for name in list(value) if OmegaConf.is_list(value) else [value]:
             if isinstance(name, str) and not name.strip():
                 raise ValueError(f"`{argument}` must name a file or folder, got {name!r}.")
 

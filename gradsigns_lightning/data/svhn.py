@@ -113,7 +113,7 @@ def _read_mat(path: Path) -> TensorImages:
         content = loadmat(str(path), variable_names=list(arrays))
     except Exception as error:  # what damage makes scipy raise has no base class in common
         raise ValueError(f"`root` must hold MATLAB files of SVHN, got {path}: {str(error)[:200]}") from error
-    shape = content["X"].shape if "X" in content and "y" in content else ()
+    shape: tuple[int, ...] = content["X"].shape if "X" in content and "y" in content else ()
     # Labels take 16 times their place in the file when they are converted, so they are counted first.
     if len(shape) != 4 or shape[:3] != (32, 32, 3) or content["y"].size != shape[3]:
         raise ValueError(f"`root` must hold MATLAB files with X of shape (32, 32, 3, n) and y of n labels, got {path}.")
