@@ -1,18 +1,18 @@
 """Sign a classifier's input gradients while it trains, and prove later that the model is yours."""
 
-from __future__ import annotations
-
 import os
-import re
 import sys
 
+# `python -m gradsigns_lightning`, `-mgradsigns_lightning`, `-m gradsigns_lightning.__main__` and so on look for modules in the
+# current folder first, which may be a received one. So nothing is imported before that Python has not imported itself.
 if (
     sys.argv[:1] == ["-m"]
-    and any(re.fullmatch(rf"(-\w*m)?{__name__}(\..*)?", word, re.DOTALL) for word in sys.orig_argv)
+    and any(
+        name and (not flag or (flag[0] == "-" and flag[-1] == "m")) and (not rest or rest[0] == ".")
+        for flag, name, rest in (word.partition(__name__) for word in sys.orig_argv)
+    )
     and not getattr(sys.flags, "safe_path", False)
 ):
-    # `python -m gradsigns_lightning`, `-mgradsigns_lightning`, `-m gradsigns_lightning.__main__` and so on look for modules in
-    # the current folder first, which may be a received one.
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath("")]
 
 from typing import TYPE_CHECKING

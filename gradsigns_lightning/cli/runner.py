@@ -103,28 +103,38 @@ def _check_names(config: Any) -> None:
     """
     from omegaconf import OmegaConf
 
-    module = OmegaConf.select(config, "data.module", throw_on_resolution_failure=False)
     of_paths = {"paths.data"}
-    if OmegaConf.is_dict(module) and OmegaConf.is_interpolation(module, "root"):
+    module = _selected(config, "data.module")
+    if OmegaConf.is_dict(module) and "root" in module and OmegaConf.is_interpolation(module, "root"):
         of_paths.add("data.module.root")
     for argument in (*_FILE_ARGUMENTS, *_NEW_FILES):
-        value = OmegaConf.select(config, argument, throw_on_resolution_failure=False)
-        for name in value if OmegaConf.is_list(value) else [value]:
-            if argument not in of_paths and isinstance(name, str) and not name.strip():
+        value: Any = None if argument in of_paths else _selected(config, argument)
+        for name in list(value) if OmegaConf.is_list(value) else [value]:
+            if isinstance(name, str) and not name.strip():
                 raise ValueError(f"`{argument}` must name a file or folder, got {name!r}.")
+
+
+def _selected(config: Any, argument: str) -> Any:
+    """Return what ``argument`` names, or None if the command has no such setting or it cannot be resolved."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.select(config, argument)
+    except OmegaConfBaseException:
+        return None
 
 
 def _with_file_names(word: str) -> str:
     """Let the value of ``checkpoint=FILE`` and the like be a file's name and no template: the name may be a stranger's choice.
 
-    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a report. In the names of
+    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a report, or of an
+    ``endpoint`` with the server. In the names of
     new files settings alone are replaced, as in ``json=out_${seed}.json``.
     """
     name, equals, value = word.partition("=")
-    if name == "endpoint":
-        return name + equals + _quoted(value)
     argument = name.lstrip("+")
-    if argument not in (*_FILE_ARGUMENTS, *_NEW_FILES):
+    if argument not in (*_FILE_ARGUMENTS, *_NEW_FILES, "endpoint"):
         return word
     reference = _OTHER_REFERENCE if argument in _NEW_FILES else _REFERENCE
     # OmegaConf takes an odd number of backslashes as an escape; outside quotation marks Hydra halves their number before.

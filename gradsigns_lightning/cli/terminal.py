@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import unicodedata
 from typing import IO
 
 _INDENT = "  "
@@ -46,13 +47,18 @@ def hanging(text: str, width: int) -> str:
 
 def _fitting(line: str, width: int) -> int:
     """Return how many characters of ``line`` fit into ``width`` columns."""
-    from rich.cells import cell_len, get_character_cell_size
-
-    if cell_len(line) <= width:
-        return len(line)
     columns = 0
     for position, character in enumerate(line):
-        columns += get_character_cell_size(character)
+        columns += _columns(character)
         if columns > width:
             return position
     return len(line)
+
+
+def _columns(character: str) -> int:
+    """Return the most columns that a terminal gives a character; rich gives spacing marks none."""
+    from rich.cells import get_character_cell_size
+
+    if character.isascii() or unicodedata.category(character) in ("Mn", "Me"):
+        return get_character_cell_size(character)
+    return max(get_character_cell_size(character), 2 if unicodedata.east_asian_width(character) in "WF" else 1)

@@ -48,7 +48,7 @@ def printable(text: str, *, limit: int = LONGEST) -> str:
 def _escaped(text: str) -> Iterator[str]:
     n_marks = 0
     for character in text:
-        is_mark = unicodedata.category(character) in ("Mn", "Me")
+        is_mark = unicodedata.category(character) in ("Mn", "Mc", "Me")
         n_marks = n_marks + 1 if is_mark else 0
         hides = _INVISIBLE.match(character) or unicodedata.combining(character) == _OVERLAY
         if character.isprintable() and not hides and unicodedata.category(character) != "Me" and n_marks <= _MOST_MARKS:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradsigns_lightning import WatermarkKey
+from gradsigns_lightning import WatermarkKey, __version__
 from gradsigns_lightning.cli.checkpoint import describe
 from gradsigns_lightning.lazy import as_command, in_pythons_folder
 from gradsigns_lightning.models import MLP
@@ -89,6 +89,19 @@ def test_no_module_of_a_received_folder_is_run_however_python_is_told(tmp_path, 
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "done").exists()
+
+
+def test_nothing_is_imported_before_the_current_folder_is_left(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def python(module: str, *words: str) -> str:
+        start = [sys.executable, "-m", module, *words]
+        return subprocess.run(start, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    (tmp_path / "empty.py").write_text("import sys; print(*sys.modules)\n")
+    for name in sys.stdlib_module_names - set(python("empty").split()):  # the others Python itself has loaded by then
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the current folder')\n")
+    assert python("gradsigns_lightning", "--version").strip().endswith(__version__)
 
 
 def command(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -38,6 +38,7 @@ def value(word):
     [
         ("verify", ["checkpoint={name}", "key=k.gskey"]),
         ("verify", ["onnx={name}", "key=k.gskey"]),
+        ("verify", ["endpoint=ftp://{name}", "key=k.gskey", "images=."]),
         ("verify", ["checkpoint=a.ckpt", "key={name}"]),
         ("verify", ["checkpoint=a.ckpt", "key.path={name}"]),
         ("commit", ["key={name}"]),
@@ -72,7 +73,7 @@ def test_an_endpoints_query_needs_no_quotation_marks():
     assert value("endpoint=https://host/x?a=1&b=2") == "https://host/x?a=1&b=2"
 
 
-@pytest.mark.parametrize("name", [*runner._FILE_ARGUMENTS, "+init", "++init"])
+@pytest.mark.parametrize("name", [*runner._FILE_ARGUMENTS, "endpoint", "+endpoint", "+init", "++init"])
 def test_the_arguments_that_name_files_are_no_templates(name):
     assert value(f"{name}=got/{REFERENCE}.bin") == f"got/{REFERENCE}.bin"
     assert value(f"{name}=[a,'b/{REFERENCE}',{REFERENCE}]") == ["a", f"b/{REFERENCE}", REFERENCE]
@@ -94,7 +95,6 @@ def test_no_number_of_backslashes_makes_a_file_name_a_template(quoted, n_before,
 
 def test_everything_else_goes_on_resolving():
     assert value(f"http.headers={{Authorization: Bearer {REFERENCE}}}") == {"Authorization": "Bearer s3cr3t"}
-    assert value(f"endpoint=https://{REFERENCE}") == "https://s3cr3t"
     assert value(f"owner={REFERENCE}") == "s3cr3t"
 
 

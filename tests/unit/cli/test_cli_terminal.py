@@ -29,6 +29,13 @@ def test_what_goes_on_is_indented_whatever_fills_the_line(filler):
         assert "".join([first, *others]).replace(" ", "") == text.replace(" ", "")
 
 
+@pytest.mark.parametrize(("mark", "columns"), [("\u0903", 1), ("\u093b", 1), ("\U0001d165", 1), ("\U00016ff0", 2)])
+def test_spacing_marks_take_columns(mark, columns):
+    first, *others = hanging("gradsigns: got '" + mark * 100, 60).split("\n")
+    assert len(first) == 16 + 44 // columns
+    assert all(line.startswith("  ") and len(line.strip()) <= 58 // columns for line in others)
+
+
 def test_what_fits_stays():
     assert hanging("a\n  - b\n", 40) == "a\n  - b\n"
     assert hanging("    - " + "x" * 40, 30).split("\n")[1].startswith("      x")

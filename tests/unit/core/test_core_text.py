@@ -40,9 +40,9 @@ def test_the_whole_of_unicode_becomes_printable():
     kinds = {c: (unicodedata.category(c), unicodedata.combining(c)) for c in text}
     hides = {c for c in text if _INVISIBLE.match(c) or kinds[c][0] == "Me" or kinds[c][1] == 1}
     # Of the marks in a row the first ones are left.
-    assert [c for c in text if c.isprintable() and c not in left and c not in hides and kinds[c][0] != "Mn"] == []
+    assert [c for c in text if c.isprintable() and c not in left and c not in hides and kinds[c][0] not in ("Mn", "Mc")] == []
     assert left & hides == set()
-    for mark in (c for c in text if kinds[c][0] == "Mn" and c not in hides and c.isprintable()):
+    for mark in (c for c in text if kinds[c][0] in ("Mn", "Mc") and c not in hides and c.isprintable()):
         assert printable(f"a{mark}") == f"a{mark}"
 
 
@@ -60,6 +60,8 @@ def test_letters_that_show_nothing_are_shown(letter):
 def test_towers_of_marks_are_cut():
     assert printable("a" + "\u0301" * 3 + "b") == "a" + "\u0301" * 3 + "b"
     assert printable("a" + "\u0301" * 6) == "a" + "\u0301" * 4 + r"\u0301" * 2
+    assert printable("\u0915" + "\u0903" * 6) == "\u0915" + "\u0903" * 4 + r"\u0903" * 2
+    assert printable("हिन्दी, தமிழ், বাংলা") == "हिन्दी, தமிழ், বাংলা"
     assert printable("Tiếng Việt".replace("ế", "ê\u0301")) == "Tiếng Việt".replace("ế", "ê\u0301")
 
 
