@@ -92,6 +92,7 @@ class Watermarker:
         self.first_margins: Tensor | None = None
         self.margins: Tensor | None = None
         self._own: Tensor | None = None  # length of the objective's own gradient, where it is known afterwards only
+        self._asked = torch.zeros(())  # length that it was asked to have in the last step, likewise
         self._before: tuple[int | None, int | None, Tensor | None, Tensor | None, Tensor | int] = (None, None, None, None, 0)
         self.task.reset()
         self._mean_gradient: Tensor | None = None  # over the whole input: a saved one must not tell where the carriers are
@@ -119,7 +120,7 @@ class Watermarker:
         """
         if step == self._last_step:
             if sharded:
-                self._note_own(optimizer, parameters)
+                self._note_own(parameters)
         elif self._is_near(step):
             self.task.note(optimizer, parameters, sharded=sharded)
 
@@ -241,8 +242,9 @@ class Watermarker:
             embedded = self.engine.embed(module, logits_fn, inputs, self.key.target_class, objective)
             self.value, loss = embedded.value, embedded.surrogate
             if sharded:
-                self._scale = length / (torch.ones_like(length) if self._own is None else self._own)
-                loss = loss * self._scale.to(loss.dtype)
+                self._own = torch.ones_like(length) if self._own is None else self._own
+                self._asked = length
+                loss = loss * (length / self._own).to(loss.dtype)
             else:
                 loss = differentiated(loss, module, length=length, world_size=world_size)
         self.n_embedded += 1
@@ -346,14 +348,16 @@ class Watermarker:
             self._factor = self.cadence.next_factor(self._factor, missing=missing, safe=safe, satisfied=satisfied)
             self._state = None
 
-    def _note_own(self, optimizer: int, parameters: Iterable[nn.Parameter]) -> None:
-        """Find the length of the objective's own gradient where it comes with the task's, which is about at right angles."""
+    def _note_own(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Follow the length of the objective's own gradient where it comes with the task's, which is about at right angles.
+
+        By a factor of two at most: where the mark is short, the task's own fluctuation is most of the difference.
+        """
         both = total_length([p.grad for p in parameters if p.grad is not None], sharded=True)
-        if both is None or self.task.n_noted == 0:
+        if both is None or self._own is None or self.task.n_noted == 0:
             return
-        own = (both.square() - self.task.length().to(both).square()).clamp_min(0).sqrt() / self._scale.to(both)
-        before = torch.ones_like(own) if self._own is None else self._own
-        self._own = torch.where(own.isfinite() & (own > 0), own, before)
+        found = (both.square() - self.task.length().to(both).square()).clamp_min(0).sqrt() / self._asked.to(both)
+        self._own = torch.where(found.isfinite(), self._own.to(both) * found.clamp(0.5, 2.0), self._own.to(both))
 
 
 def _warn_of_scale(images: Tensor, key: WatermarkKey) -> None:
