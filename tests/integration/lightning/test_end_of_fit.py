@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelPruning
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import Logger
+from lightning_utilities.core import rank_zero
 from signed_digits import (
     TARGET,
     Net,
@@ -44,13 +45,15 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def lines():
-    handler, logger = Lines(), logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.INFO)  # Lightning's own, which the command line raises
+    handler, logger = Lines(), rank_zero.log  # whose it is depends on what was imported last
+    before = logger.level, logger.disabled
+    logger.disabled = False  # other tests and the command line leave Lightning's loggers raised or switched off
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     yield handler.lines
     logger.removeHandler(handler)
-    logger.setLevel(level)
+    logger.setLevel(before[0])
+    logger.disabled = before[1]
 
 
 def assert_equals(standing, result):
