@@ -6,11 +6,12 @@ of the other. Nothing here is read back to the host.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 _KEPT = 0.9  # of the earlier steps' norms, with each new one
 
@@ -65,6 +66,11 @@ class TaskGradient:
         """Take back what :meth:`state_dict` gave."""
         self.n_noted = len(state)
         self._lengths = {optimizer: torch.tensor(length) for optimizer, length in state.items()}
+
+
+def parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:
+    """Yield an optimizer's parameters; whoever does not look at them pays nothing."""
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def total_length(gradients: Iterable[Tensor], *, sharded: bool = False) -> Tensor | None:

@@ -229,8 +229,9 @@ class Watermarker:
             rows = projector.directions(gradients) if self.objective.of_directions else projector.raw(gradients)
             mean = global_mean(weights @ rows, weights.sum(), world_size=world_size)
             held = projector.carrier_gradient(self._smooth(mean))
-            self._note_margins(projector.signs * projector.project(held.detach()))
-            self._state = self._state_of(held.detach(), projector)
+            margins = projector.signs * projector.project(held.detach())
+            self._note_margins(margins)
+            self._state = self._state_of(margins, satisfied=self.objective.satisfied(held.detach(), projector))
             # Without an image on any rank there is no gradient and nothing to hold.
             return self.objective(held, projector) * (mean.detach() != 0).any()
 
@@ -255,11 +256,6 @@ class Watermarker:
         """Forget the last :meth:`loss`, which nobody used: the next batch is asked to embed in its place."""
         self.n_embedded -= 1
         self._first_step, self._last_step, self._state, self._mean_gradient, self.n_spoilt = self._before
-
-    @property
-    def last_step(self) -> int | None:
-        """Optimizer step that embedded last, None before the first."""
-        return self._last_step
 
     def coming_steps(self) -> Iterator[int]:
         """Yield the optimizer steps that will embed if bits are missing all along; none before the first has."""
@@ -309,11 +305,10 @@ class Watermarker:
     def _note_margins(self, margins: Tensor) -> None:
         # Zero without an image, NaN in a step that overflowed.
         usable = margins.isfinite().all() & (margins != 0).any()
-        for name in ("first_margins", "margins"):
-            before = getattr(self, name)
-            before = torch.full_like(margins, torch.nan) if before is None else before.to(margins)
-            replaced = usable if name == "margins" else usable & before.isnan().any()
-            setattr(self, name, torch.where(replaced, margins, before))
+        none = torch.full_like(margins, torch.nan)
+        first, last = (none if known is None else known.to(margins) for known in (self.first_margins, self.margins))
+        self.margins = torch.where(usable, margins, last)
+        self.first_margins = torch.where(first.isnan(), self.margins, first)
 
     def _interval(self, factor: float) -> int:
         assert self._first_step is not None
@@ -335,12 +330,11 @@ class Watermarker:
         earliest = self._earliest()
         return step >= earliest - max((earliest - self._last_step) // 10, 5)
 
-    def _state_of(self, held: Tensor, projector: SignatureProjector) -> Tensor:
+    def _state_of(self, margins: Tensor, *, satisfied: Tensor) -> Tensor:
         """Return whether a bit is missing, all are safe, and nothing needs to be embedded; shape ``(3,)``, bool."""
-        smallest = (projector.signs * projector.project(held)).min()
+        smallest = margins.min()
         share = smallest / getattr(self.objective, "margin", 1.0)
-        ample = (smallest >= _AMPLE) | self.objective.satisfied(held, projector)
-        return torch.stack([share < _MISSING, share >= _SAFE, ample])
+        return torch.stack([share < _MISSING, share >= _SAFE, (smallest >= _AMPLE) | satisfied])
 
     def _settle(self) -> None:
         if self._state is not None:

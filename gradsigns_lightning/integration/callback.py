@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradsigns_lightning.core.checks import check_int
+from gradsigns_lightning.core.dose import parameters_of
 from gradsigns_lightning.core.engines import AUTO, Engine
 from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.objective import Objective
@@ -264,9 +265,10 @@ class GradSigns(Callback):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         # Here gradients are whole, unscaled and not clipped yet.
         if self._prepared:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             which = next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
-            self.watermarker.observe_gradients(which, parameters, step=trainer.global_step, sharded=is_sharded(trainer))
+            self.watermarker.observe_gradients(
+                which, parameters_of(optimizer), step=trainer.global_step, sharded=is_sharded(trainer)
+            )
 
     @override
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from gradsigns_lightning.core.dose import parameters_of
 from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.signature import LogitsFn
 from gradsigns_lightning.core.watermarker import Watermarker
@@ -101,9 +102,11 @@ class FabricGradSigns:
 
 
 def _note(watermark: FabricGradSigns | None, optimizer: Optimizer) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if watermark is None or watermark._parameters.isdisjoint(parameters):
+    if watermark is None:
         return
     known = watermark._optimizers
-    which = known.setdefault(optimizer, len(known))
-    watermark.watermarker.observe_gradients(which, parameters, step=watermark._step)
+    if optimizer not in known:
+        if watermark._parameters.isdisjoint(parameters_of(optimizer)):
+            return
+        known[optimizer] = len(known)
+    watermark.watermarker.observe_gradients(known[optimizer], parameters_of(optimizer), step=watermark._step)

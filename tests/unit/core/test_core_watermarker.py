@@ -327,25 +327,43 @@ def test_a_satisfied_objective_is_what_backs_off():
             assert not carrier_gradient.requires_grad
             return torch.tensor(True)
 
-    for objective, first in ((Satisfied([]), 8), (_Spy([]), 4)):
-        watermarker, model = fed(objective=objective), network()
-        watermarker._state_of = lambda held, projector, of=objective: torch.tensor(
-            [False, True, bool(of.satisfied(held, projector))]
-        )
-        embed(watermarker, model, 0)
-        assert due(watermarker, range(1, 9))[0] == first
+    for objective, state in ((Satisfied([]), [False, True, True]), (_Spy([]), [False, True, False])):
+        watermarker = fed(objective=objective)
+        watermarker._state_of = lambda margins, satisfied: torch.stack([torch.tensor(False), torch.tensor(True), satisfied])
+        embed(watermarker, network(), 0)
+        assert watermarker._state.tolist() == state
+        assert due(watermarker, range(1, 9))[0] == (8 if state[2] else 4)
 
 
-@pytest.mark.parametrize(("smallest", "state"), [(0.2, [True, False]), (0.5, [False, False]), (0.8, [False, True])])
-def test_a_bit_below_a_third_of_the_margin_is_as_good_as_missing(smallest, state):
-    watermarker = make(objective=MarginObjective(0.5))
-    projector = watermarker.projector(torch.device("cpu"), torch.float32)
-    wanted = projector.signs.clone()
-    wanted[3] *= smallest
-    held = torch.linalg.lstsq(projector.projection, wanted).solution
-    scale = projector.project(held).abs().max() / 0.5  # the others are just held
-    watermarker.objective = MarginObjective(0.5 * float(scale))
-    assert watermarker._state_of(held, projector).tolist()[:2] == state
+@pytest.mark.parametrize(
+    ("margin", "smallest", "state"),
+    [
+        (0.5, 0.14, [True, False, False]),  # missing: below 0.3 of what was asked for
+        (0.5, 0.16, [False, False, False]),
+        (0.5, 0.36, [False, True, False]),  # safe: 0.7 of it
+        (1.0, 0.69, [False, False, False]),
+        (1.5, 0.71, [False, False, True]),  # ample: 0.7 in itself
+        (0.5, -0.1, [True, False, False]),
+    ],
+)
+def test_missing_safe_and_ample_margins(margin, smallest, state):
+    watermarker = make(objective=MarginObjective(margin))
+    margins = torch.tensor([2.0, smallest, 1.0])
+    assert watermarker._state_of(margins, satisfied=torch.tensor(False)).tolist() == state
+    assert watermarker._state_of(margins, satisfied=torch.tensor(True)).tolist() == [*state[:2], True]
+
+
+def test_the_state_is_that_of_the_bits_themselves():
+    watermarker, model = fed(objective=MarginObjective(0.3)), network()
+    for step in range(60):
+        embed(watermarker, model, step).backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.02 * parameter.grad
+                parameter.grad = None
+        smallest = float(watermarker.margins.min())
+        assert watermarker._state.tolist() == [smallest < 0.09, smallest >= 0.21, smallest >= 0.3]
+    assert smallest > 0.09
 
 
 def test_hurries_while_bits_are_missing():
@@ -400,7 +418,7 @@ def test_the_steps_to_come_are_those_that_embed_while_bits_are_missing(cadence):
     n = sum(step < 50 for step in before)
     assert run(watermarker, model, range(50), satisfied=False, missing=True) == before[:n]
     assert list(itertools.islice(watermarker.coming_steps(), len(before) - n)) == before[n:]
-    assert watermarker.last_step == before[n - 1]
+    assert watermarker._last_step == before[n - 1]
 
 
 def test_the_margins_of_the_first_and_last_embedding_step_are_kept():
