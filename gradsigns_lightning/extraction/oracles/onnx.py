@@ -152,13 +152,16 @@ def _has_texts(model: Any) -> bool:
     references = {(part.name, part.ref_attr_name) for part in _attributes(model) if part.ref_attr_name}
     while more := {source for name, source in references if name in types} - types:
         types |= more
-    return any(
-        (part.name in types and part.i == _STRING) or part.name.endswith(("_string", "_strings")) for part in _attributes(model)
-    ) or any(
+    return any((part.name in types and part.i == _STRING) or _is_of_texts(part.name) for part in _attributes(model)) or any(
         message.data_type == _STRING or bool(message.string_data)
         for message in _messages(model)
         if message.DESCRIPTOR.name == "TensorProto"
     )
+
+
+def _is_of_texts(name: str | bytes) -> bool:
+    """Tell whether an operator's attribute of this name holds texts; protobuf gives a name that is no UTF-8 as bytes."""
+    return isinstance(name, str) and name.endswith(("_string", "_strings"))
 
 
 def _attributes(model: Any) -> Iterator[Any]:

@@ -29,7 +29,7 @@ CHECKPOINT = FILE_NAME.replace("\udc9b", "") + ".ckpt"
 # Everything that is no letter, but the line break, which is our own layout's.
 RAW = re.compile("[^\n" + "".join(f"{chr(a)}-{chr(b)}" for a, b in ((0x20, 0x7E), (0xA0, 0xD7FF), (0xE000, 0x10FFFF))) + "]")
 TURNING = re.compile("[\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
-TRAIN = ["train", "data=digits", "model=mlp", "trainer.max_epochs=2", "data.module.batch_size=32", "trainer.accelerator=cpu"]
+TRAIN = ["train", "data=digits", "model=mlp", "trainer.max_epochs=5", "data.module.batch_size=32", "trainer.accelerator=cpu"]
 
 
 def quoted(text):
