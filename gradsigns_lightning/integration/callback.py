@@ -28,6 +28,7 @@ from gradsigns_lightning.integration.early import EarlyWarnings
 from gradsigns_lightning.integration.hints import check_logits_hook
 from gradsigns_lightning.integration.input_watch import InputWatch
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
+from gradsigns_lightning.integration.merging import watch_merging
 from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.release import CHECKPOINT_ENTRY, STATE_PREFIX
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
@@ -86,6 +87,7 @@ class GradSigns(Callback):
         name: str = "wm",
         carrier_layer: str | None = None,
     ) -> None:
+        watch_merging(GradSigns)
         key = key_of(key)
         self.watermarker = Watermarker(
             key,
@@ -102,7 +104,6 @@ class GradSigns(Callback):
         self.reader = HeldOutReader(
             key, self.watermarker.projector, check_int("n_val_images", n_val_images, minimum=0), carrier_layer
         )
-        self.brought = False  # by a module, not given to the Trainer
         self._patch: StepPatch | None = None
         self._watch = InputWatch(torch.nn.Module())
         self._prepared = False
@@ -222,12 +223,14 @@ class GradSigns(Callback):
             # Maybe another model than last time. Here, because a checkpoint's state is loaded next; a Trainer that goes on
             # counting steps goes on with the state.
             self._reset()
-        names = [callback.name for callback in trainer.callbacks if isinstance(callback, GradSigns)]
-        if names.count(self.name) > 1:
+        marks = [callback for callback in trainer.callbacks if isinstance(callback, GradSigns)]
+        if (names := [mark.name for mark in marks]).count(self.name) > 1:
             raise ValueError(
                 f"`name` must be different for every GradSigns callback of a Trainer, got {names}: give the second one its "
                 "own, as in GradSigns(key, name='wm2')."
             )
+        if (keys := [mark.key.commitment for mark in marks]).count(self.key.commitment) > 1:
+            raise ValueError(f"`key` must be different for every GradSigns callback of a Trainer, got {keys}.")
 
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

@@ -49,29 +49,13 @@ class GradSignsMixin:
             The callback.
         """
         callback = GradSigns(key, **settings)
-        callback.brought = True
         self._gradsigns = (*self._gradsigns, callback)
         return callback
 
     def configure_callbacks(self) -> list[Any]:
-        """Hand the watermark's callbacks to the Trainer beside the module's own.
-
-        Raises:
-            ValueError: the Trainer has a GradSigns callback that these would replace, so that its key would not be signed.
-        """
+        """Hand the watermark's callbacks to the Trainer beside the module's own."""
         own = super().configure_callbacks()  # type: ignore[misc]
-        callbacks = [*(own if isinstance(own, (list, tuple)) else [own]), *self._gradsigns]
-        mine = [callback for callback in callbacks if isinstance(callback, GradSigns)]
-        trainer = getattr(self, "_trainer", None)
-        given = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, GradSigns) and not c.brought and c not in mine]
-        dropped = [callback for callback in given if any(issubclass(type(c), type(callback)) for c in mine)]
-        if dropped:
-            raise ValueError(
-                f"The Trainer's GradSigns callback of the key {dropped[0].key.commitment} would be dropped, because Lightning "
-                f"replaces it by the module's own ({mine[0].key.commitment}): sign with both keys by `sign_with(key, name=...)`, "
-                "or leave one of them out."
-            )
-        return callbacks
+        return [*(own if isinstance(own, (list, tuple)) else [own]), *self._gradsigns]
 
     def on_fit_start(self) -> None:
         """Refuse to train unsigned.

@@ -1,4 +1,4 @@
-"""The only monkey-patch: a term added to the loss that a module's ``training_step`` returns.
+"""The only patch of what is the user's: a term added to the loss that a module's ``training_step`` returns.
 
 Lightning itself wraps this method on the instance (for ``torch.compile``), so strategies look it up there. A hook such as
 ``on_before_backward`` would come too late: there the loss is already divided by the accumulation and scaled for float16, and the
