@@ -162,9 +162,15 @@ def _causes(trainer: Any, pl_module: Any, marker: Watermarker, standing: Standin
 
 def _by_pace(trainer: Any, marker: Watermarker, standing: Standing) -> str:
     own, pace = _own_margins(marker), pace_of(marker)
-    if standing.held_out and own is not None and int((own > 0).sum()) >= least_matches(standing.n_bits):
+    n_own = 0 if own is None else int((own > 0).sum())
+    if n_own >= least_matches(standing.n_bits) and _has_callback(trainer, "WeightAveraging", "StochasticWeightAveraging"):
         return (
-            f"The training images' own gradient holds {int((own > 0).sum())} bits: the held-out images' differs. "
+            f"The weights in training held {n_own} bits, their averages, which are read, have not followed yet: train longer, or "
+            "average over fewer steps (a smaller `decay`, a later start)."
+        )
+    if standing.held_out and n_own >= least_matches(standing.n_bits):
+        return (
+            f"The training images' own gradient holds {n_own} bits: the held-out images' differs. "
             f"{_few_images(marker)}More images of class {marker.key.target_class}, label smoothing (0.1) or a higher `strength` "
             "help."
         )
@@ -181,9 +187,12 @@ def _few_images(marker: Watermarker) -> str:
 
 
 def _is_pruned(trainer: Any, module: nn.Module) -> bool:
-    by_callback = any(c.__name__ == "ModelPruning" for callback in trainer.callbacks for c in type(callback).__mro__)
-    return by_callback or any(
+    return _has_callback(trainer, "ModelPruning") or any(
         type(hook).__module__ == "torch.nn.utils.prune"
         for child in module.modules()
         for hook in child._forward_pre_hooks.values()
     )
+
+
+def _has_callback(trainer: Any, *names: str) -> bool:
+    return any(c.__name__ in names for callback in trainer.callbacks for c in type(callback).__mro__)

@@ -25,6 +25,7 @@ from gradsigns_lightning.integration.advice import warn_if_not_owned
 from gradsigns_lightning.integration.batches import cure, images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible
 from gradsigns_lightning.integration.early import EarlyWarnings
+from gradsigns_lightning.integration.end import LastWord
 from gradsigns_lightning.integration.hints import check_logits_hook
 from gradsigns_lightning.integration.input_watch import InputWatch
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
@@ -32,9 +33,10 @@ from gradsigns_lightning.integration.merging import watch_merging
 from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.release import CHECKPOINT_ENTRY, STATE_PREFIX
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
-from gradsigns_lightning.integration.standing import Standing, final_standing, last_reading, tell
+from gradsigns_lightning.integration.standing import Standing
 from gradsigns_lightning.integration.step_patch import StepPatch
 from gradsigns_lightning.integration.unlogged import unlogged
+from gradsigns_lightning.integration.weights import lengths_of
 
 
 class GradSigns(Callback):
@@ -112,7 +114,7 @@ class GradSigns(Callback):
         self._warned = False
         self._unreadable = False
         self._early = EarlyWarnings(self.watermarker, name)
-        self._standing: Standing | None = None
+        self._end = LastWord(name, self.reader, self.watermarker)
 
     @property
     def standing(self) -> Standing | None:
@@ -122,7 +124,7 @@ class GradSigns(Callback):
         and where it was read: on the held-out images of the last validation, or, if steps were made since, on the last training
         images of the class.
         """
-        return self._standing
+        return self._end.standing
 
     def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return normalised inputs ``(n, C, H, W)`` and class indices ``(n,)`` of a batch.
@@ -238,7 +240,7 @@ class GradSigns(Callback):
         self._prepared = self._tried = False
         self._last_seen = None
         self._unreadable = False
-        self._standing = None
+        self._end.start()
         self._early.start()
         self._unpatch()  # of a fit that ended without telling
         if self.watermarker.schedule.strength == 0:
@@ -307,15 +309,14 @@ class GradSigns(Callback):
         if self.reader.margins is not None:
             log_margins(trainer, self.name, self.reader.margins)
         if self._early.n_batches:
-            logits_fn = partial(self.logits, pl_module)
-            self._standing = final_standing(trainer, pl_module, logits_fn, self.reader, self.watermarker)
+            self._end.read_after_other_callbacks(trainer, partial(self.logits, pl_module))
 
     @override
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         # Progress bars are closed here, and loggers still open.
-        tell(trainer, self.name, self._standing)
+        self._end.tell(trainer, pl_module, partial(self.logits, pl_module))
         if self.watermarker.schedule.strength and self._early.n_batches and not trainer.fast_dev_run:
-            warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self._standing)
+            warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self.standing)
 
     @override
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -325,10 +326,9 @@ class GradSigns(Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         # After an exception Lightning calls this and no teardown hook.
         self._unpatch()
+        self._end.stop(trainer)
         if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit":
-            # Nothing new is read: other ranks may be anywhere.
-            self._standing = last_reading(trainer, self.reader, self.watermarker)
-            tell(trainer, self.name, self._standing)
+            self._end.tell_last_reading(trainer)
 
     def _unpatch(self) -> None:
         self._last_seen = None
@@ -363,6 +363,9 @@ class GradSigns(Callback):
         images, labels = self._taken_from(batch)
         if trainer.sanity_checking:
             return  # it shall find batches of another form, but nothing is logged
+
+        if self.reader.lengths is None and not is_sharded(trainer):
+            self.reader.lengths = lengths_of(pl_module)
 
         def read() -> None:
             if not self._tried:
