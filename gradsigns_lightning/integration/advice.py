@@ -16,7 +16,7 @@ from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.standing import Standing
 
 _HOPELESS = 10.0  # times the embedding steps: beyond, an estimate says nothing
-_LEAST_STEPS = 16  # that a pace is judged by
+LEAST_STEPS = 16  # that a pace is judged by
 _LOST = 0.55  # root mean square of how far margins fall where the gradient is another after each step
 
 
@@ -40,7 +40,7 @@ class Pace:
         return self.needed / self.n_steps
 
 
-def _own_margins(marker: Watermarker) -> Tensor | None:
+def own_margins(marker: Watermarker) -> Tensor | None:
     """Return the margins in the training images' own gradient, on the host; None if no image of the class came by."""
     if marker.margins is None or bool(marker.margins.isnan().any()):
         return None
@@ -49,7 +49,7 @@ def _own_margins(marker: Watermarker) -> Tensor | None:
 
 def pace_of(marker: Watermarker) -> Pace | None:
     """Return the pace of this fit; None if there were too few embedding steps to tell."""
-    if marker.n_embedded < _LEAST_STEPS or marker.first_margins is None or (now := _own_margins(marker)) is None:
+    if marker.n_embedded < LEAST_STEPS or marker.first_margins is None or (now := own_margins(marker)) is None:
         return None
     first, aim = marker.first_margins.float().cpu(), getattr(marker.objective, "margin", 1.0)
     # The margins approach what the objective asks for like a decay, the slower the nearer.
@@ -110,7 +110,7 @@ def why_idle(trainer: Any, marker: Watermarker, *, automatic: bool) -> str | Non
         if automatic:
             return "no step embedded: the strength was 0 all along (`start_epoch`), or no gradient reached the optimizer's step."
         return "no step embedded: `watermark_loss` was not called, or the strength was 0 all along (`start_epoch`)."
-    if not int(marker.n_spoilt) and _own_margins(marker) is None:
+    if not int(marker.n_spoilt) and own_margins(marker) is None:
         return (
             f"no image of class {target} came by in training, so nothing was embedded: is {target} one of the labels, and in the "
             "batches that are trained on?"
@@ -161,7 +161,7 @@ def _causes(trainer: Any, pl_module: Any, marker: Watermarker, standing: Standin
 
 
 def _by_pace(trainer: Any, marker: Watermarker, standing: Standing) -> str:
-    own, pace = _own_margins(marker), pace_of(marker)
+    own, pace = own_margins(marker), pace_of(marker)
     n_own = 0 if own is None else int((own > 0).sum())
     if n_own >= least_matches(standing.n_bits) and _has_callback(trainer, "WeightAveraging", "StochasticWeightAveraging"):
         return (
