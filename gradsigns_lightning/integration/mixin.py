@@ -81,6 +81,14 @@ class GradSignsMixin:
             )
         return callbacks
 
+    def _is_tuned(self) -> bool:
+        """Return whether a Tuner tries something, for which it takes out all callbacks of the Trainer."""
+        there = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not self._gradsigns or any(callback in there for callback in self._gradsigns):
+            return False
+        brought = self.configure_callbacks()
+        return all(callback in brought for callback in self._gradsigns)
+
     def watermark_loss(self, batch: Any) -> Tensor:
         """Return the embedding loss of this batch, a scalar, 0 on steps that do not embed; for manual optimization.
 
@@ -92,7 +100,9 @@ class GradSignsMixin:
         """
         if self.automatic_optimization:  # type: ignore[attr-defined]
             raise ValueError("`watermark_loss` is for automatic_optimization=False; otherwise the loss is added by itself.")
+        zero = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
+        if self._is_tuned():
+            return zero
         # All of the Trainer's, whether they came from `sign_with` or were handed to it.
         losses = [callback.embedding_loss(self.trainer, self, batch) for callback in self._signing()]  # type: ignore[attr-defined]
-        zero = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
         return sum((loss for loss in losses if loss is not None), start=zero)

@@ -2,6 +2,7 @@
 
 import lightning.pytorch as L
 import pytest
+from lightning.pytorch.tuner import Tuner
 from signed_digits import (
     SECRET,
     TARGET,
@@ -259,6 +260,26 @@ def test_own_callbacks_that_drop_the_watermark_are_refused(kind):
     model.sign_with(make_key())
     with pytest.raises(ValueError, match=r"`configure_callbacks` must return the watermark's callbacks too"):
         make_trainer().fit(model, train_loader())
+
+
+@pytest.mark.parametrize("kind", [Mixed, ManualMixed])
+@pytest.mark.parametrize("what", ["lr_find", "scale_batch_size"])
+def test_a_tuner_tries_without_the_mark_and_the_fit_signs(kind, what):
+    class Tuned(kind):
+        lr, batch_size = 3e-3, 16
+
+        def train_dataloader(self):
+            return train_loader(batch_size=40)
+
+        val_dataloader = staticmethod(val_loader)
+
+    model, trainer = Tuned(), make_trainer()
+    model.sign_with(make_key(), **FAST)
+    trial = {"lr_find": {"num_training": 5, "update_attr": False}, "scale_batch_size": {"max_trials": 1, "steps_per_trial": 2}}
+    getattr(Tuner(trainer), what)(model, **trial[what])
+    assert not any(getattr(model, "added", [0]))
+    trainer.fit(model)
+    assert errors(model) == 0
 
 
 def test_watermark_loss_under_automatic_optimization_is_refused():
