@@ -24,6 +24,7 @@ from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.advice import warn_if_not_owned
 from gradsigns_lightning.integration.batches import cure, images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible
+from gradsigns_lightning.integration.copies import LeavesNoKeyBehind
 from gradsigns_lightning.integration.early import EarlyWarnings
 from gradsigns_lightning.integration.end import LastWord
 from gradsigns_lightning.integration.hints import check_logits_hook
@@ -39,7 +40,7 @@ from gradsigns_lightning.integration.unlogged import unlogged
 from gradsigns_lightning.integration.weights import lengths_of
 
 
-class GradSigns(Callback):
+class GradSigns(LeavesNoKeyBehind, Callback):
     """Signs the input gradients of the key's target class during ``Trainer.fit``.
 
     Wraps the module's ``training_step`` while fitting and adds the embedding loss to what it returns, every few optimizer steps.
@@ -106,6 +107,7 @@ class GradSigns(Callback):
         self.reader = HeldOutReader(
             key, self.watermarker.projector, check_int("n_val_images", n_val_images, minimum=0), carrier_layer
         )
+        self.brought = False  # by a module, which copies of it shall do too
         self._patch: StepPatch | None = None
         self._watch = InputWatch(torch.nn.Module())
         self._prepared = False
@@ -329,6 +331,10 @@ class GradSigns(Callback):
         self._end.stop(trainer)
         if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit":
             self._end.tell_last_reading(trainer)
+
+    @override
+    def _outside_a_fit(self) -> dict[str, Any]:
+        return {"_patch": None, "_watch": InputWatch(torch.nn.Module()), "_last_seen": None}
 
     def _unpatch(self) -> None:
         self._last_seen = None

@@ -26,7 +26,7 @@ class GradSignsMixin:
         ...         self.sign_with(key, strength=1.0)
     """
 
-    _gradsigns: tuple[GradSigns, ...] = ()
+    _gradsigns: tuple[GradSigns | None, ...] = ()  # None where a pickled module has left one behind
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse an order of the bases in which LightningModule's hooks hide this class's, so that nothing would be signed."""
@@ -41,6 +41,8 @@ class GradSignsMixin:
     def sign_with(self, key: WatermarkKey | str | PathLike[str], **settings: Any) -> GradSigns:
         """Sign this module with ``key`` whenever it is fitted; may be called for several keys.
 
+        Deep copies of the module sign too. A pickled module (``torch.save(module)``) leaves keys and callbacks behind.
+
         Args:
             key: the owner's key, or its file.
             settings: arguments of :class:`GradSigns`.
@@ -49,13 +51,17 @@ class GradSignsMixin:
             The callback.
         """
         callback = GradSigns(key, **settings)
-        self._gradsigns = (*self._gradsigns, callback)
+        callback.brought = True
+        self._gradsigns = (*self._marks(), callback)
         return callback
+
+    def _marks(self) -> list[GradSigns]:
+        return [mark for mark in self._gradsigns if mark is not None]
 
     def configure_callbacks(self) -> list[Any]:
         """Hand the watermark's callbacks to the Trainer beside the module's own."""
         own = super().configure_callbacks()  # type: ignore[misc]
-        return [*(own if isinstance(own, (list, tuple)) else [own]), *self._gradsigns]
+        return [*(own if isinstance(own, (list, tuple)) else [own]), *self._marks()]
 
     def on_fit_start(self) -> None:
         """Refuse to train unsigned.
@@ -67,8 +73,13 @@ class GradSignsMixin:
         self._signing()
 
     def _signing(self) -> list[GradSigns]:
+        if None in self._gradsigns:
+            raise ValueError(
+                f"This {type(self).__name__} was pickled, and left the key behind that signed it: call `self.sign_with(key)` "
+                "anew before it is fitted."
+            )
         callbacks = [c for c in self.trainer.callbacks if isinstance(c, GradSigns)]  # type: ignore[attr-defined]
-        if dropped := [callback for callback in self._gradsigns if callback not in callbacks]:
+        if dropped := [mark for mark in self._marks() if mark not in callbacks]:
             raise ValueError(
                 "`configure_callbacks` must return the watermark's callbacks too, or the key "
                 f"{dropped[0].key.commitment} is not signed: add `*super().configure_callbacks()`."
@@ -83,11 +94,11 @@ class GradSignsMixin:
 
     def _is_tuned(self) -> bool:
         """Return whether a Tuner tries something, for which it takes out all callbacks of the Trainer."""
-        there = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not self._gradsigns or any(callback in there for callback in self._gradsigns):
+        there, marks = self.trainer.callbacks, self._marks()  # type: ignore[attr-defined]
+        if not marks or any(mark in there for mark in marks):
             return False
         brought = self.configure_callbacks()
-        return all(callback in brought for callback in self._gradsigns)
+        return all(mark in brought for mark in marks)
 
     def watermark_loss(self, batch: Any) -> Tensor:
         """Return the embedding loss of this batch, a scalar, 0 on steps that do not embed; for manual optimization.
