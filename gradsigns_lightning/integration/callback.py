@@ -249,11 +249,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
             return
         check_compatible(trainer, pl_module, self.watermarker)
         if pl_module.automatic_optimization:
-            self._patch = StepPatch(
-                pl_module,
-                lambda batch: self._embedding_loss_before_step(trainer, pl_module, batch),
-                self.watermarker.take_back,
-            )
+            self._wrap_step(trainer, pl_module)
 
     @override
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -263,6 +259,12 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._watch.stop()
         self._early.after_batch(trainer, pl_module)
+        if self._patch is not None and not self._patch.called:
+            # The module has put another step in the place of the wrapped one, as trainings in phases do.
+            self._patch.remove()
+            self._wrap_step(trainer, pl_module)
+        elif self._patch is not None:
+            self._patch.called = False
 
     @override
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -335,6 +337,13 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     @override
     def _outside_a_fit(self) -> dict[str, Any]:
         return {"_patch": None, "_watch": InputWatch(torch.nn.Module()), "_last_seen": None}
+
+    def _wrap_step(self, trainer: Any, pl_module: Any) -> None:
+        self._patch = StepPatch(
+            pl_module,
+            lambda batch: self._embedding_loss_before_step(trainer, pl_module, batch),
+            self.watermarker.take_back,
+        )
 
     def _unpatch(self) -> None:
         self._last_seen = None

@@ -12,7 +12,7 @@ import torch
 from signed_digits import SECRET, TARGET, Net, held_out_target_images, make_key, make_mark, make_trainer, train_loader, val_loader
 from torch.nn import functional as F
 
-from gradsigns_lightning import GradSigns, GradSignsMixin, verify
+from gradsigns_lightning import Cadence, GradSigns, GradSignsMixin, verify
 from gradsigns_lightning.integration.step_patch import StepPatch
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -262,6 +262,40 @@ class TestLifetime:
         make_trainer(make_mark(), max_epochs=5).fit(model, train_loader())
         assert vars(model)["training_step"] is step
         assert verify(model, make_key(), held_out_target_images()).bit_error_rate == 0
+
+
+class InPhases(Net):
+    """Has another step from a given moment on."""
+
+    def __init__(self, moment):
+        super().__init__()
+        self.moment = moment
+
+    def second_step(self, batch, batch_idx):
+        return 2 * loss_of(self, batch)
+
+    def switch(self, moment):
+        if moment == self.moment:
+            self.training_step = self.second_step
+
+    def on_fit_start(self):
+        self.switch("fit")
+
+    def on_train_epoch_start(self):
+        self.switch(self.current_epoch)
+
+
+@pytest.mark.parametrize("moment", ["fit", 1])
+@pytest.mark.parametrize("n_marks", [1, 2])
+def test_a_step_that_the_module_replaces_itself_is_signed_too(moment, n_marks):
+    model = InPhases(moment)
+    second, always = make_key(8, secret=SECRET[::-1], target_class=TARGET + 1), Cadence(2, max_backoff=1)
+    marks = [make_mark(cadence=always), make_mark(second, cadence=always, name="wm2")][:n_marks]
+    make_trainer(*marks, max_epochs=4).fit(model, train_loader())
+    assert all(mark.standing.n_embedded > 50 for mark in marks)
+    assert verify(model, marks[0].key, held_out_target_images()).bit_error_rate == 0
+    assert vars(model)["training_step"] == model.second_step
+    assert "__getstate__" not in vars(model)
 
 
 class Stateful(Net):
