@@ -7,13 +7,58 @@ of the other. Nothing here is read back to the host.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradsigns_lightning.core.signature import LogitsFn, as_logits
+
 _KEPT = 0.9  # of the earlier steps' norms, with each new one
+# Of the task's gradient, averaged over all steps: what the mark may take while the network does not know the class, and when it
+# does.
+_LEAST_SHARE, _MOST_SHARE = 0.2, 1.4
+
+
+class Recognition:
+    """A network's answers, passed on, and the probability of the target class in the first of them.
+
+    Args:
+        logits_fn: maps inputs ``(n, ...)`` to logits ``(n, n_classes)``.
+        target_class: class T.
+    """
+
+    def __init__(self, logits_fn: LogitsFn, target_class: int) -> None:
+        self._logits_fn, self._target_class = logits_fn, target_class
+        self._first: Tensor | None = None
+
+    def __call__(self, inputs: Tensor) -> Any:
+        """Return what the network answers."""
+        answer = self._logits_fn(inputs)
+        # The first answer alone is no part of a transform of functions, in every engine.
+        if self._first is None and isinstance(logits := as_logits(answer), Tensor):
+            self._first = logits.detach()
+        return answer
+
+    def probabilities(self) -> Tensor:
+        """Return the target class's probability for each of the first inputs, shape ``(n,)``, float32."""
+        assert self._first is not None
+        return self._first.float().softmax(-1)[:, self._target_class]
+
+
+def most_length(recognised: Tensor, interval: int) -> Tensor:
+    """Return how long the mark's gradient may be, in lengths of the task's, after ``interval`` steps without one.
+
+    A network that has yet to learn its classes loses them to a mark that pulls as hard as the task, and one that knows them takes
+    it, and needs it for the last bits.
+
+    Args:
+        recognised: mean probability of the target class for its images, a scalar.
+        interval: steps between two embedding steps, at least 1.
+    """
+    return interval * (_LEAST_SHARE + (_MOST_SHARE - _LEAST_SHARE) * recognised**3)
 
 
 class TaskGradient:

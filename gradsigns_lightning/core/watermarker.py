@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gradsigns_lightning.core.buffer import TargetBuffer
 from gradsigns_lightning.core.checks import check_instance, check_int, check_number
 from gradsigns_lightning.core.distributed import global_mean, on_all_ranks
-from gradsigns_lightning.core.dose import TaskGradient, total_length
+from gradsigns_lightning.core.dose import Recognition, TaskGradient, most_length, total_length
 from gradsigns_lightning.core.engines import AUTO, Engine, differentiated, make_engines, probe
 from gradsigns_lightning.core.engines.probe import N_IMAGES
 from gradsigns_lightning.core.frozen import frozen_statistics
@@ -24,7 +24,7 @@ from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, Strengt
 from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, pixel_scale
 
 _SLACK = 0.1  # of the range of raw pixels: what an augmentation may add
-_MISSING, _SAFE = 0.3, 0.7  # of the margin asked for: a bit below is as good as wrong, none below is safe
+_MISSING, _SAFE = 0.5, 0.7  # of the margin asked for: a bit below is as good as wrong, none below is safe
 _AMPLE = 0.7  # in itself: about three times the noise that z has in a reading of 50 images
 _LEAST_MOMENTUM = 0.05  # of batch normalisation, whose statistics then describe the weights of 20 steps before
 
@@ -36,7 +36,8 @@ class Watermarker:
         key: the owner's key.
         strength: schedule of the embedding strength, or a number for a constant one: the length of the mark's gradient in a step
             that embeds, in lengths of the task's gradient. While bits are missing and the cadence hurries, it grows with the
-            square root of the hurry: by default up to 2.8 times.
+            hurry: by default up to 4.8 times; while the network does not know the target class, the default cadence holds it
+            back to a fifth of the task's pull, averaged over all steps (docs/dose.md).
         objective: ``"margin"``, ``"paper"`` or an object of that protocol.
         engine: ``"auto"``, ``"double_backward"``, ``"forward_over_reverse"``, ``"finite_difference"``, or an object of that
             protocol.
@@ -88,6 +89,7 @@ class Watermarker:
         self._factor = 1.0  # how much longer the interval is than usual
         self._state: Tensor | None = None  # of the bits; read one interval later, when the device has long computed it
         self.value: Tensor | None = None  # of the objective in the last embedding step; on the device
+        self.recognised: Tensor | None = None  # mean probability of the target class for its images then; on the device
         # (2 b_j - 1) z_j of the mean gradient in the first and the last embedding step that had one; on the device
         self.first_margins: Tensor | None = None
         self.margins: Tensor | None = None
@@ -235,13 +237,14 @@ class Watermarker:
             # Without an image on any rank there is no gradient and nothing to hold.
             return self.objective(held, projector) * (mean.detach() != 0).any()
 
-        # More often alone does not turn the last bits of a small network, and more strength alone costs accuracy.
-        urgency = max(1.0, 1 / self._factor) ** 0.5
-        length = urgency * self.strength_at(step=step, epoch=epoch) * self.task.length().to(images.device)
         with frozen_statistics(module):
             inputs, logits_fn = carrier_inputs(module, logits_fn, images, self.key.input_shape, self.carrier_layer)
-            embedded = self.engine.embed(module, logits_fn, inputs, self.key.target_class, objective)
+            network = Recognition(logits_fn, self.key.target_class)
+            embedded = self.engine.embed(module, network, inputs, self.key.target_class, objective)
             self.value, loss = embedded.value, embedded.surrogate
+            sure = (valid.float() @ network.probabilities()).view(1)
+            self.recognised = global_mean(sure, valid.float().sum(), world_size=world_size).squeeze()
+            length = self.strength_at(step=step, epoch=epoch) * self._urgency() * self.task.length().to(images.device)
             if sharded:
                 self._own = torch.ones_like(length) if self._own is None else self._own
                 self._asked = length
@@ -314,6 +317,14 @@ class Watermarker:
         assert self._first_step is not None
         assert self._last_step is not None
         return self.cadence.interval(self._last_step - self._first_step, factor)
+
+    def _urgency(self) -> Tensor | float:
+        """Return how many times the strength this step's dose is: bits are missing, or the network has yet to learn."""
+        # More often alone does not turn the last bits of a small network, and more strength alone costs accuracy.
+        urgency = max(1.0, 1 / self._factor) ** 0.75
+        if self.cadence.growth is None or self.recognised is None:
+            return urgency
+        return torch.clamp(most_length(self.recognised, self._interval(min(self._factor, 1.0))), max=urgency)
 
     def _earliest(self) -> int:
         """Return the first step that may embed, whatever the last one is found to have left."""

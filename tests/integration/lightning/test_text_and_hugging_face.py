@@ -127,7 +127,7 @@ def image_model(**settings):
 
 def fit_images(net):
     (x, y), (v, w) = train_set().tensors, val_set().tensors
-    model, mark = ImageNet(net), GradSigns(make_key(16), strength=0.3)  # a slow learner
+    model, mark = ImageNet(net), GradSigns(make_key(16))
     trainer = make_trainer(mark, max_epochs=10)
     trainer.fit(
         model,
@@ -141,8 +141,8 @@ def test_a_hugging_face_image_classifier_is_signed():
     model, mark, trainer = fit_images(image_model(attn_implementation="sdpa"))
     result = verify(model.net, mark.key, held_out_target_images())  # takes the answer's logits by itself
     assert result.bit_error_rate == float(trainer.callback_metrics["wm/ber"]) == 0
-    # Chance is 0.1, without the mark 0.81: a slow learner pays for a short fit (docs/dose.md).
-    assert trainer.callback_metrics["accuracy"] > 0.5
+    # Chance is 0.1, without the mark 0.77 on average: a slow learner (docs/dose.md).
+    assert trainer.callback_metrics["accuracy"] > 0.6
 
 
 def test_reentrant_checkpoints_of_hugging_face_are_seen():

@@ -338,11 +338,11 @@ def test_a_satisfied_objective_is_what_backs_off():
 @pytest.mark.parametrize(
     ("margin", "smallest", "state"),
     [
-        (0.5, 0.14, [True, False, False]),  # missing: below 0.3 of what was asked for
-        (0.5, 0.16, [False, False, False]),
+        (0.5, 0.24, [True, False, False]),  # missing: below 0.5 of what was asked for
+        (0.5, 0.26, [False, False, False]),
         (0.5, 0.36, [False, True, False]),  # safe: 0.7 of it
         (1.0, 0.69, [False, False, False]),
-        (1.5, 0.71, [False, False, True]),  # ample: 0.7 in itself
+        (1.5, 0.76, [False, False, True]),  # ample: 0.7 in itself
         (0.5, -0.1, [True, False, False]),
     ],
 )
@@ -362,8 +362,8 @@ def test_the_state_is_that_of_the_bits_themselves():
                 parameter -= 0.02 * parameter.grad
                 parameter.grad = None
         smallest = float(watermarker.margins.min())
-        assert watermarker._state.tolist() == [smallest < 0.09, smallest >= 0.21, smallest >= 0.3]
-    assert smallest > 0.09
+        assert watermarker._state.tolist() == [smallest < 0.15, smallest >= 0.21, smallest >= 0.3]
+    assert smallest > 0.15
 
 
 def test_hurries_while_bits_are_missing():
@@ -389,14 +389,44 @@ def test_hurries_while_bits_are_missing():
     assert run(watermarker, network(), range(100, 140), satisfied=True)[:3] == [100, 108, 124]
 
 
-@pytest.mark.parametrize(("n_missing", "times"), [(0, 1.0), (1, 2**0.5), (2, 2.0), (5, 2.0)])
-def test_the_strength_grows_with_the_square_root_of_the_hurry(n_missing, times):
+@pytest.mark.parametrize(("n_missing", "times"), [(0, 1.0), (1, 2**0.75), (2, 4**0.75), (5, 4**0.75)])
+def test_the_strength_grows_with_the_hurry(n_missing, times):
     watermarker, model = fed(cadence=Cadence(16, max_hurry=4), strength=3.0), network()
     for step in range(0, 16 * n_missing, 16):
         assert run(watermarker, model, [step], satisfied=False, missing=True)
     assert watermarker.is_due(step=100, epoch=0)  # finds what the last one left
     embed(watermarker, model, 100).backward()
     assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["double_backward", "forward_over_reverse", "finite_difference"])
+@pytest.mark.parametrize(
+    ("cadence", "sure", "times"),
+    [
+        (Cadence.following(), -20, 0.4),  # two steps long, a fifth of the task's pull
+        (Cadence.following(), 20, 1.0),
+        (2, -20, 1.0),  # who fixes the cadence has fixed the dose
+    ],
+)
+def test_a_network_that_does_not_know_its_class_is_left_room_to_learn(engine, cadence, sure, times):
+    model = network()
+    with torch.no_grad():
+        model[-1].bias[KEY.target_class] += sure
+    watermarker = fed(cadence=cadence, strength=3.0, engine=engine)
+    embed(watermarker, model).backward()
+    assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)
+    assert float(watermarker.recognised) == pytest.approx(float(sure > 0), abs=1e-3)
+
+
+def test_how_sure_the_network_is_is_the_mean_over_the_images_at_hand():
+    model = network().eval()
+    images, labels = batch()
+    watermarker = fed()  # five slots, three of them without an image of their own
+    assert int(watermarker.buffer.valid.sum()) < 5
+    embed(watermarker, model)
+    with torch.no_grad():
+        expected = model(images)[labels == KEY.target_class].softmax(1)[:, KEY.target_class].mean()
+    assert float(watermarker.recognised) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_training_that_may_end_at_any_time_embeds_early_and_ever_less():
