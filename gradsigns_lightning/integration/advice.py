@@ -111,6 +111,11 @@ def why_idle(trainer: Any, marker: Watermarker, *, automatic: bool) -> str | Non
             return "no step embedded: the strength was 0 all along (`start_epoch`), or no gradient reached the optimizer's step."
         return "no step embedded: `watermark_loss` was not called, or the strength was 0 all along (`start_epoch`)."
     if not int(marker.n_spoilt) and own_margins(marker) is None:
+        if _n_images(marker):
+            return (
+                f"the gradient of class {target} was zero in every embedding step, so nothing was embedded: has the training "
+                "diverged (a learning rate that is too high)?"
+            )
         return (
             f"no image of class {target} came by in training, so nothing was embedded: is {target} one of the labels, and in the "
             "batches that are trained on?"
@@ -180,10 +185,14 @@ def _by_pace(trainer: Any, marker: Watermarker, standing: Standing) -> str:
 
 
 def _few_images(marker: Watermarker) -> str:
-    n_valid = 0 if marker.buffer.valid is None else int(marker.buffer.valid.sum())
+    n_valid = _n_images(marker)
     if n_valid >= min(marker.buffer.capacity, 8):
         return ""
     return f"Only {n_valid} images of class {marker.key.target_class} were at hand (on this rank). "
+
+
+def _n_images(marker: Watermarker) -> int:
+    return 0 if marker.buffer.valid is None else int(marker.buffer.valid.sum())
 
 
 def _is_pruned(trainer: Any, module: nn.Module) -> bool:

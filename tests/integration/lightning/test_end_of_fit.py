@@ -211,11 +211,17 @@ class TestWarnings:
             make_trainer(mark, max_epochs=-1, max_steps=n_steps).fit(Trained(rate), train_loader())
             assert mark.standing.n_matches >= 31
 
-    def test_a_rate_that_is_too_high(self, recwarn):
-        make_trainer(GradSigns(make_key()), max_epochs=2).fit(Trained(10.0), train_loader())
+    def test_a_rate_that_is_too_high(self, seeded, recwarn):
+        make_trainer(GradSigns(make_key()), max_epochs=2).fit(Trained(30.0), train_loader())
         early, end = told(recwarn)
         assert "bits were lost as fast as others came: the learning rate is too high" in early
         assert "has the training diverged (a learning rate that is too high)?" in end
+
+    def test_a_rate_that_leaves_no_gradient_at_all(self, seeded, recwarn):
+        make_trainer(GradSigns(make_key()), max_epochs=2).fit(Trained(100.0), train_loader())
+        assert len(messages := told(recwarn)) >= 1
+        for message in messages:
+            assert "the gradient of class 3 was zero in every embedding step" in message
 
     @pytest.mark.parametrize("by_callback", [True, False])
     def test_pruned_weights(self, recwarn, by_callback):
