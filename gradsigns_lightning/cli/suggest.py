@@ -56,11 +56,27 @@ def explain(command: str, overrides: list[str], error: BaseException) -> tuple[s
     return str(error) or type(error).__name__, FAILED
 
 
+def with_dashes(command: str, words: list[str]) -> str:
+    """Return what is wrong with a setting that is written as an option, ``--key FILE``; empty if none is."""
+    from dataclasses import fields
+
+    from gradsigns_lightning.cli.schema import SCHEMAS
+
+    settings = {entry.name for entry in fields(SCHEMAS[command])} | set(_ALIASES) | {"experiment"}
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        name, _, value = word.partition("=")
+        setting = name[2:].replace("-", "_")
+        if name.startswith("--") and (setting in settings or "." in setting):
+            value = value or (following if following and following[0] != "-" and "=" not in following else "...")
+            return f"settings are written without dashes: `{_ALIASES.get(setting, setting)}={value}`, got {word!r}."
+    return ""
+
+
 def _unknown_option(error: Any) -> str:
     missing, options = error.missing_cfg_file or "", list(error.options or [])
     group, _, option = missing.rpartition("/")
     if group == "hydra/launcher" and option == "joblib":
-        return "`hydra/launcher=joblib` needs a package that is not installed: `pip install gradsigns-lightning[sweep]`."
+        return "`hydra/launcher=joblib` needs a package that is not installed: pip install 'gradsigns-lightning[sweep]'."
     if not options:
         return _first_line(error)
     close = difflib.get_close_matches(option, options, n=1)
@@ -71,6 +87,8 @@ def _unknown_option(error: Any) -> str:
 def _bad_override(command: str, overrides: list[str], error: BaseException) -> str:
     cause = error.__cause__
     text = f"{error} {cause or ''}"
+    if found := re.match(r"Error parsing override '([^'=]*)'", text):
+        return f"settings are written as name=value, got {found[1]!r}. `gradsigns {command} --help` lists them."
     found = re.search(r"Could not (?:override|append to config)[^']*'([^']+)'", text)
     found = found or re.search(r"Could not append value to config.*Key '([^']+)'", text, re.S)
     key = found.group(1) if found else _unknown_key_of(text, overrides)
@@ -151,7 +169,7 @@ def _missing_package(error: ImportError) -> str:
         return text
     name = (error.name or "").partition(".")[0]
     extra = _EXTRAS.get(name) or next((extra for package, extra in _EXTRAS.items() if package in text), None)
-    return f"{text} It comes with `pip install gradsigns-lightning[{extra}]`." if extra else text
+    return f"{text} It comes with pip install 'gradsigns-lightning[{extra}]'." if extra else text
 
 
 def _first_line(error: BaseException) -> str:

@@ -42,7 +42,13 @@ def test_a_sweep_over_key_sizes_and_strengths(capsys):
 
 def test_a_failing_job_fails_the_sweep(capsys):
     assert main(["train", "-m", *QUICK, "key=b32,b256", "hydra.sweep.dir=sweep"]) == 1
-    assert "`key.n_bits` must be at most" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "`key.n_bits` must be at most" in shown.err
+    lines = [
+        re.sub(r"[ \u2502]+", " ", line).strip() for line in shown.out.partition("all runs")[2].splitlines() if "key=" in line
+    ]
+    assert [line.split()[:2] for line in lines] == [["key=b32", lines[0].split()[1]], ["key=b256", "failed"]]
+    assert lines[0].endswith("%")
 
 
 def test_the_joblib_launcher(capsys):
