@@ -16,7 +16,7 @@ from typing import Any
 
 from gradsigns_lightning.cli.build import check_given
 from gradsigns_lightning.cli.schema import check_root_keys, config_folder, register_schemas
-from gradsigns_lightning.cli.suggest import BAD_COMMAND_LINE, explain, with_dashes
+from gradsigns_lightning.cli.suggest import BAD_COMMAND_LINE, explain, one_file_for_all_runs, with_dashes
 from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.text import printable_lines
 from gradsigns_lightning.lazy import as_command, in_pythons_folder
@@ -61,7 +61,7 @@ class _Reported(SystemExit):
 def run_command(command: str, overrides: list[str]) -> int:
     """Run ``command`` with Hydra overrides and options; see :func:`gradsigns_lightning.cli.main`."""
     full_error = os.environ.get(_FULL_ERROR) == "1"
-    if wrong := with_dashes(command, overrides):
+    if wrong := with_dashes(command, overrides) or one_file_for_all_runs(overrides):
         return _report(wrong, BAD_COMMAND_LINE)
     overrides = [_with_file_names(_with_key_file(command, word)) for word in overrides]
     try:

@@ -72,6 +72,17 @@ def with_dashes(command: str, words: list[str]) -> str:
     return ""
 
 
+def one_file_for_all_runs(words: list[str]) -> str:
+    """Return that the runs of a sweep would write over each other's results; empty if they would not."""
+    results = [word for word in words if word.startswith("json=") and not {"$", ","} & set(word)]
+    if not results or not {"-m", "--multirun"} & set(words):
+        return ""
+    return (
+        f"the runs of a sweep would all write to one file, got {results[0]!r}: let it hold a setting, as in "
+        "json='out_${seed}.json' (in a shell with the single quotes)."
+    )
+
+
 def _unknown_option(error: Any) -> str:
     missing, options = error.missing_cfg_file or "", list(error.options or [])
     group, _, option = missing.rpartition("/")
@@ -92,6 +103,9 @@ def _bad_override(command: str, overrides: list[str], error: BaseException) -> s
     found = re.search(r"Could not (?:override|append to config)[^']*'([^']+)'", text)
     found = found or re.search(r"Could not append value to config.*Key '([^']+)'", text, re.S)
     key = found.group(1) if found else _unknown_key_of(text, overrides)
+    if key is None and getattr(error, "override", None):
+        name, _, value = error.override.partition("=")
+        return f"`{name}` cannot be read, got {value!r}. In a shell, values with blanks, braces or $ stand in single quotes."
     if key is None:
         return ": ".join(_first_line(e) for e in (error, cause) if e is not None)
     return _unknown_key(command, overrides, key.partition("@")[0])

@@ -88,6 +88,17 @@ def assert_can_be_embedded(command: str, config) -> None:
     assert key.n_bits >= 30
 
 
+CONFIGURATION = sorted(Path(config_folder()).rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *CONFIGURATION], ids=lambda path: path.stem)
+def test_a_shell_leaves_documented_settings_as_they_are(document):
+    """In double quotes or none, `${...}` and `$images` would be the shell's, which has no such variables."""
+    text = document.read_text()
+    spoilt = re.findall(r"""[\w.]+="[^"\n]*\$[^"\n]*"|\b[\w.]+=[^'"\s`]*\$\{[^\n`]*""", text)
+    assert spoilt == []
+
+
 def anchors(document: Path) -> set[str]:
     heads = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}

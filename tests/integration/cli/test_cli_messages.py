@@ -85,6 +85,11 @@ def test_a_missing_owner_is_called_owner(capsys):
     ("words", "message"),
     [
         (["verify", "model.ckpt"], "settings are written as name=value, got 'model.ckpt'. `gradsigns verify --help` lists them."),
+        (
+            ["verify", "protocol=json", "protocol.request={images: }"],
+            "`protocol.request` cannot be read, got '{images: }'.",
+        ),
+        (["train", "model.hidden=[1"], "`model.hidden` cannot be read, got '[1'."),
         (["verify", "--key", "a.gskey"], "settings are written without dashes: `key=a.gskey`, got '--key'."),
         (["verify", "--key=a.gskey"], "settings are written without dashes: `key=a.gskey`, got '--key=a.gskey'."),
         (["train", "--max-epochs", "3"], "settings are written without dashes: `trainer.max_epochs=3`, got '--max-epochs'."),

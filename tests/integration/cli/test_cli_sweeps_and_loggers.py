@@ -51,6 +51,12 @@ def test_a_failing_job_fails_the_sweep(capsys):
     assert lines[0].endswith("%")
 
 
+def test_the_runs_of_a_sweep_do_not_write_over_each_others_results(capsys):
+    assert main(["train", "-m", *QUICK, "seed=0,1", "json=out.json"]) == 2
+    assert "got 'json=out.json': let it hold a setting, as in json='out_${seed}.json'" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
+
+
 def test_the_joblib_launcher(capsys):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "seed=0,1", "key=b32", "json=out_${seed}.json"]
