@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -33,7 +34,8 @@ def run(config: Any) -> None:
         "input shape": " x ".join(map(str, key.input_shape)),
         "commitment": key.commitment,
     }
-    note = f"Keep the file secret. Before you release the model: gradsigns commit key={out}, and publish what it writes."
+    commit = f"gradsigns commit key={shlex.quote(str(out))}"
+    note = f"Keep the file secret. Before you release the model: {commit}, and publish what it writes."
     note = f"{note}\n{out_of_reach(key)}".rstrip()
     print_rows(rows, title="key", note=note)
     if config.json:

@@ -100,7 +100,7 @@ def _what_was_read(result: VerificationResult) -> dict[str, str]:
 
     if not isinstance(result, ApiVerificationResult):
         return {"images read": str(result.n_queries)}
-    around = f"probes around {result.n_images} images, answers read as {result.answers or 'nothing'}"
+    around = f"probes around {result.n_images} image{'s' * (result.n_images != 1)}, answers read as {result.answers or 'nothing'}"
     return {"queries": f"{result.n_queries}, {around}"}
 
 

@@ -65,6 +65,4 @@ def _note(result: TraceResult) -> str:
     why = f"{result.verdict.replace('_', ' ')}: {result.reason}"
     if result.verdict == "not_proven" and result.present:
         why += "; those named had a part in it"
-    elif result.verdict == "not_proven" and result.is_master:
-        why += "; the master's own mark says that it is, or was made from, a model of the owner's"
     return as_sentence(why)

@@ -23,6 +23,8 @@ def test_a_reading_of_answers_counts_queries_and_says_what_its_blocks_are():
     assert rows["matching bits"] == "54 of 56 (7 erased), blocks of the key's 128 bits"
     assert rows["queries"] == "67, probes around 3 images, answers read as labels"
     assert "images read" not in rows
+    one = ApiVerificationResult(**READ, **ASKED | {"n_images": 1}, stopped="proven")
+    assert "around 1 image," in verification_rows(one)["queries"]
 
 
 @pytest.mark.parametrize(("text", "sentence"), [("a", "a."), ("a.", "a."), ("a?", "a?")])
