@@ -103,8 +103,9 @@ def _bad_override(command: str, overrides: list[str], error: BaseException) -> s
     found = re.search(r"Could not (?:override|append to config)[^']*'([^']+)'", text)
     found = found or re.search(r"Could not append value to config.*Key '([^']+)'", text, re.S)
     key = found.group(1) if found else _unknown_key_of(text, overrides)
-    if key is None and getattr(error, "override", None):
-        name, _, value = error.override.partition("=")
+    override = getattr(error, "override", None)
+    if key is None and override:
+        name, _, value = str(override).partition("=")
         return f"`{name}` cannot be read, got {value!r}. In a shell, values with blanks, braces or $ stand in single quotes."
     if key is None:
         return ": ".join(_first_line(e) for e in (error, cause) if e is not None)
