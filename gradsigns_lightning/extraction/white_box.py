@@ -330,7 +330,7 @@ def warn_if_unlike(n_images: int, recognised: float, target_class: int, *, n_ask
     if n_images < MIN_IMAGES:
         plural = "s" if n_images > 1 else ""
         warnings.warn(
-            f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits get lost.",
+            f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits can get lost.",
             UserWarning,
             stacklevel=stacklevel + 1,
         )

@@ -309,7 +309,7 @@ class GradSigns(Callback):
 
     @override
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        # Progress bars are closed here, and loggers still open.
+        # Loggers are still open here.
         tell(trainer, self.name, self._standing)
         if self.watermarker.schedule.strength and self._early.n_batches and not trainer.fast_dev_run:
             warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self._standing)
