@@ -110,8 +110,10 @@ def _in_full_precision(module: nn.Module, logits_fn: LogitsFn) -> tuple[LogitsFn
     call = Call(module, logits_fn)
 
     def full(inputs: Tensor) -> Tensor:
+        # Asked for in each call: others may be in their place, of another precision.
+        tensors = [*module.named_parameters(), *module.named_buffers()]
         wide = {f"module.{name}": t.float() for name, t in tensors if t.dtype in HALF}
-        with default_dtype(torch.float32):
+        with default_dtype(torch.float32 if wide else torch.get_default_dtype()):
             return torch.func.functional_call(call, wide, (inputs,))  # type: ignore[no-any-return]
 
     return full, torch.float32

@@ -16,7 +16,7 @@ from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.standing import Standing
 
 _HOPELESS = 10.0  # times the embedding steps: beyond, an estimate says nothing
-_LEAST_STEPS = 16  # that a pace is judged by
+LEAST_STEPS = 16  # that a pace is judged by
 _LOST = 0.55  # root mean square of how far margins fall where the gradient is another after each step
 
 
@@ -40,7 +40,7 @@ class Pace:
         return self.needed / self.n_steps
 
 
-def _own_margins(marker: Watermarker) -> Tensor | None:
+def own_margins(marker: Watermarker) -> Tensor | None:
     """Return the margins in the training images' own gradient, on the host; None if no image of the class came by."""
     if marker.margins is None or bool(marker.margins.isnan().any()):
         return None
@@ -49,7 +49,7 @@ def _own_margins(marker: Watermarker) -> Tensor | None:
 
 def pace_of(marker: Watermarker) -> Pace | None:
     """Return the pace of this fit; None if there were too few embedding steps to tell."""
-    if marker.n_embedded < _LEAST_STEPS or marker.first_margins is None or (now := _own_margins(marker)) is None:
+    if marker.n_embedded < LEAST_STEPS or marker.first_margins is None or (now := own_margins(marker)) is None:
         return None
     first, aim = marker.first_margins.float().cpu(), getattr(marker.objective, "margin", 1.0)
     # The margins approach what the objective asks for like a decay, the slower the nearer.
@@ -110,7 +110,7 @@ def why_idle(trainer: Any, marker: Watermarker, *, automatic: bool) -> str | Non
         if automatic:
             return "no step embedded: the strength was 0 all along (`start_epoch`), or no gradient reached the optimizer's step."
         return "no step embedded: `watermark_loss` was not called, or the strength was 0 all along (`start_epoch`)."
-    if not int(marker.n_spoilt) and _own_margins(marker) is None:
+    if not int(marker.n_spoilt) and own_margins(marker) is None:
         return (
             f"no image of class {target} came by in training, so nothing was embedded: is {target} one of the labels, and in the "
             "batches that are trained on?"
@@ -161,10 +161,16 @@ def _causes(trainer: Any, pl_module: Any, marker: Watermarker, standing: Standin
 
 
 def _by_pace(trainer: Any, marker: Watermarker, standing: Standing) -> str:
-    own, pace = _own_margins(marker), pace_of(marker)
-    if standing.held_out and own is not None and int((own > 0).sum()) >= least_matches(standing.n_bits):
+    own, pace = own_margins(marker), pace_of(marker)
+    n_own = 0 if own is None else int((own > 0).sum())
+    if n_own >= least_matches(standing.n_bits) and _has_callback(trainer, "WeightAveraging", "StochasticWeightAveraging"):
         return (
-            f"The training images' own gradient holds {int((own > 0).sum())} bits: the held-out images' differs. "
+            f"The weights in training held {n_own} bits, their averages, which are read, have not followed yet: train longer, or "
+            "average over fewer steps (a smaller `decay`, a later start)."
+        )
+    if standing.held_out and n_own >= least_matches(standing.n_bits):
+        return (
+            f"The training images' own gradient holds {n_own} bits: the held-out images' differs. "
             f"{_few_images(marker)}More images of class {marker.key.target_class}, label smoothing (0.1) or a higher `strength` "
             "help."
         )
@@ -181,9 +187,12 @@ def _few_images(marker: Watermarker) -> str:
 
 
 def _is_pruned(trainer: Any, module: nn.Module) -> bool:
-    by_callback = any(c.__name__ == "ModelPruning" for callback in trainer.callbacks for c in type(callback).__mro__)
-    return by_callback or any(
+    return _has_callback(trainer, "ModelPruning") or any(
         type(hook).__module__ == "torch.nn.utils.prune"
         for child in module.modules()
         for hook in child._forward_pre_hooks.values()
     )
+
+
+def _has_callback(trainer: Any, *names: str) -> bool:
+    return any(c.__name__ in names for callback in trainer.callbacks for c in type(callback).__mro__)

@@ -24,19 +24,23 @@ from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.advice import warn_if_not_owned
 from gradsigns_lightning.integration.batches import cure, images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible
+from gradsigns_lightning.integration.copies import LeavesNoKeyBehind
 from gradsigns_lightning.integration.early import EarlyWarnings
+from gradsigns_lightning.integration.end import LastWord
 from gradsigns_lightning.integration.hints import check_logits_hook
 from gradsigns_lightning.integration.input_watch import InputWatch
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
+from gradsigns_lightning.integration.merging import watch_merging
 from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.release import CHECKPOINT_ENTRY, STATE_PREFIX
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
-from gradsigns_lightning.integration.standing import Standing, final_standing, last_reading, tell
+from gradsigns_lightning.integration.standing import Standing
 from gradsigns_lightning.integration.step_patch import StepPatch
 from gradsigns_lightning.integration.unlogged import unlogged
+from gradsigns_lightning.integration.weights import lengths_of
 
 
-class GradSigns(Callback):
+class GradSigns(LeavesNoKeyBehind, Callback):
     """Signs the input gradients of the key's target class during ``Trainer.fit``.
 
     Wraps the module's ``training_step`` while fitting and adds the embedding loss to what it returns, every few optimizer steps.
@@ -86,6 +90,7 @@ class GradSigns(Callback):
         name: str = "wm",
         carrier_layer: str | None = None,
     ) -> None:
+        watch_merging(GradSigns)
         key = key_of(key)
         self.watermarker = Watermarker(
             key,
@@ -102,7 +107,7 @@ class GradSigns(Callback):
         self.reader = HeldOutReader(
             key, self.watermarker.projector, check_int("n_val_images", n_val_images, minimum=0), carrier_layer
         )
-        self.brought = False  # by a module, not given to the Trainer
+        self.brought = False  # by a module, which copies of it shall do too
         self._patch: StepPatch | None = None
         self._watch = InputWatch(torch.nn.Module())
         self._prepared = False
@@ -111,7 +116,7 @@ class GradSigns(Callback):
         self._warned = False
         self._unreadable = False
         self._early = EarlyWarnings(self.watermarker, name)
-        self._standing: Standing | None = None
+        self._end = LastWord(name, self.reader, self.watermarker)
 
     @property
     def standing(self) -> Standing | None:
@@ -121,7 +126,7 @@ class GradSigns(Callback):
         and where it was read: on the held-out images of the last validation, or, if steps were made since, on the last training
         images of the class.
         """
-        return self._standing
+        return self._end.standing
 
     def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return normalised inputs ``(n, C, H, W)`` and class indices ``(n,)`` of a batch.
@@ -222,12 +227,14 @@ class GradSigns(Callback):
             # Maybe another model than last time. Here, because a checkpoint's state is loaded next; a Trainer that goes on
             # counting steps goes on with the state.
             self._reset()
-        names = [callback.name for callback in trainer.callbacks if isinstance(callback, GradSigns)]
-        if names.count(self.name) > 1:
+        marks = [callback for callback in trainer.callbacks if isinstance(callback, GradSigns)]
+        if (names := [mark.name for mark in marks]).count(self.name) > 1:
             raise ValueError(
                 f"`name` must be different for every GradSigns callback of a Trainer, got {names}: give the second one its "
                 "own, as in GradSigns(key, name='wm2')."
             )
+        if (keys := [mark.key.commitment for mark in marks]).count(self.key.commitment) > 1:
+            raise ValueError(f"`key` must be different for every GradSigns callback of a Trainer, got {keys}.")
 
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -235,18 +242,14 @@ class GradSigns(Callback):
         self._prepared = self._tried = False
         self._last_seen = None
         self._unreadable = False
-        self._standing = None
+        self._end.start()
         self._early.start()
         self._unpatch()  # of a fit that ended without telling
         if self.watermarker.schedule.strength == 0:
             return
         check_compatible(trainer, pl_module, self.watermarker)
         if pl_module.automatic_optimization:
-            self._patch = StepPatch(
-                pl_module,
-                lambda batch: self._embedding_loss_before_step(trainer, pl_module, batch),
-                self.watermarker.take_back,
-            )
+            self._wrap_step(trainer, pl_module)
 
     @override
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -256,6 +259,12 @@ class GradSigns(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._watch.stop()
         self._early.after_batch(trainer, pl_module)
+        if self._patch is not None and not self._patch.called:
+            # The module has put another step in the place of the wrapped one, as trainings in phases do.
+            self._patch.remove()
+            self._wrap_step(trainer, pl_module)
+        elif self._patch is not None:
+            self._patch.called = False
 
     @override
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -304,15 +313,14 @@ class GradSigns(Callback):
         if self.reader.margins is not None:
             log_margins(trainer, self.name, self.reader.margins)
         if self._early.n_batches:
-            logits_fn = partial(self.logits, pl_module)
-            self._standing = final_standing(trainer, pl_module, logits_fn, self.reader, self.watermarker)
+            self._end.read_after_other_callbacks(trainer, partial(self.logits, pl_module))
 
     @override
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         # Loggers are still open here.
-        tell(trainer, self.name, self._standing)
+        self._end.tell(trainer, pl_module, partial(self.logits, pl_module))
         if self.watermarker.schedule.strength and self._early.n_batches and not trainer.fast_dev_run:
-            warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self._standing)
+            warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self.standing)
 
     @override
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -322,10 +330,20 @@ class GradSigns(Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         # After an exception Lightning calls this and no teardown hook.
         self._unpatch()
+        self._end.stop(trainer)
         if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit":
-            # Nothing new is read: other ranks may be anywhere.
-            self._standing = last_reading(trainer, self.reader, self.watermarker)
-            tell(trainer, self.name, self._standing)
+            self._end.tell_last_reading(trainer)
+
+    @override
+    def _outside_a_fit(self) -> dict[str, Any]:
+        return {"_patch": None, "_watch": InputWatch(torch.nn.Module()), "_last_seen": None}
+
+    def _wrap_step(self, trainer: Any, pl_module: Any) -> None:
+        self._patch = StepPatch(
+            pl_module,
+            lambda batch: self._embedding_loss_before_step(trainer, pl_module, batch),
+            self.watermarker.take_back,
+        )
 
     def _unpatch(self) -> None:
         self._last_seen = None
@@ -360,6 +378,9 @@ class GradSigns(Callback):
         images, labels = self._taken_from(batch)
         if trainer.sanity_checking:
             return  # it shall find batches of another form, but nothing is logged
+
+        if self.reader.lengths is None and not is_sharded(trainer):
+            self.reader.lengths = lengths_of(pl_module)
 
         def read() -> None:
             if not self._tried:

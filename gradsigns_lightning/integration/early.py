@@ -7,15 +7,16 @@ import warnings
 from typing import Any
 
 from gradsigns_lightning.core.watermarker import Watermarker
-from gradsigns_lightning.integration.advice import pace_of, too_slow, why_idle
+from gradsigns_lightning.integration.advice import LEAST_STEPS, own_margins, pace_of, too_slow, why_idle
+from gradsigns_lightning.integration.length import FitLength
 
-_LATEST = 200  # batches after which is looked, however long the epoch is
+_EVERY = 200  # batches, within an epoch that is longer
 _FEWEST, _FEWEST_STEPS = 10, 3  # batches and optimizer steps that say something
 _RISES = 3  # readings in a row that are worse than the one before
 
 
 class EarlyWarnings:
-    """Looks at the end of each epoch, and after 200 batches, until all that can be told is known.
+    """Looks at the end of each epoch, every 200 batches, and at half the steps or time, until all that can be told is known.
 
     Args:
         marker: the watermarker.
@@ -29,28 +30,42 @@ class EarlyWarnings:
 
     def start(self) -> None:
         """Forget the last fit."""
-        self.n_batches = 0
-        self._n_due = 0  # of them, since the schedule's start
-        self._idle_known = self._pace_known = self._worse_known = False
+        self._length = FitLength()
+        self._n_due = 0  # batches since the schedule's start
+        self._idle_known = self._pace_known = self._worse_known = self._half_known = False
+        self._validated = False
         self._wrong: list[int] = []
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of this fit."""
+        return self._length.n_batches
 
     def after_batch(self, trainer: Any, pl_module: Any) -> None:
         """Count a batch of training."""
-        self.n_batches += 1
-        if trainer.current_epoch >= self._marker.schedule.start_epoch:
-            self._n_due += 1
-            if self._n_due >= _LATEST and not self._idle_known:
-                self._look(trainer, pl_module)
+        self._length.after_batch(trainer)
+        if self._marker.schedule.strength == 0 or trainer.current_epoch < self._marker.schedule.start_epoch:
+            return
+        self._n_due += 1
+        if self._n_due % _EVERY == 0:
+            self._look(trainer, pl_module)
+        elif not self._half_known and self._n_due >= _FEWEST and self._length.is_half_over(trainer):
+            self._half_known = True
+            self._look(trainer, pl_module)
 
     def after_epoch(self, trainer: Any, pl_module: Any) -> None:
         """Look at what was embedded."""
+        self._length.after_epoch()
         if self._n_due >= _FEWEST:
             self._look(trainer, pl_module)
 
     def after_reading(self, trainer: Any, margins: list[float] | None) -> None:
         """Compare a reading on held-out images with those before."""
-        if margins is None or trainer.state.fn != "fit":
-            return
+        if margins is not None and trainer.state.fn == "fit":
+            self._validated = True
+            self._compare(trainer, margins, "readings")
+
+    def _compare(self, trainer: Any, margins: list[float], readings: str) -> None:
         marker, now = self._marker, {"step": trainer.global_step, "epoch": trainer.current_epoch}
         if self._worse_known or marker.n_embedded == 0 or marker.strength_at(**now) != marker.schedule.strength:
             return
@@ -60,7 +75,7 @@ class EarlyWarnings:
             self._warn(
                 trainer,
                 f"the bits are getting worse while the strength is constant: {', '.join(map(str, self._wrong))} of "
-                f"{len(margins)} were wrong in the last readings. A lower learning rate or a higher `strength` holds them; "
+                f"{len(margins)} were wrong in the last {readings}. A lower learning rate or a higher `strength` holds them; "
                 "pruning and adversarial training take them away.",
             )
 
@@ -72,18 +87,16 @@ class EarlyWarnings:
             self._idle_known = True
             if problem := why_idle(trainer, marker, automatic=automatic):
                 self._warn(trainer, f"after {self._n_due} batches: {problem}")
-        # How many steps a manual optimization makes is not known.
-        if not self._pace_known and automatic and pace_of(marker) is not None:
+        if marker.n_embedded < LEAST_STEPS:
+            return
+        n_steps = self._length.n_steps(trainer, automatic=automatic)
+        if not self._pace_known and math.isfinite(n_steps) and pace_of(marker) is not None:
             self._pace_known = True
-            if problem := too_slow(trainer, marker, n_steps=_expected_steps(trainer)):
+            if problem := too_slow(trainer, marker, n_steps=n_steps):
                 self._warn(trainer, problem)
+        if not (self._validated or self._worse_known) and (margins := own_margins(marker)) is not None:
+            self._compare(trainer, margins.tolist(), "looks at the training images")
 
     def _warn(self, trainer: Any, problem: str) -> None:
         if trainer.is_global_zero:
             warnings.warn(f"GradSigns {self._name!r}: {problem}", UserWarning, stacklevel=2)
-
-
-def _expected_steps(trainer: Any) -> float:
-    if trainer.max_epochs == -1 and trainer.max_steps == -1:
-        return math.inf
-    return float(trainer.estimated_stepping_batches)

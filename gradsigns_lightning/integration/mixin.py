@@ -26,7 +26,7 @@ class GradSignsMixin:
         ...         self.sign_with(key, strength=1.0)
     """
 
-    _gradsigns: tuple[GradSigns, ...] = ()
+    _gradsigns: tuple[GradSigns | None, ...] = ()  # None where a pickled module has left one behind
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse an order of the bases in which LightningModule's hooks hide this class's, so that nothing would be signed."""
@@ -41,6 +41,8 @@ class GradSignsMixin:
     def sign_with(self, key: WatermarkKey | str | PathLike[str], **settings: Any) -> GradSigns:
         """Sign this module with ``key`` whenever it is fitted; may be called for several keys.
 
+        Deep copies of the module sign too. A pickled module (``torch.save(module)``) leaves keys and callbacks behind.
+
         Args:
             key: the owner's key, or its file.
             settings: arguments of :class:`GradSigns`.
@@ -50,28 +52,16 @@ class GradSignsMixin:
         """
         callback = GradSigns(key, **settings)
         callback.brought = True
-        self._gradsigns = (*self._gradsigns, callback)
+        self._gradsigns = (*self._marks(), callback)
         return callback
 
-    def configure_callbacks(self) -> list[Any]:
-        """Hand the watermark's callbacks to the Trainer beside the module's own.
+    def _marks(self) -> list[GradSigns]:
+        return [mark for mark in self._gradsigns if mark is not None]
 
-        Raises:
-            ValueError: the Trainer has a GradSigns callback that these would replace, so that its key would not be signed.
-        """
+    def configure_callbacks(self) -> list[Any]:
+        """Hand the watermark's callbacks to the Trainer beside the module's own."""
         own = super().configure_callbacks()  # type: ignore[misc]
-        callbacks = [*(own if isinstance(own, (list, tuple)) else [own]), *self._gradsigns]
-        mine = [callback for callback in callbacks if isinstance(callback, GradSigns)]
-        trainer = getattr(self, "_trainer", None)
-        given = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, GradSigns) and not c.brought and c not in mine]
-        dropped = [callback for callback in given if any(issubclass(type(c), type(callback)) for c in mine)]
-        if dropped:
-            raise ValueError(
-                f"The Trainer's GradSigns callback of the key {dropped[0].key.commitment} would be dropped, because Lightning "
-                f"replaces it by the module's own ({mine[0].key.commitment}): sign with both keys by `sign_with(key, name=...)`, "
-                "or leave one of them out."
-            )
-        return callbacks
+        return [*(own if isinstance(own, (list, tuple)) else [own]), *self._marks()]
 
     def on_fit_start(self) -> None:
         """Refuse to train unsigned.
@@ -83,8 +73,13 @@ class GradSignsMixin:
         self._signing()
 
     def _signing(self) -> list[GradSigns]:
+        if None in self._gradsigns:
+            raise ValueError(
+                f"This {type(self).__name__} was pickled, and left the key behind that signed it: call `self.sign_with(key)` "
+                "anew before it is fitted."
+            )
         callbacks = [c for c in self.trainer.callbacks if isinstance(c, GradSigns)]  # type: ignore[attr-defined]
-        if dropped := [callback for callback in self._gradsigns if callback not in callbacks]:
+        if dropped := [mark for mark in self._marks() if mark not in callbacks]:
             raise ValueError(
                 "`configure_callbacks` must return the watermark's callbacks too, or the key "
                 f"{dropped[0].key.commitment} is not signed: add `*super().configure_callbacks()`."
@@ -97,6 +92,14 @@ class GradSignsMixin:
             )
         return callbacks
 
+    def _is_tuned(self) -> bool:
+        """Return whether a Tuner tries something, for which it takes out all callbacks of the Trainer."""
+        there, marks = self.trainer.callbacks, self._marks()  # type: ignore[attr-defined]
+        if not marks or any(mark in there for mark in marks):
+            return False
+        brought = self.configure_callbacks()
+        return all(mark in brought for mark in marks)
+
     def watermark_loss(self, batch: Any) -> Tensor:
         """Return the embedding loss of this batch, a scalar, 0 on steps that do not embed; for manual optimization.
 
@@ -108,7 +111,9 @@ class GradSignsMixin:
         """
         if self.automatic_optimization:  # type: ignore[attr-defined]
             raise ValueError("`watermark_loss` is for automatic_optimization=False; otherwise the loss is added by itself.")
+        zero = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
+        if self._is_tuned():
+            return zero
         # All of the Trainer's, whether they came from `sign_with` or were handed to it.
         losses = [callback.embedding_loss(self.trainer, self, batch) for callback in self._signing()]  # type: ignore[attr-defined]
-        zero = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
         return sum((loss for loss in losses if loss is not None), start=zero)

@@ -36,6 +36,7 @@ class HeldOutReader:
         self.carrier_layer = carrier_layer
         self.margins: list[float] | None = None  # (2 b_j - 1) z_j of the last reading
         self.read_at = 0  # optimizer steps made before it
+        self.lengths: Tensor | None = None  # of the weights that were read; None if not known
         self._projector = projector
         self._gradient = _CountedGradient(key.input_shape)
         self._n_read = 0
@@ -56,6 +57,7 @@ class HeldOutReader:
         # A rank may see no image of the class; torchmetrics warns of a metric that was never updated.
         self._gradient.update(torch.zeros(0, *self.key.input_shape, device=device))
         self._n_read = 0
+        self.lengths = None
 
     def read(self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, labels: Tensor, *, always: bool = False) -> None:
         """Add the gradients of the target class's images of one batch.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from gradsigns_lightning.core.distributed import on_all_ranks
 from gradsigns_lightning.core.reach import USUAL_ALPHA
 from gradsigns_lightning.core.signature import LogitsFn
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
@@ -16,8 +17,9 @@ from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.unlogged import unlogged
+from gradsigns_lightning.integration.weights import are_weights_of
 
-_COUNTS = ("images", "held_out", "embedded", "steps_since")  # among the figures that are logged
+_COUNTS = ("images", "held_out", "embedded", "steps_since", "replaced")  # among the figures that are logged
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Standing:
         held_out: whether they are of the validation; else they are the last training images of the class.
         n_embedded: embedding steps of the fit.
         n_steps_since: optimizer steps from the reading to the end of the fit.
+        replaced: whether the weights were replaced after the reading by others that could not be read.
     """
 
     n_bits: int
@@ -41,6 +44,7 @@ class Standing:
     held_out: bool
     n_embedded: int
     n_steps_since: int = 0
+    replaced: bool = False
 
     @property
     def p_value(self) -> float:
@@ -61,6 +65,7 @@ class Standing:
         """Return the whole in one line."""
         where = f"on {self.n_images} {'held-out' if self.held_out else 'training'} images"
         since = f", {self.n_steps_since} steps before the end" if self.n_steps_since else ""
+        since += ", before the weights were replaced" if self.replaced else ""
         return (
             f"{self.n_matches} of {self.n_bits} bits held, p = {self.p_value:.2g} (log10 {self.log10_p_value:.1f}), smallest "
             f"margin {self.margin:+.3f}: {'owned' if self.owned else 'not owned'} at alpha {USUAL_ALPHA:g}; read {where}{since}, "
@@ -78,8 +83,9 @@ class Standing:
         if f"{name}/final_ber" not in metrics:
             return None
         ber, margin, *counts = (float(metrics[f"{name}/final_{figure}"]) for figure in ("ber", "margin", *_COUNTS))
-        n_images, held_out, n_embedded, n_steps_since = map(int, counts)
-        return cls(n_bits, round((1 - ber) * n_bits), margin, n_images, bool(held_out), n_embedded, n_steps_since)
+        n_images, held_out, n_embedded, n_steps_since, replaced = map(int, counts)
+        n_matches = round((1 - ber) * n_bits)
+        return cls(n_bits, n_matches, margin, n_images, bool(held_out), n_embedded, n_steps_since, bool(replaced))
 
 
 def final_standing(
@@ -95,8 +101,11 @@ def final_standing(
         marker: has the last training images of the class.
     """
     images, valid = marker.buffer.images, marker.buffer.valid
-    if images is None or valid is None or (reader.margins is not None and reader.read_at == trainer.global_step):
-        return last_reading(trainer, reader, marker)
+    known = reader.margins is not None and reader.read_at == trainer.global_step
+    current = known and _is_current(trainer, pl_module, reader)
+    if images is None or valid is None or current:
+        return last_reading(trainer, reader, marker, replaced=known and not current)
+    images, valid = images.to(pl_module.device), valid.to(pl_module.device)
     own = HeldOutReader(marker.key, marker.projector, len(images), marker.carrier_layer)
     own.start(pl_module.device)
     labels = torch.where(valid, marker.key.target_class, -1)
@@ -104,15 +113,24 @@ def final_standing(
         together = is_sharded(trainer)
         inside_forward(trainer, pl_module, lambda: own.read(pl_module, logits_fn, images, labels, always=together))
     own.finish(step=trainer.global_step)
-    return _standing_of(trainer, own, marker, held_out=False) or last_reading(trainer, reader, marker)
+    return _standing_of(trainer, own, marker, held_out=False) or last_reading(
+        trainer, reader, marker, replaced=known and not current
+    )
 
 
-def last_reading(trainer: Any, reader: HeldOutReader, marker: Watermarker) -> Standing | None:
+def last_reading(trainer: Any, reader: HeldOutReader, marker: Watermarker, *, replaced: bool = False) -> Standing | None:
     """Return how the mark stood when held-out images were read last; None if none were."""
-    return _standing_of(trainer, reader, marker, held_out=True)
+    return _standing_of(trainer, reader, marker, held_out=True, replaced=replaced)
 
 
-def _standing_of(trainer: Any, reader: HeldOutReader, marker: Watermarker, *, held_out: bool) -> Standing | None:
+def _is_current(trainer: Any, pl_module: Any, reader: HeldOutReader) -> bool:
+    same = reader.lengths is None or are_weights_of(reader.lengths, pl_module)
+    return on_all_ranks(same, device=pl_module.device, world_size=trainer.world_size)
+
+
+def _standing_of(
+    trainer: Any, reader: HeldOutReader, marker: Watermarker, *, held_out: bool, replaced: bool = False
+) -> Standing | None:
     if reader.margins is None:
         return None
     return Standing(
@@ -123,6 +141,7 @@ def _standing_of(trainer: Any, reader: HeldOutReader, marker: Watermarker, *, he
         held_out=held_out,
         n_embedded=marker.n_embedded,
         n_steps_since=trainer.global_step - reader.read_at,
+        replaced=replaced,
     )
 
 
@@ -146,6 +165,7 @@ def tell(trainer: Any, name: str, standing: Standing | None) -> None:
         "held_out": float(standing.held_out),
         "embedded": float(standing.n_embedded),
         "steps_since": float(standing.n_steps_since),
+        "replaced": float(standing.replaced),
     }
     named = {f"{name}/final_{key}": value for key, value in figures.items()}
     # Logging by `self.log` is over by now.

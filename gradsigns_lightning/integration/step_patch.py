@@ -1,4 +1,4 @@
-"""The only monkey-patch: a term added to the loss that a module's ``training_step`` returns.
+"""The only patch of what is the user's: a term added to the loss that a module's ``training_step`` returns.
 
 Lightning itself wraps this method on the instance (for ``torch.compile``), so strategies look it up there. A hook such as
 ``on_before_backward`` would come too late: there the loss is already divided by the accumulation and scaled for float16, and the
@@ -28,6 +28,7 @@ class StepPatch:
     """
 
     def __init__(self, module: Any, extra_loss: ExtraLoss, unused: Callable[[], None] = lambda: None) -> None:
+        self.called = False  # since whoever asks has set it to False
         self._module = module
         self._active = True
         self._previous = vars(module).get("training_step")
@@ -35,6 +36,7 @@ class StepPatch:
 
         @functools.wraps(step)
         def training_step(*args: Any, **kwargs: Any) -> Any:
+            self.called = True
             extra = extra_loss(_batch_of(args, kwargs)) if self._active else None
             output = step(*args, **kwargs)
             if extra is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,13 +12,14 @@ from torch.autograd.function import BackwardCFunction
 
 from gradsigns_lightning.core.engines.base import Engine, ObjectiveFn
 from gradsigns_lightning.core.frozen import derivative
-from gradsigns_lightning.core.inputs import HALF, Call, default_dtype
+from gradsigns_lightning.core.inputs import Call, default_dtype
 from gradsigns_lightning.core.signature import LogitsFn, class_logits, input_gradients, target_loss
 
 _N_DIRECTIONS = 3
 # By dtype: the step, relative to the parameters, and what two step sizes may differ by where nothing is kinked. In float64 the
 # step is so small that it crosses no kink; in float32, for functions that know nothing else, it may, and then nothing is said.
 _STEPS = {torch.float64: 1e-7, torch.float32: 1e-2}
+_COMPUTE_NOTHING = ("torch.distributed.", "torch.utils.checkpoint")  # functions of sharding and checkpointing
 _EXACT = 0.01
 _SMOOTH = 0.05
 
@@ -39,7 +41,7 @@ def inexact(
         objective: maps the input gradients to a scalar; linear.
     """
     names = sorted(set(_custom_functions(logits_fn, images, target_class)))
-    if not names or any(p.dtype in HALF for p in module.parameters()):
+    if not names:
         return None
     for dtype in _STEPS:
         try:
@@ -59,7 +61,23 @@ def inexact(
 
 def _custom_functions(logits_fn: LogitsFn, images: Tensor, target_class: int) -> Iterator[str]:
     logits = class_logits(logits_fn, images.detach().requires_grad_(), target_class)
-    return (type(node).__name__.removesuffix("Backward") for node in nodes(logits) if isinstance(node, BackwardCFunction))
+    for node in nodes(logits):
+        forward: Any = getattr(node, "_forward_cls", type(node))
+        if isinstance(node, BackwardCFunction) and not forward.__module__.startswith(_COMPUTE_NOTHING):
+            yield type(node).__name__.removesuffix("Backward")
+
+
+def warn_of_unchecked(logits_fn: LogitsFn, images: Tensor, target_class: int) -> None:
+    """Warn of custom autograd functions where sharded parameters cannot be moved to look at differences."""
+    names = sorted(set(_custom_functions(logits_fn, images, target_class)))
+    if names:
+        warnings.warn(
+            f"With sharded parameters it cannot be checked whether custom autograd functions ({', '.join(names)}) have an exact "
+            "second derivative. If they have none, the mark is embedded by a wrong gradient: fit a few steps on a single device "
+            "first, where it is checked.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def nodes(value: Tensor) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine
-from gradsigns_lightning.core.engines.exactness import inexact, nodes
+from gradsigns_lightning.core.engines.exactness import inexact, nodes, warn_of_unchecked
 from gradsigns_lightning.core.engines.finite_difference import STEP
 from gradsigns_lightning.core.engines.forward_over_reverse import directional_derivative
 from gradsigns_lightning.core.frozen import derivative, twice_differentiable_kernels
@@ -63,6 +63,8 @@ def probe(
                 problem = _kinked(getattr(engine, "step", STEP), logits_fn, images, target_class)
             if problem is None and not sharded:
                 problem = inexact(engine, module, logits_fn, images, target_class, _fixed_direction)
+            elif problem is None and not engine.needs_smooth_activations:  # such ones take first derivatives only
+                warn_of_unchecked(logits_fn, images, target_class)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

@@ -2,10 +2,13 @@
 
 import lightning.pytorch as L
 import pytest
-from signed_digits import TARGET, Net, Trained, make_key, make_mark, make_trainer, told, train_loader, train_set
+import torch
+from lightning.pytorch.callbacks import timer
+from signed_digits import TARGET, Net, Trained, make_key, make_mark, make_trainer, told, train_loader, train_set, val_loader
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from gradsigns_lightning import GradSigns, GradSignsMixin, StrengthSchedule
+from gradsigns_lightning import Cadence, GradSigns, GradSignsMixin, StrengthSchedule
+from gradsigns_lightning.integration import length
 from gradsigns_lightning.integration.early import EarlyWarnings
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -20,6 +23,26 @@ class When(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self.batch is None and any(self.words in message for message in told(self.recwarn)):
             self.batch = trainer.fit_loop.epoch_loop.total_batch_idx
+
+
+class Clock(L.Callback):
+    """Lets every batch take one second."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def on_train_batch_start(self, *args):
+        self.now += 1
+
+
+@pytest.fixture
+def a_second_a_batch(monkeypatch):
+    clock = Clock()
+    for module in (timer, length):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 def others():
@@ -38,13 +61,15 @@ class Endless(IterableDataset):
     [
         (lambda: DataLoader(others(), 20), {"max_epochs": 3}, 18),
         (lambda: DataLoader(others(), 60), {"max_epochs": 4}, 12),  # an epoch of six batches says too little
-        (lambda: DataLoader(Endless(), 5), {"max_epochs": -1, "max_steps": 260}, 200),
+        (lambda: DataLoader(Endless(), 5), {"max_epochs": -1, "max_steps": 500}, 200),
+        (lambda: DataLoader(Endless(), 5), {"max_epochs": -1, "max_steps": 60}, 30),  # half of the steps
+        (lambda: DataLoader(Endless(), 5), {"max_epochs": -1, "max_time": {"seconds": 60}}, 30),
     ],
-    ids=["first epoch", "second epoch", "endless"],
+    ids=["first epoch", "second epoch", "endless", "endless, few steps", "endless, little time"],
 )
-def test_a_class_that_does_not_come_by(recwarn, loader, settings, batch):
+def test_a_class_that_does_not_come_by(recwarn, a_second_a_batch, loader, settings, batch):
     when = When(recwarn, f"no image of class {TARGET} came by")
-    make_trainer(GradSigns(make_key()), when, **settings).fit(Net(), loader())
+    make_trainer(GradSigns(make_key()), when, a_second_a_batch, **settings).fit(Net(), loader())
     assert when.batch == batch
     assert sum(f"after {batch} batches" in message for message in told(recwarn)) == 1
 
@@ -92,11 +117,81 @@ def test_a_short_fit_of_a_trained_model_at_a_rate_that_is_too_low(recwarn, rate)
     assert len(told(recwarn)) == 2
 
 
-def test_a_fit_that_is_long_enough_is_not_warned(recwarn):
+class Stream(IterableDataset):
+    """Does not tell its length."""
+
+    def __init__(self, n_rounds):
+        self.n_rounds = n_rounds
+
+    def __iter__(self):
+        for _ in range(self.n_rounds):
+            yield from train_set()
+
+
+class ManuallyTrained(GradSignsMixin, Trained):
+    """Two optimizers, both of which Lightning counts."""
+
+    def __init__(self, rate):
+        super().__init__(rate)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizers = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx) + self.watermark_loss(batch))
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.Adam(self.net[i].parameters(), lr=self.rate) for i in (1, 4)]
+
+
+FITS = {
+    "epochs": (Trained, train_loader, lambda n: {"max_epochs": n}),
+    "manual": (ManuallyTrained, train_loader, lambda n: {"max_epochs": n}),
+    "manual, steps": (ManuallyTrained, train_loader, lambda n: {"max_epochs": -1, "max_steps": 60 * n}),
+    "time": (Trained, train_loader, lambda n: {"max_epochs": -1, "max_time": {"seconds": 30 * n}}),
+    "time, endless": (Trained, lambda: DataLoader(Stream(99), 40), lambda n: {"max_epochs": 1, "max_time": {"seconds": 30 * n}}),
+    "manual, time": (ManuallyTrained, train_loader, lambda n: {"max_epochs": -1, "max_time": {"seconds": 30 * n}}),
+    "steps, endless": (Trained, lambda: DataLoader(Stream(99), 40), lambda n: {"max_epochs": -1, "max_steps": 30 * n}),
+    "epochs of unknown length": (Trained, lambda: DataLoader(Stream(1), 40), lambda n: {"max_epochs": n}),
+}
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_a_pace_that_is_too_slow_is_told_however_the_fit_is_limited(recwarn, a_second_a_batch, fit):
+    kind, loader, limit = FITS[fit]
+    when, mark = When(recwarn, "the fit will be over"), GradSigns(make_key())
+    make_trainer(mark, when, a_second_a_batch, **limit(4)).fit(kind(1e-5), loader())
+    assert not mark.standing.owned
+    assert when.batch <= 60
+    assert sum("the fit will be over" in message for message in told(recwarn)) == 1
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_a_fit_that_is_long_enough_is_not_warned(recwarn, a_second_a_batch, fit):
+    kind, loader, limit = FITS[fit]
     mark = GradSigns(make_key())
-    make_trainer(mark, max_epochs=12).fit(Trained(1e-3), train_loader())
+    make_trainer(mark, a_second_a_batch, **limit(12)).fit(kind(1e-3), loader())
     assert mark.standing.owned
     assert not told(recwarn)
+
+
+def test_a_rare_embedding_step_in_an_endless_epoch(recwarn):
+    when, mark = When(recwarn, "the fit will be over"), GradSigns(make_key(), cadence=Cadence(20, max_backoff=1))
+    loader = DataLoader(Stream(99), 5)
+    make_trainer(mark, when, max_epochs=-1, max_steps=1000).fit(Trained(1e-5), loader)
+    assert when.batch == 400  # the first look after 16 steps have embedded
+
+
+def test_an_endless_fit_without_a_limit_has_no_end_to_miss(recwarn):
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.should_stop = trainer.global_step >= 240
+
+    make_trainer(GradSigns(make_key()), Stop(), max_epochs=-1).fit(Trained(1e-5), DataLoader(Stream(99), 40))
+    assert not [message for message in told(recwarn) if "the fit will be over" in message]
 
 
 class TestGettingWorse:
@@ -112,6 +207,21 @@ class TestGettingWorse:
     def test_three_in_a_row_are_told_once(self, recwarn):
         (found,) = self.readings(recwarn, [0, 1, 3, 6, 7, 9])
         assert "0, 1, 3, 6 of 32 were wrong" in found
+
+    @pytest.mark.parametrize("validate", [True, False], ids=["validation", "no_validation"])
+    def test_without_validation_the_training_images_tell(self, recwarn, validate):
+        mark = make_mark()
+
+        class Spoil(L.Callback):
+            def on_train_epoch_end(self, trainer, pl_module):
+                wrong = torch.arange(32) < trainer.current_epoch
+                mark.watermarker.margins = torch.where(wrong, -1.0, 1.0)
+
+        make_trainer(Spoil(), mark, max_epochs=6).fit(Net(), train_loader(), val_loader() if validate else None)
+        found = [message for message in told(recwarn) if "getting worse" in message]
+        assert len(found) == (0 if validate else 1)
+        if found:
+            assert "1, 2, 3, 4 of 32 were wrong in the last looks at the training images" in found[0]
 
     @pytest.mark.parametrize("wrong", [[0, 1, 3], [0, 1, 1, 3, 4], [9, 6, 7, 8, 3]])
     def test_less_is_not(self, recwarn, wrong):

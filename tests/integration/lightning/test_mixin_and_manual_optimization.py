@@ -2,6 +2,7 @@
 
 import lightning.pytorch as L
 import pytest
+from lightning.pytorch.tuner import Tuner
 from signed_digits import (
     SECRET,
     TARGET,
@@ -113,6 +114,81 @@ def test_a_callback_that_would_be_replaced_is_refused_by_its_key(kind):
         make_trainer(GradSigns(given, name="other")).fit(model, train_loader(200))
 
 
+class Brings(Net):
+    """Has no mixin, and a mark of its own."""
+
+    def __init__(self, *marks):
+        super().__init__()
+        self.marks = marks
+
+    def configure_callbacks(self):
+        return self.marks
+
+
+class TestReplacedByConfigureCallbacks:
+    OTHER = make_key(secret=bytes(32))
+
+    @pytest.mark.parametrize("kind", [GradSigns, type("Special", (GradSigns,), {})])
+    @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+    def test_another_key_is_refused_by_both(self, kind, stage):
+        trainer = make_trainer(GradSigns(self.OTHER, name="other"), max_epochs=1)
+        before = list(trainer.callbacks)
+        words = f"the key {self.OTHER.commitment} would be dropped, .* by the module's own \\({make_key().commitment}\\)"
+        with pytest.raises(ValueError, match=words):
+            getattr(trainer, stage)(Brings(kind(make_key(), **FAST)), train_loader(200))
+        assert trainer.callbacks == before
+
+    def test_other_settings_of_the_same_key_are_refused_by_name(self):
+        trainer = make_trainer(GradSigns(make_key(), strength=0.3, n_val_images=16), max_epochs=1)
+        with pytest.raises(ValueError, match=r"same key and other settings \(n_val_images: 16 -> 256; strength: .*0\.3.* -> .*"):
+            trainer.fit(Brings(GradSigns(make_key())), train_loader(200))
+
+    def test_the_same_key_and_settings_are_fine(self):
+        model = Brings(GradSigns(make_key(), **FAST))
+        make_trainer(GradSigns(make_key(), **FAST)).fit(model, train_loader())
+        assert errors(model) == 0
+
+    def test_a_mark_made_anew_in_every_call_is_fine(self):
+        class Anew(Net):
+            def configure_callbacks(self):
+                return GradSigns(make_key(), **FAST)
+
+        trainer, model = make_trainer(), Anew()
+        trainer.fit(model, train_loader())
+        trainer.test(model, val_loader(), verbose=False)
+        assert float(trainer.callback_metrics["wm/ber"]) == errors(model) == 0
+
+    def test_a_trainer_that_fits_two_modules_is_fine(self):
+        trainer = make_trainer(max_epochs=5)
+        for key in (make_key(), self.OTHER):
+            model = Brings(GradSigns(key, **FAST))
+            trainer.fit_loop.epoch_progress.reset()
+            trainer.fit(model, train_loader())
+            assert errors(model, key) == 0
+
+    def test_a_mark_that_a_module_brought_elsewhere_counts_as_given(self):
+        given = GradSigns(self.OTHER, name="other", **FAST)
+        make_trainer(max_epochs=1).fit(Brings(given), train_loader(200))
+        with pytest.raises(ValueError, match="would be dropped"):
+            make_trainer(given).fit(Brings(GradSigns(make_key())), train_loader(200))
+
+    def test_the_mirror_package(self):
+        mirror = pytest.importorskip("pytorch_lightning")
+
+        class Body(mirror.LightningModule):
+            configure_callbacks = Brings.configure_callbacks
+            marks = (GradSigns(make_key()),)
+
+        trainer = mirror.Trainer(callbacks=[GradSigns(self.OTHER)], accelerator="cpu", logger=False, enable_checkpointing=False)
+        with pytest.raises(ValueError, match="would be dropped"):
+            trainer.fit(Body(), train_loader(200))
+
+    def test_the_same_key_twice_is_refused(self):
+        special = type("Special", (GradSigns,), {})(make_key(), name="other")  # not replaced by its base class
+        with pytest.raises(ValueError, match="`key` must be different for every GradSigns"):
+            make_trainer(special).fit(Brings(GradSigns(make_key())), train_loader(200))
+
+
 def test_a_callback_of_a_subclass_is_not_replaced():
     class Special(GradSigns):
         pass
@@ -184,6 +260,26 @@ def test_own_callbacks_that_drop_the_watermark_are_refused(kind):
     model.sign_with(make_key())
     with pytest.raises(ValueError, match=r"`configure_callbacks` must return the watermark's callbacks too"):
         make_trainer().fit(model, train_loader())
+
+
+@pytest.mark.parametrize("kind", [Mixed, ManualMixed])
+@pytest.mark.parametrize("what", ["lr_find", "scale_batch_size"])
+def test_a_tuner_tries_without_the_mark_and_the_fit_signs(kind, what):
+    class Tuned(kind):
+        lr, batch_size = 3e-3, 16
+
+        def train_dataloader(self):
+            return train_loader(batch_size=40)
+
+        val_dataloader = staticmethod(val_loader)
+
+    model, trainer = Tuned(), make_trainer()
+    model.sign_with(make_key(), **FAST)
+    trial = {"lr_find": {"num_training": 5, "update_attr": False}, "scale_batch_size": {"max_trials": 1, "steps_per_trial": 2}}
+    getattr(Tuner(trainer), what)(model, **trial[what])
+    assert not any(getattr(model, "added", [0]))
+    trainer.fit(model)
+    assert errors(model) == 0
 
 
 def test_watermark_loss_under_automatic_optimization_is_refused():

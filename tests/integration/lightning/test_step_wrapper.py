@@ -1,7 +1,9 @@
 """The wrapper around ``training_step``: which forms it takes, and that nothing of it stays behind."""
 
+import base64
 import copy
 import functools
+import pathlib
 import pickle
 
 import lightning.pytorch as L
@@ -10,7 +12,7 @@ import torch
 from signed_digits import SECRET, TARGET, Net, held_out_target_images, make_key, make_mark, make_trainer, train_loader, val_loader
 from torch.nn import functional as F
 
-from gradsigns_lightning import verify
+from gradsigns_lightning import Cadence, GradSigns, GradSignsMixin, verify
 from gradsigns_lightning.integration.step_patch import StepPatch
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -262,6 +264,40 @@ class TestLifetime:
         assert verify(model, make_key(), held_out_target_images()).bit_error_rate == 0
 
 
+class InPhases(Net):
+    """Has another step from a given moment on."""
+
+    def __init__(self, moment):
+        super().__init__()
+        self.moment = moment
+
+    def second_step(self, batch, batch_idx):
+        return 2 * loss_of(self, batch)
+
+    def switch(self, moment):
+        if moment == self.moment:
+            self.training_step = self.second_step
+
+    def on_fit_start(self):
+        self.switch("fit")
+
+    def on_train_epoch_start(self):
+        self.switch(self.current_epoch)
+
+
+@pytest.mark.parametrize("moment", ["fit", 1])
+@pytest.mark.parametrize("n_marks", [1, 2])
+def test_a_step_that_the_module_replaces_itself_is_signed_too(moment, n_marks):
+    model = InPhases(moment)
+    second, always = make_key(8, secret=SECRET[::-1], target_class=TARGET + 1), Cadence(2, max_backoff=1)
+    marks = [make_mark(cadence=always), make_mark(second, cadence=always, name="wm2")][:n_marks]
+    make_trainer(*marks, max_epochs=4).fit(model, train_loader())
+    assert all(mark.standing.n_embedded > 50 for mark in marks)
+    assert verify(model, marks[0].key, held_out_target_images()).bit_error_rate == 0
+    assert vars(model)["training_step"] == model.second_step
+    assert "__getstate__" not in vars(model)
+
+
 class Stateful(Net):
     """Says itself what is pickled."""
 
@@ -305,6 +341,102 @@ class TestCopies:
         make_trainer(saver, make_mark(), max_epochs=1).fit(model, train_loader(400))
         assert isinstance(vars(saver.deep)["training_step"], functools.partial)
         assert vars(saver.deep)["training_step"].args == (saver.deep,)
+
+
+class Signed(GradSignsMixin, Net):
+    def sign_with(self, key, **settings):
+        self.mark = super().sign_with(key, **settings)  # as a user may keep it
+        return self.mark
+
+
+class ManuallySigned(Signed):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss_of(self, batch) + self.watermark_loss(batch))
+        optimizer.step()
+
+
+class SavesInTheMiddle(Saver):
+    """Pickles and copies between the loss and the optimizer's step of one that embeds, too."""
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        if trainer.global_step > 0:
+            self.on_train_epoch_end(trainer, pl_module)
+            self.shallow.mark = copy.copy(pl_module.mark)
+
+
+FORMS_OF_THE_SECRET = {
+    "bytes": SECRET,
+    "hex": SECRET.hex().encode(),
+    "base64": base64.b64encode(SECRET)[:-2],
+    "list": b"K\x64K\x65K\x66",
+}
+
+
+class TestCopiesOfAModuleThatBringsItsMark:
+    def fitted(self, kind, *, key=None):
+        saver, model = SavesInTheMiddle(), kind()
+        model.sign_with(key or make_key(), cadence=2, momentum=0.0)
+        make_trainer(saver, max_epochs=2).fit(model, train_loader(400))
+        return saver, model
+
+    @pytest.mark.parametrize("kind", [Signed, ManuallySigned])
+    def test_the_secret_does_not_travel_into_a_file(self, kind):
+        _, model = self.fitted(kind)
+        whole = pathlib.Path("whole.pt").read_bytes(), pickle.dumps(model), pickle.dumps(model, protocol=2)
+        assert SECRET in pickle.dumps(SECRET)
+        assert FORMS_OF_THE_SECRET["list"] in pickle.dumps(list(SECRET))
+        for data in whole:
+            assert not {name for name, form in FORMS_OF_THE_SECRET.items() if form in data}
+            assert make_key().commitment.encode() not in data
+        assert len(whole[1]) < len(pickle.dumps(Net())) + 1000  # nor do the images at hand
+        loaded = pickle.loads(whole[1])
+        assert loaded.mark is None
+        with pytest.raises(ValueError, match=r"was pickled, and left the key behind .* `self.sign_with\(key\)` anew"):
+            make_trainer(max_epochs=1).fit(loaded, train_loader(200))
+        loaded.sign_with(make_key(), cadence=2, momentum=0.0)
+        make_trainer().fit(loaded, train_loader())
+        assert verify(loaded, make_key(), held_out_target_images()).bit_error_rate == 0
+
+    @pytest.mark.parametrize("kind", [Signed, ManuallySigned])
+    def test_copies_sign_on_their_own(self, kind):
+        saver, model = self.fitted(kind)
+        weights = copy.deepcopy(model.state_dict())
+        for other in (saver.deep, copy.deepcopy(model)):
+            assert other.mark is other._gradsigns[0] is not model.mark
+            assert other.mark.key is model.mark.key
+            make_trainer().fit(other, train_loader())
+            assert verify(other, make_key(), held_out_target_images()).bit_error_rate == 0
+            assert "training_step" not in vars(other)
+        assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+        assert isinstance(saver.shallow.mark, GradSigns)
+        assert saver.shallow.mark.key is model.mark.key
+
+    def test_the_fit_is_the_same(self):
+        models = []
+        for callbacks in ([], [SavesInTheMiddle()]):
+            torch.manual_seed(0)
+            model = Signed()
+            model.sign_with(make_key(), cadence=2)
+            make_trainer(*callbacks, max_epochs=2).fit(model, train_loader(400))
+            models.append(model)
+        assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True))
+
+    def test_processes_that_are_started_get_the_key(self):
+        model = Signed()
+        model.sign_with(make_key(), cadence=2, momentum=0.0)
+        trainer = make_trainer(accelerator="cpu", devices=2, strategy="ddp_spawn")
+        trainer.fit(model, train_loader())
+        assert verify(model, make_key(), held_out_target_images()).bit_error_rate == 0
+
+    def test_a_callback_of_its_own_is_not_pickled_at_all(self):
+        with pytest.raises(TypeError, match="A WatermarkKey cannot be pickled"):
+            pickle.dumps(make_mark())
 
 
 class TestTwoKeys:

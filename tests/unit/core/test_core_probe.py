@@ -281,3 +281,63 @@ def test_parameters_are_as_before_the_comparison():
     problem(DoubleBackward(), model, logits)
     assert all(v.dtype is before[k][0] and torch.equal(v, before[k][1]) for k, v in model.state_dict().items())
     assert torch.get_default_dtype() is torch.float32
+
+
+class KeptForward(Kept):
+    """Has a forward-mode derivative, and the same fault."""
+
+    @staticmethod
+    def forward(x):
+        return torch.sin(3 * x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.slope = 3 * torch.cos(3 * inputs[0])
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent * ctx.slope
+
+
+class SavedForward(KeptForward):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent * 3 * torch.cos(3 * ctx.saved_tensors[0])
+
+    backward = Saved.backward
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize(("function", "taken"), [(Kept, "finite_difference"), (Saved, "double_backward")])
+def test_it_is_seen_in_every_precision(dtype, autocast, function, taken):
+    model, logits = after_first_layer(function.apply, nn.Tanh)
+    model.to(dtype)
+    marker = Watermarker(KEY)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        marker.prepare(model, logits, IMAGES.to(dtype))
+    assert marker.engine.name == taken
+    assert all(v.dtype is dtype and torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("function", [KeptForward, SavedForward])
+def test_with_sharded_parameters_it_is_said_that_it_cannot_be_seen(function):
+    model, logits = after_first_layer(function.apply, nn.ReLU)
+    with pytest.warns(UserWarning, match=rf"custom autograd functions \({function.__name__}\) have an exact second derivative"):
+        assert problem(ForwardOverReverse(), model, logits, sharded=True) is None
+    found = problem(ForwardOverReverse(), model, logits)
+    assert found is None if function is SavedForward else "KeptForward" in found
+
+
+def test_first_derivatives_and_functions_of_sharding_need_no_such_warning(recwarn):
+    hook = type("Hook", (SavedForward,), {"__module__": "torch.distributed.fsdp._fully_shard"})
+    assert problem(ForwardOverReverse(), *after_first_layer(hook.apply), sharded=True) is None
+    assert problem(FiniteDifference(), *after_first_layer(Kept.apply, nn.Tanh), sharded=True) is None
+    assert problem(ForwardOverReverse(), net(), sharded=True) is None
+    assert not recwarn

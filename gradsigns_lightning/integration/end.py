@@ -1,0 +1,76 @@
+"""The end of a fit: reads the mark when all callbacks have had their say, some of which replace the weights there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from typing_extensions import override
+
+from gradsigns_lightning.core.signature import LogitsFn
+from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.integration.reading import HeldOutReader
+from gradsigns_lightning.integration.sharding import is_sharded
+from gradsigns_lightning.integration.standing import Standing, final_standing, last_reading, tell
+from gradsigns_lightning.integration.weights import are_weights_of, lengths_of
+
+
+class LastWord:
+    """Says how the mark stands in the weights that the user gets.
+
+    Args:
+        name: prefix of the logged names.
+        reader: has the last reading on held-out images.
+        marker: the watermarker.
+    """
+
+    def __init__(self, name: str, reader: HeldOutReader, marker: Watermarker) -> None:
+        self._name, self._reader, self._marker = name, reader, marker
+        self.start()
+
+    def start(self) -> None:
+        """Forget the last fit."""
+        self.standing: Standing | None = None
+        self._lengths: Tensor | None = None
+
+    def read_after_other_callbacks(self, trainer: Any, logits_fn: LogitsFn) -> None:
+        """Read when all callbacks' ``on_train_end`` are over; to be called from that hook.
+
+        Lightning goes through the Trainer's list itself, which therefore may grow meanwhile.
+        """
+        trainer.callbacks.append(_Afterwards(self, logits_fn))
+
+    def read(self, trainer: Any, pl_module: Any, logits_fn: LogitsFn) -> None:
+        """Read the mark; all ranks must call."""
+        self.standing = final_standing(trainer, pl_module, logits_fn, self._reader, self._marker)
+        self._lengths = None if is_sharded(trainer) else lengths_of(pl_module)
+
+    def tell(self, trainer: Any, pl_module: Any, logits_fn: LogitsFn) -> None:
+        """Tell how the mark stands; reads again if the module's own ``on_train_end``, the very last, replaced the weights."""
+        if self._lengths is not None and not are_weights_of(self._lengths, pl_module):
+            if trainer.world_size == 1:
+                self.read(trainer, pl_module, logits_fn)
+            elif self.standing is not None:  # the processes' connection may be down
+                self.standing = replace(self.standing, replaced=True)
+        tell(trainer, self._name, self.standing)
+
+    def stop(self, trainer: Any) -> None:
+        """Do not read any more in a fit that failed."""
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, _Afterwards)]
+
+    def tell_last_reading(self, trainer: Any) -> None:
+        """Tell what was read last in a fit that was interrupted; nothing new is read, as other ranks may be anywhere."""
+        self.standing = last_reading(trainer, self._reader, self._marker)
+        tell(trainer, self._name, self.standing)
+
+
+class _Afterwards(Callback):
+    def __init__(self, end: LastWord, logits_fn: LogitsFn) -> None:
+        self._end, self._logits_fn = end, logits_fn
+
+    @override
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self]
+        self._end.read(trainer, pl_module, self._logits_fn)
