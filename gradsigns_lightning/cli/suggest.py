@@ -22,6 +22,7 @@ _ALIASES = {
     "dataset": "data",
     "batch_size": "data.module.batch_size",
 }
+_KINDS = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}
 BAD_COMMAND_LINE, FAILED = 2, 1
 
 
@@ -100,6 +101,9 @@ def _bad_override(command: str, overrides: list[str], error: BaseException) -> s
     text = f"{error} {cause or ''}"
     if found := re.match(r"Error parsing override '([^'=]*)'", text):
         return f"settings are written as name=value, got {found[1]!r}. `gradsigns {command} --help` lists them."
+    if found := re.search(r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (Integer|Float|bool)", text):
+        name = str(getattr(error, "override", "") or text.partition("merging override ")[2]).partition("=")[0]
+        return f"`{name}` must be {_KINDS[found[2]]}, got {found[1]!r}."
     found = re.search(r"Could not (?:override|append to config)[^']*'([^']+)'", text)
     found = found or re.search(r"Could not append value to config.*Key '([^']+)'", text, re.S)
     key = found.group(1) if found else _unknown_key_of(text, overrides)
