@@ -4,6 +4,7 @@ import pytest
 
 from gradsigns_lightning import ApiVerificationResult, VerificationResult
 from gradsigns_lightning.cli.report import as_sentence, verification_rows
+from gradsigns_lightning.cli.strip import _note as strip_note
 
 READ = {
     **{"n_bits": 63, "n_matches": 54, "n_erasures": 7, "bit_error_rate": 2 / 56, "p_value": 3.7e-14, "log10_p_value": -13.4},
@@ -25,6 +26,20 @@ def test_a_reading_of_answers_counts_queries_and_says_what_its_blocks_are():
     assert "images read" not in rows
     one = ApiVerificationResult(**READ, **ASKED | {"n_images": 1}, stopped="proven")
     assert "around 1 image," in verification_rows(one)["queries"]
+
+
+@pytest.mark.parametrize(
+    ("removed", "says", "says_not"),
+    [
+        ((), "Nothing in it announced a mark.", "Keep"),
+        (("gradsigns", "callbacks.GradSigns[1]"), "Keep the original and the key; the training goes on", "gradsigns verify"),
+        (("hyper_parameters.gradsigns",), "`gradsigns verify` needs the description", "training"),
+    ],
+)
+def test_strip_says_what_the_original_is_for(removed, says, says_not):
+    note = strip_note(removed)
+    assert says in note
+    assert says_not not in note
 
 
 @pytest.mark.parametrize(("text", "sentence"), [("a", "a."), ("a.", "a."), ("a?", "a?")])
