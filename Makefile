@@ -10,8 +10,9 @@ ARGS ?=
 help: ## List the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
+# One thread: so small a network gains nothing by more, and on a busy machine they wait for each other.
 demo: $(VENV)/.installed ## Sign a classifier of real handwritten digits and print the verdict beside its unmarked twin
-	$(BIN)/gradsigns train experiment=demo twin=true $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/gradsigns train experiment=demo twin=true $(ARGS)
 
 # Two workers of one thread each: two threads each would wait for each other on two cores.
 test: $(VENV)/.installed-dev ## Run all tests with coverage

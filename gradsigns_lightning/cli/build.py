@@ -90,10 +90,15 @@ def to_plain(config: Any) -> Any:
 
     if not OmegaConf.is_config(config):
         return config
+    check_given(config)
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def check_given(config: Any) -> None:
+    """Raise a :class:`MissingValueError` if a mandatory value of a configuration is missing."""
     missing = list(_missing_keys(config, config._get_full_key(None)))
     if missing:
         raise MissingValueError(missing)
-    return OmegaConf.to_container(config, resolve=True)
 
 
 def _missing_keys(config: Any, prefix: str) -> Iterator[str]:

@@ -30,7 +30,7 @@ from gradsigns_lightning.extraction.settings import ReadingSettings
 
 _SUFFIX = ".commitment.json"
 _NO_REQUEST = (
-    "for the request to a time-stamp authority install gradsigns-lightning[evidence] and commit again with another `out`, "
+    "for the request to a time-stamp authority install 'gradsigns-lightning[evidence]' and commit again with another `out`, "
     "or make it with openssl ts -query"
 )
 _MAX_FILE_BYTES = 1 << 24  # a commitment to 100,000 keys has 7 MB

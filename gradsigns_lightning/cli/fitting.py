@@ -121,7 +121,7 @@ def build_logger(settings: Settings) -> Any:
         return None
     if is_target(logger, WandbLogger):
         if find_spec("wandb") is None:
-            raise ImportError("`logger=wandb` needs wandb, which is not installed: `pip install gradsigns-lightning[wandb]`.")
+            raise ImportError("`logger=wandb` needs wandb, which is not installed: pip install 'gradsigns-lightning[wandb]'.")
         _set_up_wandb(offline=bool(logger.get("offline")))
         if logger.get("offline"):  # forty lines of its own; where the run lies is said in one at the end
             with redirect_stderr(io.StringIO()):

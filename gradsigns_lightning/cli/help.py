@@ -34,13 +34,13 @@ _UNUSED = dict.fromkeys(("commit", "strip", "import-2021"), ("data",))
 EXAMPLES = {
     "keygen": (
         'owner="Acme Vision" data=fashion_mnist key=b128 target_class=0 out=acme.gskey',
-        'owner="Acme Vision" data=digits key=b64 scope="digits v2" out=digits.gskey',
+        'owner="Acme Vision" data=digits key=b32 scope="digits v2" out=digits.gskey',
         "master=acme.gskey customer=4321 out=customer.gskey",
     ),
     "train": (
         "experiment=demo twin=true",
         "data=fashion_mnist model=small_resnet key=acme.gskey trainer.max_epochs=6",
-        "-m experiment=demo key=b32,b64 seed=0,1,2",
+        "-m experiment=demo schedule.strength=0.5,1,2 seed=0,1",
     ),
     "verify": (
         "checkpoint=model.ckpt key=acme.gskey",

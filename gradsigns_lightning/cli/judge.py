@@ -9,7 +9,7 @@ from typing import Any
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.commit import read_bytes
 from gradsigns_lightning.cli.options import api_names, options
-from gradsigns_lightning.cli.report import check_json_path, format_p_value, matches, power, print_rows, write_json
+from gradsigns_lightning.cli.report import as_sentence, check_json_path, format_p_value, matches, power, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.suspect import Suspect, open_control, open_suspect, suspect_images
 from gradsigns_lightning.core.key import WatermarkKey
@@ -110,7 +110,7 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _note(judgement: Judgement) -> str:
-    notes = [f"Against the claim, or missing for it: {objection}." for objection in judgement.objections]
+    notes = [] if judgement.verdict == "owned" else [as_sentence(f"{judgement.verdict.replace('_', ' ')}: {judgement.reason}")]
     notes += [f"Note: {remark}." for remark in judgement.remarks]
     if judgement.precedes_suspect is None:
         notes.append("The date is asked for with authority=... suspect_since=...")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from gradsigns_lightning.cli.build import MissingValueError, build
+from gradsigns_lightning.cli.build import build
 from gradsigns_lightning.cli.options import options
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.core.files import check_target
@@ -33,7 +34,9 @@ def run(config: Any) -> None:
         "input shape": " x ".join(map(str, key.input_shape)),
         "commitment": key.commitment,
     }
-    note = f"Keep the file secret; publish the commitment before the model.\n{out_of_reach(key)}".rstrip()
+    commit = f"gradsigns commit key={shlex.quote(str(out))}"
+    note = f"Keep the file secret. Before you release the model: {commit}, and publish what it writes."
+    note = f"{note}\n{out_of_reach(key)}".rstrip()
     print_rows(rows, title="key", note=note)
     if config.json:
         write_json(config.json, {"key": str(out), "commitment": key.commitment, **public})
@@ -46,8 +49,6 @@ def _check_class(config: Any, key: WatermarkKey) -> None:
 
 
 def _new(config: Any) -> WatermarkKey:
-    if OmegaConf.is_missing(config, "owner"):
-        raise MissingValueError(["owner"])
     if config.customer is not None:
         raise ValueError("`customer` needs `master=FILE`, the key from which all customers' keys are made.")
     names = {name: name for name in ("owner", "scope", "target_class", "payload")}

@@ -70,7 +70,10 @@ def check_key_fits(
     }
     wrong = [f"`{n}` is {own[n]} in the key and {value} in the data" for n, value in expected.items() if own[n] != value]
     if wrong:
-        raise ValueError(f"`key` does not fit the data: {'; '.join(wrong)}. Make one with `gradsigns keygen data=...`.")
+        raise ValueError(
+            f"`key` does not fit the data: {'; '.join(wrong)}. Choose the data that it was made for, or make one for these with "
+            "`gradsigns keygen data=...`."
+        )
 
 
 def _per_channel(values: tuple[float, ...], n_channels: int) -> tuple[float, ...]:

@@ -6,14 +6,16 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gradsigns_lightning.core.key import WatermarkKey
+if TYPE_CHECKING:
+    from gradsigns_lightning.core.key import WatermarkKey
 
 
 def spoken(message: str, names: Mapping[str, str]) -> str:
     """Return ``message`` with the Python arguments that it names in backticks called what the user typed."""
-    return re.sub(r"`(\w+)`", lambda found: f"`{names.get(found[1], found[1])}`", message)
+    named = re.compile(r"`(\w+)(=True|=False|)`")
+    return named.sub(lambda found: f"`{names.get(found[1], found[1])}{found[2].lower()}`", message)
 
 
 @contextmanager
@@ -38,6 +40,8 @@ def load_key(path: str) -> WatermarkKey:
     Raises:
         ValueError: there is none.
     """
+    from gradsigns_lightning.core.key import WatermarkKey  # with torch, for which a misspelt word need not wait
+
     with options({"path": "key"}):
         return WatermarkKey.load(path)
 

@@ -58,10 +58,11 @@ def print_cells(cells: list[dict[str, str]]) -> None:
     common = set.intersection(*map(set, words))
     rows = [{**cell, "run": " ".join(w for w in run if w not in common)} for cell, run in zip(cells, words, strict=True)]
     table = Table(title="all runs", title_justify="left", title_style="table.title")
-    for name in rows[0]:
+    names = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
+    for name in names:
         table.add_column(Text(printable(name)), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(row.get(name, ""))) for name in rows[0]))
+        table.add_row(*(Text(printable(row.get(name, ""))) for name in names))
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, 200))
@@ -78,18 +79,29 @@ def short_path(path: str | Path) -> str:
     return str(shorter) if place.is_relative_to(Path.cwd().resolve()) else str(place)
 
 
-def verification_rows(result: VerificationResult) -> dict[str, str]:
-    """Return what was read, in words."""
+def verification_rows(result: VerificationResult, *, n_key_bits: int = 0) -> dict[str, str]:
+    """Return what was read, in words; through an API it may be fewer blocks than the key has bits."""
+    blocks = f", blocks of the key's {n_key_bits} bits" if result.n_bits < n_key_bits else ""
     free = {"free choice": _free_choice(result)} if result.free_bits > 0 else {}
     return {
         "verdict": result.verdict.replace("_", " "),
-        "matching bits": matches(result),
+        "matching bits": matches(result) + blocks,
         "bit error rate": f"{result.bit_error_rate:.4f}",
         "p-value": f"{format_p_value(result)} (owned at <= {result.alpha:g})",
         **free,
         "smallest margin": f"{result.margin:+.3f}",
-        "images read": str(result.n_queries),
+        **_what_was_read(result),
     }
+
+
+def _what_was_read(result: VerificationResult) -> dict[str, str]:
+    """Return the line that says how much was read: images, or an API's answers to queries."""
+    from gradsigns_lightning.extraction import ApiVerificationResult
+
+    if not isinstance(result, ApiVerificationResult):
+        return {"images read": str(result.n_queries)}
+    around = f"probes around {result.n_images} image{'s' * (result.n_images != 1)}, answers read as {result.answers or 'nothing'}"
+    return {"queries": f"{result.n_queries}, {around}"}
 
 
 def _free_choice(result: VerificationResult) -> str:
@@ -100,6 +112,11 @@ def _free_choice(result: VerificationResult) -> str:
         f"{result.free_bits:g} bits were up to who made the key, who may have fitted them to this model: charged for them, as by "
         f"`gradsigns judge`, p = {power(charged)} ({found})"
     )
+
+
+def as_sentence(text: str) -> str:
+    """Return ``text`` with a full stop, unless it ends as a sentence does."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def power(log10: float) -> str:

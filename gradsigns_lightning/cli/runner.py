@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradsigns_lightning.cli.build import check_given
 from gradsigns_lightning.cli.schema import check_root_keys, config_folder, register_schemas
-from gradsigns_lightning.cli.suggest import explain
+from gradsigns_lightning.cli.suggest import BAD_COMMAND_LINE, explain, one_file_for_all_runs, with_dashes
 from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.text import printable_lines
 from gradsigns_lightning.lazy import as_command, in_pythons_folder
@@ -60,6 +61,8 @@ class _Reported(SystemExit):
 def run_command(command: str, overrides: list[str]) -> int:
     """Run ``command`` with Hydra overrides and options; see :func:`gradsigns_lightning.cli.main`."""
     full_error = os.environ.get(_FULL_ERROR) == "1"
+    if wrong := with_dashes(command, overrides) or one_file_for_all_runs(overrides):
+        return _report(wrong, BAD_COMMAND_LINE)
     overrides = [_with_file_names(_with_key_file(command, word)) for word in overrides]
     try:
         with _process_state(command, overrides), _cells(overrides) as cells:
@@ -112,6 +115,14 @@ def _check_names(config: Any) -> None:
         for name in list(value) if OmegaConf.is_list(value) else [value]:
             if isinstance(name, str) and not name.strip():
                 raise ValueError(f"`{argument}` must name a file or folder, got {name!r}.")
+
+
+def _check_given(command: str, config: Any) -> None:
+    from omegaconf import OmegaConf
+
+    if command == "keygen":  # a key needs little of its data's configuration, and no owner if it has a master
+        config = OmegaConf.masked_copy(config, ["out"] if config.master is not None else ["owner", "out"])
+    check_given(config)
 
 
 def _selected(config: Any, argument: str) -> Any:
@@ -186,30 +197,38 @@ class Task:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        # Lightning takes seconds to import, and not every command line gets this far.
-        with in_pythons_folder():
-            quiet = importlib.import_module("gradsigns_lightning.cli.quiet").quiet
-            run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
         try:
             check_root_keys(self.command, config)
             _expand_key(self.command, config)
             _check_names(config)
+            _check_given(self.command, config)
             if self.command == "judge" and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise ValueError("`judge` gives one verdict and cannot be swept.")
+            # torch and Lightning take seconds to import, and not every command line gets this far.
+            with in_pythons_folder():
+                quiet = importlib.import_module("gradsigns_lightning.cli.quiet").quiet
+                run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
             with quiet():
                 outcome: Outcome = run(config) or Outcome()
         except Exception as error:
+            self._leave({"verdict": "failed"})
             # Otherwise Hydra adds lines of its own. In a sweep they tell which job failed.
             if self.full_error or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             raise _Reported(_report(*explain(self.command, HydraConfig.get().overrides.task, error))) from error
-        if self.cells is not None and outcome.cell:
-            job = HydraConfig.get()
-            cell = {"run": ", ".join(job.overrides.task), **outcome.cell}
-            (self.cells / f"{int(job.job.num):06}.json").write_text(json.dumps(cell), encoding="utf-8")
+        self._leave(outcome.cell)
         if outcome.verdict not in (None, "owned") and HydraConfig.get().mode != RunMode.MULTIRUN:
             self.exit_code = _NOT_PROVEN
         return outcome.bit_error_rate
+
+    def _leave(self, cell: dict[str, str]) -> None:
+        """Leave a line for the table at the end of a sweep."""
+        from hydra.core.hydra_config import HydraConfig
+
+        if self.cells is not None and cell:
+            job = HydraConfig.get()
+            cell = {"run": ", ".join(job.overrides.task), **cell}
+            (self.cells / f"{int(job.job.num):06}.json").write_text(json.dumps(cell), encoding="utf-8")
 
 
 @contextmanager

@@ -20,7 +20,14 @@ def run(config: Any) -> None:
     removed = strip(settings["checkpoint"], settings["out"], overwrite=settings["overwrite"])
     rows = {"checkpoint": settings["checkpoint"], "copy": settings["out"]}
     rows |= {f"left out {number}": name for number, name in enumerate(removed, 1)}
-    note = "Keep the original and the key; `gradsigns verify` needs the description that was left out."
-    print_rows(rows, title="gradsigns strip", note=note if removed else "Nothing in it announced a mark.")
+    print_rows(rows, title="gradsigns strip", note=_note(removed))
     if settings["json"]:
         write_json(settings["json"], {"checkpoint": settings["checkpoint"], "out": settings["out"], "removed": list(removed)})
+
+
+def _note(removed: tuple[str, ...]) -> str:
+    if not removed:
+        return "Nothing in it announced a mark."
+    described = any(name.startswith("hyper_parameters") for name in removed)
+    needed = "`gradsigns verify` needs the description that was left out" if described else "the training goes on from it alone"
+    return f"Keep the original and the key; {needed}."

@@ -22,6 +22,7 @@ _ALIASES = {
     "dataset": "data",
     "batch_size": "data.module.batch_size",
 }
+_KINDS = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}
 BAD_COMMAND_LINE, FAILED = 2, 1
 
 
@@ -56,11 +57,38 @@ def explain(command: str, overrides: list[str], error: BaseException) -> tuple[s
     return str(error) or type(error).__name__, FAILED
 
 
+def with_dashes(command: str, words: list[str]) -> str:
+    """Return what is wrong with a setting that is written as an option, ``--key FILE``; empty if none is."""
+    from dataclasses import fields
+
+    from gradsigns_lightning.cli.schema import SCHEMAS
+
+    settings = {entry.name for entry in fields(SCHEMAS[command])} | set(_ALIASES) | {"experiment"}
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        name, _, value = word.partition("=")
+        setting = name[2:].replace("-", "_")
+        if name.startswith("--") and (setting in settings or "." in setting):
+            value = value or (following if following and following[0] != "-" and "=" not in following else "...")
+            return f"settings are written without dashes: `{_ALIASES.get(setting, setting)}={value}`, got {word!r}."
+    return ""
+
+
+def one_file_for_all_runs(words: list[str]) -> str:
+    """Return that the runs of a sweep would write over each other's results; empty if they would not."""
+    results = [word for word in words if word.startswith("json=") and not {"$", ","} & set(word)]
+    if not results or not {"-m", "--multirun"} & set(words):
+        return ""
+    return (
+        f"the runs of a sweep would all write to one file, got {results[0]!r}: let it hold a setting, as in "
+        "json='out_${seed}.json' (in a shell with the single quotes)."
+    )
+
+
 def _unknown_option(error: Any) -> str:
     missing, options = error.missing_cfg_file or "", list(error.options or [])
     group, _, option = missing.rpartition("/")
     if group == "hydra/launcher" and option == "joblib":
-        return "`hydra/launcher=joblib` needs a package that is not installed: `pip install gradsigns-lightning[sweep]`."
+        return "`hydra/launcher=joblib` needs a package that is not installed: pip install 'gradsigns-lightning[sweep]'."
     if not options:
         return _first_line(error)
     close = difflib.get_close_matches(option, options, n=1)
@@ -71,9 +99,18 @@ def _unknown_option(error: Any) -> str:
 def _bad_override(command: str, overrides: list[str], error: BaseException) -> str:
     cause = error.__cause__
     text = f"{error} {cause or ''}"
+    if found := re.match(r"Error parsing override '([^'=]*)'", text):
+        return f"settings are written as name=value, got {found[1]!r}. `gradsigns {command} --help` lists them."
+    if found := re.search(r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (Integer|Float|bool)", text):
+        name = str(getattr(error, "override", "") or text.partition("merging override ")[2]).partition("=")[0]
+        return f"`{name}` must be {_KINDS[found[2]]}, got {found[1]!r}."
     found = re.search(r"Could not (?:override|append to config)[^']*'([^']+)'", text)
     found = found or re.search(r"Could not append value to config.*Key '([^']+)'", text, re.S)
     key = found.group(1) if found else _unknown_key_of(text, overrides)
+    override = getattr(error, "override", None)
+    if key is None and override:
+        name, _, value = str(override).partition("=")
+        return f"`{name}` cannot be read, got {value!r}. In a shell, values with blanks, braces or $ stand in single quotes."
     if key is None:
         return ": ".join(_first_line(e) for e in (error, cause) if e is not None)
     return _unknown_key(command, overrides, key.partition("@")[0])
@@ -151,7 +188,7 @@ def _missing_package(error: ImportError) -> str:
         return text
     name = (error.name or "").partition(".")[0]
     extra = _EXTRAS.get(name) or next((extra for package, extra in _EXTRAS.items() if package in text), None)
-    return f"{text} It comes with `pip install gradsigns-lightning[{extra}]`." if extra else text
+    return f"{text} It comes with pip install 'gradsigns-lightning[{extra}]'." if extra else text
 
 
 def _first_line(error: BaseException) -> str:

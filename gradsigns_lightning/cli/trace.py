@@ -6,7 +6,7 @@ from typing import Any
 
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.options import api_names, load_key, options
-from gradsigns_lightning.cli.report import check_json_path, format_p_value, matches, print_rows, write_json
+from gradsigns_lightning.cli.report import as_sentence, check_json_path, format_p_value, matches, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.suspect import check_normalisation, open_suspect, suspect_images
 from gradsigns_lightning.extraction import TraceResult, trace
@@ -42,10 +42,10 @@ def run(config: Any) -> Outcome:
         "marks present": _present(result),
         "matching bits": f"{matches(result)}, nearest customer; {result.next_n_matches}, the next",
         "p-value": f"{format_p_value(result)} for {result.n_customers} customers (owned at <= {result.alpha:g})",
-        "images read": str(result.n_queries),
+        "images read" if suspect.kind == "checkpoint" else "queries": str(result.n_queries),
         suspect.kind: suspect.source,
         **images.row(),
-        "commitment": result.commitment,
+        "commitment" if result.verdict == "owned" else "nearest's commitment": result.commitment,
     }
     print_rows(rows, title="gradsigns trace", note=_note(result))
     if settings["json"]:
@@ -60,8 +60,9 @@ def _present(result: TraceResult) -> str:
 
 
 def _note(result: TraceResult) -> str:
-    if result.verdict == "inconclusive":
-        return "The suspect does not take the images for the key's class, or answers nothing, so nothing is said."
-    if result.mixed and result.present:
-        return "More than one mark shows, so this is no single customer's copy: those named had a part in it."
-    return ""
+    if result.verdict == "owned":
+        return ""
+    why = f"{result.verdict.replace('_', ' ')}: {result.reason}"
+    if result.verdict == "not_proven" and result.present:
+        why += "; those named had a part in it"
+    return as_sentence(why)

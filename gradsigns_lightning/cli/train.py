@@ -109,14 +109,14 @@ def _train(
 ) -> Arm:
     """Train one model; the same for the signed model and its twin but for the callback."""
     console = Console(highlight=False)
-    if settings["progress"]:
-        network = settings["model"]["_target_"].rpartition(".")[2]
-        console.print(f"training the {name} model: {network} on {settings['data']['name']}")
     seed_everything(settings["seed"], verbose=False)
     classifier = fitting.build_classifier(settings)
     callbacks: list[Any] = [fitting.build_watermark(settings, key)] if name == "signed" else []
     callbacks += [keeper] if keeper else []
     trainer = fitting.build_trainer(settings, callbacks, logger, phase=name)
+    if settings["progress"]:
+        network = settings["model"]["_target_"].rpartition(".")[2]
+        console.print(f"training the {name} model: {network} on {settings['data']['name']}")
     trainer.fit(classifier, datamodule=data)
     if keeper:
         keeper.keep()

@@ -11,7 +11,7 @@ from torch import Tensor
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.commit import CommitmentFiles
 from gradsigns_lightning.cli.options import load_key
-from gradsigns_lightning.cli.report import check_json_path, format_p_value, print_rows, verification_rows, write_json
+from gradsigns_lightning.cli.report import as_sentence, check_json_path, format_p_value, print_rows, verification_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.settings import reading_settings
 from gradsigns_lightning.cli.suspect import check_normalisation, open_suspect, read, suspect_images
@@ -39,7 +39,7 @@ def run(config: Any) -> Outcome:
     images = suspect_images(settings, key, suspect.data_name)
     result = read(suspect, key, images.pixels, settings)
     rows = {
-        **verification_rows(result),
+        **verification_rows(result, n_key_bits=key.n_bits),
         "key file": key_file,
         suspect.kind: suspect.source,
         **images.row(),
@@ -48,7 +48,7 @@ def run(config: Any) -> Outcome:
     if files is not None:
         _write_bundle(settings, files, key, images.pixels)
         rows["evidence bundle"] = settings["bundle"]
-    reason = "" if result.verdict == "owned" else f"{rows['verdict']}: {result.reason}."
+    reason = "" if result.verdict == "owned" else as_sentence(f"{rows['verdict']}: {result.reason}")
     print_rows(rows, title="gradsigns verify", note="\n".join(filter(None, [reason, _note(settings, files)])))
     if settings["json"]:
         sources = {suspect.kind: suspect.source, "key": key_file, "images": settings["images"], "data": suspect.data_name}

@@ -1,8 +1,24 @@
 """Key, objective, engines and watermarker: torch and cryptography only."""
 
-from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.objective import MarginObjective, PaperObjective
-from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
-from gradsigns_lightning.core.watermarker import Watermarker
+from typing import TYPE_CHECKING
+
+from gradsigns_lightning.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gradsigns_lightning.core.key import WatermarkKey
+    from gradsigns_lightning.core.objective import MarginObjective, PaperObjective
+    from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
+    from gradsigns_lightning.core.watermarker import Watermarker
 
 __all__ = ["Cadence", "MarginObjective", "PaperObjective", "StrengthSchedule", "WatermarkKey", "Watermarker"]
+
+# Lazy, so that a misspelt word of a command line need not wait for torch.
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "key": "WatermarkKey",
+        "objective": "MarginObjective PaperObjective",
+        "schedule": "Cadence StrengthSchedule",
+        "watermarker": "Watermarker",
+    },
+)

@@ -36,12 +36,19 @@ def check_int(name: str, value: Any, *, minimum: float = -math.inf, maximum: flo
     return value
 
 
-def check_instance(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
-    """Raise a ``TypeError`` that names the argument unless ``value`` is an instance of ``kind``."""
+def check_instance(name: str, value: Any, kind: type | tuple[type, ...], *, hint: str = "") -> None:
+    """Raise a ``TypeError`` that names the argument, and says by ``hint`` what to do, unless ``value`` is of ``kind``."""
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        allowed = " or ".join(k.__name__ for k in kinds)
-        raise TypeError(f"`{name}` must be {allowed}, got {type(value).__name__}.")
+        allowed = " or ".join(_called(k) for k in kinds)
+        raise TypeError(f"`{name}` must be {allowed}, got {type(value).__name__}.{hint and ' '}{hint}")
+
+
+def _called(kind: type) -> str:
+    """Return a type's name as its users write it."""
+    if kind.__module__.partition(".")[0] == "torch":
+        return f"torch.{kind.__name__}" if kind.__name__ == "Tensor" else f"torch.nn.{kind.__name__}"
+    return "None" if kind is type(None) else kind.__name__
 
 
 def check_choice(name: str, value: Any, allowed: Any) -> None:

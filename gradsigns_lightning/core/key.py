@@ -28,6 +28,7 @@ from gradsigns_lightning.core.key_checks import (
     check_shape,
     check_statistics,
     warn_if_channels_last,
+    warn_if_never_held,
 )
 from gradsigns_lightning.core.reach import warn_if_never_owned
 
@@ -123,8 +124,8 @@ class WatermarkKey:
     ) -> WatermarkKey:
         """Make a key.
 
-        Warns of a key of fewer than 30 bits, which can never be ``owned`` at the default alpha, and of an ``input_shape`` that
-        looks like ``(H, W, C)``.
+        Warns of a key of fewer than 30 bits, which can never be ``owned`` at the default alpha, of one with hardly more carriers
+        than bits, which cannot be embedded with a margin, and of an ``input_shape`` that looks like ``(H, W, C)``.
 
         Args:
             owner: the owner's name, 1 to 256 characters.
@@ -168,6 +169,7 @@ class WatermarkKey:
             _secret=Secret.of(secrets.token_bytes(SECRET_BYTES) if secret is None else secret),
         )
         warn_if_never_owned(n_bits, stacklevel=2)
+        warn_if_never_held(n_bits, n_carriers, shape, stacklevel=2)
         warn_if_channels_last(shape, stacklevel=2)
         return key
 

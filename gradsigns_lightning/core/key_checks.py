@@ -13,6 +13,7 @@ from gradsigns_lightning.core.checks import check_instance, check_int, check_num
 from gradsigns_lightning.core.reach import least_bits
 
 _COLOURS, _MOST_ELONGATED = (1, 3, 4), 4  # channels of images, and how much longer than high they may be
+LEAST_ROOM = 2  # carriers more than bits, without which no margin can be expected
 _MAX_INPUTS, _MAX_PROJECTION = 1 << 25, 1 << 29  # what a foreign key may make its reader allocate
 
 
@@ -62,20 +63,39 @@ def check_capacity(n_bits: int, n_carriers: Any, input_shape: tuple[int, ...]) -
         raise ValueError(
             f"`n_bits` must be at most `n_carriers`: {n_bits} sign conditions on {n_carriers} carriers leave "
             f"{n_carriers} - {n_bits} = {n_carriers - n_bits} degrees of freedom, so the bits cannot be held apart. "
-            f"{_more_carriers(n_bits, size)}"
+            f"{more_room(n_bits, size)}"
         )
 
 
-def _more_carriers(n_bits: int, size: int) -> str:
-    """Return advice that leads to no key that can never be owned."""
-    if n_bits <= size:
-        return f"Take at least {n_bits} carriers (six a bit are usual; the input has {size} coordinates)."
-    if size >= least_bits():
-        return f"Take fewer bits, {least_bits()} to {size}: the input has {size} coordinates."
+def more_room(n_bits: int, size: int) -> str:
+    """Return advice that leads to a key that can be embedded and owned: two carriers a bit leave room to hold it."""
+    least = least_bits()
+    if 2 * n_bits <= size:
+        return f"Take at least {2 * n_bits} carriers (six a bit are usual; the input has {size} coordinates)."
+    if size >= least + LEAST_ROOM:
+        return f"Take {_span(least, max(least, size // 2))} bits, on all of the input's {size} coordinates."
     return (
-        f"The input has {size} coordinates, too few for the {least_bits()} bits that a key needs to be ever `owned`: sign larger "
+        f"The input has {size} coordinates, too few for the {least} bits that a key needs to be ever `owned`: sign larger "
         "inputs, or the output of a layer (`carrier_layer`)."
     )
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def warn_if_never_held(n_bits: int, n_carriers: int, shape: tuple[int, ...], *, stacklevel: int) -> None:
+    """Warn of a new key whose bits no gradient can be expected to hold; ``stacklevel`` as seen from the caller.
+
+    Not an error, because a key of somebody else's making may be read, or embedded without a margin.
+    """
+    if n_carriers - n_bits < LEAST_ROOM:
+        warnings.warn(
+            f"{n_bits} bits on {n_carriers} carriers leave no room for a margin, so the default objective cannot embed this key. "
+            f"{more_room(n_bits, math.prod(shape))}",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def check_statistics(name: str, values: Any, *, n_channels: int) -> None:

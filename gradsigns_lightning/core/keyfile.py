@@ -40,7 +40,9 @@ def write(
         ValueError: the file exists and ``overwrite`` is false, or its folder does not exist.
     """
     if Path(path).expanduser().exists() and not overwrite:
-        raise ValueError(f"`path` must not name an existing key file unless overwrite=True, got {str(path)!r}.")
+        raise ValueError(
+            f"`path` must not name an existing key file unless overwrite=True, got {str(path)!r}. WatermarkKey.load reads it."
+        )
     version = str(public.get("version", 1))
     metadata = {"format": FORMAT, "version": version, "commitment": commitment, "key": json.dumps(public, sort_keys=True)}
     check_target(path, argument="path", overwrite=overwrite)  # before the secret is uncovered: tracebacks may show variables

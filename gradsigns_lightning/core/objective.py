@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from gradsigns_lightning.core.checks import check_choice, check_number
 from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key_checks import more_room
 from gradsigns_lightning.core.signature import SignatureProjector
 
 
@@ -75,9 +76,12 @@ class MarginObjective:
         """
         attainable = _attainable_margin(key)
         if self.margin > attainable:
+            advice = (
+                "Take more carriers or a smaller margin." if attainable else more_room(key.n_bits, math.prod(key.input_shape))
+            )
             raise ValueError(
                 f"`margin` must be at most sqrt((n_carriers - n_bits - 1) / n_bits) = {attainable:.3f} for {key.n_bits} bits on "
-                f"{key.n_carriers} carriers, got {self.margin}. Take more carriers or a smaller margin."
+                f"{key.n_carriers} carriers, got {self.margin}. {advice}"
             )
 
 

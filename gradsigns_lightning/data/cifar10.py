@@ -72,7 +72,7 @@ class CIFAR10(ImageDataModule):
             names = ", ".join(_BATCHES[train])
             raise ValueError(
                 f"`root` must hold cifar-10-batches-bin (with {names}, each ending in .bin) or cifar-10-batches-py "
-                f"(with {names}), got root={self.root}. Set download=True to get the latter."
+                f"(with {names}), got root={self.root}. Set `download=True` to get the latter."
             )
         batches = [read_binary(path) if path.suffix == ".bin" else read_pickled(path) for path in paths]
         return TensorImages(torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches]))

@@ -88,7 +88,7 @@ class MNIST(ImageDataModule):
     def _missing(self, train: bool) -> str:
         return (
             f"`root` must hold the {self._name} files {_STEMS[train][0]} and {_STEMS[train][1]} (plain or .gz), itself or in "
-            f"{self._name}/raw; got root={self.root}, where they are not. Set download=True to get them{self._hint}."
+            f"{self._name}/raw; got root={self.root}, where they are not. Set `download=True` to get them{self._hint}."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-INSTALL_VISION = "pip install gradsigns-lightning[vision]"
+INSTALL_VISION = "pip install 'gradsigns-lightning[vision]'"
 
 
 def import_torchvision(submodule: str) -> Any:

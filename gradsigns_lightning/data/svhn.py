@@ -64,7 +64,7 @@ class SVHN(ImageDataModule):
         """
         path = self._path(train)
         if not path.is_file():
-            raise ValueError(f"`root` must hold {path.name}, got root={self.root}. Set download=True to get it.")
+            raise ValueError(f"`root` must hold {path.name}, got root={self.root}. Set `download=True` to get it.")
         return _read_mat(path)
 
     def origin(self, train: bool) -> str:

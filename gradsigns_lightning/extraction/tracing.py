@@ -103,6 +103,8 @@ class TraceResult:
             return why_inconclusive(self.recognised, "the gradient or the answers tell nothing")
         if self.verdict == "owned":
             return f"the copy of customer {self.customer}, p <= alpha = {self.alpha:g}"
+        if self.is_master and not self.present:
+            return "the master's own mark shows and no customer's, so it is, or was made from, a model of the owner's own"
         if self.mixed:
             return "more than one mark shows, so it is no single customer's copy"
         return f"p > alpha = {self.alpha:g} for every customer"

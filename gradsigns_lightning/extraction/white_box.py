@@ -30,6 +30,7 @@ _MOST_BYTES = 4 << 30  # of activations, likewise
 _PEAK = 3  # times what is kept, at most: 2.8 were measured of attention, whose backward pass copies what it kept
 _COPIES = 3  # of an image and its gradient in float64
 Name = TypeVar("Name")
+_LOAD_FIRST = "Load it first, as by Net.load_from_checkpoint(path), and give the module."
 MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
 
 
@@ -150,7 +151,7 @@ def _read(
     carrier_layer: str | None,
 ) -> list[VerificationResult]:
     _check_keys(keys)
-    check_instance("model", model, nn.Module)
+    check_instance("model", model, nn.Module, hint=_LOAD_FIRST if isinstance(model, (str, PathLike, Mapping)) else "")
     if batch_size is not None:
         check_int("batch_size", batch_size, minimum=1)
     if carrier_layer is None:
@@ -274,7 +275,7 @@ def _check_keys(keys: Sequence[SignatureKey]) -> None:
 
 def check_key(key: SignatureKey) -> None:
     """Refuse what is no key, or one whose arrays do not fit together; those of :class:`WatermarkKey` do."""
-    check_instance("key", key, (WatermarkKey, SignatureKey))
+    check_instance("key", key, (WatermarkKey, SignatureKey), hint="The path of a key file will do as well.")
     if not isinstance(key, WatermarkKey):
         check_carriers(key)
 
@@ -299,7 +300,7 @@ def shapes_named(key: SignatureKey, model: nn.Module) -> Iterator[None]:
 
 def check_images(images: Tensor, key: SignatureKey) -> None:
     """Refuse images that are not raw, of the key's shape and at least one."""
-    check_instance("images", images, Tensor)
+    check_instance("images", images, Tensor, hint="Of an array torch.from_numpy makes one, of a list of images torch.stack.")
     hint = " Divide bytes by 255." if images.dtype == torch.uint8 else ""
     if images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == key.input_shape != tuple(images.shape[1:]):
         hint += " Channels come first: images.permute(0, 3, 1, 2)."
@@ -329,7 +330,7 @@ def warn_if_unlike(n_images: int, recognised: float, target_class: int, *, n_ask
     if n_images < MIN_IMAGES:
         plural = "s" if n_images > 1 else ""
         warnings.warn(
-            f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits get lost.",
+            f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits can get lost.",
             UserWarning,
             stacklevel=stacklevel + 1,
         )

@@ -318,7 +318,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
 
     @override
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        # Progress bars are closed here, and loggers still open.
+        # Loggers are still open here.
         self._end.tell(trainer, pl_module, partial(self.logits, pl_module))
         if self.watermarker.schedule.strength and self._early.n_batches and not trainer.fast_dev_run:
             warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self.standing)

@@ -145,6 +145,13 @@ def _standing_of(
     )
 
 
+def _close_rich_bar(trainer: Any) -> None:
+    """Close Lightning's bar by rich, which on a terminal wipes out what was logged below it when its own teardown comes."""
+    bar = trainer.progress_bar_callback
+    if any(kind.__name__ == "RichProgressBar" for kind in type(bar).__mro__):  # of either of Lightning's packages
+        bar.teardown(trainer, trainer.lightning_module, "fit")
+
+
 def tell(trainer: Any, name: str, standing: Standing | None) -> None:
     """Write the line to rank zero's console, and the figures to the loggers and the Trainer's ``callback_metrics``."""
     if standing is None:
@@ -164,6 +171,7 @@ def tell(trainer: Any, name: str, standing: Standing | None) -> None:
     # Logging by `self.log` is over by now.
     trainer.callback_metrics.update({key: torch.tensor(value, dtype=torch.float64) for key, value in named.items()})
     if trainer.is_global_zero:
+        _close_rich_bar(trainer)
         rank_zero_info(f"GradSigns {name!r}: {standing}.")
         for logger in trainer.loggers:
             logger.log_metrics(named, step=trainer.global_step)

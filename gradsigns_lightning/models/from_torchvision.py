@@ -58,7 +58,7 @@ def import_models() -> Any:
         from torchvision import models
     except ImportError as error:
         raise ImportError(
-            "`torchvision_model` needs torchvision, which is not installed: `pip install gradsigns-lightning[vision]`."
+            "`torchvision_model` needs torchvision, which is not installed: pip install 'gradsigns-lightning[vision]'."
         ) from error
     return models
 

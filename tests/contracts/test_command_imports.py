@@ -68,6 +68,20 @@ def test_what_computes_nothing_loads_nothing_slow(words, tmp_path):
     assert names & SLOW == set()
 
 
+WRONG = [
+    *(["train", word] for word in ("dat=3", "lr=0.1", "+foo=1", "data=digit", "key=b33", "data=image_folder", "trainer.x=1")),
+    *(["keygen"], ["keygen", "owner=A"], ["keygen", "out=a.gskey"], ["commit"], ["trace"], ["judge"], ["strip"], ["import-2021"]),
+    *(["verify"], ["verify", "model.ckpt"], ["verify", "--key", "a.gskey"], ["verify", "checkpont=x", "key=a.gskey"]),
+]
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_a_wrong_command_line_waits_for_no_torch(words, tmp_path):
+    code, names = loaded(tmp_path, *words)
+    assert code == 2
+    assert names & (SLOW - {"hydra", "omegaconf"}) == set()
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -126,7 +126,7 @@ def _parse(data: bytes) -> Any:
         canonical = canonical_json(content) + b"\n" == data
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"`bundle` must be one of gradsigns-lightning; this file is damaged or something else ({str(error)[:120]!r})."
+            f"`bundle` must be an evidence bundle; this file is damaged or something else ({str(error)[:120]!r})."
         ) from error
     if not canonical:
         raise ValueError("`bundle` must be canonical JSON, exactly as it was written; this file was edited.")

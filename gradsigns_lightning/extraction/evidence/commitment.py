@@ -69,7 +69,7 @@ class Statement:
             reading = ReadingSettings.from_dict(content["reading"])
             statement = cls(tuple(content["commitments"]), content["signer"], reading)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError("`commitment` must be one of gradsigns-lightning; this is damaged or something else.") from error
+            raise ValueError("`commitment` must be a file of `gradsigns commit`; this is damaged or something else.") from error
         if statement.to_bytes() != data:
             raise ValueError("`commitment` must be exactly as it was written; this one was edited.")
         return statement

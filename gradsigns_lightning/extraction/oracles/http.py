@@ -142,7 +142,8 @@ class HttpOracle:
                     if response.ok and not response.is_redirect:
                         content = _content(response)
                     elif response.status_code not in _RETRIED:
-                        raise OracleError(f"The endpoint refused the request with {reason}.")
+                        asked = "to describe its model (GET)" if method == "GET" else "the request"
+                        raise OracleError(f"The endpoint refused {asked} with {reason}.")
                     wait = _retry_after(response)
             except requests.exceptions.InvalidURL as error:
                 raise OracleError("The endpoint's address is not valid.") from error

@@ -144,8 +144,8 @@ def test_the_paper_experiment_is_the_published_recipe():
         ("experiment=dmo", "`experiment=demo`"),
         ("experimnt=demo", "`experiment`"),
         ("+nonsense=1", "--help"),
-        ("seed=abc", "seed=abc"),
-        ("watermark=maybe", "watermark=maybe"),
+        ("seed=abc", "`seed` must be an integer, got 'abc'"),
+        ("watermark=maybe", "`watermark` must be true or false, got 'maybe'"),
         ("data=image_folder", "`data.n_classes`"),
     ],
 )

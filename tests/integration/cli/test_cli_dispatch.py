@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -17,8 +16,6 @@ from omegaconf import OmegaConf
 import gradsigns_lightning
 from gradsigns_lightning.cli import main, schema
 from gradsigns_lightning.cli.dispatch import COMMANDS
-from gradsigns_lightning.cli.help import EXAMPLES
-from gradsigns_lightning.cli.runner import _with_file_names, _with_key_file
 from gradsigns_lightning.cli.schema import SCHEMAS, config_folder, register_schemas
 from gradsigns_lightning.core.engines import AUTO
 from gradsigns_lightning.extraction import DEFAULT_ALPHA
@@ -87,13 +84,6 @@ def test_a_settings_default_in_the_help_is_the_configurations(capsys):
             assert yaml.safe_load(value) == found or float(value) == found
             n_checked += 1
     assert n_checked > 15
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_examples_of_the_help_compose(command):
-    for example in EXAMPLES[command]:
-        words = [word for word in shlex.split(example) if word != "-m"]
-        composed_configuration(command, *(_with_file_names(_with_key_file(command, word)).split(",")[0] for word in words))
 
 
 def composed_configuration(command: str, *words: str):

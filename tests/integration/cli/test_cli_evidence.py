@@ -1,6 +1,7 @@
 """`gradsigns commit`, `judge`, `trace`, `import-2021`, and `verify` of files and endpoints, from word to verdict."""
 
 import json
+import re
 import stat
 import threading
 from contextlib import contextmanager
@@ -79,11 +80,15 @@ def files(signed, tmp_path_factory):
 API = ["data=digits", "normalised=true", "alpha=1e-4", "api.max_queries=600"]
 
 
-def test_an_onnx_file_is_verified(signed, files):
+def test_an_onnx_file_is_verified(signed, files, capsys):
     own, twin = (result("verify", f"onnx={files[name]}", f"key={signed.key}", *API) for name in ("model", "twin"))
     assert (own["verdict"], own["answers"], own["onnx"]) == ("owned", "probabilities", str(files["model"]))
     assert twin["verdict"] == "not_proven"
     assert max(own["n_queries"], twin["n_queries"]) <= 600
+    printed = capsys.readouterr().out
+    for found in (own, twin):
+        assert re.search(rf"queries +│ {found['n_queries']}, probes around {found['n_images']} images?, answers read as", printed)
+    assert "images read" not in printed
 
 
 def test_an_endpoint_is_verified(signed, monkeypatch):
@@ -139,6 +144,9 @@ def test_from_commitment_to_judgement(signed, files, authority, capsys):
     assert "`input_mean` and `input_std` must be given both" in capsys.readouterr().err
     undated = result(*[word for word in claim if not word.startswith("suspect_since")])
     assert (undated["verdict"], len(undated["objections"])) == ("not_proven", 1)
+    capsys.readouterr()
+    assert main([word.replace("model.ckpt", "twin.ckpt") for word in claim if not word.startswith("controls")]) == 3
+    assert "\nnot proven: adjusted p > alpha = 0.001.\n" in capsys.readouterr().out
     assert judged["reading"]["n_queries"] > 50
     assert list(judged["controls"]) == [str(signed.folder / "twin.ckpt")]
 
@@ -204,7 +212,7 @@ def test_the_signer_may_be_kept(signed):
     assert first["signer"] == second["signer"]
 
 
-def test_a_leaked_copy_names_its_customer():
+def test_a_leaked_copy_names_its_customer(capsys):
     pytest.importorskip("galois")
     for words in (["out=master.gskey"], ["master=master.gskey", "customer=42", "out=c42.gskey"]):
         assert main(["keygen", "owner=Acme", "data=digits", "key=b32", "key.n_bits=48", "target_class=3", *words]) == 0
@@ -212,3 +220,9 @@ def test_a_leaked_copy_names_its_customer():
     assert main([*train, "data.module.batch_size=32", "trainer.accelerator=cpu"]) == 0
     found = result("trace", "checkpoint=run/model.ckpt", "key=master.gskey", "n_customers=10000", "alpha=1e-3")
     assert (found["customer"], found["verdict"], found["present"]) == (42, "owned", [42])
+    assert main(["keygen", "owner=Other", "data=digits", "key=b32", "key.n_bits=48", "target_class=3", "out=other.gskey"]) == 0
+    capsys.readouterr()
+    assert main(["trace", "checkpoint=run/model.ckpt", "key=other.gskey"]) == 3
+    printed = capsys.readouterr().out
+    assert "not proven: p > alpha = 1e-09 for every customer." in printed
+    assert "nearest's commitment" in printed

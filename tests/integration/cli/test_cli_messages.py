@@ -81,6 +81,44 @@ def test_a_missing_owner_is_called_owner(capsys):
     assert "`owner` must be given, as in `owner=...`." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["verify", "model.ckpt"], "settings are written as name=value, got 'model.ckpt'. `gradsigns verify --help` lists them."),
+        (
+            ["verify", "protocol=json", "protocol.request={images: }"],
+            "`protocol.request` cannot be read, got '{images: }'.",
+        ),
+        (["train", "seed=a"], "`seed` must be an integer, got 'a'."),
+        (["train", "label_smoothing=a"], "`label_smoothing` must be a number, got 'a'."),
+        (["train", "twin=perhaps"], "`twin` must be true or false, got 'perhaps'."),
+        (["verify", "key=a.gskey", "api.max_queries=many"], "`api.max_queries` must be an integer, got 'many'."),
+        (["train", "model.hidden=[1"], "`model.hidden` cannot be read, got '[1'."),
+        (["verify", "--key", "a.gskey"], "settings are written without dashes: `key=a.gskey`, got '--key'."),
+        (["verify", "--key=a.gskey"], "settings are written without dashes: `key=a.gskey`, got '--key=a.gskey'."),
+        (["train", "--max-epochs", "3"], "settings are written without dashes: `trainer.max_epochs=3`, got '--max-epochs'."),
+        (["train", "--trainer.precision", "-m"], "settings are written without dashes: `trainer.precision=...`, got"),
+        (["train", "--experiment", "seed=1"], "settings are written without dashes: `experiment=...`, got '--experiment'."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_words_of_another_kind_of_command_line(words, message, capsys):
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_hydras_own_options_are_no_settings(capsys):
+    assert main(["keygen", "owner=A", "out=a.gskey", "--cfg", "job"]) == 0
+    assert "owner: A" in capsys.readouterr().out
+
+
+def test_what_a_training_lacks_is_told_before_it_is_said_to_begin(capsys):
+    assert main(["train", "data=digits", "init=nowhere.ckpt"]) == 1
+    shown = capsys.readouterr()
+    assert "`init` must name a checkpoint file" in shown.err
+    assert "training" not in shown.out
+
+
 def test_a_hugging_face_folder_is_refused_with_what_to_do(files, capsys):
     assert main(["verify", "checkpoint=hf", *KEY]) == 1
     error = capsys.readouterr().err
@@ -171,3 +209,8 @@ def test_options_leave_other_errors_alone():
         b"\xff".decode()
     with pytest.raises(TypeError, match="`key` of `other`"), options({"path": "key"}):
         raise TypeError("`path` of `other`")
+    with (
+        pytest.raises(ValueError, match=r"^`data.module.download=true` or `x=A`$"),
+        options({"download": "data.module.download"}),
+    ):
+        raise ValueError("`download=True` or `x=A`")

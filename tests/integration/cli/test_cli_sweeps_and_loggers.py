@@ -42,7 +42,19 @@ def test_a_sweep_over_key_sizes_and_strengths(capsys):
 
 def test_a_failing_job_fails_the_sweep(capsys):
     assert main(["train", "-m", *QUICK, "key=b32,b256", "hydra.sweep.dir=sweep"]) == 1
-    assert "`key.n_bits` must be at most" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "`key.n_bits` must be at most" in shown.err
+    lines = [
+        re.sub(r"[ \u2502]+", " ", line).strip() for line in shown.out.partition("all runs")[2].splitlines() if "key=" in line
+    ]
+    assert [line.split()[:2] for line in lines] == [["key=b32", lines[0].split()[1]], ["key=b256", "failed"]]
+    assert lines[0].endswith("%")
+
+
+def test_the_runs_of_a_sweep_do_not_write_over_each_others_results(capsys):
+    assert main(["train", "-m", *QUICK, "seed=0,1", "json=out.json"]) == 2
+    assert "got 'json=out.json': let it hold a setting, as in json='out_${seed}.json'" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
 
 
 def test_the_joblib_launcher(capsys):

@@ -1,14 +1,17 @@
 """At the end of a fit the callback says how the mark stands; if it does not hold, why, and what helps."""
 
+import io
 import logging
 import math
 import signal
 import threading
+from contextlib import nullcontext
 
 import lightning.pytorch as L
 import pytest
+import rich
 import torch
-from lightning.pytorch.callbacks import ModelPruning
+from lightning.pytorch.callbacks import ModelPruning, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core import rank_zero
@@ -62,6 +65,32 @@ def assert_equals(standing, result):
     assert standing.log10_p_value == result.log10_p_value
     assert standing.margin == pytest.approx(result.margin, rel=1e-3, abs=1e-5)
     assert standing.owned is (result.verdict == "owned")
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_progress_bar_does_not_wipe_the_line_out(lines, interrupted):
+    """On a terminal Lightning's default bar moves the cursor up and erases until it is closed."""
+    terminal = io.StringIO()
+    handler = logging.StreamHandler(terminal)
+    rank_zero.log.addHandler(handler)
+    bar = RichProgressBar(console_kwargs={"file": terminal, "force_terminal": True})
+
+    class Interrupting(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if interrupted:
+                raise KeyboardInterrupt
+
+    trainer = make_trainer(make_mark(), Interrupting(), bar, max_epochs=1, enable_progress_bar=True)
+    try:
+        with pytest.raises(SystemExit) if interrupted else nullcontext():
+            trainer.fit(Net(), train_loader(), val_loader())
+    finally:
+        rank_zero.log.removeHandler(handler)
+        rich.reconfigure()
+    (line,) = lines
+    bar_drawn, _, rest = terminal.getvalue().partition(line)
+    assert "\x1b[1A" in bar_drawn
+    assert "\x1b[1A" not in rest
 
 
 def test_it_is_read_on_the_held_out_images_of_the_last_validation(lines, recwarn):

@@ -1,11 +1,13 @@
 """Keys that can never prove what they are made for are told so when they are made."""
 
+import re
 import warnings
 
 import pytest
 
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.core.key_checks import check_capacity
+from gradsigns_lightning.core.objective import make_objective
 from gradsigns_lightning.core.payload import check_traceable, freedom, out_of_reach
 from gradsigns_lightning.core.reach import (
     USUAL_ALPHA,
@@ -86,7 +88,7 @@ def test_the_bits_that_a_trace_takes_are_those_that_it_asks_for():
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (48, 64, 3), (224, 224, 4)])
 def test_channels_last_are_asked_about(shape):
-    _, (message,) = made(input_shape=shape)
+    _, (message,) = made(input_shape=shape, n_bits=32)
     assert str(shape) in message
     assert str((shape[2], *shape[:2])) in message
 
@@ -99,14 +101,42 @@ def test_other_shapes_are_not(shape):
 @pytest.mark.parametrize(
     ("n_bits", "n_carriers", "size", "advice"),
     [
-        (32, 16, 64, "Take at least 32 carriers"),
-        (128, 64, 64, "Take fewer bits, 30 to 64"),
+        (32, 16, 64, "Take at least 64 carriers"),
+        (32, 16, 63, "Take 30 to 31 bits"),
+        (128, 64, 64, "Take 30 to 32 bits"),
+        (31, 30, 36, "Take 30 bits, on all of the input's 36 coordinates"),
+        (32, 16, 31, "sign larger inputs, or the output of a layer"),
         (32, 16, 16, "sign larger inputs, or the output of a layer"),
     ],
 )
-def test_advice_leads_to_no_key_that_can_never_be_owned(n_bits, n_carriers, size, advice):
+def test_advice_leads_to_no_key_that_can_never_be_owned_or_embedded(n_bits, n_carriers, size, advice):
     with pytest.raises(ValueError, match=advice):
         check_capacity(n_bits, n_carriers, (1, 1, size))
+    if found := re.search(r"at least (\d+) carriers", advice):
+        make_objective("margin", made(n_bits=n_bits, n_carriers=int(found[1]), input_shape=(1, 1, size))[0])
+    if found := re.search(r"Take 30(?: to (\d+))? bits", advice):
+        n_bits = int(found[1] or 30)
+        assert n_bits >= least_bits()
+        key, told = made(n_bits=n_bits, input_shape=(1, 1, size))
+        make_objective("margin", key).check_key(key)
+        assert told == []
+
+
+@pytest.mark.parametrize(("n_bits", "n_carriers"), [(63, 64), (64, 64), (64, 65)])
+def test_a_key_that_cannot_be_embedded_is_told_so_when_it_is_made(n_bits, n_carriers):
+    key, (message,) = made(n_bits=n_bits, n_carriers=n_carriers)
+    assert f"{n_bits} bits on {n_carriers} carriers leave no room" in message
+    advice = f"Take at least {2 * n_bits} carriers (six a bit are usual; the input has 256 coordinates)."
+    assert message.endswith(advice)
+    with pytest.raises(ValueError, match=re.escape(advice)):
+        make_objective("margin", key).check_key(key)
+
+
+@pytest.mark.parametrize(("n_bits", "n_carriers"), [(62, 64), (64, 66)])
+def test_a_key_with_a_little_room_is_made_in_silence(n_bits, n_carriers):
+    key, told = made(n_bits=n_bits, n_carriers=n_carriers)
+    make_objective("margin", key).check_key(key)
+    assert told == []
 
 
 @pytest.mark.parametrize("n_bits", [8, 30, 32, 64, 128])

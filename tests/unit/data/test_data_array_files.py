@@ -108,7 +108,7 @@ def test_nothing_is_downloaded_where_the_files_are(tmp_path, monkeypatch):
 
 def test_without_torchvision_a_download_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    with pytest.raises(ImportError, match=r"pip install gradsigns-lightning\[vision\]"):
+    with pytest.raises(ImportError, match=r"pip install 'gradsigns-lightning\[vision\]'"):
         MNIST(tmp_path, download=True).prepare_data()
 
 

@@ -163,7 +163,7 @@ def test_without_pillow_the_message_says_what_to_install(tmp_path, monkeypatch):
     write_folders(tmp_path, {"train": 1, "test": 1})
     module = ImageFolder(tmp_path)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(ImportError, match=r"pip install gradsigns-lightning\[vision\]"):
+    with pytest.raises(ImportError, match=r"pip install 'gradsigns-lightning\[vision\]'"):
         module.raw_images("test")
 
 

@@ -78,7 +78,7 @@ def test_scale_is_the_pixel_value_of_one():
         (torch.zeros(2, 2, 2, dtype=torch.uint8), torch.zeros(2), ValueError, "`images` must have shape"),
         (torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(2), ValueError, "`images` must have shape"),
         (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, 1), ValueError, "`labels` must have shape"),
-        ([0], torch.zeros(2), TypeError, "`images` must be Tensor"),
+        ([0], torch.zeros(2), TypeError, "`images` must be torch.Tensor"),
     ],
 )
 def test_wrong_tensors_are_refused(images, labels, error, message):

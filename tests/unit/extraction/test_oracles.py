@@ -252,6 +252,14 @@ def test_lasting_failures_end_at_once(status):
     assert "secret" not in str(caught.value)
 
 
+def test_a_server_that_does_not_describe_its_model_is_told_from_one_that_refuses_images():
+    with (
+        serving((501, {}, b"")) as (_, url),
+        pytest.raises(OracleError, match=r"refused to describe its model \(GET\) with status 501"),
+    ):
+        quick(url, OpenInferenceProtocol())(IMAGES)
+
+
 def test_failures_without_end_end():
     with serving((500, {}, b"")) as (script, url), pytest.raises(OracleError, match="failed 3 times, at last with status 500"):
         quick(url, MlflowProtocol())(IMAGES)

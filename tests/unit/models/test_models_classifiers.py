@@ -181,7 +181,7 @@ def test_an_unknown_torchvision_name_gets_close_ones():
 
 def test_without_torchvision_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ImportError, match=r"pip install gradsigns-lightning\[vision\]"):
+    with pytest.raises(ImportError, match=r"pip install 'gradsigns-lightning\[vision\]'"):
         torchvision_model("resnet18", 4)
 
 
