@@ -321,10 +321,10 @@ class Watermarker:
     def _urgency(self) -> Tensor | float:
         """Return how many times the strength this step's dose is: bits are missing, or the network has yet to learn."""
         # More often alone does not turn the last bits of a small network, and more strength alone costs accuracy.
-        urgency = max(1.0, 1 / self._factor) ** 0.75
+        urgency: float = max(1.0, 1 / self._factor) ** 0.75
         if self.cadence.growth is None or self.recognised is None:
             return urgency
-        return torch.clamp(most_length(self.recognised, self._interval(min(self._factor, 1.0))), max=urgency)
+        return most_length(self.recognised, self._interval(min(self._factor, 1.0))).clamp(max=urgency)
 
     def _earliest(self) -> int:
         """Return the first step that may embed, whatever the last one is found to have left."""

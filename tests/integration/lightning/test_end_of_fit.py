@@ -248,7 +248,8 @@ class TestWarnings:
 
     def test_a_rate_that_leaves_no_gradient_at_all(self, seeded, recwarn):
         make_trainer(GradSigns(make_key()), max_epochs=2).fit(Trained(100.0), train_loader())
-        assert len(messages := told(recwarn)) >= 1
+        messages = told(recwarn)
+        assert messages
         for message in messages:
             assert "the gradient of class 3 was zero in every embedding step" in message
 
