@@ -48,7 +48,7 @@ def hanging(text: str, width: int) -> str:
 def for_cell(text: str, width: int) -> str:
     """Return ``text``, by its characters' numbers where a terminal may give it more columns than ``width`` and than rich does.
 
-    Rich breaks the lines of a table where it takes them to be full; one that is longer on the terminal goes on at its left margin.
+    Rich breaks the lines of a table where it takes them to be full. One longer on a terminal goes on at its left margin.
     """
     from rich.cells import cell_len
 
