@@ -6,12 +6,13 @@ files, and other formats that the runtime reads by a file's ending are not check
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as NotInTimeError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from os import PathLike
 from pathlib import Path
@@ -23,9 +24,10 @@ from torch import Tensor
 
 from gradsigns_lightning.core.checks import check_number
 from gradsigns_lightning.extraction.oracles.onnx_content import checked_content
-from gradsigns_lightning.lazy import in_pythons_folder
+from gradsigns_lightning.lazy import in_pythons_folder, is_command
 
 _MOST_MEMORY = 6 << 30  # bytes of all models: the largest file's weights, and 4 GiB to compute in
+_MOST_IN_ALL = 8 << 30  # bytes that a command takes for loading, or for an answer
 _MOST_SCORES = 1 << 25  # of one answer: they become doubles, more than once
 _TIME_LIMIT = 600.0  # seconds, of loading and of each answer
 _PATIENCE = 2.0  # seconds in which a step of a usual graph is done
@@ -127,13 +129,37 @@ def _in_time(work: Callable[[], T], seconds: float, give_up: Callable[[], Any] =
         except BaseException as error:  # whatever it is, the caller is told
             done.set_exception(error)
 
-    threading.Thread(target=do, daemon=True).start()
+    with _bounded_process():
+        threading.Thread(target=do, daemon=True).start()
+        try:
+            return done.result(timeout=seconds)
+        except NotInTimeError:
+            give_up()
+            wait([done], timeout=_PATIENCE)  # a thread that comes back while Python ends would abort the process
+            raise
+
+
+@contextmanager
+def _bounded_process() -> Iterator[None]:
+    """In a command on Linux let the process grow by ``_MOST_IN_ALL`` at most.
+
+    What an operator such as `Unique` keeps beside its numbers comes from no allocator that could be bounded. In a library call
+    this does nothing: the process is the caller's.
+    """
+    taken = Path("/proc/self/statm")
+    if not is_command() or not taken.exists():
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = int(taken.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + _MOST_IN_ALL
+    bounds = [bound for bound in (most, *before) if bound != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(bounds), before[1]))
     try:
-        return done.result(timeout=seconds)
-    except NotInTimeError:
-        give_up()
-        wait([done], timeout=_PATIENCE)  # a thread that comes back while Python ends would abort the process
-        raise
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _session(content: bytes) -> Any:

@@ -107,6 +107,50 @@ def test_an_answer_of_many_scores_is_refused(tmp_path):
         OnnxOracle(tmp_path / "net.onnx")(IMAGES)
 
 
+BESIDES = """
+import re, resource, torch
+from pathlib import Path
+from gradsigns_lightning.extraction.oracles import OnnxOracle, onnx
+from gradsigns_lightning.lazy import as_command
+
+def most():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
+
+onnx._MOST_IN_ALL = 1 << 29
+before, bound = most(), resource.getrlimit(resource.RLIMIT_AS)
+with as_command():
+    oracle = OnnxOracle("net.onnx")
+    try:
+        oracle(torch.zeros(2, 1, 4, 5))
+    except ValueError as error:
+        print(most() - before, error)
+    assert resource.getrlimit(resource.RLIMIT_AS) == bound
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process takes, and bounds it")
+def test_what_operators_keep_beside_their_numbers_is_bounded_in_a_command(tmp_path):
+    nodes = [
+        helper.make_node("Range", ["zero", "end", "one"], ["many"]),
+        helper.make_node("Unique", ["many"], ["unique"]),
+        helper.make_node("ReduceMean", ["unique"], ["mean"], keepdims=0),
+        helper.make_node("Add", ["f", "mean"], ["y"]),
+    ]
+    numbers = {"zero": np.float32(0), "end": np.float32(15_000_000), "one": np.float32(1)}  # take 60 MB, and Unique 2 GB
+    write(tmp_path / "net.onnx", nodes, numbers)
+    done = subprocess.run([sys.executable, "-c", BESIDES], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True)
+    taken, message = done.stdout.split(" ", 1)
+    assert int(taken) < 700  # MiB
+    assert message.startswith("the ONNX model cannot be run on images")
+
+
+def test_a_library_call_bounds_no_process(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: pytest.fail("the process is the caller's"))
+    write(tmp_path / "net.onnx", [helper.make_node("Identity", ["f"], ["y"])], {})
+    assert OnnxOracle(tmp_path / "net.onnx")(IMAGES).shape == (2, 20)
+
+
 def packed(number, *parts):
     """A field of protobuf that holds ``parts``."""
     content = b"".join(parts)
