@@ -205,11 +205,21 @@ class Task:
             raise _Reported(_report(*explain(self.command, HydraConfig.get().overrides.task, error))) from error
         if self.cells is not None and outcome.cell:
             job = HydraConfig.get()
-            cell = {"run": ", ".join(job.overrides.task), **outcome.cell}
+            cell = {"run": ", ".join(map(_without_secrets, job.overrides.task)), **outcome.cell}
             (self.cells / f"{int(job.job.num):06}.json").write_text(json.dumps(cell), encoding="utf-8")
         if outcome.verdict not in (None, "owned") and HydraConfig.get().mode != RunMode.MULTIRUN:
             self.exit_code = _NOT_PROVEN
         return outcome.bit_error_rate
+
+
+def _without_secrets(word: str) -> str:
+    """Return a word of the command line as a table shows it."""
+    name, equals, value = word.partition("=")
+    if name.lstrip("+") != "endpoint":
+        return word
+    address = value.strip("\"'")
+    shown = importlib.import_module("gradsigns_lightning.cli.endpoint").without_credentials(address)
+    return name + equals + str(shown)
 
 
 @contextmanager

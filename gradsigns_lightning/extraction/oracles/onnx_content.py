@@ -62,7 +62,10 @@ def _parsed(file: Path, kind: Any) -> Any:
         raise ValueError(f"`path`: {str(file)!r} is damaged or no ONNX model that can be run.") from error
     if model is None:
         most = f"at most {_MOST_TAKEN >> 30} GiB in memory beside its weights"
-        raise ValueError(f"`path`: the model in {str(file)!r} must take {most}; it has too many nodes or other parts.")
+        raise ValueError(
+            f"`path`: the model in {str(file)!r} must take {most}; it has too many nodes or other parts, or whole numbers "
+            "that are not raw data."
+        )
     if not model.HasField("graph"):
         raise ValueError(f"`path`: {str(file)!r} is damaged or no ONNX model that can be run.")
     return model
