@@ -133,10 +133,10 @@ def _in_time(work: Callable[[], T], seconds: float, give_up: Callable[[], Any] =
         threading.Thread(target=do, daemon=True).start()
         try:
             return done.result(timeout=seconds)
-        except NotInTimeError:
-            give_up()
-            wait([done], timeout=_PATIENCE)  # a thread that comes back while Python ends would abort the process
-            raise
+        finally:
+            if not done.done():  # out of time, or interrupted
+                give_up()
+                wait([done], timeout=_PATIENCE)  # a thread that comes back while Python ends would abort the process
 
 
 @contextmanager

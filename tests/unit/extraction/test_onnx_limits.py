@@ -76,6 +76,26 @@ def test_a_graph_that_does_not_end_is_left_in_time(tmp_path, graph):
     assert float(seconds) < (2 if graph is loop else 20)
 
 
+INTERRUPTED = """
+import os, signal, sys, threading, torch
+from gradsigns_lightning.extraction.oracles import OnnxOracle
+
+oracle = OnnxOracle(sys.argv[1])
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    oracle(torch.zeros(2, 1, 4, 5))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupted_answer_does_not_abort_the_process(tmp_path):
+    loop(tmp_path / "net.onnx")
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "net.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
+
+
 def test_a_graph_that_was_broken_off_can_be_asked_again(tmp_path):
     loop(tmp_path / "net.onnx")
     oracle = OnnxOracle(tmp_path / "net.onnx", time_limit=0.2)
