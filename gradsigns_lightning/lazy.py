@@ -65,6 +65,11 @@ def as_command() -> Iterator[None]:
             os.environ[_SAFE_PATH] = before[1]
 
 
+def is_command() -> bool:
+    """Tell whether this process is the command line's own; see :func:`as_command`."""
+    return _command
+
+
 @contextmanager
 def in_pythons_folder() -> Iterator[None]:
     """In a command make Python's own folder the current one, for imports: the folder of a command may be a received one.

@@ -30,5 +30,13 @@ def silence() -> None:
     warnings.showwarning = _show
 
 
+class PrintableFormatter(logging.Formatter):
+    """For Hydra's own lines: of a sweep they repeat the command line, in which a file's name may be a stranger's choice."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line as :func:`printable_lines`, wrapped for a terminal."""
+        return for_stream(printable_lines(super().format(record).expandtabs(2)), sys.stdout)
+
+
 def _show(message: Any, *_: Any, **__: Any) -> None:
     print(for_stream(f"warning: {printable_lines(str(message))}", sys.stderr), file=sys.stderr)  # noqa: T201

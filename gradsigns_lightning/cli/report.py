@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradsigns_lightning.cli.terminal import for_stream
+from gradsigns_lightning.cli.terminal import for_cell, for_stream
 from gradsigns_lightning.core.files import write_file
 from gradsigns_lightning.core.text import printable, printable_lines
 
@@ -29,8 +29,8 @@ def print_rows(rows: dict[str, str], *, title: str, note: str = "") -> None:
 
     All of it is made :func:`printable`, and none of it is taken as rich's markup: names and values may be anybody's.
     """
-    shown = [(printable(name), printable(value)) for name, value in rows.items()]
     console = Console(highlight=False)
+    shown = [(_cell(name, console), _cell(value, console)) for name, value in rows.items()]
     table = Table(title=Text(printable(title), style="table.title"), show_header=False, title_justify="left")
     # A control's name is its file's, which on a terminal must leave room for the values.
     table.add_column(overflow="fold", max_width=max(console.width // 2 - _FRAME, 1) if console.is_terminal else None)
@@ -46,6 +46,10 @@ def print_rows(rows: dict[str, str], *, title: str, note: str = "") -> None:
         say(note)
 
 
+def _cell(text: str, console: Console) -> str:
+    return for_cell(printable(text), console.width // 2 - _FRAME) if console.is_terminal else printable(text)
+
+
 def say(text: str) -> None:
     """Print a message as :func:`printable_lines`, in lines that a terminal need not break."""
     console = Console(highlight=False)
@@ -57,13 +61,13 @@ def print_cells(cells: list[dict[str, str]]) -> None:
     words = [cell["run"].split(", ") for cell in cells]
     common = set.intersection(*map(set, words))
     rows = [{**cell, "run": " ".join(w for w in run if w not in common)} for cell, run in zip(cells, words, strict=True)]
+    console = Console(highlight=False)
     table = Table(title="all runs", title_justify="left", title_style="table.title")
     names = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
     for name in names:
-        table.add_column(Text(printable(name)), overflow="fold")
+        table.add_column(Text(_cell(name, console)), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(row.get(name, ""))) for name in names))
-    console = Console(highlight=False)
+        table.add_row(*(Text(_cell(row.get(name, ""), console)) for name in names))
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, 200))
     console.print(table)

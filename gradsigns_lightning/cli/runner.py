@@ -227,8 +227,18 @@ class Task:
 
         if self.cells is not None and cell:
             job = HydraConfig.get()
-            cell = {"run": ", ".join(job.overrides.task), **cell}
+            cell = {"run": ", ".join(map(_without_secrets, job.overrides.task)), **cell}
             (self.cells / f"{int(job.job.num):06}.json").write_text(json.dumps(cell), encoding="utf-8")
+
+
+def _without_secrets(word: str) -> str:
+    """Return a word of the command line as a table shows it."""
+    name, equals, value = word.partition("=")
+    if name.lstrip("+") != "endpoint":
+        return word
+    address = value.strip("\"'")
+    shown = importlib.import_module("gradsigns_lightning.cli.endpoint").without_credentials(address)
+    return name + equals + str(shown)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.cli.build import build
 from gradsigns_lightning.cli.checkpoint import description_of, load_classifier, read_checkpoint
-from gradsigns_lightning.cli.endpoint import Endpoint
+from gradsigns_lightning.cli.endpoint import Endpoint, without_credentials
 from gradsigns_lightning.cli.images import MAX_VALUES, read_folder
 from gradsigns_lightning.cli.keys import check_key_fits
 from gradsigns_lightning.cli.options import api_names, check_is_file, options
@@ -37,7 +37,7 @@ class Suspect:
 
     Attributes:
         kind: ``"checkpoint"``, ``"onnx"`` or ``"endpoint"``.
-        source: path or address.
+        source: path, or address without credentials: it stands in reports.
         model: the classifier, or what answers for it.
         data_name: name of the data that a checkpoint was trained on, else None.
         input_mean: mean of the normalisation that a checkpoint states, one number a channel, else None.
@@ -75,6 +75,7 @@ def open_suspect(settings: dict[str, Any], key: SignatureKey) -> Suspect:
             oracle: Oracle = OnnxOracle(source)
         else:
             oracle = Endpoint(source, build(settings["protocol"], option="protocol"), **settings["http"])
+            source = without_credentials(source)
     return Suspect(kind, source, normalised(oracle, key) if settings["normalised"] else oracle)
 
 

@@ -45,6 +45,17 @@ def hanging(text: str, width: int) -> str:
     return "\n".join(lines)
 
 
+def for_cell(text: str, width: int) -> str:
+    """Return ``text``, by its characters' numbers where a terminal may give it more columns than ``width`` and than rich does.
+
+    Rich breaks the lines of a table where it takes them to be full. One longer on a terminal goes on at its left margin.
+    """
+    from rich.cells import cell_len
+
+    columns = sum(map(_columns, text))
+    return text if columns <= max(width, cell_len(text)) else text.encode("ascii", "backslashreplace").decode()
+
+
 def _fitting(line: str, width: int) -> int:
     """Return how many characters of ``line`` fit into ``width`` columns."""
     columns = 0

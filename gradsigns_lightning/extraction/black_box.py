@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from gradsigns_lightning.core.reach import least_bits
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.extraction.answers import AnswerReader, Kind, Values
 from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, Transcript, normalised
+from gradsigns_lightning.extraction.claims import Claim, Stopped, read_claims
 from gradsigns_lightning.extraction.pool import ImagePool
 from gradsigns_lightning.extraction.probes import alignment, block_directions, row_directions
 from gradsigns_lightning.extraction.readings import FIRST_STEP, CoordinateReading, RowReading
@@ -32,15 +33,13 @@ from gradsigns_lightning.extraction.result import (
     verdict_of,
     why_inconclusive,
 )
-from gradsigns_lightning.extraction.sequential import FIRST_LOOK, Evidence, Looks, integer_scores, is_futile
+from gradsigns_lightning.extraction.sequential import Evidence, Looks
 from gradsigns_lightning.extraction.settings import Estimator, ReadingSettings
 from gradsigns_lightning.extraction.white_box import check_images, check_key, shapes_named, warn_if_unlike
 
 _LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
 _WORTH_FOLDING = 1.5
 _BATCH_SIZE = 32
-_STEPS_TRIED = 4  # images until every length of step has been used
-Stopped = Literal["proven", "futile", "budget", "images"]
 _WHY_STOPPED: dict[Stopped, str] = {
     "proven": "the evidence sufficed",
     "futile": "the rest of the budget could not suffice any more",
@@ -114,9 +113,10 @@ def verify_api(
     projection, or sums of a few of them (:func:`block_directions`). The published method (GradSigns, MLSys 2021, section 4) asks
     ``2 * n_carriers`` times an image along single coordinates instead.
 
-    What is asked next depends on answers only, never on whether they agree with the signature, so the test is exact; it is
-    sequential, valid however it stops (:mod:`gradsigns_lightning.extraction.sequential`), and ends when the evidence suffices
-    or cannot suffice any more. Who reads again with other images until one reading succeeds multiplies the p-value by the
+    What is asked next depends on answers only, never on whether they agree with the signature, so the test is exact (but for one
+    choice among several alignments, which the p-value pays for: :mod:`gradsigns_lightning.extraction.claims`); it is sequential,
+    valid however it stops (:mod:`gradsigns_lightning.extraction.sequential`), and ends when the evidence suffices or cannot
+    suffice any more. Who reads again with other images until one reading succeeds multiplies the p-value by the
     number of readings.
 
     Args:
@@ -132,7 +132,8 @@ def verify_api(
         answers: ``"probabilities"``, ``"log_probabilities"``, ``"logits"`` or ``"labels"``; by default found from the first
             answers.
         alignments: what the server may do to images: ``"identity"``, ``"hflip"``, ``"shift(dy,dx)"`` in pixels. Each is tested,
-            and the p-value corrected for their number.
+            and the p-value corrected for their number. They are asked in turns for half of the budget; then the best gets the
+            rest.
         batch_size: most images in one call.
         journal: file to keep the answers in. A reading that was cut off goes on from it and asks nothing twice.
 
@@ -219,7 +220,7 @@ def _verify(
         directions, bits = _directions(key, settings)
         pool = ImagePool(pixels, asker, direction=directions[0], step=FIRST_STEP)
         claims = _claims(key, asker, pool, directions, bits, settings)
-        stopped = _read(claims, asker, settings.alpha)
+        stopped = read_claims(claims, asker, settings.alpha)
     best = min(claims, key=lambda claim: claim.evidence.log10_p_value)
     return _result(best, key, asker, settings, stopped, pool.recognised), pool
 
@@ -251,18 +252,6 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
     return reading.evidence(), asker.n_queries, pool.recognised
 
 
-@dataclass
-class _Claim:
-    """One alignment, read and judged by itself."""
-
-    name: str
-    reading: RowReading | CoordinateReading
-    bits: Tensor
-    looks: Looks
-    evidence: Evidence
-    ended: Stopped | None = None
-
-
 def _pixels(images: Tensor) -> Tensor:
     return (images * 255).round().to("cpu", torch.uint8)
 
@@ -292,7 +281,7 @@ def _directions(key: SignatureKey, settings: ReadingSettings) -> tuple[Tensor, T
 
 def _claims(
     key: SignatureKey, asker: Asker, pool: ImagePool, directions: Tensor, bits: Tensor, settings: ReadingSettings
-) -> list[_Claim]:
+) -> list[Claim]:
     by_coordinate, names = settings.estimator == "coordinate", settings.alignments
 
     def reading(name: str) -> RowReading | CoordinateReading:
@@ -304,71 +293,15 @@ def _claims(
     signature = key.signature if by_coordinate else bits
     looks = [Looks(len(signature), asker.max_queries, settings.alpha / len(names)) for _ in names]
     return [
-        _Claim(name, reading(name), signature, own, Evidence(n_hypotheses=len(names), weight=own.weight))
+        Claim(name, reading(name), signature, own, Evidence(n_hypotheses=len(names), weight=own.weight))
         for name, own in zip(names, looks, strict=True)
     ]
 
 
-def _read(claims: Sequence[_Claim], asker: Asker, alpha: float) -> Stopped:
-    """Let the claims ask in turns until one is proven or none can be.
-
-    A look is valid if its time does not depend on the signature. So looks stand where a claim's own probes and answers say
-    (:class:`Looks`), where its images end, and, for a single claim, where the budget ends.
-    """
-    active = list(claims)
-    while active and not asker.exhausted:
-        claim = _most_promising(active)
-        goes_on = claim.reading.advance()
-        if goes_on and not claim.looks.due(claim.reading.n_probes, claim.evidence.n_looks, claim.reading.evidence()):
-            continue
-        signed = _look(claim)
-        if claim.evidence.log10_p_value <= math.log10(alpha):
-            return "proven"
-        if not goes_on:
-            claim.ended = "images"
-        elif _cannot_suffice(claim, signed, asker, alpha):
-            claim.ended = "futile"
-        active = [claim for claim in claims if claim.ended is None]
-    if active and len(claims) == 1:
-        _look(claims[0])
-        return "proven" if claims[0].evidence.log10_p_value <= math.log10(alpha) else "budget"
-    return claims[0].ended or "budget"
-
-
-def _most_promising(active: Sequence[_Claim]) -> _Claim:
-    """Return the claim that should ask next: each in turn at first, then the one with the smallest p-value."""
-    fewest = min(active, key=lambda claim: claim.reading.n_probes)
-    if fewest.reading.n_probes < 2 * FIRST_LOOK:
-        return fewest
-    return min(active, key=lambda claim: claim.evidence.log10_p_value)
-
-
-def _cannot_suffice(claim: _Claim, signed: Values, asker: Asker, alpha: float) -> bool:
-    if not claim.looks.times:
-        return claim.looks.is_over(signed)
-    n_probes = claim.reading.n_probes
-    left = asker.max_queries - asker.n_queries
-    tried = claim.reading.n_images > _STEPS_TRIED
-    return tried and is_futile(signed, n_probes=n_probes, max_probes=n_probes + left, alpha=alpha)
-
-
-def _look(claim: _Claim) -> Values:
-    signed = _signed(claim)
-    claim.evidence.look(integer_scores(signed))
-    return signed
-
-
-def _signed(claim: _Claim) -> Values:
-    """Return the evidence for each bit, positive where it agrees with the signature."""
-    bits = claim.bits.numpy().astype(np.float64)
-    signed: Values = (2 * bits - 1) * claim.reading.evidence()
-    return signed
-
-
 def _result(
-    claim: _Claim, key: SignatureKey, asker: Asker, settings: ReadingSettings, stopped: Stopped, recognised: float
+    claim: Claim, key: SignatureKey, asker: Asker, settings: ReadingSettings, stopped: Stopped, recognised: float
 ) -> ApiVerificationResult:
-    signed = _signed(claim)
+    signed = claim.signed()
     n_decided = int(np.count_nonzero(signed))
     n_matches = int(np.count_nonzero(signed > 0))
     log10_p_value = claim.evidence.log10_p_value if n_decided else math.nan

@@ -3,7 +3,8 @@
 Answers to queries are looked at several times, so the smallest p-value seen would claim too much. Every look k has its own exact
 test; its p-value is divided by a weight w_k fixed in advance, with the weights adding up to one at most. By the union bound the
 smallest p_k / w_k is then a p-value however reading stops (Bonferroni's alpha spending; Lan and DeMets, Biometrika 70, 1983,
-treat the general case). The queries never depend on the signature's bits, only on answers, so each look's test is exact.
+treat the general case). The queries never depend on the signature's bits, only on answers, so each look's test is exact
+(one choice among several claims apart: :mod:`gradsigns_lightning.extraction.claims`).
 
 The *times* of the looks may depend on the answers too, as long as the signature has no part in them: given all answers, for a
 model that was not signed with the key the signature is still uniform at every such time, each look's p-value is exact, and the

@@ -36,8 +36,11 @@ FORBIDDEN = (
     *("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil."),
     "tempfile.",
 )
-# Modules of Python's own that json, pickletools and zipfile (cp437) import for some bytes.
-CODECS = ("cp437", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-16", "utf-32", "utf-8-sig", "raw-unicode-escape")
+# Modules of Python's own that json, pickletools, zipfile (cp437) and the escaping of texts import for some bytes.
+CODECS = (
+    *("cp437", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-16", "utf-32", "utf-8-sig"),
+    *("raw-unicode-escape", "unicode-escape"),
+)
 
 
 class Guard:

@@ -74,7 +74,8 @@ class HttpOracle:
         except ImportError as error:
             raise ImportError("Asking an endpoint needs requests: pip install 'gradsigns-lightning[http]'.") from error
         if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-            raise ValueError(f"`url` must start with http:// or https://, got {url!r}.")
+            shown = url.rpartition("@")[2].partition("?")[0] if isinstance(url, str) else url  # the rest may be secret
+            raise ValueError(f"`url` must start with http:// or https://, got {shown!r}.")
         self._url, self._protocol = url, protocol
         self._timeout = check_number("timeout", timeout, minimum=0.001)
         self._retries = check_int("retries", retries, minimum=0)

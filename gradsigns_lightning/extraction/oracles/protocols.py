@@ -67,7 +67,7 @@ class OpenInferenceProtocol:
 
     def prepare(self, url: str, get: Callable[[str], Json]) -> None:
         try:
-            (described,) = get(self.address(url).removesuffix("/infer"))["inputs"]
+            (described,) = get(_with_suffix(url, "/infer", ""))["inputs"]
             self._name, self._datatype = str(described["name"]), str(described["datatype"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError("the model's description does not name one input") from error
@@ -184,8 +184,10 @@ class JsonTemplate:
         return self._classes[str(name)]
 
 
-def _with_suffix(url: str, suffix: str) -> str:
-    return url.rstrip("/").removesuffix(suffix) + suffix
+def _with_suffix(url: str, suffix: str, instead: str | None = None) -> str:
+    """Return an address whose path ends with ``suffix``, or has something ``instead``; a query stays behind the path."""
+    address, mark, query = url.partition("?")
+    return address.rstrip("/").removesuffix(suffix) + (suffix if instead is None else instead) + mark + query
 
 
 def _first(entry: Mapping[str, Any], names: Sequence[str]) -> Any:

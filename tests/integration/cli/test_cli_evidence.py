@@ -91,15 +91,16 @@ def test_an_onnx_file_is_verified(signed, files, capsys):
     assert "images read" not in printed
 
 
-def test_an_endpoint_is_verified(signed, monkeypatch):
+def test_an_endpoint_is_verified(signed, monkeypatch, capsys):
     monkeypatch.setenv("TOKEN", "123")
     template = ["protocol=json", "protocol.request={data: $images}", "protocol.answer=/result/p"]
     with endpoint(signed.folder / "model.ckpt") as (url, seen):
         # The service normalises by itself; the token comes from the environment.
-        words = [f"endpoint={url}", f"key={signed.key}", *API, "normalised=false", *template]
+        words = [f"endpoint={url}?token=t0ken", f"key={signed.key}", *API, "normalised=false", *template]
         found = result("verify", *words, "http.headers={Authorization: Bearer ${oc.env:TOKEN}}")
     assert (found["verdict"], found["endpoint"]) == ("owned", url)
     assert set(seen) == {"Bearer 123"}
+    assert "t0ken" not in capsys.readouterr().out + json.dumps(found)
 
 
 def test_from_commitment_to_judgement(signed, files, authority, capsys):

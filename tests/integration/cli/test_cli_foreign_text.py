@@ -154,6 +154,17 @@ def test_every_command_escapes_what_it_is_given(claim, monkeypatch, shown, comma
     assert FILE_NAME.encode("unicode_escape").decode().replace("\\xfc", "ü") in shown()
 
 
+def test_a_sweep_escapes_what_it_is_given(claim, monkeypatch, shown):
+    """A name with an equals sign needs no quotation marks, in which alone Hydra takes control characters."""
+    monkeypatch.chdir(claim)
+    names = ["a=" + "".join(sorted(set(CHECKPOINT) - set("\"'\n"))), "b"]
+    assert main(["verify", "-m", f"key={quoted(FILE_NAME + '.gskey')}", f"checkpoint={','.join(names)}"]) == 1
+    text = shown()
+    assert "#0 : " in text
+    assert "checkpoint='a=" in text
+    assert "\\x1b" in text
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,39 @@ def test_spacing_marks_take_columns(mark, columns):
     first, *others = hanging("gradsigns: got '" + mark * 100, 60).split("\n")
     assert len(first) == 16 + 44 // columns
     assert all(line.startswith("  ") and len(line.strip()) <= 58 // columns for line in others)
+
+
+def shown_rows(monkeypatch, rows, columns):
+    printed = io.StringIO()
+    terminal = Console(file=printed, force_terminal=True, width=columns, color_system=None)
+    monkeypatch.setattr(report, "Console", lambda **_: terminal)
+    report.print_rows(rows, title="t")
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    "filler", ["\u0915\u0903\u0903\u0903", "\u1100\u1161\u1161\u1161", "\U0001f44d\U0001f3fd", "\u0b95\u0bbe"]
+)
+@pytest.mark.parametrize("place", ["name", "value"])
+def test_no_cell_of_a_table_is_longer_on_a_terminal_than_rich_takes_it_for(monkeypatch, filler, place):
+    """Spacing marks, vowels of Hangul, tones of emoji: a line with them would go on at the terminal's left margin."""
+    for length in (1, 5, 40, 100):
+        text = filler * length + "verdict: owned"
+        shown = shown_rows(monkeypatch, {text: "a"} if place == "name" else {"a": text}, 80)
+        assert all(sum(map(columns_of, line)) <= 80 for line in shown.splitlines())
+        assert (filler in shown) == (sum(map(columns_of, text)) <= 33)
+
+
+def columns_of(character):
+    if unicodedata.category(character) == "Mn":
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def test_names_of_all_scripts_stay_in_a_table(monkeypatch):
+    names = ["\u092d\u093e\u0930\u0924\u0940\u092f", "\u682a\u5f0f" * 30, "Zürich" * 30]
+    shown = shown_rows(monkeypatch, {str(i): name for i, name in enumerate(names)}, 200)
+    assert all(name in shown for name in names)
 
 
 def test_what_fits_stays():

@@ -145,6 +145,17 @@ def test_mlflow(suffix):
     assert script.requests[0][2] == {"inputs": IMAGES.tolist()}
 
 
+@pytest.mark.parametrize("protocol", [OpenInferenceProtocol("scores"), MlflowProtocol()])
+@pytest.mark.parametrize("ending", ["?token=a/b", "/?token=a/b"])
+def test_an_address_keeps_its_query(protocol, ending):
+    is_mlflow = isinstance(protocol, MlflowProtocol)
+    replies = [ok({"predictions": SCORES})] if is_mlflow else [described(), inferred()]
+    with serving(*replies) as (script, url):
+        quick(f"{url}/net{ending}", protocol)(IMAGES)
+    paths = ["/net/invocations"] if is_mlflow else ["/net", "/net/infer"]
+    assert [path for path, _, _ in script.requests] == [f"{path}?token=a/b" for path in paths]
+
+
 def test_what_is_not_mlflow_is_named():
     with serving(ok({"error": "no"})) as (_, url), pytest.raises(OracleError, match="no list `predictions`"):
         quick(url, MlflowProtocol())(IMAGES)
@@ -367,6 +378,7 @@ def test_secrets_in_headers_and_addresses_stay_out_of_messages():
     [
         ("ftp://x", {}, "`url` must start with http"),
         (3, {}, "`url` must start with http"),
+        ("htps://me:secret@host/x?token=secret", {}, "got 'host/x'"),
         ("http://x", {"timeout": 0}, "`timeout` must be"),
         ("http://x", {"time_limit": 0}, "`time_limit` must be"),
         ("http://x", {"retries": -1}, "`retries` must be"),
