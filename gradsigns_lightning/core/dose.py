@@ -19,7 +19,7 @@ from gradsigns_lightning.core.signature import LogitsFn, as_logits
 _KEPT = 0.9  # of the earlier steps' norms, with each new one
 # Of the task's gradient, averaged over all steps: what the mark may take while the network does not know the class, and when it
 # does.
-_LEAST_SHARE, _MOST_SHARE = 0.2, 1.4
+_LEAST_SHARE, _MOST_SHARE = 0.2, 2.0
 
 
 class Recognition:
@@ -58,7 +58,7 @@ def most_length(recognised: Tensor, interval: int) -> Tensor:
         recognised: mean probability of the target class for its images, a scalar.
         interval: steps between two embedding steps, at least 1.
     """
-    return interval * (_LEAST_SHARE + (_MOST_SHARE - _LEAST_SHARE) * recognised**3)
+    return interval * (_LEAST_SHARE + (_MOST_SHARE - _LEAST_SHARE) * recognised**6)
 
 
 class TaskGradient:
