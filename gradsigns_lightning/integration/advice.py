@@ -17,6 +17,7 @@ from gradsigns_lightning.integration.standing import Standing
 
 _HOPELESS = 10.0  # times the embedding steps: beyond, an estimate says nothing
 LEAST_STEPS = 16  # that a pace is judged by
+_UNSURE = 0.7  # probability of the class, up to which the mark pulls less than half as hard as the task
 _LOST = 0.55  # root mean square of how far margins fall where the gradient is another after each step
 
 
@@ -161,8 +162,21 @@ def _causes(trainer: Any, pl_module: Any, marker: Watermarker, standing: Standin
             "Weights are pruned, which takes bits away: train on with the mask in place, which brings them back, the more slowly "
             "the fewer weights are left."
         )
+    if held_back := _held_back(marker):
+        yield held_back
     idle = why_idle(trainer, marker, automatic=pl_module.automatic_optimization)
     yield f"{idle[0].upper()}{idle[1:]}" if idle else _by_pace(trainer, marker, standing)
+
+
+def _held_back(marker: Watermarker) -> str | None:
+    """Return that the dose was small to the end, because the network has yet to learn; None if it was not."""
+    sure = None if marker.recognised is None or marker.cadence.growth is None else float(marker.recognised)
+    if sure is None or not sure < _UNSURE:
+        return None
+    return (
+        f"The network gave images of class {marker.key.target_class} a probability of only {sure:.2f} for it at the end, so the "
+        "mark was held back to leave it room to learn: train until it knows the class."
+    )
 
 
 def _by_pace(trainer: Any, marker: Watermarker, standing: Standing) -> str:

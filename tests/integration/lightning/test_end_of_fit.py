@@ -240,6 +240,15 @@ class TestWarnings:
             make_trainer(mark, max_epochs=-1, max_steps=n_steps).fit(Trained(rate), train_loader())
             assert mark.standing.n_matches >= 31
 
+    @pytest.mark.parametrize("cadence", [None, 10])
+    def test_a_network_that_does_not_know_its_class_yet(self, seeded, recwarn, cadence):
+        mark = GradSigns(make_key(), cadence=cadence)
+        found = self.message(recwarn, Net(), mark, max_epochs=1, max_steps=20)
+        sure = float(mark.watermarker.recognised)
+        assert sure < 0.6
+        said = f"a probability of only {sure:.2f} for it at the end, so the mark was held back"
+        assert (said in found) is (cadence is None)  # a fixed cadence holds nothing back
+
     def test_a_rate_that_is_too_high(self, seeded, recwarn):
         make_trainer(GradSigns(make_key()), max_epochs=2).fit(Trained(30.0), train_loader())
         early, end = told(recwarn)
