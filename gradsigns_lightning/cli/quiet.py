@@ -12,6 +12,8 @@ from typing import Any
 from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.text import printable_lines
 
+_LIGHTNING = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -23,7 +25,8 @@ def quiet() -> Iterator[None]:
 
 def silence() -> None:
     """Do what :func:`quiet` does, for good."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "urllib3"):  # urllib3 repeats what servers write
+    # Where both of Lightning's packages are imported, either one writes under the other's name; urllib3 repeats what servers write.
+    for name in (*_LIGHTNING, "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module=r"gradsigns_lightning\.")
