@@ -25,7 +25,8 @@ def quiet() -> Iterator[None]:
 
 def silence() -> None:
     """Do what :func:`quiet` does, for good."""
-    # Where both of Lightning's packages are imported, either one writes under the other's name; urllib3 repeats what servers write.
+    # Where both of Lightning's packages are imported, either one writes under the other's name; urllib3 repeats what servers
+    # write.
     for name in (*_LIGHTNING, "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
