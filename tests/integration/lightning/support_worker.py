@@ -17,6 +17,9 @@ def main(folder, cells):
         result = run_cell(*cell, world_size=int(os.environ["WORLD_SIZE"]))
         if os.environ["RANK"] == "0":
             torch.save(result, Path(folder) / f"{number}.pt")
+    if torch.distributed.is_initialized():
+        # Lightning leaves it; a process that ends with the group's threads running is aborted now and then.
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
