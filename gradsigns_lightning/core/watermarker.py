@@ -244,7 +244,8 @@ class Watermarker:
             self.value, loss = embedded.value, embedded.surrogate
             sure = (valid.float() @ network.probabilities()).view(1)
             self.recognised = global_mean(sure, valid.float().sum(), world_size=world_size).squeeze()
-            length = self.strength_at(step=step, epoch=epoch) * self._urgency() * self.task.length().to(images.device)
+            dose = self.strength_at(step=step, epoch=epoch) * self._urgency(self.recognised)
+            length = dose * self.task.length().to(images.device)
             if sharded:
                 self._own = torch.ones_like(length) if self._own is None else self._own
                 self._asked = length
@@ -318,13 +319,13 @@ class Watermarker:
         assert self._last_step is not None
         return self.cadence.interval(self._last_step - self._first_step, factor)
 
-    def _urgency(self) -> Tensor | float:
+    def _urgency(self, recognised: Tensor) -> Tensor | float:
         """Return how many times the strength this step's dose is: bits are missing, or the network has yet to learn."""
         # More often alone does not turn the last bits of a small network, and more strength alone costs accuracy.
         urgency: float = max(1.0, 1 / self._factor) ** 0.75
-        if self.cadence.growth is None or self.recognised is None:
+        if self.cadence.growth is None:
             return urgency
-        return most_length(self.recognised, self._interval(min(self._factor, 1.0))).clamp(max=urgency)
+        return most_length(recognised, self._interval(min(self._factor, 1.0))).clamp(max=urgency)
 
     def _earliest(self) -> int:
         """Return the first step that may embed, whatever the last one is found to have left."""

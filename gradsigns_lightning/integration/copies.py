@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from multiprocessing.context import get_spawning_popen
 from typing import Any
 
 from typing_extensions import Self
 
 
-class LeavesNoKeyBehind:
+class LeavesNoKeyBehind(ABC):
     """Goes along to deep copies, and to processes that this one starts, but not into files.
 
     A class that derives from it has ``brought``, whether a module brings the callback, and :meth:`_outside_a_fit`.
@@ -17,9 +18,9 @@ class LeavesNoKeyBehind:
 
     brought: bool
 
+    @abstractmethod
     def _outside_a_fit(self) -> dict[str, Any]:
         """Return the attributes that are other ones, or None, when nothing is fitted."""
-        raise NotImplementedError
 
     def __copy__(self) -> Self:
         return self._with(vars(self))

@@ -216,3 +216,12 @@ def test_damaged_parts_are_one_clear_error(tmp_path, content):
     (tmp_path / "net.onnx").write_bytes(content)
     with pytest.raises(ValueError, match=r"`path`: .* is damaged or no ONNX model that can be run"):
         OnnxOracle(tmp_path / "net.onnx")
+
+
+def test_an_attributes_name_that_is_no_utf8_is_one_clear_error(tmp_path):
+    file = tmp_path / "net.onnx"
+    write(file, [helper.make_node("Concat", ["f", "f"], ["y"], axis=1)], {})
+    OnnxOracle(file)
+    file.write_bytes(file.read_bytes().replace(b"axis", b"ax\xff\xfe"))
+    with pytest.raises(ValueError, match=r"`path`: .* is damaged or no ONNX model that can be run"):
+        OnnxOracle(file)
