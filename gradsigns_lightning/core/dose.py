@@ -20,6 +20,9 @@ _KEPT = 0.9  # of the earlier steps' norms, with each new one
 # Of the task's gradient, averaged over all steps: what the mark may take while the network does not know the class, and when it
 # does.
 _LEAST_SHARE, _MOST_SHARE = 0.2, 2.0
+# Of the margin asked for: far below MISSING a bit is as good as wrong, from SAFE on hardly anything is left to embed.
+MISSING, SAFE = 0.5, 0.7
+_FAR_BELOW = 0.3
 
 
 class Recognition:
@@ -59,6 +62,23 @@ def most_length(recognised: Tensor, interval: int) -> Tensor:
         interval: steps between two embedding steps, at least 1.
     """
     return interval * (_LEAST_SHARE + (_MOST_SHARE - _LEAST_SHARE) * recognised**6)
+
+
+def needed_length(share: Tensor, hurry: float) -> Tensor:
+    """Return how long the mark's gradient should be for what is missing, in lengths of the task's.
+
+    A bit that is wrong takes all of the hurry, which costs accuracy where bits are merely short of their margin; and a gradient
+    as long for the last hundredth of a margin as for a wrong bit does the task as much harm.
+
+    Args:
+        share: smallest margin of all bits, in margins asked for, a scalar.
+        hurry: length for a wrong bit, at least 1.
+
+    Returns:
+        ``hurry`` up to a share of 0.3, 1 from 0.5 to 0.7, 0 at 1; a scalar.
+    """
+    haste = ((MISSING - share) / (MISSING - _FAR_BELOW)).clamp(0, 1)
+    return hurry**haste * ((1 - share) / (1 - SAFE)).clamp(0, 1)
 
 
 class TaskGradient:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gradsigns_lightning.core.buffer import TargetBuffer
 from gradsigns_lightning.core.checks import check_instance, check_int, check_number
 from gradsigns_lightning.core.distributed import global_mean, on_all_ranks
-from gradsigns_lightning.core.dose import Recognition, TaskGradient, most_length, total_length
+from gradsigns_lightning.core.dose import MISSING, SAFE, Recognition, TaskGradient, most_length, needed_length, total_length
 from gradsigns_lightning.core.engines import AUTO, Engine, differentiated, make_engines, probe
 from gradsigns_lightning.core.engines.probe import N_IMAGES
 from gradsigns_lightning.core.frozen import frozen_statistics
@@ -24,7 +24,6 @@ from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, Strengt
 from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, pixel_scale
 
 _SLACK = 0.1  # of the range of raw pixels: what an augmentation may add
-_MISSING, _SAFE = 0.5, 0.7  # of the margin asked for: a bit below is as good as wrong, none below is safe
 _AMPLE = 0.7  # in itself: about three times the noise that z has in a reading of 50 images
 _LEAST_MOMENTUM = 0.05  # of batch normalisation, whose statistics then describe the weights of 20 steps before
 
@@ -88,6 +87,7 @@ class Watermarker:
         self._last_step: int | None = None
         self._factor = 1.0  # how much longer the interval is than usual
         self._state: Tensor | None = None  # of the bits; read one interval later, when the device has long computed it
+        self._share = torch.zeros(())  # smallest margin in the last embedding step, in margins asked for; on the device
         self.value: Tensor | None = None  # of the objective in the last embedding step; on the device
         self.recognised: Tensor | None = None  # mean probability of the target class for its images then; on the device
         # (2 b_j - 1) z_j of the mean gradient in the first and the last embedding step that had one; on the device
@@ -233,6 +233,7 @@ class Watermarker:
             held = projector.carrier_gradient(self._smooth(mean))
             margins = projector.signs * projector.project(held.detach())
             self._note_margins(margins)
+            self._share = self._share_of(margins)
             self._state = self._state_of(margins, satisfied=self.objective.satisfied(held.detach(), projector))
             # Without an image on any rank there is no gradient and nothing to hold.
             return self.objective(held, projector) * (mean.detach() != 0).any()
@@ -320,12 +321,15 @@ class Watermarker:
         return self.cadence.interval(self._last_step - self._first_step, factor)
 
     def _urgency(self, recognised: Tensor) -> Tensor | float:
-        """Return how many times the strength this step's dose is: bits are missing, or the network has yet to learn."""
+        """Return how many times the strength this step's dose is: what is missing, and what the network has room for."""
         # More often alone does not turn the last bits of a small network, and more strength alone costs accuracy.
-        urgency: float = max(1.0, 1 / self._factor) ** 0.75
+        hurry: float = max(1.0, 1 / self._factor) ** 0.75
         if self.cadence.growth is None:
-            return urgency
-        return most_length(recognised, self._interval(min(self._factor, 1.0))).clamp(max=urgency)
+            return hurry
+        most = most_length(recognised, self._interval(min(self._factor, 1.0)))
+        share = self._share.to(most)
+        # An objective that asks for no margin never comes near it.
+        return torch.minimum(most, needed_length(share if hasattr(self.objective, "margin") else share.clamp(max=SAFE), hurry))
 
     def _earliest(self) -> int:
         """Return the first step that may embed, whatever the last one is found to have left."""
@@ -344,9 +348,12 @@ class Watermarker:
 
     def _state_of(self, margins: Tensor, *, satisfied: Tensor) -> Tensor:
         """Return whether a bit is missing, all are safe, and nothing needs to be embedded; shape ``(3,)``, bool."""
-        smallest = margins.min()
-        share = smallest / getattr(self.objective, "margin", 1.0)
-        return torch.stack([share < _MISSING, share >= _SAFE, (smallest >= _AMPLE) | satisfied])
+        share = self._share_of(margins)
+        return torch.stack([share < MISSING, share >= SAFE, (margins.min() >= _AMPLE) | satisfied])
+
+    def _share_of(self, margins: Tensor) -> Tensor:
+        """Return the smallest margin in margins asked for, a scalar."""
+        return margins.min() / getattr(self.objective, "margin", 1.0)
 
     def _settle(self) -> None:
         if self._state is not None:
@@ -363,7 +370,9 @@ class Watermarker:
         if both is None or self._own is None or self.task.n_noted == 0:
             return
         found = (both.square() - self.task.length().to(both).square()).clamp_min(0).sqrt() / self._asked.to(both)
-        self._own = torch.where(found.isfinite(), self._own.to(both) * found.clamp(0.5, 2.0), self._own.to(both))
+        # Where hardly anything is missing the mark is too short to be told from the task's fluctuation at all.
+        tells = found.isfinite() & (self._share.to(both) < SAFE)
+        self._own = torch.where(tells, self._own.to(both) * found.clamp(0.5, 2.0), self._own.to(both))
 
 
 def _warn_of_scale(images: Tensor, key: WatermarkKey) -> None:

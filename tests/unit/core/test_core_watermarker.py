@@ -399,6 +399,30 @@ def test_the_strength_grows_with_the_hurry(n_missing, times):
     assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("objective", "cadence", "share", "times"),
+    [
+        ("margin", Cadence.following(), -0.5, 8**0.75),
+        ("margin", Cadence.following(), 0.3, 8**0.75),
+        ("margin", Cadence.following(), 0.4, 8**0.375),
+        ("margin", Cadence.following(), 0.5, 1.0),
+        ("margin", Cadence.following(), 0.7, 1.0),
+        ("margin", Cadence.following(), 0.85, 0.5),
+        ("margin", Cadence.following(), 1.2, 0.0),
+        ("paper", Cadence.following(), 1.2, 1.0),  # which asks for no margin
+        ("margin", Cadence(80, max_hurry=8), 0.85, 8**0.75),
+    ],
+)
+def test_the_dose_falls_with_what_is_missing(objective, cadence, share, times):
+    watermarker, model = fed(objective=objective, cadence=cadence, strength=3.0), network()
+    with torch.no_grad():
+        model[-1].bias[KEY.target_class] += 20  # it knows the class
+    watermarker._first_step, watermarker._last_step, watermarker._factor = 0, 1000, 1 / 8
+    watermarker._share_of = lambda margins: torch.tensor(share)
+    embed(watermarker, model, 1010).backward()
+    assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)
+
+
 @pytest.mark.parametrize("engine", ["double_backward", "forward_over_reverse", "finite_difference"])
 @pytest.mark.parametrize(
     ("cadence", "sure", "times"),
