@@ -35,8 +35,9 @@ class Watermarker:
         key: the owner's key.
         strength: schedule of the embedding strength, or a number for a constant one: the length of the mark's gradient in a step
             that embeds, in lengths of the task's gradient. While bits are missing and the cadence hurries, it grows with the
-            hurry: by default up to 4.8 times; while the network does not know the target class, the default cadence holds it
-            back to a fifth of the task's pull, averaged over all steps (docs/dose.md).
+            hurry: by default up to 4.8 times. The default cadence also holds it back: while the network does not know the
+            target class, to a fifth of the task's pull, averaged over all steps, and towards the margin, to nothing
+            (docs/dose.md).
         objective: ``"margin"``, ``"paper"`` or an object of that protocol.
         engine: ``"auto"``, ``"double_backward"``, ``"forward_over_reverse"``, ``"finite_difference"``, or an object of that
             protocol.

@@ -53,8 +53,8 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     Args:
         key: the owner's key, or its file; batches hold inputs normalised as its ``input_mean`` and ``input_std`` say.
         strength: length of the mark's gradient in an embedding step, in lengths of the task's gradient, or a schedule; by default
-            up to 4.8 times as much while bits are missing, and less while the network does not know the class; 0 trains exactly
-            as without the callback.
+            up to 4.8 times as much while bits are wrong, and less while the network does not know the class or hardly anything
+            is missing; 0 trains exactly as without the callback.
         objective: ``"margin"``, ``"paper"``, or an objective.
         engine: ``"auto"`` (the first that works on this model and strategy), ``"double_backward"``, ``"forward_over_reverse"``,
             ``"finite_difference"``, or an engine.
