@@ -40,7 +40,7 @@ def load_key(path: str) -> WatermarkKey:
     Raises:
         ValueError: there is none.
     """
-    from gradsigns_lightning.core.key import WatermarkKey  # with torch, for which a misspelt word need not wait
+    from gradsigns_lightning.core.key import WatermarkKey  # with numpy, for which a misspelt word need not wait
 
     with options({"path": "key"}):
         return WatermarkKey.load(path)

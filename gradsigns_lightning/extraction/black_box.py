@@ -19,7 +19,7 @@ from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.key import key_of
 from gradsigns_lightning.core.reach import least_bits
 from gradsigns_lightning.core.signature_key import SignatureKey
-from gradsigns_lightning.extraction.answers import AnswerReader, Kind, Values
+from gradsigns_lightning.extraction.answers import AnswerReader, Values
 from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, Transcript, normalised
 from gradsigns_lightning.extraction.claims import Claim, Stopped, read_claims
 from gradsigns_lightning.extraction.pool import ImagePool
@@ -34,7 +34,7 @@ from gradsigns_lightning.extraction.result import (
     why_inconclusive,
 )
 from gradsigns_lightning.extraction.sequential import Evidence, Looks
-from gradsigns_lightning.extraction.settings import Estimator, ReadingSettings
+from gradsigns_lightning.extraction.settings import Estimator, Kind, ReadingSettings
 from gradsigns_lightning.extraction.white_box import check_images, check_key, shapes_named, warn_if_unlike
 
 _LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
