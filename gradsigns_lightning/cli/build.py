@@ -117,7 +117,8 @@ class MissingValueError(ValueError):
     """Mandatory values were not given."""
 
     def __init__(self, keys: list[str]) -> None:
-        super().__init__(f"{', '.join(f'`{key}`' for key in keys)} must be given, as in `{keys[0]}=...`.")
+        super().__init__(f"{', '.join(keys)} must be given")
+        self.keys = keys
 
 
 def _check_targets(config: Any) -> None:

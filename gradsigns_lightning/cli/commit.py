@@ -83,7 +83,9 @@ def run(config: Any) -> None:
     settings = to_plain(config)
     check_json_path(settings["json"])
     paths = settings["key"]["path"]
-    paths = [paths] if isinstance(paths, str) else list(paths)
+    paths = paths if isinstance(paths, list) else [paths]
+    if not paths:
+        raise ValueError("`key` must name a key file, or several as in key=[a.gskey,b.gskey], got [].")
     keys = [load_key(path) for path in paths]
     files = CommitmentFiles(Path(settings["out"] or Path(paths[0]).with_suffix(_SUFFIX)).expanduser())
     if settings["attach"] is None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradsigns_lightning.cli.build import check_given
+from gradsigns_lightning.cli.build import MissingValueError, check_given
 from gradsigns_lightning.cli.schema import check_root_keys, config_folder, register_schemas
-from gradsigns_lightning.cli.suggest import BAD_COMMAND_LINE, explain, one_file_for_all_runs, with_dashes
+from gradsigns_lightning.cli.suggest import BAD_COMMAND_LINE, explain, no_choice, one_file_for_all_runs, with_dashes
 from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.text import printable_lines
 from gradsigns_lightning.lazy import as_command, in_pythons_folder
@@ -32,6 +32,7 @@ _FILE_ARGUMENTS = (
     *("checkpoint", "onnx", "images", "bundle", "controls", "key", "key.path", "init", "attach", "authority", "signer"),
     *("commitment", "folder", "mean_image", "master", "api.journal", "paths.data", "data.module.root"),
 )
+_FOLDERS = ("images", "folder", "paths.data", "data.module.root")
 _NEW_FILES = ("out", "json")  # a sweep's may have a setting's value in their names
 _REFERENCE = re.compile(r"(\\*)\$(?=\\?\{)")  # Hydra takes the backslash out of "$\{"
 _SETTING = r"\{(?:(?:hydra:)?[A-Za-z_][\w.]*|now:[^{}$]*)\}"
@@ -64,6 +65,8 @@ def run_command(command: str, overrides: list[str]) -> int:
     if wrong := with_dashes(command, overrides) or one_file_for_all_runs(overrides):
         return _report(wrong, BAD_COMMAND_LINE)
     overrides = [_with_file_names(_with_key_file(command, word)) for word in overrides]
+    if wrong := no_choice(overrides):
+        return _report(wrong, BAD_COMMAND_LINE)
     try:
         with _process_state(command, overrides), _cells(overrides) as cells:
             task = Task(command, full_error=full_error, cells=cells)
@@ -114,7 +117,17 @@ def _check_names(config: Any) -> None:
         value: Any = None if argument in of_paths else _selected(config, argument)
         for name in list(value) if OmegaConf.is_list(value) else [value]:
             if isinstance(name, str) and not name.strip():
-                raise ValueError(f"`{argument}` must name a file or folder, got {name!r}.")
+                _refuse_name(argument, name)
+
+
+def _refuse_name(argument: str, name: str) -> None:
+    """Raise for a name without a letter; one that no word of the command line holds was left for the user to give."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not any(word.lstrip("+").startswith(f"{argument}=") for word in HydraConfig.get().overrides.task):
+        raise MissingValueError([argument])
+    kind = "folder" if argument in _FOLDERS else "file"
+    raise ValueError(f"`{argument.removesuffix('.path')}` must name a {kind}, got {name!r}.")
 
 
 def _check_given(command: str, config: Any) -> None:

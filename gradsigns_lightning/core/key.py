@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing.reduction import ForkingPickler
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,6 @@ CARRIERS_PER_BIT = 6  # the ratio of the authors' released key (64 bits on 384 c
 VERSION = 2  # of the keys that are made; those of version 1 are read
 CUSTOMER_BYTES = 2
 Purpose = Literal["owner", "customer", "message"]
-AnyKey = TypeVar("AnyKey")
 
 _CARRIED = ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")
 _NORMALISATION = ("input_mean", "input_std")
@@ -421,7 +420,7 @@ class MissingKeyError(FileNotFoundError, ValueError):
     """There is no key file of that name."""
 
 
-def key_of(key: AnyKey | str | PathLike[str], *, argument: str = "key") -> AnyKey | WatermarkKey:
+def key_of(key: WatermarkKey | str | PathLike[str], *, argument: str = "key") -> WatermarkKey:
     """Return a key that was given itself or as its file.
 
     Args:
@@ -430,9 +429,13 @@ def key_of(key: AnyKey | str | PathLike[str], *, argument: str = "key") -> AnyKe
 
     Raises:
         ValueError: the file is missing (then it is a :class:`FileNotFoundError` too), damaged or no key file.
+        TypeError: it is neither a key nor a path.
     """
-    if not isinstance(key, (str, PathLike)):
+    if isinstance(key, WatermarkKey):
         return key
+    if not isinstance(key, (str, PathLike)):
+        found = "None" if key is None else type(key).__name__  # no value, which may be a secret
+        raise TypeError(f"`{argument}` must be a WatermarkKey or the path of a key file (.gskey), got {found}.")
     try:
         return WatermarkKey.load(key)
     except ValueError as error:

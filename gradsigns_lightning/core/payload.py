@@ -191,9 +191,7 @@ def check_master(master: WatermarkKey) -> None:
 
     Raises:
         ValueError: the key is of version 1, has a payload, or is a copy's itself.
-        TypeError: it is no key.
     """
-    check_instance("master", master, WatermarkKey)
     if master.version < 2:
         raise ValueError(f"`master` must be a key of version 2 or later, got version {master.version}; make a new one.")
     if master.has_payload:

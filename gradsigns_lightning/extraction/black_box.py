@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.frozen import frozen_statistics
-from gradsigns_lightning.core.key import key_of
 from gradsigns_lightning.core.reach import least_bits
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.extraction.answers import AnswerReader, Values
@@ -35,7 +34,7 @@ from gradsigns_lightning.extraction.result import (
 )
 from gradsigns_lightning.extraction.sequential import Evidence, Looks
 from gradsigns_lightning.extraction.settings import Estimator, Kind, ReadingSettings
-from gradsigns_lightning.extraction.white_box import check_images, check_key, shapes_named, warn_if_unlike
+from gradsigns_lightning.extraction.white_box import check_images, check_key, readable_key, shapes_named, warn_if_unlike
 
 _LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
 _WORTH_FOLDING = 1.5
@@ -149,7 +148,7 @@ def verify_api(
         max_queries=max_queries,
         alpha=alpha,
     )
-    key = key_of(key)
+    key = readable_key(key)
     check_key(key)
     check_images(images, key)
     result, pool = _verify(predict, key, _pixels(images), settings, partial(Journal, journal) if journal is not None else None)

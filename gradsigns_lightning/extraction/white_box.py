@@ -76,10 +76,9 @@ def verify(
             :func:`verify_api` reads.
         TypeError: an argument of the wrong type.
     """
-    key = key_of(key)
+    key = readable_key(key)
     n_free = free_bits(key)
     if input_mean is not None or input_std is not None:
-        check_instance("key", key, (WatermarkKey, SignatureKey))
         mean, std = key.input_mean if input_mean is None else input_mean, key.input_std if input_std is None else input_std
         key = KeyAsRead.of(key, input_mean=mean, input_std=std)
     return replace(_read(model, [key], images, alpha, batch_size, logits, carrier_layer)[0], free_bits=n_free)
@@ -136,7 +135,7 @@ def verify_many(
     given = list(keys.values()) if isinstance(keys, Mapping) else keys
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
         raise ValueError("`keys` must be a non-empty sequence of keys or key files, or a mapping to them.")
-    opened = [key_of(key, argument="keys") for key in given]
+    opened = [readable_key(key, argument="keys") for key in given]
     results = _read(model, opened, images, alpha, batch_size, logits, carrier_layer)
     return dict(zip(keys, results, strict=True)) if isinstance(keys, Mapping) else results
 
@@ -273,9 +272,19 @@ def _check_keys(keys: Sequence[SignatureKey]) -> None:
             raise ValueError(f"`keys` must agree in `{name}`, got {len(values)} different values.")
 
 
+def readable_key(key: SignatureKey | str | PathLike[str], *, argument: str = "key") -> SignatureKey:
+    """Return a key as readers take it: anybody's :class:`SignatureKey`, a :class:`WatermarkKey`, or the latter's file.
+
+    Raises:
+        ValueError: the file is missing, damaged or no key file.
+        TypeError: it is no key and no path.
+    """
+    is_others = not isinstance(key, (WatermarkKey, str, PathLike)) and isinstance(key, SignatureKey)
+    return key if is_others else key_of(key, argument=argument)  # type: ignore[return-value, arg-type]
+
+
 def check_key(key: SignatureKey) -> None:
-    """Refuse what is no key, or one whose arrays do not fit together; those of :class:`WatermarkKey` do."""
-    check_instance("key", key, (WatermarkKey, SignatureKey), hint="The path of a key file will do as well.")
+    """Refuse a key whose arrays do not fit together; those of :class:`WatermarkKey` do."""
     if not isinstance(key, WatermarkKey):
         check_carriers(key)
 

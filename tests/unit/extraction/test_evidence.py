@@ -100,7 +100,7 @@ def test_a_statement_reveals_nothing_and_reads_back():
 def test_a_statement_takes_keys_and_not_their_public_commitments():
     with pytest.raises(ValueError, match="`keys` must name a readable key file, got"):
         make_statement([KEY.commitment], SIGNER)
-    with pytest.raises(TypeError, match="`keys` must be WatermarkKey, got bytes"):
+    with pytest.raises(TypeError, match=r"`keys` must be a WatermarkKey or the path of a key file .*, got bytes"):
         make_statement([bytes.fromhex(KEY.commitment)], SIGNER)
 
 

@@ -342,7 +342,7 @@ def test_a_result_is_json():
         ({"model": lambda x: x}, TypeError, r"`model` must be torch.nn.Module, got function\.$"),
         ({"model": "a.ckpt"}, TypeError, "`model` must be torch.nn.Module, got str. Load it first"),
         ({"model": {}}, TypeError, "`model` must be torch.nn.Module, got dict. Load it first"),
-        ({"key": 3}, TypeError, "`key` must be WatermarkKey or SignatureKey, got int. The path of a key file will do as well"),
+        ({"key": 3}, TypeError, r"`key` must be a WatermarkKey or the path of a key file \(.gskey\), got int"),
         ({"batch_size": 0}, ValueError, "`batch_size` must be an integer >= 1"),
         ({"batch_size": 1.0}, TypeError, "`batch_size`"),
         ({"alpha": 0}, ValueError, "`alpha` must be > 0, got 0"),
