@@ -32,7 +32,7 @@ def run(config: Any) -> None:
         "owner": key.owner,
         "bits": f"{key.n_bits} on {key.n_carriers} of the inputs, class {key.target_class}",
         "input shape": " x ".join(map(str, key.input_shape)),
-        "commitment": key.commitment,
+        "key's commitment": key.commitment,
     }
     commit = f"gradsigns commit key={shlex.quote(str(out))}"
     note = f"Keep the file secret. Before you release the model: {commit}, and publish what it writes."

@@ -45,7 +45,7 @@ def run(config: Any) -> Outcome:
         "images read" if suspect.kind == "checkpoint" else "queries": str(result.n_queries),
         suspect.kind: suspect.source,
         **images.row(),
-        "commitment" if result.verdict == "owned" else "nearest's commitment": result.commitment,
+        f"{'customer' if result.verdict == 'owned' else 'nearest'}'s key's commitment": result.commitment,
     }
     print_rows(rows, title="gradsigns trace", note=_note(result))
     if settings["json"]:

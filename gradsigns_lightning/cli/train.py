@@ -170,5 +170,5 @@ def _rows(summary: dict[str, Any], main: Arm, twin: Arm | None) -> dict[str, str
         "seconds per epoch": seconds,
         "key file": short_path(summary["key"]),
         "checkpoint": short_path(summary["checkpoint"]),
-        "commitment": main.result.commitment,
+        "key's commitment": main.result.commitment,
     }
