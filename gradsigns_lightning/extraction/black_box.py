@@ -152,7 +152,7 @@ def verify_api(
     check_key(key)
     check_images(images, key)
     result, pool = _verify(predict, key, _pixels(images), settings, partial(Journal, journal) if journal is not None else None)
-    warn_if_unlike(len(images), pool.recognised, key.target_class, n_asked=pool.n_named, stacklevel=2)
+    warn_if_unlike([result], len(images), key.target_class, n_asked=pool.n_named, stacklevel=2)
     return result
 
 
@@ -224,7 +224,7 @@ def _verify(
     return _result(best, key, asker, settings, stopped, pool.recognised), pool
 
 
-def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int) -> tuple[Values, int, float]:
+def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int) -> tuple[Values, int, float, int]:
     """Spend a budget on the bits of a key, not compared with its signature.
 
     Args:
@@ -234,8 +234,8 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
         max_queries: images that may be asked about.
 
     Returns:
-        The evidence for each bit being 1, shape ``(N,)``, 0 where there is none; the queries spent; and the share of natural
-        images that the model takes for the target class.
+        The evidence for each bit being 1, shape ``(N,)``, 0 where there is none; the queries spent; the share of natural
+        images that the model takes for the target class, and of how many.
     """
     check_key(key)
     check_images(images, key)
@@ -247,8 +247,7 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
     reading = RowReading(asker, pool, directions)
     while not asker.exhausted and reading.advance():
         pass
-    warn_if_unlike(len(images), pool.recognised, key.target_class, n_asked=pool.n_named, stacklevel=4)
-    return reading.evidence(), asker.n_queries, pool.recognised
+    return reading.evidence(), asker.n_queries, pool.recognised, pool.n_named
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -379,6 +379,22 @@ def test_few_images_warn():
     assert warned(always_the_target, 1)[0].startswith("Only 1 image: below 50")
 
 
+def test_few_images_that_suffice_do_not_warn(planted):
+    images = 0.2 + 0.6 * torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    mine, short, other = (
+        WatermarkKey.generate("A", n_bits, input_shape=(3, 16, 16), target_class=2, n_carriers=700, secret=bytes([number] * 32))
+        for number, n_bits in ((7, 128), (7, 16), (9, 128))
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert verify(planted(mine), mine, images).verdict == "owned"
+        result = verify(planted(short), short, images)
+        assert (result.verdict, result.n_matches) == ("not_proven", 16)  # as it is with any number of images
+    assert caught == []
+    with pytest.warns(UserWarning, match="Only 20 images"):
+        assert [r.verdict for r in verify_many(planted(mine), [mine, other], images)] == ["owned", "not_proven"]
+
+
 def test_images_of_another_class_warn():
     other = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
     other[1].weight.data[:], other[1].bias.data[:] = torch.eye(2, 36), torch.tensor([9.0, 0.0])
