@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.options import load_key
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
+from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.settings import reading_settings
 from gradsigns_lightning.core.files import read_file, write_file
 from gradsigns_lightning.core.key import WatermarkKey
@@ -78,8 +79,11 @@ class CommitmentFiles:
         return read_bytes(self.reply, "timestamp") if self.reply.exists() else None
 
 
-def run(config: Any) -> None:
+def run(config: Any) -> Outcome:
     """Write a commitment to one or several keys, or attach the time-stamp authority's reply to it.
+
+    Returns:
+        What a sweep shows of it.
 
     Raises:
         ValueError: a file is missing, damaged, or would be overwritten.
@@ -115,6 +119,7 @@ def run(config: Any) -> None:
             "committed_at": time.isoformat() if time else None,
         }
         write_json(settings["json"], content)
+    return Outcome(cell={name: rows[name] for name in ("commitment file", "time-stamp")})
 
 
 def _digests(keys: list[WatermarkKey], statement: Statement) -> dict[str, str]:

@@ -8,8 +8,8 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def run_command(command: str, overrides: list[str]) -> int:
         return _report(wrong, BAD_COMMAND_LINE)
     try:
         with _process_state(command, overrides), _cells(overrides) as cells:
-            task = Task(command, full_error=full_error, cells=cells)
+            task = Task(command, full_error=full_error, cells=cells, words=overrides)
             _hydra_main(task)()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -190,13 +190,15 @@ class Task:
         command: the command.
         full_error: let errors through with their tracebacks.
         cells: folder in which the jobs of a sweep leave what they found.
+        words: the command line; the settings that have one value in it are the same in all jobs of a sweep.
 
     Attributes:
         exit_code: 3 if the command gave a verdict other than ``"owned"``, else 0; in a sweep always 0.
     """
 
-    def __init__(self, command: str, *, full_error: bool, cells: Path | None = None) -> None:
+    def __init__(self, command: str, *, full_error: bool, cells: Path | None = None, words: Sequence[str] = ()) -> None:
         self.command = command
+        self.fixed = {word.partition("=")[0] for word in words if not set(",(") & set(word)}
         self.cells = cells
         self.full_error = full_error
         self.exit_code = 0
@@ -221,7 +223,7 @@ class Task:
             with in_pythons_folder():
                 quiet = importlib.import_module("gradsigns_lightning.cli.quiet").quiet
                 run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
-            with quiet():
+            with quiet(), importlib.import_module("gradsigns_lightning.cli.report").sweep() if self.cells else nullcontext():
                 outcome: Outcome = run(config) or Outcome()
         except Exception as error:
             self._leave({"verdict": "failed"})
@@ -235,11 +237,14 @@ class Task:
         return outcome.bit_error_rate
 
     def _leave(self, cell: dict[str, str]) -> None:
-        """Leave a line for the table at the end of a sweep."""
+        """Say in a line what a run of a sweep found, and leave it for the table at the end."""
         from hydra.core.hydra_config import HydraConfig
 
-        if self.cells is not None and cell:
+        if self.cells is not None:
             job = HydraConfig.get()
+            words = [_without_secrets(word) for word in job.overrides.task if word.partition("=")[0] not in self.fixed]
+            found = ", ".join(value if name == "verdict" else f"{name} {value}" for name, value in cell.items()) or "done"
+            importlib.import_module("gradsigns_lightning.cli.report").say(f"#{job.job.num} {' '.join(words)}: {found}")
             cell = {"run": ", ".join(map(_without_secrets, job.overrides.task)), **cell}
             (self.cells / f"{int(job.job.num):06}.json").write_text(json.dumps(cell), encoding="utf-8")
 

@@ -51,7 +51,7 @@ def run(config: Any) -> Outcome:
     if settings["json"]:
         sources = {suspect.kind: suspect.source, "key": settings["key"]["path"]}
         write_json(settings["json"], {**result.to_dict(), **sources, **images.to_dict()})
-    return Outcome(result.verdict)
+    return Outcome(result.verdict, cell={name: rows[name] for name in ("verdict", "customer", "matching bits", "p-value")})
 
 
 def _present(result: TraceResult) -> str:
