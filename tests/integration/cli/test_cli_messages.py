@@ -62,6 +62,12 @@ QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false"
         (["commit", "key=7"], "`key` must name a readable key file, got '7': No such file"),
         (["verify", "key=[a.gskey,b.gskey]"], "`key` must name one key file (.gskey), got ['a.gskey', 'b.gskey']."),
         (["commit", *KEY, "api.max_queries=0"], "`api.max_queries` must be"),
+        (["judge", "bundle=a.gskey"], "`bundle` must be an evidence bundle; this file is damaged or something else.\n"),
+        (
+            ["train", *QUICK, "key=b32", "model._target_=gradsigns_lightning.models.MPL"],
+            "gradsigns: `_target_` must name a class or function, got 'gradsigns_lightning.models.MPL', which is not there. "
+            "Did you mean gradsigns_lightning.models.MLP?\n",
+        ),
         (["judge", "bundle=."], "`bundle` must name a readable file, got '.': it is a folder."),
         (["train", *QUICK, "key=b32", "init=."], "`init` must name a checkpoint file, got '.', which is a folder."),
         (["train", *QUICK, "key=b32", "optimizer.lr=-1"], "`optimizer`: Invalid learning rate: -1"),
