@@ -5,8 +5,10 @@ Files of others do not come here: what a checkpoint may describe is in :mod:`gra
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from pkgutil import resolve_name
 from typing import Any
 
 from gradsigns_lightning.cli.options import spoken
@@ -117,7 +119,8 @@ class MissingValueError(ValueError):
     """Mandatory values were not given."""
 
     def __init__(self, keys: list[str]) -> None:
-        super().__init__(f"{', '.join(f'`{key}`' for key in keys)} must be given, as in `{keys[0]}=...`.")
+        super().__init__(f"{', '.join(keys)} must be given")
+        self.keys = keys
 
 
 def _check_targets(config: Any) -> None:
@@ -133,8 +136,23 @@ def _is_allowed(target: str) -> bool:
         return False
     from hydra.utils import get_object
 
+    _check_is_there(target)
     # A path may leave its package through a module's imports, as in `torch.os.system`.
     return str(getattr(get_object(target), "__module__", "")).partition(".")[0] in ALLOWED_PACKAGES
+
+
+def _check_is_there(target: str) -> None:
+    """Raise a ``ValueError`` where nothing has the name ``target``, with a similar one; Hydra would print Python's errors."""
+    try:
+        resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        place, _, name = target.rpartition(".")
+        try:
+            close = difflib.get_close_matches(name, dir(resolve_name(place)), n=1)
+        except (ImportError, AttributeError, ValueError):
+            close = []
+        hint = f" Did you mean {place}.{close[0]}?" if close else ""
+        raise ValueError(f"`_target_` must name a class or function, got {target!r}, which is not there.{hint}") from error
 
 
 def _iterate_targets(config: Any) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gradsigns_lightning.cli.quiet import silence
+from gradsigns_lightning.cli.report import in_sweep
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.text import printable
 
@@ -106,7 +107,9 @@ class QuietWorkers(Callback):
 
 
 def progress_callbacks(phase: str, *, progress: bool) -> list[Callback]:
-    """Return a bar for a terminal, lines for anything else, nothing if not wanted."""
+    """Return a bar for a terminal, lines for anything else but a sweep's output, nothing if not wanted."""
     if not progress:
         return []
-    return [RichProgressBar(leave=False)] if Console().is_terminal else [EpochLines(phase)]
+    if Console().is_terminal:
+        return [RichProgressBar(leave=False)]
+    return [] if in_sweep() else [EpochLines(phase)]

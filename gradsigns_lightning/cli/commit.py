@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.options import load_key
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
+from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.settings import reading_settings
 from gradsigns_lightning.core.files import read_file, write_file
 from gradsigns_lightning.core.key import WatermarkKey
@@ -32,6 +33,10 @@ _SUFFIX = ".commitment.json"
 _NO_REQUEST = (
     "for the request to a time-stamp authority install 'gradsigns-lightning[evidence]' and commit again with another `out`, "
     "or make it with openssl ts -query"
+)
+_WHICH = (
+    "The published commitment, of the key and the signer, stands in that file: hold it against the one that `judge` prints; "
+    "the key's commitment is that of the key alone, as keygen, train, verify and judge print it."
 )
 _MAX_FILE_BYTES = 1 << 24  # a commitment to 100,000 keys has 7 MB
 
@@ -74,8 +79,11 @@ class CommitmentFiles:
         return read_bytes(self.reply, "timestamp") if self.reply.exists() else None
 
 
-def run(config: Any) -> None:
+def run(config: Any) -> Outcome:
     """Write a commitment to one or several keys, or attach the time-stamp authority's reply to it.
+
+    Returns:
+        What a sweep shows of it.
 
     Raises:
         ValueError: a file is missing, damaged, or would be overwritten.
@@ -83,19 +91,21 @@ def run(config: Any) -> None:
     settings = to_plain(config)
     check_json_path(settings["json"])
     paths = settings["key"]["path"]
-    paths = [paths] if isinstance(paths, str) else list(paths)
+    paths = paths if isinstance(paths, list) else [paths]
+    if not paths:
+        raise ValueError("`key` must name a key file, or several as in key=[a.gskey,b.gskey], got [].")
     keys = [load_key(path) for path in paths]
-    files = CommitmentFiles(Path(settings["out"] or Path(paths[0]).with_suffix(_SUFFIX)).expanduser())
+    files = CommitmentFiles(Path(settings["out"] or Path(str(paths[0])).with_suffix(_SUFFIX)).expanduser())
     if settings["attach"] is None:
         statement, time = _commit(files, keys, settings["signer"], reading_settings(settings)), None
         send = f"send {files.request} to a time-stamp authority" if files.request.exists() else _NO_REQUEST
-        note = f"Publish {files.statement}; {send}; keep {files.signer} secret.\n{_short_keys(keys)}".rstrip()
+        note = f"Publish {files.statement}; {send}; keep {files.signer} secret.\n{_WHICH}\n{_short_keys(keys)}".rstrip()
     else:
-        statement, time = _attach(files, settings)
+        statement, time = _attach(files, keys, settings)
         note = "The commitment is time-stamped. Publish both files. Everybody can check them:\n" + _openssl(files, settings, time)
     rows = {
         "commitment file": str(files.statement),
-        **{f"commitment {i}": digest for i, digest in enumerate(statement.commitments, 1)},
+        **_digests(keys, statement),
         "signer": statement.signer,
         "time-stamp": "not yet" if time is None else f"{time.isoformat()} in {files.reply}",
     }
@@ -104,10 +114,21 @@ def run(config: Any) -> None:
         content = {
             "commitment_file": str(files.statement),
             "commitments": list(statement.commitments),
+            "key_commitments": [key.commitment for key in keys],
             "signer": statement.signer,
             "committed_at": time.isoformat() if time else None,
         }
         write_json(settings["json"], content)
+    return Outcome(cell={name: rows[name] for name in ("commitment file", "time-stamp")})
+
+
+def _digests(keys: list[WatermarkKey], statement: Statement) -> dict[str, str]:
+    """Return the two digests of each key; the first is bound to the signer, so that nobody can copy it into another file."""
+    rows: dict[str, str] = {}
+    for number, key in enumerate(keys, 1):
+        which = f" {number}" if len(keys) > 1 else ""
+        rows |= {f"published commitment{which}": key.claim(statement.signer), f"key's commitment{which}": key.commitment}
+    return rows
 
 
 def _short_keys(keys: list[WatermarkKey]) -> str:
@@ -149,10 +170,12 @@ def _write_all(contents: dict[Path, bytes], *, secret: Path) -> None:
         raise
 
 
-def _attach(files: CommitmentFiles, settings: dict[str, Any]) -> tuple[Statement, datetime]:
+def _attach(files: CommitmentFiles, keys: list[WatermarkKey], settings: dict[str, Any]) -> tuple[Statement, datetime]:
     if settings["authority"] is None:
         raise ValueError("`authority` must name a PEM file with the time-stamp authority's certificates, to check its reply.")
     statement = files.read_statement()
+    if not all(map(statement.commits_to, keys)):
+        raise ValueError(f"`key` must name keys that {str(files.statement)!r} commits to, got another.")
     reply = read_bytes(Path(settings["attach"]), "attach")
     time = check_timestamp(reply, statement, read_bytes(Path(settings["authority"]), "authority"))
     write_file(files.reply, reply, argument="out", overwrite=True, mode=0o644)

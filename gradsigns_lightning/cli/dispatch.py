@@ -78,7 +78,7 @@ def _any_letter() -> Iterator[None]:
 def _usage() -> str:
     listing = "\n".join(f"  {name:<13}{text}" for name, text in COMMANDS.items())
     return (
-        "Usage: gradsigns COMMAND [key=value ...]\n\n"
+        "Usage: gradsigns COMMAND [setting=value ...]\n\n"
         "Sign a classifier's input gradients while it trains, and prove later that the model is yours.\n\n"
         f"Commands:\n{listing}\n\n`gradsigns COMMAND --help` lists what a command can be told.\n\n"
         "Exit codes: 0 owned or done, 1 an error, 2 a wrong command line, 3 not proven, inconclusive or only claimed."

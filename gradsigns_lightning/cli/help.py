@@ -19,7 +19,7 @@ _PARTS = {
         "data.module.batch_size": "images in a batch",
         "optimizer.lr": "learning rate",
         "key.n_bits": "bits of a new key",
-        "key.n_carriers": "inputs that carry them",
+        "key.n_carriers": "inputs that carry them; by default six a bit, or all",
         "key.target_class": "class whose images carry the mark",
         "schedule.strength": "length of the mark's gradient beside the task's; 0: unsigned",
         "cadence.every_n_steps": "steps from one embedding to the next",
@@ -27,10 +27,15 @@ _PARTS = {
         "trainer.accelerator": "auto, cpu or gpu",
         "trainer.precision": "32-true, bf16-mixed, ...",
     },
-    "keygen": {"key.n_bits": "any other number of bits", "key.n_carriers": "inputs that carry them"},
+    "keygen": {
+        "key.n_bits": "any other number of bits",
+        "key.n_carriers": "inputs that carry them; by default six a bit, or all",
+    },
     **dict.fromkeys(("verify", "trace", "judge"), _DATA),
 }
-_UNUSED = dict.fromkeys(("commit", "strip", "import-2021"), ("data",))
+# What stands for a value that the component finds by itself.
+_FOUND = {"paths.data": "FOLDER", "key.n_carriers": "NUMBER"}
+_UNUSED = {"commit": ("data", "api.journal"), "strip": ("data",), "import-2021": ("data",)}
 EXAMPLES = {
     "keygen": (
         'owner="Acme Vision" data=fashion_mnist key=b128 target_class=0 out=acme.gskey',
@@ -105,12 +110,14 @@ def _settings(command: str) -> Iterator[tuple[str, str]]:
     """Yield every setting with its default or what to write for it, and its line."""
     choices = _choices(command)
     for entry in fields(SCHEMAS[command]):
-        if entry.name not in _UNUSED.get(command, ()):
-            yield from _setting(entry, choices, "")
+        for name, text in _setting(entry, choices, ""):
+            if name.partition("=")[0] not in _UNUSED.get(command, ()):
+                yield name, text
     if command == "train":
         yield "experiment=NAME", f"a whole recipe: {', '.join(_options('experiment'))}"
     for name, text in _PARTS.get(command, {}).items():
-        yield _with_value(name, _part(name, choices)), text
+        default = _part(name, choices)
+        yield _with_value(name, _FOUND.get(name) if default is None else default), text
 
 
 def _setting(entry: Field[Any], choices: dict[str, str | None], prefix: str) -> Iterator[tuple[str, str]]:

@@ -12,12 +12,16 @@ from torch import Tensor
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.images import read_folder
 from gradsigns_lightning.cli.report import check_json_path, print_rows, verification_rows, write_json
+from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.extraction import verify, verify_api
 from gradsigns_lightning.legacy import load_2021
 
 
-def run(config: Any) -> None:
+def run(config: Any) -> Outcome:
     """Read the authors' key from their model, from its weights and through its probabilities, and report both.
+
+    Returns:
+        What a sweep shows of it.
 
     Raises:
         ValueError: the release or the images cannot be read.
@@ -34,10 +38,12 @@ def run(config: Any) -> None:
         return probabilities
 
     black_box = verify_api(predict, key, images, alpha=settings["alpha"], **settings["api"])
-    print_rows(verification_rows(white_box), title="from the weights")
-    print_rows(verification_rows(black_box), title="from the probabilities alone")
+    found = {"from the weights": verification_rows(white_box), "from the probabilities alone": verification_rows(black_box)}
+    for title, rows in found.items():
+        print_rows(rows, title=title)
     if settings["json"]:
         write_json(settings["json"], {"white_box": white_box.to_dict(), "black_box": black_box.to_dict()})
+    return Outcome(cell={title: rows["verdict"] for title, rows in found.items()})
 
 
 def _mean_image(path: str | None) -> Tensor | None:

@@ -48,10 +48,15 @@ def run(config: Any) -> Outcome:
             alpha=settings["alpha"],
             max_queries=settings["api"]["max_queries"],
         )
-    print_rows({**_rows(judgement, as_read), **(images.row() if images else {})}, title="gradsigns judge", note=_note(judgement))
+    published = bundle.key.claim(bundle.statement.signer)
+    print_rows(
+        {**_rows(judgement, as_read, published), **(images.row() if images else {})},
+        title="gradsigns judge",
+        note=_note(judgement),
+    )
     if settings["json"]:
         normalisation = {"input_mean": list(as_read.input_mean), "input_std": list(as_read.input_std)}
-        sources = {"bundle": settings["bundle"], **(images.to_dict() if images else {})}
+        sources = {"bundle": settings["bundle"], "published_commitment": published, **(images.to_dict() if images else {})}
         write_json(settings["json"], {**judgement.to_dict(), **normalisation, **sources})
     return Outcome(judgement.verdict)
 
@@ -82,13 +87,14 @@ def _time(text: str | None) -> datetime | None:
     return time
 
 
-def _rows(judgement: Judgement, as_read: KeyAsRead) -> dict[str, str]:
+def _rows(judgement: Judgement, as_read: KeyAsRead, published: str) -> dict[str, str]:
     dated = {None: "", True: ", before the suspect", False: ", not known to be before the suspect"}[judgement.precedes_suspect]
     rows = {
         "verdict": judgement.verdict.replace("_", " "),
         "owner": judgement.owner,
         "signer": judgement.signer,
-        "commitment": judgement.commitment,
+        "published commitment": f"{published} (must stand in the file that the claimant published)",
+        "key's commitment": judgement.commitment,
         "committed at": (judgement.committed_at.isoformat() if judgement.committed_at else "not known") + dated,
     }
     if judgement.reading is not None:

@@ -10,13 +10,17 @@ from omegaconf import OmegaConf
 from gradsigns_lightning.cli.build import build
 from gradsigns_lightning.cli.options import options
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
+from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.files import check_target
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.payload import customer_key, message_key, out_of_reach
 
 
-def run(config: Any) -> None:
+def run(config: Any) -> Outcome:
     """Make a key, save it, and print its public side.
+
+    Returns:
+        What a sweep shows of it.
 
     Raises:
         ValueError: the file exists, or the key cannot be made as asked.
@@ -32,7 +36,7 @@ def run(config: Any) -> None:
         "owner": key.owner,
         "bits": f"{key.n_bits} on {key.n_carriers} of the inputs, class {key.target_class}",
         "input shape": " x ".join(map(str, key.input_shape)),
-        "commitment": key.commitment,
+        "key's commitment": key.commitment,
     }
     commit = f"gradsigns commit key={shlex.quote(str(out))}"
     note = f"Keep the file secret. Before you release the model: {commit}, and publish what it writes."
@@ -40,6 +44,7 @@ def run(config: Any) -> None:
     print_rows(rows, title="key", note=note)
     if config.json:
         write_json(config.json, {"key": str(out), "commitment": key.commitment, **public})
+    return Outcome(cell={name: rows[name] for name in ("key file", "key's commitment")})
 
 
 def _check_class(config: Any, key: WatermarkKey) -> None:

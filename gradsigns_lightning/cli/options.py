@@ -34,16 +34,18 @@ def options(names: Mapping[str, str]) -> Iterator[None]:
         raise type(error)(message) from error
 
 
-def load_key(path: str) -> WatermarkKey:
-    """Return the key in the file that ``key=`` names.
+def load_key(path: Any) -> WatermarkKey:
+    """Return the key in the file that ``key=`` names; a name of digits alone comes as a number.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or something else than a name was given.
     """
-    from gradsigns_lightning.core.key import WatermarkKey  # with torch, for which a misspelt word need not wait
+    if not isinstance(path, (str, int)):
+        raise ValueError(f"`key` must name one key file (.gskey), got {'null' if path is None else path}.")
+    from gradsigns_lightning.core.key import WatermarkKey  # with numpy, for which a misspelt word need not wait
 
     with options({"path": "key"}):
-        return WatermarkKey.load(path)
+        return WatermarkKey.load(str(path))
 
 
 def train_names(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +25,31 @@ if TYPE_CHECKING:
 
 _STYLES = {"owned": "bold green", "not_proven": "bold yellow", "inconclusive": "bold red"}
 _FRAME = 7  # columns of a table's lines and of the blanks beside them
+_sweep: ContextVar[bool] = ContextVar("_sweep", default=False)
+
+
+@contextmanager
+def sweep() -> Iterator[None]:
+    """Print no tables within, but those of :func:`print_cells`: of hundreds of runs nobody reads hundreds of tables."""
+    token = _sweep.set(True)
+    try:
+        yield
+    finally:
+        _sweep.reset(token)
+
+
+def in_sweep() -> bool:
+    """Tell whether this is one run of many, which says in one line what it found."""
+    return _sweep.get()
 
 
 def print_rows(rows: dict[str, str], *, title: str, note: str = "") -> None:
-    """Print a table of names and values; nothing is cut off where there is no terminal.
+    """Print a table of names and values, except in a sweep; nothing is cut off where there is no terminal.
 
     All of it is made :func:`printable`, and none of it is taken as rich's markup: names and values may be anybody's.
     """
+    if in_sweep():
+        return
     console = Console(highlight=False)
     shown = [(_cell(name, console), _cell(value, console)) for name, value in rows.items()]
     table = Table(title=Text(printable(title), style="table.title"), show_header=False, title_justify="left")

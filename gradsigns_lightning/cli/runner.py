@@ -8,15 +8,15 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradsigns_lightning.cli.build import check_given
+from gradsigns_lightning.cli.build import MissingValueError, check_given
 from gradsigns_lightning.cli.schema import check_root_keys, config_folder, register_schemas
-from gradsigns_lightning.cli.suggest import BAD_COMMAND_LINE, explain, one_file_for_all_runs, with_dashes
+from gradsigns_lightning.cli.suggest import BAD_COMMAND_LINE, explain, no_choice, one_file_for_all_runs, with_dashes
 from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.text import printable_lines
 from gradsigns_lightning.lazy import as_command, in_pythons_folder
@@ -32,6 +32,7 @@ _FILE_ARGUMENTS = (
     *("checkpoint", "onnx", "images", "bundle", "controls", "key", "key.path", "init", "attach", "authority", "signer"),
     *("commitment", "folder", "mean_image", "master", "api.journal", "paths.data", "data.module.root"),
 )
+_FOLDERS = ("images", "folder", "paths.data", "data.module.root")
 _NEW_FILES = ("out", "json")  # a sweep's may have a setting's value in their names
 _REFERENCE = re.compile(r"(\\*)\$(?=\\?\{)")  # Hydra takes the backslash out of "$\{"
 _SETTING = r"\{(?:(?:hydra:)?[A-Za-z_][\w.]*|now:[^{}$]*)\}"
@@ -64,9 +65,11 @@ def run_command(command: str, overrides: list[str]) -> int:
     if wrong := with_dashes(command, overrides) or one_file_for_all_runs(overrides):
         return _report(wrong, BAD_COMMAND_LINE)
     overrides = [_with_file_names(_with_key_file(command, word)) for word in overrides]
+    if wrong := no_choice(overrides):
+        return _report(wrong, BAD_COMMAND_LINE)
     try:
         with _process_state(command, overrides), _cells(overrides) as cells:
-            task = Task(command, full_error=full_error, cells=cells)
+            task = Task(command, full_error=full_error, cells=cells, words=overrides)
             _hydra_main(task)()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -114,7 +117,17 @@ def _check_names(config: Any) -> None:
         value: Any = None if argument in of_paths else _selected(config, argument)
         for name in list(value) if OmegaConf.is_list(value) else [value]:
             if isinstance(name, str) and not name.strip():
-                raise ValueError(f"`{argument}` must name a file or folder, got {name!r}.")
+                _refuse_name(argument, name)
+
+
+def _refuse_name(argument: str, name: str) -> None:
+    """Raise for a name without a letter; one that no word of the command line holds was left for the user to give."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not any(word.lstrip("+").startswith(f"{argument}=") for word in HydraConfig.get().overrides.task):
+        raise MissingValueError([argument])
+    kind = "folder" if argument in _FOLDERS else "file"
+    raise ValueError(f"`{argument.removesuffix('.path')}` must name a {kind}, got {name!r}.")
 
 
 def _check_given(command: str, config: Any) -> None:
@@ -177,13 +190,15 @@ class Task:
         command: the command.
         full_error: let errors through with their tracebacks.
         cells: folder in which the jobs of a sweep leave what they found.
+        words: the command line; the settings that have one value in it are the same in all jobs of a sweep.
 
     Attributes:
         exit_code: 3 if the command gave a verdict other than ``"owned"``, else 0; in a sweep always 0.
     """
 
-    def __init__(self, command: str, *, full_error: bool, cells: Path | None = None) -> None:
+    def __init__(self, command: str, *, full_error: bool, cells: Path | None = None, words: Sequence[str] = ()) -> None:
         self.command = command
+        self.fixed = {word.partition("=")[0] for word in words if not set(",(") & set(word)}
         self.cells = cells
         self.full_error = full_error
         self.exit_code = 0
@@ -208,7 +223,7 @@ class Task:
             with in_pythons_folder():
                 quiet = importlib.import_module("gradsigns_lightning.cli.quiet").quiet
                 run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
-            with quiet():
+            with quiet(), importlib.import_module("gradsigns_lightning.cli.report").sweep() if self.cells else nullcontext():
                 outcome: Outcome = run(config) or Outcome()
         except Exception as error:
             self._leave({"verdict": "failed"})
@@ -222,11 +237,14 @@ class Task:
         return outcome.bit_error_rate
 
     def _leave(self, cell: dict[str, str]) -> None:
-        """Leave a line for the table at the end of a sweep."""
+        """Say in a line what a run of a sweep found, and leave it for the table at the end."""
         from hydra.core.hydra_config import HydraConfig
 
-        if self.cells is not None and cell:
+        if self.cells is not None:
             job = HydraConfig.get()
+            words = [_without_secrets(word) for word in job.overrides.task if word.partition("=")[0] not in self.fixed]
+            found = ", ".join(value if name == "verdict" else f"{name} {value}" for name, value in cell.items()) or "done"
+            importlib.import_module("gradsigns_lightning.cli.report").say(f"#{job.job.num} {' '.join(words)}: {found}")
             cell = {"run": ", ".join(map(_without_secrets, job.overrides.task)), **cell}
             (self.cells / f"{int(job.job.num):06}.json").write_text(json.dumps(cell), encoding="utf-8")
 

@@ -6,11 +6,15 @@ from typing import Any
 
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
+from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.integration.release import strip
 
 
-def run(config: Any) -> None:
+def run(config: Any) -> Outcome:
     """Write a copy of a checkpoint in which nothing announces the mark, and say what was left out.
+
+    Returns:
+        What a sweep shows of it.
 
     Raises:
         ValueError: the checkpoint cannot be read, or the copy not be written.
@@ -23,6 +27,7 @@ def run(config: Any) -> None:
     print_rows(rows, title="gradsigns strip", note=_note(removed))
     if settings["json"]:
         write_json(settings["json"], {"checkpoint": settings["checkpoint"], "out": settings["out"], "removed": list(removed)})
+    return Outcome(cell={"copy": settings["out"], "left out": f"{len(removed)} entries"})
 
 
 def _note(removed: tuple[str, ...]) -> str:

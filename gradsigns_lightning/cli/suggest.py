@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # Distribution to import name to extra, for what is not always installed.
@@ -22,6 +23,13 @@ _ALIASES = {
     "dataset": "data",
     "batch_size": "data.module.batch_size",
 }
+# What to give where a part of the configuration leaves it open.
+_TO_GIVE = {
+    "data.n_classes": ("NUMBER", "the data set's number of classes"),
+    "data.module.root": ("FOLDER", "the data set's folder"),
+    "protocol.request": ("'{inputs: $images}'", "what is sent, with $images where the images go"),
+}
+_NO_CHOICE = re.compile(r"null|true|false|[+-]?[0-9.]+|\[.*\]", re.IGNORECASE)
 _KINDS = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}
 BAD_COMMAND_LINE, FAILED = 2, 1
 
@@ -47,9 +55,9 @@ def explain(command: str, overrides: list[str], error: BaseException) -> tuple[s
     if isinstance(error, UnknownKeyError):
         return _unknown_key(command, overrides, error.key), BAD_COMMAND_LINE
     if isinstance(error, MissingValueError):
-        return str(error).replace("key.path", "key"), BAD_COMMAND_LINE
+        return _missing(command, [key.removesuffix(".path") for key in error.keys]), BAD_COMMAND_LINE
     if isinstance(error, OmegaConfBaseException):
-        return _bad_value(error), BAD_COMMAND_LINE
+        return _bad_value(command, error), BAD_COMMAND_LINE
     if isinstance(error, ImportError):
         return _missing_package(error), FAILED
     if type(error).__name__ == "ProcessRaisedException":  # of a spawned process; its message is a traceback
@@ -82,6 +90,31 @@ def one_file_for_all_runs(words: list[str]) -> str:
         f"the runs of a sweep would all write to one file, got {results[0]!r}: let it hold a setting, as in "
         "json='out_${seed}.json' (in a shell with the single quotes)."
     )
+
+
+def no_choice(words: list[str]) -> str:
+    """Return that a word chooses nothing of a group, where Hydra speaks of Python's types; empty if none does."""
+    from gradsigns_lightning.cli.schema import config_folder
+
+    for word in words:
+        group, _, value = word.partition("=")
+        folder = Path(config_folder(), group)
+        if group.isidentifier() and folder.is_dir() and _NO_CHOICE.fullmatch(value):
+            options = sorted(file.stem for file in folder.glob("*.yaml"))
+            return f"`{group}` must be one of {', '.join(options)}, got {value}."
+    return ""
+
+
+def _missing(command: str, names: list[str]) -> str:
+    from dataclasses import fields
+
+    from gradsigns_lightning.cli.schema import SCHEMAS
+
+    settings = {entry.name: (entry.metadata.get("value"), entry.metadata.get("text")) for entry in fields(SCHEMAS[command])}
+    known = [(_TO_GIVE | settings).get(name, ("", "")) for name in names]
+    example = " ".join(f"{name}={value or '...'}" for name, (value, _) in zip(names, known, strict=True))
+    text = (known[0][1] or "").partition(" (must be given")[0] if len(names) == 1 else ""
+    return f"{' and '.join(f'`{name}`' for name in names)} must be given, as in `{example}`{text and ': '}{text}."
 
 
 def _unknown_option(error: Any) -> str:
@@ -174,11 +207,11 @@ def _walk(config: Any, prefix: str = "") -> Iterator[str]:
             yield from _walk(node, f"{prefix}{name}.")
 
 
-def _bad_value(error: Any) -> str:
+def _bad_value(command: str, error: Any) -> str:
     key = getattr(error, "full_key", None)
     text = _first_line(error)
     if "Missing mandatory value" in text:
-        return f"`{key}` must be given, as in `{key}=...`."
+        return _missing(command, [str(key)])
     return f"`{key}`: {text}" if key else text
 
 

@@ -45,13 +45,13 @@ def run(config: Any) -> Outcome:
         "images read" if suspect.kind == "checkpoint" else "queries": str(result.n_queries),
         suspect.kind: suspect.source,
         **images.row(),
-        "commitment" if result.verdict == "owned" else "nearest's commitment": result.commitment,
+        f"{'customer' if result.verdict == 'owned' else 'nearest'}'s key's commitment": result.commitment,
     }
     print_rows(rows, title="gradsigns trace", note=_note(result))
     if settings["json"]:
         sources = {suspect.kind: suspect.source, "key": settings["key"]["path"]}
         write_json(settings["json"], {**result.to_dict(), **sources, **images.to_dict()})
-    return Outcome(result.verdict)
+    return Outcome(result.verdict, cell={name: rows[name] for name in ("verdict", "customer", "matching bits", "p-value")})
 
 
 def _present(result: TraceResult) -> str:

@@ -16,7 +16,15 @@ from gradsigns_lightning.cli.build import build, to_plain
 from gradsigns_lightning.cli.callbacks import KeyKeeper
 from gradsigns_lightning.cli.checkpoint import describe
 from gradsigns_lightning.cli.options import options, train_names
-from gradsigns_lightning.cli.report import check_json_path, format_p_value, print_rows, short_path, verification_rows, write_json
+from gradsigns_lightning.cli.report import (
+    check_json_path,
+    format_p_value,
+    in_sweep,
+    print_rows,
+    short_path,
+    verification_rows,
+    write_json,
+)
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.payload import out_of_reach
@@ -114,7 +122,8 @@ def _train(
     callbacks: list[Any] = [fitting.build_watermark(settings, key)] if name == "signed" else []
     callbacks += [keeper] if keeper else []
     trainer = fitting.build_trainer(settings, callbacks, logger, phase=name)
-    if settings["progress"]:
+    told = settings["progress"] and not in_sweep()
+    if told:
         network = settings["model"]["_target_"].rpartition(".")[2]
         console.print(f"training the {name} model: {network} on {settings['data']['name']}")
     trainer.fit(classifier, datamodule=data)
@@ -124,7 +133,7 @@ def _train(
     classifier.hparams.update(describe(settings["model"], settings["data"], key.commitment))
     checkpoint = folder / ("twin.ckpt" if name == "twin" else "model.ckpt")
     trainer.save_checkpoint(checkpoint, weights_only=True)
-    if settings["progress"]:
+    if told:
         console.print(f"testing the {name} model and reading the signature")
     accuracy = fitting.test_accuracy(settings, classifier, data)
     result = verify(classifier, key, data.raw_images("test", key.target_class), alpha=settings["alpha"])
@@ -170,5 +179,5 @@ def _rows(summary: dict[str, Any], main: Arm, twin: Arm | None) -> dict[str, str
         "seconds per epoch": seconds,
         "key file": short_path(summary["key"]),
         "checkpoint": short_path(summary["checkpoint"]),
-        "commitment": main.result.commitment,
+        "key's commitment": main.result.commitment,
     }

@@ -43,7 +43,7 @@ def run(config: Any) -> Outcome:
         "key file": key_file,
         suspect.kind: suspect.source,
         **images.row(),
-        "commitment": result.commitment,
+        "key's commitment": result.commitment,
     }
     if files is not None:
         _write_bundle(settings, files, key, images.pixels)

@@ -8,6 +8,8 @@ import tempfile
 from os import PathLike
 from pathlib import Path
 
+from gradsigns_lightning.core.checks import check_instance
+
 
 def read_file(path: str | PathLike[str], *, argument: str, kind: str, max_bytes: int) -> bytes:
     """Read a small file that may come from a stranger; a pipe or a device is none.
@@ -20,7 +22,9 @@ def read_file(path: str | PathLike[str], *, argument: str, kind: str, max_bytes:
 
     Raises:
         ValueError: it is missing, no regular file, cannot be read, or is larger.
+        TypeError: ``path`` is no path.
     """
+    check_instance(argument, path, (str, PathLike))
     file = Path(path).expanduser()
     try:
         if os.path.exists(file) and not os.path.isfile(file):
@@ -37,6 +41,7 @@ def read_file(path: str | PathLike[str], *, argument: str, kind: str, max_bytes:
 
 def check_target(path: str | PathLike[str], *, argument: str, overwrite: bool) -> Path:
     """Return the file that :func:`write_file` would write; the errors are those that can be known before."""
+    check_instance(argument, path, (str, PathLike))
     target = Path(path).expanduser()
     if os.path.lexists(target) and not overwrite:
         raise ValueError(_existing(argument, target))

@@ -10,12 +10,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing.reduction import ForkingPickler
 from os import PathLike
-from typing import Any, Literal, NoReturn, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from gradsigns_lightning.core import keyfile
 from gradsigns_lightning.core.canonical import canonical_json
@@ -32,12 +30,14 @@ from gradsigns_lightning.core.key_checks import (
 )
 from gradsigns_lightning.core.reach import warn_if_never_owned
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MIN_BITS, MAX_BITS = 8, 8192
 CARRIERS_PER_BIT = 6  # the ratio of the authors' released key (64 bits on 384 carriers)
 VERSION = 2  # of the keys that are made; those of version 1 are read
 CUSTOMER_BYTES = 2
 Purpose = Literal["owner", "customer", "message"]
-AnyKey = TypeVar("AnyKey")
 
 _CARRIED = ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")
 _NORMALISATION = ("input_mean", "input_std")
@@ -174,23 +174,20 @@ class WatermarkKey:
         return key
 
     @cached_property
-    @torch.inference_mode(False)
     def carriers(self) -> Tensor:
         """Indices into the raw input flattened as C, H, W, ascending; shape ``(c,)``, int64."""
-        return torch.from_numpy(self._space.subset("carriers", math.prod(self.input_shape), self.n_carriers))
+        return _as_tensor(self._space.subset("carriers", math.prod(self.input_shape), self.n_carriers))
 
     @cached_property
-    @torch.inference_mode(False)
     def projection(self) -> Tensor:
         """Rademacher matrix E of values +1 and -1; shape ``(N, c)``, int8."""
         bits = self._space.bits("projection", self.n_bits * self.n_carriers)
         signs = bits.view(np.int8)
         signs += signs  # in place: a verifier may derive thousands of keys
         signs -= 1
-        return torch.from_numpy(signs).view(self.n_bits, self.n_carriers)
+        return _as_tensor(signs.reshape(self.n_bits, self.n_carriers))
 
     @cached_property
-    @torch.inference_mode(False)
     def signature(self) -> Tensor:
         """Bits b that the model is made to show; shape ``(N,)``, uint8, values 0 and 1.
 
@@ -202,7 +199,7 @@ class WatermarkKey:
         if self.purpose != "customer":
             payload = np.unpackbits(np.frombuffer(self._payload, np.uint8), bitorder="little")
             bits[: len(payload)] ^= payload
-        return torch.from_numpy(bits)
+        return _as_tensor(bits)
 
     def _label(self, purpose: Purpose, number: int | None = None) -> str:
         """Return the label of a signature's stream.
@@ -408,11 +405,22 @@ class WatermarkKey:
         )
 
 
+def _as_tensor(array: npt.NDArray[Any]) -> Tensor:
+    """Return an array as a tensor that is also good for training.
+
+    Torch is imported here, because it takes two seconds, and a key is made and committed to without any tensor.
+    """
+    import torch
+
+    with torch.inference_mode(False):
+        return torch.from_numpy(array)
+
+
 class MissingKeyError(FileNotFoundError, ValueError):
     """There is no key file of that name."""
 
 
-def key_of(key: AnyKey | str | PathLike[str], *, argument: str = "key") -> AnyKey | WatermarkKey:
+def key_of(key: WatermarkKey | str | PathLike[str], *, argument: str = "key") -> WatermarkKey:
     """Return a key that was given itself or as its file.
 
     Args:
@@ -421,9 +429,13 @@ def key_of(key: AnyKey | str | PathLike[str], *, argument: str = "key") -> AnyKe
 
     Raises:
         ValueError: the file is missing (then it is a :class:`FileNotFoundError` too), damaged or no key file.
+        TypeError: it is neither a key nor a path.
     """
-    if not isinstance(key, (str, PathLike)):
+    if isinstance(key, WatermarkKey):
         return key
+    if not isinstance(key, (str, PathLike)):
+        found = "None" if key is None else type(key).__name__  # no value, which may be a secret
+        raise TypeError(f"`{argument}` must be a WatermarkKey or the path of a key file (.gskey), got {found}.")
     try:
         return WatermarkKey.load(key)
     except ValueError as error:

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from gradsigns_lightning.core.checks import check_instance
 from gradsigns_lightning.core.derivation import Secret
 from gradsigns_lightning.core.files import check_target, read_file, write_file
 
@@ -39,6 +40,7 @@ def write(
     Raises:
         ValueError: the file exists and ``overwrite`` is false, or its folder does not exist.
     """
+    check_instance("path", path, (str, PathLike))
     if Path(path).expanduser().exists() and not overwrite:
         raise ValueError(
             f"`path` must not name an existing key file unless overwrite=True, got {str(path)!r}. WatermarkKey.load reads it."

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.key import CUSTOMER_BYTES, WatermarkKey, key_of
@@ -192,9 +191,7 @@ def check_master(master: WatermarkKey) -> None:
 
     Raises:
         ValueError: the key is of version 1, has a payload, or is a copy's itself.
-        TypeError: it is no key.
     """
-    check_instance("master", master, WatermarkKey)
     if master.version < 2:
         raise ValueError(f"`master` must be a key of version 2 or later, got version {master.version}; make a new one.")
     if master.has_payload:
@@ -228,6 +225,8 @@ def _numba_kept_apart() -> Iterator[None]:
     # numba, which compiles galois, gives the whole process as many OpenMP threads as there are cores: torchrun asks for one a
     # rank, and two ranks that wait for each other's threads train many times slower. And it looks for its settings, which may
     # name pickles, in the current folder, whenever it compiles: of a command that may be a received one.
+    import torch
+
     n_threads = torch.get_num_threads()
     try:
         with in_pythons_folder():

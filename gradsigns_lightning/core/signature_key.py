@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from gradsigns_lightning.core.key_checks import as_floats, check_statistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @runtime_checkable

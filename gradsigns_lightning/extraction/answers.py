@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Kind = Literal["probabilities", "log_probabilities", "logits", "labels"]
-KINDS: tuple[Kind, ...] = ("probabilities", "log_probabilities", "logits", "labels")
+from gradsigns_lightning.extraction.settings import Kind
+
 Values = npt.NDArray[np.float64]
 
 _FINEST = 1e-7  # float32 scores say no more about 1 - p

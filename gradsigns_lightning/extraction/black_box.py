@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.frozen import frozen_statistics
-from gradsigns_lightning.core.key import key_of
 from gradsigns_lightning.core.reach import least_bits
 from gradsigns_lightning.core.signature_key import SignatureKey
-from gradsigns_lightning.extraction.answers import AnswerReader, Kind, Values
+from gradsigns_lightning.extraction.answers import AnswerReader, Values
 from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, Transcript, normalised
 from gradsigns_lightning.extraction.claims import Claim, Stopped, read_claims
 from gradsigns_lightning.extraction.pool import ImagePool
@@ -34,8 +33,8 @@ from gradsigns_lightning.extraction.result import (
     why_inconclusive,
 )
 from gradsigns_lightning.extraction.sequential import Evidence, Looks
-from gradsigns_lightning.extraction.settings import Estimator, ReadingSettings
-from gradsigns_lightning.extraction.white_box import check_images, check_key, shapes_named, warn_if_unlike
+from gradsigns_lightning.extraction.settings import Estimator, Kind, ReadingSettings
+from gradsigns_lightning.extraction.white_box import check_images, check_key, readable_key, shapes_named, warn_if_unlike
 
 _LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
 _WORTH_FOLDING = 1.5
@@ -149,11 +148,11 @@ def verify_api(
         max_queries=max_queries,
         alpha=alpha,
     )
-    key = key_of(key)
+    key = readable_key(key)
     check_key(key)
     check_images(images, key)
     result, pool = _verify(predict, key, _pixels(images), settings, partial(Journal, journal) if journal is not None else None)
-    warn_if_unlike(len(images), pool.recognised, key.target_class, n_asked=pool.n_named, stacklevel=2)
+    warn_if_unlike([result], len(images), key.target_class, n_asked=pool.n_named, stacklevel=2)
     return result
 
 
@@ -225,7 +224,7 @@ def _verify(
     return _result(best, key, asker, settings, stopped, pool.recognised), pool
 
 
-def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int) -> tuple[Values, int, float]:
+def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int) -> tuple[Values, int, float, int]:
     """Spend a budget on the bits of a key, not compared with its signature.
 
     Args:
@@ -235,8 +234,8 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
         max_queries: images that may be asked about.
 
     Returns:
-        The evidence for each bit being 1, shape ``(N,)``, 0 where there is none; the queries spent; and the share of natural
-        images that the model takes for the target class.
+        The evidence for each bit being 1, shape ``(N,)``, 0 where there is none; the queries spent; the share of natural
+        images that the model takes for the target class, and of how many.
     """
     check_key(key)
     check_images(images, key)
@@ -248,8 +247,7 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
     reading = RowReading(asker, pool, directions)
     while not asker.exhausted and reading.advance():
         pass
-    warn_if_unlike(len(images), pool.recognised, key.target_class, n_asked=pool.n_named, stacklevel=4)
-    return reading.evidence(), asker.n_queries, pool.recognised
+    return reading.evidence(), asker.n_queries, pool.recognised, pool.n_named
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Callable
 
 import numpy as np
@@ -13,11 +12,11 @@ import torch
 from torch import Tensor
 
 from gradsigns_lightning.core.signature_key import SignatureKey
+from gradsigns_lightning.extraction.settings import shift_of
 
 _LARGEST_ROOM = 16
 _MAX_VALUES = 1 << 28
 _AT_ONCE = 32  # directions in memory whatever the estimator
-_SHIFT = re.compile(r"shift\(([+-]?[0-9]{1,2}),([+-]?[0-9]{1,2})\)")
 Align = Callable[[Tensor], Tensor]
 
 
@@ -41,10 +40,7 @@ def alignment(name: str) -> Align:
     """
     if name in _NAMED:
         return _NAMED[name]
-    match = _SHIFT.fullmatch(name.replace(" ", "")) if isinstance(name, str) else None
-    if match is None:
-        raise ValueError(f"`alignments` must be 'identity', 'hflip' or 'shift(dy,dx)', got {name!r}.")
-    down, right = int(match[1]), int(match[2])
+    down, right = shift_of(name)
     return lambda image: torch.roll(image, (-down, -right), (-2, -1))
 
 

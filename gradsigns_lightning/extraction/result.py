@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from torch import Tensor
 
 from gradsigns_lightning.core.checks import check_number
 from gradsigns_lightning.core.key import WatermarkKey
@@ -16,6 +15,9 @@ from gradsigns_lightning.core.payload import freedom
 from gradsigns_lightning.core.reach import USUAL_ALPHA, least_bits
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Verdict = Literal["owned", "not_proven", "inconclusive"]
 DEFAULT_ALPHA = USUAL_ALPHA

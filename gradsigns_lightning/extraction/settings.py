@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from gradsigns_lightning.core.checks import check_choice, check_int
-from gradsigns_lightning.extraction.answers import KINDS, Kind
-from gradsigns_lightning.extraction.probes import alignment
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, check_alpha
 
 Estimator = Literal["blocks", "rows", "coordinate"]
+Kind = Literal["probabilities", "log_probabilities", "logits", "labels"]  # of answers
 _MOST_QUERIES = 10**12  # a journal's own number may have any length
 _MOST_ALIGNMENTS = 256
+_NAMED_ALIGNMENTS = ("identity", "hflip")
+_SHIFT = re.compile(r"shift\(([+-]?[0-9]{1,2}),([+-]?[0-9]{1,2})\)")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ReadingSettings:
     def __post_init__(self) -> None:
         check_choice("estimator", self.estimator, get_args(Estimator))
         if self.answers is not None:
-            check_choice("answers", self.answers, KINDS)
+            check_choice("answers", self.answers, get_args(Kind))
         check_int("batch_size", self.batch_size, minimum=1)
         check_int("max_queries", self.max_queries, minimum=1, maximum=_MOST_QUERIES)
         check_alpha(self.alpha)
@@ -76,5 +78,18 @@ def _checked_alignments(alignments: Any) -> tuple[str, ...]:
         allowed = f"a non-empty sequence of at most {_MOST_ALIGNMENTS} names"
         raise ValueError(f"`alignments` must be {allowed}, got {repr(alignments)[:200]}.")
     for name in alignments:
-        alignment(name)
+        if name not in _NAMED_ALIGNMENTS:
+            shift_of(name)
     return tuple(dict.fromkeys(alignments))
+
+
+def shift_of(alignment: Any) -> tuple[int, int]:
+    """Return by how many pixels a server that is named ``"shift(dy,dx)"`` moves images, down and to the right.
+
+    Raises:
+        ValueError: it is no alignment at all.
+    """
+    match = _SHIFT.fullmatch(alignment.replace(" ", "")) if isinstance(alignment, str) else None
+    if match is None:
+        raise ValueError(f"`alignments` must be 'identity', 'hflip' or 'shift(dy,dx)', got {alignment!r}.")
+    return int(match[1]), int(match[2])

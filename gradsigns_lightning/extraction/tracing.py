@@ -36,7 +36,7 @@ from gradsigns_lightning.extraction.result import (
     without_nan,
 )
 from gradsigns_lightning.extraction.sequential import integer_scores
-from gradsigns_lightning.extraction.white_box import read_projections
+from gradsigns_lightning.extraction.white_box import read_projections, warn_if_few, warn_if_unlike
 
 Evidence = npt.NDArray[np.float64]
 _NEAR = 1e-3  # at which a second mark counts, so that a near-tie gives no name
@@ -162,8 +162,10 @@ def trace(
     master = key_of(master, argument="master")
     check_master(master)
     check_traceable(master.n_bits, n_customers=n_customers, alpha=alpha)
-    evidence, n_queries, recognised = _read(suspect, master, images, max_queries)
-    return decode(evidence, master, n_customers=n_customers, alpha=alpha, n_queries=n_queries, recognised=recognised)
+    evidence, n_queries, recognised, n_asked = _read(suspect, master, images, max_queries)
+    result = decode(evidence, master, n_customers=n_customers, alpha=alpha, n_queries=n_queries, recognised=recognised)
+    warn_if_unlike([result], len(images), master.target_class, n_asked=n_asked, stacklevel=2)
+    return result
 
 
 def decode(
@@ -259,20 +261,26 @@ def read_message(
     """
     master = key_of(master, argument="master")
     code = message_code(master)
-    evidence, _, recognised = _read(suspect, master, images, max_queries)
+    evidence, _, recognised, _ = _read(suspect, master, images, max_queries)
     if verdict_of(0.0, 1.0, recognised) == "inconclusive":
         raise ValueError("`images` must be of the target class: the model takes most of them for something else.")
-    data, n_corrected = code.decode((evidence > 0).astype(np.uint8) ^ blank_message_key(master).signature.numpy())
     try:
+        data, n_corrected = code.decode((evidence > 0).astype(np.uint8) ^ blank_message_key(master).signature.numpy())
         text = data.rstrip(b"\0").decode()
-    except UnicodeDecodeError as error:
+    except ValueError as error:
+        warn_if_few(len(images), stacklevel=2)
+        if not isinstance(error, UnicodeDecodeError):
+            raise
         raise ValueError("`suspect` carries no message under this key: what was read is no text.") from error
     return Message(text=text, n_corrected=n_corrected, n_correctable=code.n_correctable)
 
 
-def _read(suspect: nn.Module | Oracle, master: WatermarkKey, images: Tensor, max_queries: int) -> tuple[Evidence, int, float]:
-    """Return the evidence for each bit being 1, shape ``(N,)``, how many images were asked about, and the share recognised."""
+def _read(
+    suspect: nn.Module | Oracle, master: WatermarkKey, images: Tensor, max_queries: int
+) -> tuple[Evidence, int, float, int]:
+    """Return the evidence for each bit being 1, shape ``(N,)``, the images asked about, the share recognised, and of how many."""
     if not isinstance(suspect, nn.Module):
         return read_rows(suspect, master, images, max_queries=max_queries)
     projections, recognised = read_projections(suspect, master, images)
-    return projections if np.isfinite(projections).all() else np.zeros(master.n_bits), len(images), recognised
+    evidence = projections if np.isfinite(projections).all() else np.zeros(master.n_bits)
+    return evidence, len(images), recognised, len(images)

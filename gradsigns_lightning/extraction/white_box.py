@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from os import PathLike
-from typing import TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_valu
 from gradsigns_lightning.core.signature_key import KeyAsRead, SignatureKey, check_carriers
 from gradsigns_lightning.extraction.foreign_modules import any_batch_size, refuse_int8, without_inference_tensors
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult, decide, free_bits
+
+if TYPE_CHECKING:
+    from gradsigns_lightning.extraction.tracing import TraceResult
 
 _BATCH_SIZE = 128  # at most, where nothing is said
 _MOST_BYTES = 4 << 30  # of activations, likewise
@@ -76,13 +79,14 @@ def verify(
             :func:`verify_api` reads.
         TypeError: an argument of the wrong type.
     """
-    key = key_of(key)
+    key = readable_key(key)
     n_free = free_bits(key)
     if input_mean is not None or input_std is not None:
-        check_instance("key", key, (WatermarkKey, SignatureKey))
         mean, std = key.input_mean if input_mean is None else input_mean, key.input_std if input_std is None else input_std
         key = KeyAsRead.of(key, input_mean=mean, input_std=std)
-    return replace(_read(model, [key], images, alpha, batch_size, logits, carrier_layer)[0], free_bits=n_free)
+    result = replace(_read(model, [key], images, alpha, batch_size, logits, carrier_layer)[0], free_bits=n_free)
+    warn_if_unlike([result], len(images), key.target_class, stacklevel=2)
+    return result
 
 
 @overload
@@ -136,8 +140,9 @@ def verify_many(
     given = list(keys.values()) if isinstance(keys, Mapping) else keys
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
         raise ValueError("`keys` must be a non-empty sequence of keys or key files, or a mapping to them.")
-    opened = [key_of(key, argument="keys") for key in given]
+    opened = [readable_key(key, argument="keys") for key in given]
     results = _read(model, opened, images, alpha, batch_size, logits, carrier_layer)
+    warn_if_unlike(results, len(images), opened[0].target_class, stacklevel=2)
     return dict(zip(keys, results, strict=True)) if isinstance(keys, Mapping) else results
 
 
@@ -158,7 +163,6 @@ def _read(
         check_images(images, keys[0])
     logits_fn = model if logits is None else logits
     gradient, recognised = _mean_gradient(model, logits_fn, images, keys[0], batch_size, carrier_layer)
-    warn_if_unlike(images.shape[0], recognised, keys[0].target_class, stacklevel=3)
     n_queries = images.shape[0]
     return [
         decide(project(key, unit(gradient[key.carriers])), key, n_queries=n_queries, alpha=alpha, recognised=recognised)
@@ -174,7 +178,6 @@ def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> tup
     check_key(key)
     check_images(images, key)
     gradient, recognised = _mean_gradient(model, model, images, key, None)
-    warn_if_unlike(images.shape[0], recognised, key.target_class, stacklevel=4)
     projections: npt.NDArray[np.float64] = project(key, unit(gradient[key.carriers])).numpy()
     return projections, recognised
 
@@ -273,9 +276,19 @@ def _check_keys(keys: Sequence[SignatureKey]) -> None:
             raise ValueError(f"`keys` must agree in `{name}`, got {len(values)} different values.")
 
 
+def readable_key(key: SignatureKey | str | PathLike[str], *, argument: str = "key") -> SignatureKey:
+    """Return a key as readers take it: anybody's :class:`SignatureKey`, a :class:`WatermarkKey`, or the latter's file.
+
+    Raises:
+        ValueError: the file is missing, damaged or no key file.
+        TypeError: it is no key and no path.
+    """
+    is_others = not isinstance(key, (WatermarkKey, str, PathLike)) and isinstance(key, SignatureKey)
+    return key if is_others else key_of(key, argument=argument)  # type: ignore[return-value, arg-type]
+
+
 def check_key(key: SignatureKey) -> None:
-    """Refuse what is no key, or one whose arrays do not fit together; those of :class:`WatermarkKey` do."""
-    check_instance("key", key, (WatermarkKey, SignatureKey), hint="The path of a key file will do as well.")
+    """Refuse a key whose arrays do not fit together; those of :class:`WatermarkKey` do."""
     if not isinstance(key, WatermarkKey):
         check_carriers(key)
 
@@ -316,28 +329,42 @@ def check_images(images: Tensor, key: SignatureKey) -> None:
         )
 
 
-def warn_if_unlike(n_images: int, recognised: float, target_class: int, *, n_asked: int | None = None, stacklevel: int) -> None:
-    """Warn of too few images, and of images that the model does not take for the target class.
+def warn_if_unlike(
+    results: Sequence[VerificationResult | TraceResult],
+    n_images: int,
+    target_class: int,
+    *,
+    n_asked: int | None = None,
+    stacklevel: int,
+) -> None:
+    """Warn of too few images where more might have changed a verdict, and of images that the model does not take for the class.
 
     Args:
+        results: what was found by one reading.
         n_images: images at hand.
-        recognised: share of them that the model takes for the class; NaN if it is not known.
         target_class: class T.
-        n_asked: of how many that share is; by default of all.
+        n_asked: of how many images the share that was recognised is; by default of all.
         stacklevel: of the caller whom the warning is for, seen from this function's caller, who is 1.
     """
     n_asked = n_images if n_asked is None else n_asked
-    if n_images < MIN_IMAGES:
-        plural = "s" if n_images > 1 else ""
-        warnings.warn(
-            f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits can get lost.",
-            UserWarning,
-            stacklevel=stacklevel + 1,
-        )
+    recognised = results[0].recognised
+    if any(result.verdict != "owned" and result.n_matches < result.n_bits for result in results):
+        warn_if_few(n_images, stacklevel=stacklevel + 1)
     if recognised < 0.5:
         warnings.warn(
             f"The model takes only {round(recognised * n_asked)} of {n_asked} images for class {target_class}: nothing is "
             "concluded. Are they of the target class, raw in [0, 1], and do `input_mean` and `input_std` fit the model?",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def warn_if_few(n_images: int, *, stacklevel: int) -> None:
+    """Warn of too few images; ``stacklevel`` as for :func:`warn_if_unlike`."""
+    if n_images < MIN_IMAGES:
+        plural = "s" if n_images > 1 else ""
+        warnings.warn(
+            f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits can get lost.",
             UserWarning,
             stacklevel=stacklevel + 1,
         )

@@ -44,7 +44,7 @@ def loaded(folder: Path, *words: str, probe: str = PROBE) -> tuple[int, set[str]
 def folder(tmp_path_factory):
     """A key, a model that is not signed with it, and images."""
     folder = tmp_path_factory.mktemp("imports")
-    key = WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0)
+    key = WatermarkKey.generate("A", 48, input_shape=(1, 8, 8), target_class=0)
     key.save(folder / "a.gskey")
     model = {"_target_": "gradsigns_lightning.models.MLP", "input_shape": [1, 8, 8], "n_classes": 10, "hidden": [16]}
     data = {"name": "mine", "n_classes": 10, "input_shape": [1, 8, 8], "mean": [0.0], "std": [1.0]}
@@ -101,11 +101,28 @@ def test_no_lightning_where_no_trainer_is_needed(words, expected, folder):
     assert names & OF_A_TRAINER == set()
 
 
-def test_the_check_can_fail(tmp_path):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["keygen", "owner=A", "out=quick.gskey"],
+        ["keygen", "master=a.gskey", "customer=7", "out=customer.gskey"],
+        ["commit", "key=a.gskey", "out=quick.commitment.json"],
+        ["commit", "key=a.gskey", "out=aligned.commitment.json", "api.alignments=[hflip]", "api.answers=labels"],
+    ],
+    ids=" ".join,
+)
+def test_a_key_is_made_and_committed_to_without_torch(words, folder):
+    code, names = loaded(folder, *words)
+    assert code == 0
+    assert names & (SLOW - {"numpy", "cryptography", "hydra", "omegaconf", "rich", "rfc3161_client"}) == set()
+
+
+def test_the_check_can_fail(tmp_path, folder):
     (tmp_path / "lightning.py").write_text("")
     probe = "import sys; sys.path.insert(0, '.'); import lightning\n" + PROBE
     assert "lightning" in loaded(tmp_path, "--version", probe=probe)[1]
-    assert {"torch", "hydra", "rich"} <= loaded(tmp_path, "keygen", "owner=A", "out=a.gskey")[1]
+    assert {"hydra", "rich", "numpy"} <= loaded(tmp_path, "keygen", "owner=A", "out=a.gskey")[1]
+    assert "torch" in loaded(folder, "verify", "checkpoint=a.ckpt", "key=a.gskey", "images=images")[1]
 
 
 def test_names_are_imported_when_they_are_asked_for(tmp_path):
@@ -113,8 +130,9 @@ def test_names_are_imported_when_they_are_asked_for(tmp_path):
 import json, sys
 import gradsigns_lightning
 assert set(gradsigns_lightning.__all__) <= set(dir(gradsigns_lightning))
+from gradsigns_lightning import WatermarkKey
 assert "torch" not in sys.modules
-from gradsigns_lightning import WatermarkKey, verify
+from gradsigns_lightning import verify
 print(json.dumps([0, sorted({name.partition(".")[0] for name in sys.modules})]))
 from gradsigns_lightning import *
 assert GradSigns is gradsigns_lightning.integration.callback.GradSigns

@@ -102,7 +102,8 @@ def test_an_unset_variable_of_a_script_is_not_the_current_folder(words, word, re
         file.rename(file.name)
     data = ["data=fashion_mnist"] if word.startswith("data.") else []
     assert main([*words, *data, word]) == 1
-    assert f"`{word.partition('=')[0]}` must name a file or folder, got '" in capsys.readouterr().err
+    kind = "file" if word == "json=" else "folder"
+    assert f"`{word.partition('=')[0]}` must name a {kind}, got '" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["checkpoint=", "key=", "controls=['']", "bundle=", "api.journal="])
@@ -110,7 +111,7 @@ def test_no_file_has_an_empty_name(word, received, capsys):
     command = "judge" if word.startswith(("controls", "bundle")) else "verify"
     name = word.partition("=")[0]
     assert main([*(w for w in READERS[command] if not w.startswith(f"{name}=")), word]) == 1
-    assert "must name a file or folder, got ''" in capsys.readouterr().err
+    assert f"`{name}` must name a file, got ''" in capsys.readouterr().err
 
 
 def test_no_more_images_are_read_than_a_folder_may_hold(received, capsys, monkeypatch):

@@ -90,6 +90,25 @@ def test_what_is_no_key_file_is_named_with_its_argument(taker, model, tmp_path):
         take(model, tmp_path / "a.gskey")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [(None, "None"), (7, "int"), (KEY.reveal(), "dict"), (bytes(32), "bytes")],
+    ids=["none", "7", "dict", "bytes"],
+)
+@pytest.mark.parametrize("taker", TAKERS)
+def test_what_is_no_key_at_all_is_named_and_not_shown(taker, wrong, found, model):
+    argument, take = TAKERS[taker]
+    message = rf"^`{argument}` must be a WatermarkKey or the path of a key file \(\.gskey\), got {found}\.$"
+    with pytest.raises(TypeError, match=message):
+        take(model, wrong)
+
+
+@pytest.mark.parametrize("use", [WatermarkKey.load, KEY.save], ids=["load", "save"])
+def test_what_is_no_path_is_named(use):
+    with pytest.raises(TypeError, match="`path` must be str or PathLike, got NoneType"):
+        use(None)
+
+
 def test_named_keys_give_named_results(model, file):
     other = WatermarkKey.generate("B", 64, input_shape=(3, 16, 16), target_class=2)
     results = verify_many(model, {"mine": file, 2: other}, IMAGES)

@@ -120,13 +120,18 @@ class Bundle:
         }
 
 
+def _reason(error: Exception) -> str:
+    """Return what a reader can make use of: our own words, not Python's on bytes that are no text or no JSON."""
+    return f" (it {str(error)[:120]})" if type(error) is ValueError else ""
+
+
 def _parse(data: bytes) -> Any:
     try:
         content = parse_json(data, max_bytes=_MAX_FILE_BYTES, max_values=_MAX_VALUES)
         canonical = canonical_json(content) + b"\n" == data
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"`bundle` must be an evidence bundle; this file is damaged or something else ({str(error)[:120]!r})."
+            f"`bundle` must be an evidence bundle; this file is damaged or something else{_reason(error)}."
         ) from error
     if not canonical:
         raise ValueError("`bundle` must be canonical JSON, exactly as it was written; this file was edited.")

@@ -92,8 +92,6 @@ def make_statement(
     """
     check_instance("signer", signer, Ed25519PrivateKey)
     opened = [key_of(key, argument="keys") for key in keys]
-    for key in opened:
-        check_instance("keys", key, WatermarkKey)
     public = public_hex(signer.public_key())
     return Statement(tuple(key.claim(public) for key in opened), public, ReadingSettings() if reading is None else reading)
 

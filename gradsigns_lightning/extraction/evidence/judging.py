@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
@@ -181,7 +183,8 @@ def judge(
     transcript = _replayed(bundle)
     if reading is None and transcript is None:
         raise ValueError("`suspect` must be given: the bundle holds no transcript that could be replayed.")
-    readings = _read_controls(controls, bundle.key, images, max_queries)
+    with _found(reading):
+        readings = _read_controls(controls, bundle.key, images, max_queries)
     return _judged(bundle, key, date, trials, reading, transcript, readings, alpha)
 
 
@@ -250,6 +253,15 @@ def _replayed(bundle: Bundle) -> VerificationResult | None:
     if bundle.images is None or bundle.transcript is None:
         return None
     return replay(bundle.key, bundle.images, bundle.transcript)
+
+
+@contextmanager
+def _found(reading: VerificationResult | None) -> Iterator[None]:
+    """Call no number of images too small that sufficed to find the mark in the suspect."""
+    with warnings.catch_warnings():
+        if reading is not None and reading.verdict == "owned":
+            warnings.filterwarnings("ignore", message="Only .* image", category=UserWarning)
+        yield
 
 
 def _read_controls(

@@ -166,7 +166,6 @@ def test_a_wrong_word_gives_one_line_and_exit_code_2(word, hint, capsys):
         (["trainer.max_epochs=two"], "`trainer.max_epochs`"),
         (["json=nowhere/x.json"], "`json`"),
         (["init=nowhere.ckpt"], "`init`"),
-        (["experiment=sign_trained"], "`init`"),
         (["key=nowhere.gskey"], "key file"),
         (["model._target_=os.getcwd"], "`_target_`"),
         (["model._target_=gradsigns_lightning.cli.report.os.getcwd"], "`_target_`"),

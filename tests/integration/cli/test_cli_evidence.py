@@ -28,6 +28,12 @@ def result(*words):
     return json.loads(Path("result.json").read_text())
 
 
+def rows_of(printed):
+    """Return the rows of a table by their names."""
+    lines = [line.split("\u2502") for line in printed.splitlines() if line.startswith("\u2502")]
+    return {name.strip(): value.strip() for _, name, value, _ in lines}
+
+
 def network_of(checkpoint):
     content = read_checkpoint(str(checkpoint))
     return load_classifier(content, description_of(content, str(checkpoint)))
@@ -108,11 +114,18 @@ def test_from_commitment_to_judgement(signed, files, authority, capsys):
     assert json.loads(Path("acme.commitment.json").read_text())["commitments"] == committed["commitments"]
     assert stat.S_IMODE(Path("acme.commitment.pem").stat().st_mode) == 0o600
     assert committed["committed_at"] is None
+    printed = rows_of(capsys.readouterr().out)
+    assert printed["published commitment"] == committed["commitments"][0]
+    assert [printed["key's commitment"]] == committed["key_commitments"] == [signed.content["commitment"]]
+    assert main(["keygen", "owner=Other", "data=digits", "key=b32", "out=other.gskey"]) == 0
 
     Path("reply").write_bytes(authority.stamp(Path("acme.commitment.tsq").read_bytes()))
     attach = ["commit", f"key={signed.key}", "out=acme.commitment.json", "attach=reply"]
     assert main(attach) == 1
     assert "`authority` must name" in capsys.readouterr().err
+    assert main(["commit", "key=other.gskey", *attach[2:], f"authority={authority.certificates}"]) == 1
+    assert "`key` must name keys that 'acme.commitment.json' commits to, got another." in capsys.readouterr().err
+    assert not Path("acme.commitment.tsr").exists()
     stamped = result(*attach, f"authority={authority.certificates}")
     assert stamped["committed_at"] is not None
     assert authority.verify(Path("acme.commitment.json").resolve(), Path("acme.commitment.tsr").resolve())
@@ -123,8 +136,12 @@ def test_from_commitment_to_judgement(signed, files, authority, capsys):
     claim = ["judge", "bundle=acme.gsbundle", "grinding_bits=0", "alpha=1e-3"]
     judged = result(*claim)
     assert (judged["verdict"], judged["reading"]) == ("claimed", None)
+    assert judged["published_commitment"] == committed["commitments"][0]
     assert judged["transcript"]["p_value"] == found["p_value"]
     printed = capsys.readouterr().out
+    shown = rows_of(printed)
+    assert shown["published commitment"].startswith(f"{committed['commitments'][0]} (must stand in the file")
+    assert shown["key's commitment"] == signed.content["commitment"]
     assert "the answers are what the claimant says" in printed
     assert "not read as the published commitment announced" in printed  # at another alpha and budget
     assert main(claim) == 3
@@ -226,4 +243,4 @@ def test_a_leaked_copy_names_its_customer(capsys):
     assert main(["trace", "checkpoint=run/model.ckpt", "key=other.gskey"]) == 3
     printed = capsys.readouterr().out
     assert "not proven: p > alpha = 1e-09 for every customer." in printed
-    assert "nearest's commitment" in printed
+    assert "nearest's key's commitment" in printed

@@ -56,7 +56,18 @@ QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false"
         (["verify", "endpoint=http://host/x", "images=images", *KEY, "http.retries=-1"], "`http.retries` must be"),
         (["trace", "onnx=nowhere", *KEY], "`onnx` must name an ONNX file, got 'nowhere', which is not there."),
         (["commit", "key=."], "`key` must name a readable key file, got '.': it is a folder."),
+        (["commit", "key=null"], "`key` must name one key file (.gskey), got null."),
+        (["commit", "key=[]"], "`key` must name a key file, or several as in key=[a.gskey,b.gskey], got []."),
+        (["commit", "key=[a.gskey,null]"], "`key` must name one key file (.gskey), got null."),
+        (["commit", "key=7"], "`key` must name a readable key file, got '7': No such file"),
+        (["verify", "key=[a.gskey,b.gskey]"], "`key` must name one key file (.gskey), got ['a.gskey', 'b.gskey']."),
         (["commit", *KEY, "api.max_queries=0"], "`api.max_queries` must be"),
+        (["judge", "bundle=a.gskey"], "`bundle` must be an evidence bundle; this file is damaged or something else.\n"),
+        (
+            ["train", *QUICK, "key=b32", "model._target_=gradsigns_lightning.models.MPL"],
+            "gradsigns: `_target_` must name a class or function, got 'gradsigns_lightning.models.MPL', which is not there. "
+            "Did you mean gradsigns_lightning.models.MLP?\n",
+        ),
         (["judge", "bundle=."], "`bundle` must name a readable file, got '.': it is a folder."),
         (["train", *QUICK, "key=b32", "init=."], "`init` must name a checkpoint file, got '.', which is a folder."),
         (["train", *QUICK, "key=b32", "optimizer.lr=-1"], "`optimizer`: Invalid learning rate: -1"),
@@ -78,7 +89,7 @@ def test_a_message_speaks_of_the_option(words, message, files, capsys):
 
 def test_a_missing_owner_is_called_owner(capsys):
     assert main(["keygen", "out=a.gskey"]) == 2
-    assert "`owner` must be given, as in `owner=...`." in capsys.readouterr().err
+    assert "`owner` must be given, as in `owner=NAME`: who owns the key." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -96,6 +107,21 @@ def test_a_missing_owner_is_called_owner(capsys):
         (["train", "model.hidden=[1"], "`model.hidden` cannot be read, got '[1'."),
         (["verify", "--key", "a.gskey"], "settings are written without dashes: `key=a.gskey`, got '--key'."),
         (["verify", "--key=a.gskey"], "settings are written without dashes: `key=a.gskey`, got '--key=a.gskey'."),
+        (["train", "key=null"], "`key` must be one of b128, b256, b32, b64, got null."),
+        (["train", "model=3"], "`model` must be one of "),
+        (["train", "model=[mlp,vit]"], "`model` must be one of "),
+        (["train", "experiment=sign_trained"], "`init` must be given, as in `init=FILE`: checkpoint to start from."),
+        (["train", "data=image_folder"], "must be given, as in `data.n_classes=NUMBER data.module.root=FOLDER`."),
+        (
+            ["train", "data=ytf"],
+            "`data.n_classes` must be given, as in `data.n_classes=NUMBER`: the data set's number of classes.",
+        ),
+        (
+            ["verify", "key=a.gskey", "protocol=json"],
+            "`protocol.request` must be given, as in `protocol.request='{inputs: $images}'`: ",
+        ),
+        (["judge"], "`bundle` must be given, as in `bundle=FILE`: the claimant's evidence."),
+        (["strip"], "`checkpoint` and `out` must be given, as in `checkpoint=FILE out=FILE`."),
         (["train", "--max-epochs", "3"], "settings are written without dashes: `trainer.max_epochs=3`, got '--max-epochs'."),
         (["train", "--trainer.precision", "-m"], "settings are written without dashes: `trainer.precision=...`, got"),
         (["train", "--experiment", "seed=1"], "settings are written without dashes: `experiment=...`, got '--experiment'."),

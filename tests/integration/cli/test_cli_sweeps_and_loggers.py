@@ -40,10 +40,33 @@ def test_a_sweep_over_key_sizes_and_strengths(capsys):
     assert "verdict" in "".join(table)
 
 
+def test_a_run_of_a_sweep_prints_one_line(capsys):
+    words = [word for word in QUICK if word != "progress=false"]
+    assert main(["train", "-m", *words, "key=b32", "seed=0,1", "twin=true", "hydra.sweep.dir=sweep"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in lines].index("all runs") == 2
+    found = r"(not proven|owned), matching bits \d+ of 32, p-value \S+, accuracy \S+%, twin's accuracy \S+%"
+    for seed, line in enumerate(lines[:2]):
+        assert re.fullmatch(rf"#{seed} seed={seed}: {found}", line)
+    assert main(["train", *words, "key=b32", "hydra.run.dir=run"]) == 0
+    assert "training the signed model: MLP on digits" in (printed := capsys.readouterr().out)
+    assert "\u2502 key file" in printed  # a single run has its table
+
+
+def test_commands_without_a_verdict_print_a_line_too(capsys):
+    assert main(["keygen", "-m", "owner=A,B", "data=digits", "out='${owner}.gskey'", "hydra.sweep.dir=sweep"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    digests = [WatermarkKey.load(f"{owner}.gskey").commitment for owner in "AB"]
+    assert lines[:2] == [f"#{i} owner={'AB'[i]}: key file {'AB'[i]}.gskey, key's commitment {digests[i]}" for i in (0, 1)]
+    assert main(["commit", "-m", "key=A.gskey,B.gskey", "hydra.sweep.dir=sweep"]) == 0
+    assert capsys.readouterr().out.startswith("#0 key.path=A.gskey: commitment file A.commitment.json, time-stamp not yet\n#1 ")
+
+
 def test_a_failing_job_fails_the_sweep(capsys):
     assert main(["train", "-m", *QUICK, "key=b32,b256", "hydra.sweep.dir=sweep"]) == 1
     shown = capsys.readouterr()
     assert "`key.n_bits` must be at most" in shown.err
+    assert "\n#1 key=b256: failed\n" in shown.out
     lines = [
         re.sub(r"[ \u2502]+", " ", line).strip() for line in shown.out.partition("all runs")[2].splitlines() if "key=" in line
     ]

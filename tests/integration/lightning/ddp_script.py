@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def main(folder):
+    import torch
     from lightning.pytorch.strategies import DDPStrategy
     from signed_digits import Net, Recorder, make_mark, make_trainer, train_loader, val_loader
 
@@ -15,6 +16,8 @@ def main(folder):
     mark = make_mark(n_images=200, momentum=0.5)
     trainer = make_trainer(mark, Recorder(folder, mark), strategy=strategy, devices=2, max_epochs=1)
     trainer.fit(Net(optimizer="sgd"), train_loader(400, 20, shuffle=False), val_loader(50))
+    # Lightning leaves it; a process that ends with the group's threads running is aborted now and then.
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

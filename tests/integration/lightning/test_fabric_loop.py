@@ -97,6 +97,8 @@ batch_size = 40 // fabric.world_size
 model, _ = train(fabric, mlp(), watermark, epochs=2, batch_size=batch_size, n=400, shuffle=False)
 if fabric.global_rank == 0:
     torch.save(model.module.state_dict(), sys.argv[1])
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
 """
 
 

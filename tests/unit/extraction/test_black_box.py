@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from gradsigns_lightning import WatermarkKey, trace, verify_api
+from gradsigns_lightning import WatermarkKey, customer_key, trace, verify_api
 from gradsigns_lightning.core.signature_key import KeyAsRead
 from gradsigns_lightning.extraction.answers import AnswerReader
 from gradsigns_lightning.extraction.asking import read_journal
@@ -330,11 +330,21 @@ def test_a_short_key_of_another_ends_early(model):
     assert result.n_queries < 2000
 
 
+def test_it_warns_of_no_few_images_that_suffice(planted):
+    key = key_number(9)
+    copy = customer_key(key, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert verify_api(probabilities(planted(key)), key, IMAGES[:20]).verdict == "owned"
+        for suspect in (planted(copy), probabilities(planted(copy))):
+            assert trace(suspect, key, IMAGES[:20]).verdict == "owned"
+
+
 def test_it_warns_of_few_images_and_of_images_of_another_class(model):
     def warned(images, predict):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            verify_api(predict, KEY, images)
+            verify_api(predict, key_number(9), images)
             trace(predict, key_number(9), images, n_customers=2)
         assert {w.filename for w in caught} <= {__file__}
         return [str(w.message) for w in caught]

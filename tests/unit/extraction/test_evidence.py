@@ -5,6 +5,7 @@ import inspect
 import json
 import time
 import tracemalloc
+import warnings
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_a_statement_reveals_nothing_and_reads_back():
 def test_a_statement_takes_keys_and_not_their_public_commitments():
     with pytest.raises(ValueError, match="`keys` must name a readable key file, got"):
         make_statement([KEY.commitment], SIGNER)
-    with pytest.raises(TypeError, match="`keys` must be WatermarkKey, got bytes"):
+    with pytest.raises(TypeError, match=r"`keys` must be a WatermarkKey or the path of a key file .*, got bytes"):
         make_statement([bytes.fromhex(KEY.commitment)], SIGNER)
 
 
@@ -637,6 +638,17 @@ def test_a_payload_fitted_to_another_model_before_the_suspect_existed_is_charged
     judgement = judge(stamped(authority, key), suspect=planted(key), images=JUDGES, grinding_bits=0, **dated)
     assert (judgement.precedes_suspect, judgement.payload_bits, judgement.verdict) == (True, 128, "not_proven")
     assert judgement.log10_adjusted_p_value == pytest.approx(min(0, judgement.log10_p_value + 128 * np.log10(2)))
+
+
+def test_the_judge_warns_of_few_images_only_where_the_mark_was_not_found(genuine, dated, model, unmarked):
+    controls = {"other": unmarked, "one more": scores(unmarked)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert judge(genuine, suspect=model, images=JUDGES[:20], controls=controls, **dated).verdict == "owned"
+    with pytest.warns(UserWarning, match="Only 20 images"):
+        judge(genuine, suspect=unmarked, images=JUDGES[:20], **dated)
+    with pytest.warns(UserWarning, match="Only 20 images"):
+        judge(genuine, images=JUDGES[:20], controls=controls, **dated)
 
 
 def test_a_control_that_says_nothing_is_said_to_be_none(genuine, dated, model, unmarked):

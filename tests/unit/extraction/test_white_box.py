@@ -342,7 +342,7 @@ def test_a_result_is_json():
         ({"model": lambda x: x}, TypeError, r"`model` must be torch.nn.Module, got function\.$"),
         ({"model": "a.ckpt"}, TypeError, "`model` must be torch.nn.Module, got str. Load it first"),
         ({"model": {}}, TypeError, "`model` must be torch.nn.Module, got dict. Load it first"),
-        ({"key": 3}, TypeError, "`key` must be WatermarkKey or SignatureKey, got int. The path of a key file will do as well"),
+        ({"key": 3}, TypeError, r"`key` must be a WatermarkKey or the path of a key file \(.gskey\), got int"),
         ({"batch_size": 0}, ValueError, "`batch_size` must be an integer >= 1"),
         ({"batch_size": 1.0}, TypeError, "`batch_size`"),
         ({"alpha": 0}, ValueError, "`alpha` must be > 0, got 0"),
@@ -377,6 +377,22 @@ def test_few_images_warn():
     assert message.startswith("Only 49 images: below 50 the mean gradient is noisy")
     assert warned(always_the_target, 50) == []
     assert warned(always_the_target, 1)[0].startswith("Only 1 image: below 50")
+
+
+def test_few_images_that_suffice_do_not_warn(planted):
+    images = 0.2 + 0.6 * torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    mine, short, other = (
+        WatermarkKey.generate("A", n_bits, input_shape=(3, 16, 16), target_class=2, n_carriers=700, secret=bytes([number] * 32))
+        for number, n_bits in ((7, 128), (7, 16), (9, 128))
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert verify(planted(mine), mine, images).verdict == "owned"
+        result = verify(planted(short), short, images)
+        assert (result.verdict, result.n_matches) == ("not_proven", 16)  # as it is with any number of images
+    assert caught == []
+    with pytest.warns(UserWarning, match="Only 20 images"):
+        assert [r.verdict for r in verify_many(planted(mine), [mine, other], images)] == ["owned", "not_proven"]
 
 
 def test_images_of_another_class_warn():
