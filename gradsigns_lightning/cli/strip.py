@@ -7,7 +7,10 @@ from typing import Any
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.integration.release import strip
+
+_MOST_SHOWN, _LONGEST_SHOWN = 100, 300  # names and characters: every line of a table is as long as its longest
 
 
 def run(config: Any) -> Outcome:
@@ -23,7 +26,9 @@ def run(config: Any) -> Outcome:
     check_json_path(settings["json"])
     removed = strip(settings["checkpoint"], settings["out"], overwrite=settings["overwrite"])
     rows = {"checkpoint": settings["checkpoint"], "copy": settings["out"]}
-    rows |= {f"left out {number}": name for number, name in enumerate(removed, 1)}
+    rows |= {f"left out {number}": printable(name, limit=_LONGEST_SHOWN) for number, name in enumerate(removed[:_MOST_SHOWN], 1)}
+    if len(removed) > _MOST_SHOWN:
+        rows["left out besides"] = f"{len(removed) - _MOST_SHOWN} more of the same kind"
     print_rows(rows, title="gradsigns strip", note=_note(removed))
     if settings["json"]:
         write_json(settings["json"], {"checkpoint": settings["checkpoint"], "out": settings["out"], "removed": list(removed)})

@@ -138,7 +138,7 @@ def _train(
     accuracy = fitting.test_accuracy(settings, classifier, data)
     result = verify(classifier, key, data.raw_images("test", key.target_class), alpha=settings["alpha"])
     # From the metrics, because nothing else comes back from processes that a Trainer spawns.
-    standing = Standing.from_metrics(trainer.callback_metrics, WATERMARK_NAME, key.n_bits)
+    standing = Standing.from_metrics(trainer.callback_metrics, WATERMARK_NAME, key)
     return Arm(name, checkpoint, accuracy, fitting.seconds_per_epoch(trainer), result, standing)
 
 

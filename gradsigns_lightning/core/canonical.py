@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from typing import Any
 
@@ -9,6 +10,15 @@ from typing import Any
 def canonical_json(value: Any) -> bytes:
     """Return ``value`` as one line of ASCII without spaces, members sorted by name."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def json_of(data: bytes) -> Any:
+    """Read JSON in UTF-8; ``json.loads`` would guess other encodings from the bytes, and import what reads them.
+
+    Raises:
+        ValueError: it is no JSON, or in another encoding.
+    """
+    return json.loads(data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogatepass"))
 
 
 def parse_json(data: bytes, *, max_bytes: int, max_values: int) -> Any:
@@ -30,6 +40,6 @@ def parse_json(data: bytes, *, max_bytes: int, max_values: int) -> Any:
     if n_values > max_values:
         raise ValueError(f"must have at most {max_values} values, got {n_values}")
     try:
-        return json.loads(data)
+        return json_of(data)
     except RecursionError as error:
         raise ValueError("must not be nested so deeply") from error

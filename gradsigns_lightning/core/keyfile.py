@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from gradsigns_lightning.core.canonical import json_of
 from gradsigns_lightning.core.checks import check_instance
 from gradsigns_lightning.core.derivation import Secret
 from gradsigns_lightning.core.files import check_target, read_file, write_file
@@ -58,7 +59,7 @@ def read(path: str | PathLike[str]) -> KeyFileContent:
     foreign = f"`path` must name a gradsigns key file; {str(path)!r} is damaged, truncated or something else."
     try:
         tensors = load(data)
-        header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")])
+        header = json_of(data[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")])
         metadata = dict(header["__metadata__"])
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(foreign) from error

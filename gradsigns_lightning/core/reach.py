@@ -37,6 +37,24 @@ def least_matches(n_bits: int, *, alpha: float = USUAL_ALPHA) -> int:
     return next((n for n in range(n_bits // 2, n_bits) if ownership_p_value(n, n_bits) <= alpha), n_bits)
 
 
+def log10_charged(log10_p_value: float, *, freedom: float) -> float:
+    """Return the base-10 logarithm of a p-value times ``2 ** freedom``, at most 0; a NaN of freedom charges nothing.
+
+    Example:
+        >>> log10_charged(-12.0, freedom=8), log10_charged(-12.0, freedom=128)
+        (-9.591..., 0.0)
+    """
+    charged = log10_p_value + (0.0 if math.isnan(freedom) else freedom) * math.log10(2)
+    return min(0.0, charged) if not math.isnan(charged) else math.nan
+
+
+def for_whom(log10_p_value: float, *, freedom: float, alpha: float) -> str:
+    """Return to whom alone a model is proven ``owned``, if a charge for what could be chosen of the key would not leave it so."""
+    if log10_charged(log10_p_value, freedom=freedom) <= math.log10(alpha):
+        return ""
+    return f", for the key's maker alone: {freedom:g} bits of it could be fitted to this model"
+
+
 def warn_if_never_owned(n_bits: int, *, stacklevel: int) -> None:
     """Warn of a new key that no reader can find ``owned`` at the default alpha; ``stacklevel`` as seen from the caller."""
     if n_bits < least_bits():

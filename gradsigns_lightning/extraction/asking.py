@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradsigns_lightning.core.canonical import json_of
 from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.extraction.answers import AnswerReader, Values
@@ -170,7 +171,7 @@ def _parse(lines: Sequence[bytes], path: str | PathLike[str]) -> list[Any]:
     if n_values > _MAX_VALUES:
         raise ValueError(f"`journal` must hold at most {_MAX_VALUES} values, got {str(path)!r} with about {n_values}.")
     try:
-        return [json.loads(line) for line in lines]
+        return [json_of(line) for line in lines]
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"`journal` must name a journal or no file, got {str(path)!r}; it was edited or is something else."

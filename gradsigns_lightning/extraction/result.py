@@ -12,7 +12,7 @@ import numpy as np
 from gradsigns_lightning.core.checks import check_number
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.payload import freedom
-from gradsigns_lightning.core.reach import USUAL_ALPHA, least_bits
+from gradsigns_lightning.core.reach import USUAL_ALPHA, for_whom, least_bits, log10_charged
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
 
@@ -66,8 +66,7 @@ class VerificationResult:
     @property
     def log10_charged_p_value(self) -> float:
         """Base-10 logarithm of the p-value times ``2 ** free_bits``, at most 0."""
-        charged = self.log10_p_value + (0.0 if math.isnan(self.free_bits) else self.free_bits) * math.log10(2)
-        return min(0.0, charged) if not math.isnan(charged) else math.nan
+        return log10_charged(self.log10_p_value, freedom=self.free_bits)
 
     def __str__(self) -> str:
         """Return the verdict and why, bits and p-value, and what was read, a line each."""
@@ -84,9 +83,7 @@ class VerificationResult:
 
     @property
     def _for_whom(self) -> str:
-        if self.log10_charged_p_value <= math.log10(self.alpha):
-            return ""
-        return f", for the key's maker alone: {self.free_bits:g} bits of it could be fitted to this model"
+        return for_whom(self.log10_p_value, freedom=self.free_bits, alpha=self.alpha)
 
     @property
     def _what_it_takes(self) -> str:

@@ -55,7 +55,8 @@ class TraceResult:
         next_n_matches: the same for the customer who fits next best.
         p_value: probability that any customer whose copy had no part in the model fits as well, at most 1, whatever other
             customers' marks the model holds: the exact p-value of one customer (:func:`sign_flip_p_value`, bits weighted by how
-            clearly they were read) times ``n_customers``; NaN when no bit was decided.
+            clearly they were read) times ``n_customers``; NaN when no bit was decided. Nothing is charged for a payload: a
+            master has none, and the customers' signatures follow from its secret.
         log10_p_value: its base-10 logarithm.
         present: customers whose marks are in the model, each with a p-value of its own of at most ``alpha``, clearest first: one
             for a copy, several for a mixture of copies.

@@ -45,8 +45,9 @@ class GradSigns(LeavesNoKeyBehind, Callback):
 
     Wraps the module's ``training_step`` while fitting and adds the embedding loss to what it returns, every few optimizer steps.
     The images come from the batches as they stream by. During validation the mark is read on held-out images and logged as
-    ``wm/ber``, ``wm/log10_p_value``, ``wm/p_value`` and ``wm/margin``. A model that is already trained is signed by a short fit
-    with the same callback.
+    ``wm/ber``, ``wm/log10_p_value``, ``wm/p_value`` and ``wm/margin``; p-values are those for the key's maker, who knows that its
+    payload was not fitted to the model (``free_bits`` of :class:`VerificationResult`). A model that is already trained is signed
+    by a short fit with the same callback.
 
     Override :meth:`images_and_labels` for batches of another form and :meth:`logits` for modules that do not return logits.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from gradsigns_lightning.core.files import check_target, write_file
 
 CHECKPOINT_ENTRY = "gradsigns"
 STATE_PREFIX = "GradSigns["
+_MOST_MARKS = 64  # each name of a mark is looked for in every text
 
 
 def strip(checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrite: bool = False) -> tuple[str, ...]:
@@ -26,8 +28,8 @@ def strip(checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrit
 
     Args:
         checkpoint: the checkpoint; it is read with ``weights_only=True``, so nothing in it is run, and takes the memory of a few
-            copies of the file at most. Types that you named with ``torch.serialization.add_safe_globals`` are read as torch reads
-            them.
+            copies of the file at most, and time in proportion to its length. Types that you named with
+            ``torch.serialization.add_safe_globals`` are read as torch reads them.
         out: the copy; written in one atomic step.
         overwrite: whether ``out`` may be replaced.
 
@@ -45,7 +47,10 @@ def strip(checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrit
     content = _read(Path(checkpoint).expanduser())
     removed = [*_strip_settings(content), *_strip_states(content)]
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    try:
+        torch.save(content, buffer)
+    except Exception as error:  # an attribute hides a method, or what a trusted type lets through is nested too deep
+        raise ValueError(f"`checkpoint`: the values of {str(checkpoint)!r} cannot be written again.") from error
     write_file(out, buffer.getvalue(), argument="out", overwrite=overwrite, mode=0o644)
     return tuple(removed)
 
@@ -89,21 +94,53 @@ def _strip_states(content: dict[str, Any]) -> list[str]:
     """Take out the callbacks' entry and state, and what others keep of figures such as ``wm/ber``, or of this package."""
     marks = content.pop(CHECKPOINT_ENTRY, None)
     removed = [] if marks is None else [CHECKPOINT_ENTRY]
-    # A path may tell as well: that of W&B's default project.
-    telling = [CHECKPOINT_ENTRY, *(f"{name}/".lower() for name in (marks if isinstance(marks, dict) else ()))]
+    names = [f"{name}/".lower() for name in (marks if isinstance(marks, dict) else ())]
+    if len(names) > _MOST_MARKS:
+        raise ValueError(f"`checkpoint` must have at most {_MOST_MARKS} marks in `{CHECKPOINT_ENTRY}`, got {len(names)}.")
+    telling = (CHECKPOINT_ENTRY, *names)  # a path may tell as well: that of W&B's default project
     states = content.get("callbacks")
     states = states if isinstance(states, dict) else {}
+    found = _telling(dict.values(states), telling)
     for key in list(states):
         told = str(key)
-        if told.startswith(STATE_PREFIX) or any(word in told.lower() or _mentions(states[key], word) for word in telling):
+        if told.startswith(STATE_PREFIX) or _tells(told, telling) or id(states[key]) in found:
             del states[key]
             removed.append(f"callbacks.{told}")
     return removed
 
 
-def _mentions(value: Any, word: str) -> bool:
+def _telling(values: Iterable[Any], words: Sequence[str]) -> set[int]:
+    """Return the ids of values that hold one of the words, at any depth.
+
+    Each value is looked at once, however many others hold it, and may hold itself.
+    """
+    pending, holders, found = list(values), dict[int, list[int]](), list[int]()
+    seen = set[int]()
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if _tells(value, words):
+            found.append(id(value))
+        for part in _parts(value):
+            holders.setdefault(id(part), []).append(id(value))
+            pending.append(part)
+    telling = set[int]()
+    while found:
+        value_id = found.pop()
+        if value_id not in telling:
+            telling.add(value_id)
+            found += holders.get(value_id, ())
+    return telling
+
+
+def _tells(value: Any, words: Sequence[str]) -> bool:
+    lower = value.lower() if isinstance(value, str) else ""
+    return any(word in lower for word in words)
+
+
+def _parts(value: Any) -> list[Any]:
     if isinstance(value, dict):
-        return any(_mentions(part, word) for pair in value.items() for part in pair)
-    if isinstance(value, (list, tuple)):
-        return any(_mentions(part, word) for part in value)
-    return isinstance(value, str) and word in value.lower()
+        return [*dict.keys(value), *dict.values(value)]  # an attribute may hide a method
+    return list(value) if isinstance(value, (list, tuple)) else []

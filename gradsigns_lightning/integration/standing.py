@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsigns_lightning.core.distributed import on_all_ranks
-from gradsigns_lightning.core.reach import USUAL_ALPHA
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.payload import freedom
+from gradsigns_lightning.core.reach import USUAL_ALPHA, for_whom, log10_charged
 from gradsigns_lightning.core.signature import LogitsFn
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
 from gradsigns_lightning.core.watermarker import Watermarker
@@ -35,6 +37,8 @@ class Standing:
         n_embedded: embedding steps of the fit.
         n_steps_since: optimizer steps from the reading to the end of the fit.
         replaced: whether the weights were replaced after the reading by others that could not be read.
+        free_bits: bits of choice that the key's payload and purpose left to its maker, for whom p-value and ``owned`` hold;
+            others charge them, see :class:`~gradsigns_lightning.VerificationResult`.
     """
 
     n_bits: int
@@ -45,6 +49,7 @@ class Standing:
     n_embedded: int
     n_steps_since: int = 0
     replaced: bool = False
+    free_bits: float = 0.0
 
     @property
     def p_value(self) -> float:
@@ -57,6 +62,11 @@ class Standing:
         return log10_ownership_p_value(self.n_matches, self.n_bits)
 
     @property
+    def log10_charged_p_value(self) -> float:
+        """Base-10 logarithm of the p-value times ``2 ** free_bits``, at most 0."""
+        return log10_charged(self.log10_p_value, freedom=self.free_bits)
+
+    @property
     def owned(self) -> bool:
         """Whether ``verify`` would find the model ``owned`` at its default alpha, if it read the same bits."""
         return self.p_value <= USUAL_ALPHA
@@ -66,26 +76,28 @@ class Standing:
         where = f"on {self.n_images} {'held-out' if self.held_out else 'training'} images"
         since = f", {self.n_steps_since} steps before the end" if self.n_steps_since else ""
         since += ", before the weights were replaced" if self.replaced else ""
+        whose = for_whom(self.log10_p_value, freedom=self.free_bits, alpha=USUAL_ALPHA)
+        verdict = f"owned at alpha {USUAL_ALPHA:g}{whose}" if self.owned else f"not owned at alpha {USUAL_ALPHA:g}"
         return (
             f"{self.n_matches} of {self.n_bits} bits held, p = {self.p_value:.2g} (log10 {self.log10_p_value:.1f}), smallest "
-            f"margin {self.margin:+.3f}: {'owned' if self.owned else 'not owned'} at alpha {USUAL_ALPHA:g}; read {where}{since}, "
+            f"margin {self.margin:+.3f}: {verdict}; read {where}{since}, "
             f"{self.n_embedded} embedding steps"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as plain types."""
-        derived = {"p_value": self.p_value, "log10_p_value": self.log10_p_value, "owned": self.owned}
-        return asdict(self) | derived
+        derived = ("p_value", "log10_p_value", "log10_charged_p_value", "owned")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
 
     @classmethod
-    def from_metrics(cls, metrics: Mapping[str, Any], name: str, n_bits: int) -> Standing | None:
+    def from_metrics(cls, metrics: Mapping[str, Any], name: str, key: WatermarkKey) -> Standing | None:
         """Return what :func:`tell` left in a Trainer's metrics, which is all that comes back from spawned processes."""
         if f"{name}/final_ber" not in metrics:
             return None
         ber, margin, *counts = (float(metrics[f"{name}/final_{figure}"]) for figure in ("ber", "margin", *_COUNTS))
         n_images, held_out, n_embedded, n_steps_since, replaced = map(int, counts)
-        n_matches = round((1 - ber) * n_bits)
-        return cls(n_bits, n_matches, margin, n_images, bool(held_out), n_embedded, n_steps_since, bool(replaced))
+        counted = cls(key.n_bits, round((1 - ber) * key.n_bits), margin, n_images, bool(held_out), n_embedded)
+        return replace(counted, n_steps_since=n_steps_since, replaced=bool(replaced), free_bits=freedom(key))
 
 
 def final_standing(
@@ -142,6 +154,7 @@ def _standing_of(
         n_embedded=marker.n_embedded,
         n_steps_since=trainer.global_step - reader.read_at,
         replaced=replaced,
+        free_bits=freedom(marker.key),
     )
 
 

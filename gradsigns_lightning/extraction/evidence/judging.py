@@ -52,9 +52,11 @@ class Judgement:
         committed_at: when the time-stamp authority saw the commitment, in UTC; None without time-stamp, or
             without authority to check it by.
         precedes_suspect: whether that was before the suspect was there; None if the judge did not say since when it is.
-        reading: the judge's own reading of the suspect, or None.
+        reading: the judge's own reading of the suspect, or None. Its p-value is the raw one, its ``alpha`` what is left of the
+            judge's when keys tried and payload are charged; so its ``free_bits`` are NaN, not charged once more.
         transcript: the claimant's reading, replayed from the bundle; its answers are what the claimant says they were. Or None.
-        controls: reading of each control model with the same key and images.
+        controls: reading of each control model with the same key and images. Their p-values are raw: they speak against the
+            claim, and a charge would make them weaker.
         payload_bits: bits of choice that the key's payload left to its maker.
         grinding_bits: base-2 logarithm of the secrets that the claimant is thought able to have tried, at least that of
             ``n_commitments``.

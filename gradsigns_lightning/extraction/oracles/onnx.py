@@ -40,14 +40,19 @@ class OnnxOracle:
     The file must take one input ``(n, C, H, W)`` of float32, or of uint8 values 0 to 255. If it expects normalised images, wrap
     the oracle in :func:`normalised`.
 
+    Its graph gets 6 GiB for its tensors, refused before they are allocated whatever their shapes (unless the process has an
+    allocator of its own registered with onnxruntime). What operators such as ``NonZero``, ``Unique`` or those of sequences keep
+    beside their tensors, which may be hundreds of times as much, is bounded in a command on Linux only: a library call's process
+    is the caller's, so read a file from an opponent in a process with a limit (``resource.setrlimit``, a container).
+
     Args:
         path: the ONNX file.
         time_limit: seconds that loading may take, and each call, above 0. A call that takes longer is broken off after the step
             of the graph that it is at; a step that does not end goes on in a thread of its own until the process ends.
 
     Raises:
-        ValueError: the file is missing, no ONNX model, names other files, has sparse tensors, texts, too many parts, or functions
-            that grow beyond bounds, takes something else than one image tensor, or is not loaded in time.
+        ValueError: the file is missing, no ONNX model, names other files, has sparse tensors, texts, `RoiAlign`, too many parts,
+            or functions that grow beyond bounds, takes something else than one image tensor, or is not loaded in time.
         TypeError: ``time_limit`` is not a number.
         ImportError: onnx or onnxruntime is not installed.
     """

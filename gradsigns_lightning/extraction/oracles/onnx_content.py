@@ -18,6 +18,7 @@ _MESSAGE_TAKES, _FIELD_TAKES, _NUMBER_TAKES = 1 << 10, 1 << 8, 1 << 3
 _AS_LONG_AS_THEY_ARE = (5, 6, 9)  # kinds of fields: double, float, text
 _LONGEST_NUMBER = 10  # bytes
 _FILE_READERS = ("EPContext",)  # operators that name a file
+_GREEDY = ("RoiAlign",)  # operators that take memory of no allocator by what a few bytes of the file say
 _STRING = 8  # TensorProto.STRING
 
 
@@ -41,6 +42,8 @@ def checked_content(file: Path) -> bytes:
         raise ValueError(f"`path`: the model in {str(file)!r} names other files; export it with its weights inside.")
     if any(message.DESCRIPTOR.name == "SparseTensorProto" for message in _messages(model)):
         raise ValueError(f"`path`: the model in {str(file)!r} must have no sparse tensors; export it with dense weights.")
+    if any(message.DESCRIPTOR.name == "NodeProto" and message.op_type in _GREEDY for message in _messages(model)):
+        raise ValueError(f"`path`: the model in {str(file)!r} must not use {', '.join(_GREEDY)}; export the network alone.")
     if _has_texts(model):
         raise ValueError(f"`path`: the model in {str(file)!r} must compute with numbers only; export the network alone.")
     if not _is_small_inlined(model):

@@ -104,6 +104,7 @@ def test_it_is_read_on_the_held_out_images_of_the_last_validation(lines, recwarn
     assert line == f"GradSigns 'wm': {mark.standing}."
     assert "32 of 32 bits held, p = 2.3e-10 (log10 -9.6), smallest margin +0." in line
     assert ": owned at alpha 1e-09; read on 50 held-out images, " in line
+    assert (mark.standing.free_bits, mark.standing.log10_charged_p_value) == (0, mark.standing.log10_p_value)
     assert not told(recwarn)
 
 
@@ -119,6 +120,20 @@ def test_without_validation_the_training_images_are_read(lines, recwarn, net):
     assert len(lines) == 1
     assert "read on 32 training images" in lines[0]
     assert not told(recwarn)
+
+
+def test_a_payload_that_could_be_fitted_is_told_and_charged(lines):
+    key = make_key().with_payload(bytes(4))
+    trainer, model = make_trainer(mark := make_mark(key)), Net()
+    trainer.fit(model, train_loader(), val_loader())
+    result = verify(model, key, held_out_target_images())
+    assert (mark.standing.free_bits, result.free_bits) == (32, 32)
+    assert mark.standing.owned
+    assert mark.standing.log10_charged_p_value == result.log10_charged_p_value > -9
+    assert mark.standing.to_dict()["log10_charged_p_value"] == mark.standing.log10_charged_p_value
+    (line,) = lines
+    assert ": owned at alpha 1e-09, for the key's maker alone: 32 bits of it could be fitted to this model; read on" in line
+    assert Standing.from_metrics(trainer.callback_metrics, "wm", key) == mark.standing
 
 
 def test_steps_after_the_last_validation_count():
@@ -206,8 +221,8 @@ def test_loggers_and_the_trainers_metrics_get_the_figures(tmp_path):
     assert logger.final["wm/final_ber"] == 0
     assert logger.final["wm/final_owned"] == logger.final["wm/final_held_out"] == 1
     assert logger.final["wm/final_margin"] == mark.standing.margin
-    assert Standing.from_metrics(trainer.callback_metrics, "wm", 32) == mark.standing
-    assert Standing.from_metrics(trainer.callback_metrics, "other", 32) is None
+    assert Standing.from_metrics(trainer.callback_metrics, "wm", mark.key) == mark.standing
+    assert Standing.from_metrics(trainer.callback_metrics, "other", mark.key) is None
 
 
 class TestWarnings:
@@ -309,7 +324,7 @@ def test_two_processes_read_together_and_the_figures_come_back(validate):
     settings = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_spawn", "max_epochs": 5}
     trainer, model = make_trainer(make_mark(), **settings), Net()
     trainer.fit(model, train_loader(), val_loader() if validate else None)
-    standing = Standing.from_metrics(trainer.callback_metrics, "wm", 32)
+    standing = Standing.from_metrics(trainer.callback_metrics, "wm", make_key())
     assert (standing.held_out, standing.n_images) == (validate, 50 if validate else 64)
     assert standing.owned
     if validate:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from gradsigns_lightning import GradSigns, WatermarkKey, strip, verify
 from gradsigns_lightning.cli import main
 from gradsigns_lightning.cli.checkpoint import describe
+from gradsigns_lightning.integration import release
 
 
 class Net(lightning.LightningModule):
@@ -202,3 +205,102 @@ def test_no_path_names_the_package(tmp_path):
     after = words_of(tmp_path / "release.ckpt").lower()
     assert [word for word in (b"gradsigns", b"mark/", b"wm/") if word in after] == []
     assert len(torch.load(tmp_path / "release.ckpt", weights_only=True)["callbacks"]) == 1
+
+
+class Steps:
+    """Counts what ``strip`` itself calls while it is open."""
+
+    def __enter__(self):
+        self.n = 0
+        sys.setprofile(self.count)
+        return self
+
+    def __exit__(self, *_):
+        sys.setprofile(None)
+
+    def count(self, frame, event, _):
+        self.n += event in ("call", "c_call") and frame.f_code.co_filename == release.__file__
+
+
+TEXTS = [f"text {i}" for i in range(2000)]
+
+
+@pytest.mark.parametrize("content", [{"callbacks": dict.fromkeys(range(1000), TEXTS)}, {"callbacks": {0: [TEXTS] * 1000}}])
+def test_what_is_shared_is_looked_at_once(tmp_path, content):
+    torch.save({"state_dict": {}, "gradsigns": {}, **content}, tmp_path / "shared.ckpt")
+    with Steps() as steps:
+        assert strip(tmp_path / "shared.ckpt", tmp_path / "out.ckpt") == ("gradsigns",)
+    assert steps.n < 20 * (len(TEXTS) + 1000)
+
+
+def test_what_is_shared_and_tells_leaves_every_state_that_holds_it(tmp_path):
+    shared = [{"monitor": "wm/ber"}]
+    content = {"a": shared, "b": ({"c": shared},), "d": [1], "e": shared}
+    torch.save({"state_dict": {}, "gradsigns": {"wm": {}}, "callbacks": content}, tmp_path / "shared.ckpt")
+    removed = strip(tmp_path / "shared.ckpt", tmp_path / "out.ckpt")
+    assert removed == ("gradsigns", "callbacks.a", "callbacks.b", "callbacks.e")
+    assert torch.load(tmp_path / "out.ckpt", weights_only=True)["callbacks"] == {"d": [1]}
+
+
+def test_names_of_very_many_marks_are_not_looked_for(tmp_path):
+    """Each of them would be looked for in every text."""
+    for n in (64, 65):
+        marks = {f"wm{i}": {} for i in range(n)}
+        torch.save({"state_dict": {}, "gradsigns": marks, "callbacks": {"x": "wm63/ber"}}, tmp_path / f"{n}.ckpt")
+    assert strip(tmp_path / "64.ckpt", tmp_path / "out.ckpt") == ("gradsigns", "callbacks.x")
+    with pytest.raises(ValueError, match="`checkpoint` must have at most 64 marks in `gradsigns`, got 65"):
+        strip(tmp_path / "65.ckpt", tmp_path / "more.ckpt")
+    assert not (tmp_path / "more.ckpt").exists()
+
+
+def test_the_command_shows_few_of_many_names_and_no_long_one(tmp_path, monkeypatch, capsys):
+    """Every line of a table is as long as its longest."""
+    monkeypatch.chdir(tmp_path)
+    states = {f"GradSigns[{i}": 0 for i in range(300)} | {"GradSigns[" + "x" * 10**6: 0}
+    torch.save({"state_dict": {}, "gradsigns": {}, "callbacks": dict(reversed(states.items()))}, "many.ckpt")
+    assert main(["strip", "checkpoint=many.ckpt", "out=out.ckpt", "json=removed.json"]) == 0
+    out = capsys.readouterr().out
+    assert len(out) < 10**5
+    assert "202 more of the same kind" in out
+    assert len(json.loads((tmp_path / "removed.json").read_text())["removed"]) == 302
+
+
+def text(word):
+    return b"X" + len(word).to_bytes(4, "little") + word.encode()
+
+
+def write(file, *, callback, own=b"N"):
+    """Write a checkpoint of pickled values: the state of a callback, and something before it."""
+    entries = text("own") + own + text("state_dict") + b"}" + text("gradsigns") + b"}"
+    pickled = b"\x80\x02}(" + entries + text("callbacks") + b"}(" + text("x") + callback + b"uu."
+    writer = torch._C.PyTorchFileWriter(str(file))
+    for name, data in (("data.pkl", pickled), ("byteorder", b"little"), ("version", b"3\n")):
+        writer.write_record(name, data, len(data))
+    writer.write_end_of_file()
+
+
+OWN = f"c{Own.__module__}\n{Own.__qualname__}\n".encode()  # what comes after it is read as torch reads it
+
+
+def test_what_a_trusted_type_lets_through_may_hold_itself(tmp_path):
+    write(tmp_path / "itself.ckpt", callback=b"]q\x05h\x05a", own=OWN)
+    with torch.serialization.safe_globals([Own]):
+        assert strip(tmp_path / "itself.ckpt", tmp_path / "out.ckpt") == ("gradsigns",)
+        kept = torch.load(tmp_path / "out.ckpt", weights_only=True)["callbacks"]["x"]
+    assert kept[0] is kept
+
+
+def test_what_a_trusted_type_lets_through_may_be_nested_too_deep(tmp_path):
+    write(tmp_path / "deep.ckpt", callback=b"]" * 10**5 + b"a" * (10**5 - 1), own=OWN)
+    with torch.serialization.safe_globals([Own]), pytest.raises(ValueError, match=r"`checkpoint`.*cannot be written again"):
+        strip(tmp_path / "deep.ckpt", tmp_path / "out.ckpt")
+    assert not (tmp_path / "out.ckpt").exists()
+
+
+def test_an_attribute_hides_no_method_of_a_callbacks_state(tmp_path):
+    hides = b"ccollections\nOrderedDict\n)R}(" + b"".join(text(name) + b"N" for name in ("keys", "values", "items")) + b"ub"
+    write(tmp_path / "a.ckpt", callback=hides + text("monitor") + text("GradSigns/ber") + b"s")
+    assert strip(tmp_path / "a.ckpt", tmp_path / "out.ckpt") == ("gradsigns", "callbacks.x")
+    write(tmp_path / "kept.ckpt", callback=hides)
+    with pytest.raises(ValueError, match=r"`checkpoint`.*cannot be written again"):
+        strip(tmp_path / "kept.ckpt", tmp_path / "more.ckpt")

@@ -651,6 +651,20 @@ def test_the_judge_warns_of_few_images_only_where_the_mark_was_not_found(genuine
         judge(genuine, images=JUDGES[:20], controls=controls, **dated)
 
 
+def test_a_judges_reading_pays_for_the_payload_once(planted):
+    """By the level that it is read at; its p-value is raw, as is a control's, which speaks against the claim."""
+    key = KEY.with_payload(b"x")
+    bundle = Bundle(key=key, statement=make_statement([key], SIGNER))
+    model = planted(key)
+    judgement = judge(bundle, suspect=model, images=JUDGES, controls={"same": model}, grinding_bits=3, alpha=1e-5)
+    reading, control = judgement.reading, judgement.controls["same"]
+    assert reading.alpha == pytest.approx(1e-5 * 2.0 ** -(3 + 8))
+    assert np.isnan(reading.free_bits)
+    assert (judgement.p_value, control.p_value) == (reading.p_value, reading.p_value)
+    assert judgement.log10_adjusted_p_value == pytest.approx(reading.log10_p_value + 11 * np.log10(2))
+    assert any("control model 'same' shows the signature too" in objection for objection in judgement.objections)
+
+
 def test_a_control_that_says_nothing_is_said_to_be_none(genuine, dated, model, unmarked):
     class Flat(torch.nn.Module):
         def forward(self, x):

@@ -127,6 +127,106 @@ def test_an_answer_of_many_scores_is_refused(tmp_path):
         OnnxOracle(tmp_path / "net.onnx")(IMAGES)
 
 
+def shapes(n):
+    """Graphs that make a tensor ``large`` of ``n`` numbers or more from a few bytes: their nodes, and weights beside ``one``."""
+    make = helper.make_node
+    number, truth, many = (helper.make_tensor_value_info(*a) for a in (("i", 7, []), ("c", 9, []), ("a", 1, None)))
+    ends = [helper.make_tensor_value_info(*a) for a in (("d", 9, []), ("b", 1, None))]
+    through = make("Identity", ["c"], ["d"])
+    doubled = helper.make_graph([through, make("Concat", ["a", "a"], ["b"], axis=0)], "body", [number, truth, many], ends)
+    steps = [through, make("Identity", ["a"], ["b"]), make("ConstantOfShape", ["part"], ["s"])]
+    kept = helper.make_graph(steps, "body", [number, truth, many], [*ends, helper.make_tensor_value_info("s", 1, None)])
+    side, image = 1 << 14, np.ones((1, 1, 2, 2), np.float32)
+    return {
+        "Expand": ([make("Expand", ["one", "shape"], ["large"])], {"shape": [n]}),
+        "ConstantOfShape": ([make("ConstantOfShape", ["shape"], ["large"])], {"shape": [n]}),
+        "Tile": ([make("Tile", ["one", "shape"], ["large"])], {"shape": [n]}),
+        "Range": (
+            [make("Range", ["zero", "end", "step"], ["large"])],
+            {"zero": np.int64(0), "end": np.int64(n), "step": np.int64(1)},
+        ),
+        "Pad": ([make("Pad", ["one", "shape"], ["large"])], {"shape": [0, n]}),
+        "Resize": (
+            [make("Resize", ["image", "", "scales"], ["large"])],
+            {"image": image, "scales": np.float32([1, 1, side / 2, n / side / 2])},
+        ),
+        "OneHot": (
+            [make("OneHot", ["index", "depth", "values"], ["large"])],
+            {"index": [0], "depth": np.int64(n), "values": np.array([0, 1], np.float32)},
+        ),
+        "RandomNormal": ([make("RandomNormal", [], ["large"], shape=[n])], {}),
+        "ConvTranspose": (
+            [make("ConvTranspose", ["image", "kernel"], ["large"], strides=[side, n // side])],
+            {"image": image, "kernel": np.ones((1, 1, 1, 1), np.float32)},
+        ),
+        "Gather": (
+            [make("ConstantOfShape", ["shape"], ["zeros"], value=whole(0)), make("Gather", ["row", "zeros"], ["large"])],
+            {"row": np.ones((1, side), np.float32), "shape": [n // side]},
+        ),
+        "MatMul": (
+            [
+                make("ConstantOfShape", ["tall"], ["column"]),
+                make("ConstantOfShape", ["wide"], ["row"]),
+                make("MatMul", ["column", "row"], ["large"]),
+            ],
+            {"tall": [side, 1], "wide": [1, n // side]},
+        ),
+        "Loop, doubled": ([make("Loop", ["n", "t", "one"], ["large"], body=doubled)], {"n": np.int64(40), "t": True}),
+        "Loop, kept": (
+            [make("Loop", ["n", "t", "one"], ["same", "large"], body=kept)],
+            {"n": np.int64(n // side), "t": True, "part": [side]},
+        ),
+    }
+
+
+def whole(value):
+    return numpy_helper.from_array(np.array([value], np.int64))
+
+
+SHAPES = """
+import re, resource, sys, torch
+from pathlib import Path
+from gradsigns_lightning.extraction.oracles import OnnxOracle, onnx
+
+def most():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
+
+onnx._MOST_MEMORY = 1 << 28
+OnnxOracle("plain.onnx")(torch.zeros(2, 1, 4, 5))
+before = most()
+for file in sorted(Path.cwd().glob("graph*.onnx")):
+    try:
+        OnnxOracle(file)(torch.zeros(2, 1, 4, 5))
+        print(file.stem, "answered")
+    except ValueError as error:
+        print(file.stem, most() - before, "was refused" if "cannot be run on images" in str(error) else error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process took")
+def test_no_shape_takes_more_than_the_bound_in_a_library_call(tmp_path):
+    """A gibibyte, which would be had, and 16 tebibytes; each is refused before it is allocated."""
+    graphs = {f"{name} {n}": graph for n in (1 << 28, 1 << 42) for name, graph in shapes(n).items()}
+    for i, (nodes, weights) in enumerate(graphs.values()):
+        size = [helper.make_node("Size", ["large"], ["size"]), helper.make_node("Cast", ["size"], ["number"], to=1)]
+        end = helper.make_node("Add", ["f", "number"], ["y"])
+        write(tmp_path / f"graph{i:02}.onnx", [*nodes, *size, end], {"one": np.ones(1, np.float32), **weights})
+    write(tmp_path / "plain.onnx", [helper.make_node("Identity", ["f"], ["y"])], {})
+    done = subprocess.run([sys.executable, "-c", SHAPES], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=True)
+    lines = dict(zip(graphs, (line.split(" ", 2)[1:] for line in done.stdout.splitlines()), strict=True))
+    assert {name: line for name, line in lines.items() if line[-1] != "was refused"} == {}
+    assert max(int(line[0]) for line in lines.values()) < 400  # MiB
+
+
+def test_an_operator_that_takes_memory_beside_its_tensors_by_its_attributes_is_refused(tmp_path):
+    """Two gibibytes for a million answers, of no allocator that could be bounded."""
+    regions = {"image": np.ones((1, 1, 4, 4), np.float32), "regions": np.float32([[0, 0, 3, 3]]), "which": [0]}
+    align = helper.make_node("RoiAlign", list(regions), ["y"], output_height=1000, output_width=1000, sampling_ratio=8)
+    write(tmp_path / "net.onnx", [align], regions)
+    with pytest.raises(ValueError, match=r"`path`: the model in .* must not use RoiAlign"):
+        OnnxOracle(tmp_path / "net.onnx")
+
+
 BESIDES = """
 import re, resource, torch
 from pathlib import Path

@@ -2,10 +2,12 @@
 
 import base64
 import itertools
+import re
 import shlex
 import subprocess
 import time
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -117,6 +119,25 @@ def test_a_certificate_may_have_expired_since_and_openssl_agrees(make_authority,
         for options in ("", f"-attime {int(stamped.timestamp())}")
     ]
     assert codes == [1, 0]
+
+
+def test_the_documented_line_checks_a_stamp(make_authority, tmp_path):
+    document = Path(__file__).parents[3] / "docs/evidence.md"
+    (line,) = re.findall(r"^(openssl ts -verify [^#\n]+)", document.read_text(), re.MULTILINE)
+    authority = make_authority()
+    reply = authority.stamp(timestamp_request(STATEMENT))
+    seconds = int(check_timestamp(reply, STATEMENT, authority.pem("root")).timestamp())
+    contents = {"json": STATEMENT.to_bytes(), "tsr": reply}
+    for suffix, data in contents.items():
+        (tmp_path / f"acme.commitment.{suffix}").write_bytes(data)
+    (tmp_path / "authority.pem").write_bytes(authority.pem("root"))
+
+    def code():
+        return subprocess.run(shlex.split(line.replace("SECONDS", str(seconds))), cwd=tmp_path, capture_output=True).returncode
+
+    assert code() == 0
+    (tmp_path / "acme.commitment.json").write_bytes(STATEMENT.to_bytes() + b" ")
+    assert code() == 1
 
 
 @pytest.mark.parametrize("valid", [(3600, 7200), (-7200, -3600)])

@@ -217,6 +217,7 @@ def test_no_message_is_invented(planted):
         ({"alpha": 0}, "`alpha` must be > 0"),
         ({"images": IMAGES[:, :1]}, "`images` must be floating point of shape"),
         ({"master": customer_key(MASTER, 1)}, "`master` must be a key without payload"),
+        ({"master": MASTER.with_payload(b"fitted")}, "`master` must be a key without payload"),  # so nothing is charged for it
         ({"n_customers": 65536, "alpha": 1e-40}, "`master` must have at least 149 bits"),
     ],
 )
