@@ -19,7 +19,7 @@ from gradsigns_lightning.core.canonical import json_of
 from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.extraction.answers import AnswerReader, Values
-from gradsigns_lightning.extraction.lines import LineFile, read_lines
+from gradsigns_lightning.extraction.lines import LineFile, is_left_of, read_lines
 from gradsigns_lightning.extraction.white_box import normalise
 
 Oracle = Callable[[Tensor], Any]
@@ -138,7 +138,7 @@ class Journal(Transcript):
 
     def _begin(self) -> None:
         header = _line(self.header)
-        if not header.startswith(self._file.tail):
+        if not is_left_of(header, self._file.tail):
             raise ValueError(f"`journal` must name a journal or no file, got {str(self._path)!r}.")
         with self._kept():
             self._file.append(header)

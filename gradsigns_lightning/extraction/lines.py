@@ -22,7 +22,7 @@ _HOLE = b"\0"  # what a file holds where space is reserved, or where a power cut
 
 
 def read_lines(path: Path) -> tuple[list[bytes], bytes]:
-    """Return the whole lines of a file, each with its line feed, and what is left of one that was cut off.
+    """Return the whole lines of a file, each with its line feed, and what is there of one that was cut off.
 
     The last line was cut off if it has no line feed or a hole: text holds no NUL, and each line is on the disk before the next.
 
@@ -40,7 +40,12 @@ def read_lines(path: Path) -> tuple[list[bytes], bytes]:
         raise ValueError(f"it has more than {MAX_LINES} lines")
     lines = io.BytesIO(data.rstrip(_HOLE)).readlines()
     tail = lines.pop() if lines and (_HOLE in lines[-1] or not lines[-1].endswith(b"\n")) else b""
-    return lines, tail.split(_HOLE, 1)[0]
+    return lines, tail
+
+
+def is_left_of(line: bytes, tail: bytes) -> bool:
+    """Return whether ``tail`` is what a crash may have left of ``line``: its beginning, or all of it, with holes."""
+    return len(tail) <= len(line) and all(found in (wanted, 0) for found, wanted in zip(tail, line, strict=False))
 
 
 def _file_to_lock(path: Path) -> Path:
@@ -68,7 +73,7 @@ class LineFile:
 
     Attributes:
         lines: the whole lines that it held.
-        tail: what is left of one that was cut off; the next line takes its place.
+        tail: what is there of one that was cut off; the next line takes its place.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:

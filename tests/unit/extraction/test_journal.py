@@ -314,6 +314,10 @@ def test_a_journal_does_not_get_more_lines_than_are_read(path, monkeypatch):
         b"[" * 100_000 + b"\n",
         b"\xff\xfe\n",
         b"{}\n{}\n",
+        b"\0notes",
+        b"PK\x03\x04\0\0of my own\n",
+        json.dumps({"format": "gradsigns-journal/1", **READING}).encode()[:20] + b"\0" * 9 + b"of my own",
+        json.dumps({"format": "gradsigns-journal/1", **READING}).encode() + b"\0" * 9 + b"of my own",
         json.dumps({"format": "gradsigns-journal/1", **READING, "alpha": 1e-3}).encode()[:-3],
     ],
 )
