@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as NotInTimeError
@@ -30,6 +31,7 @@ _MOST_MEMORY = 6 << 30  # bytes of all models: the largest file's weights, and 4
 _MOST_IN_ALL = 8 << 30  # bytes that a command takes for loading, or for an answer
 _MOST_SCORES = 1 << 25  # of one answer: they become doubles, more than once
 _TIME_LIMIT = 600.0  # seconds, of loading and of each answer
+_GLANCE = 0.2  # seconds
 _PATIENCE = 2.0  # seconds in which a step of a usual graph is done
 T = TypeVar("T")
 
@@ -134,10 +136,14 @@ def _in_time(work: Callable[[], T], seconds: float, give_up: Callable[[], Any] =
         except BaseException as error:  # whatever it is, the caller is told
             done.set_exception(error)
 
+    end = time.monotonic() + seconds
     with _bounded_process():
-        threading.Thread(target=do, daemon=True).start()
         try:
-            return done.result(timeout=seconds)
+            threading.Thread(target=do, daemon=True).start()
+            # Looked at again and again: Python does not hear of an interruption right before it waits until the wait is over.
+            while not done.done() and (left := end - time.monotonic()) > 0:
+                wait([done], timeout=min(left, _GLANCE))
+            return done.result(timeout=0)
         finally:
             if not done.done():  # out of time, or interrupted
                 give_up()
