@@ -320,8 +320,8 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         # Loggers are still open here.
         self._end.tell(trainer, pl_module, partial(self.logits, pl_module))
-        if self.watermarker.schedule.strength and self._early.n_batches and not trainer.fast_dev_run:
-            warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self.standing)
+        if self.watermarker.schedule.strength and not trainer.fast_dev_run:
+            warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self.standing, n_batches=self._early.n_batches)
 
     @override
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
