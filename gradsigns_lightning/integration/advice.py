@@ -163,8 +163,8 @@ def _causes(trainer: Any, pl_module: Any, marker: Watermarker, standing: Standin
     if not standing.is_recognised:
         yield (
             f"It takes only {standing.recognised:.0%} of the images of class {marker.key.target_class} for it, so nothing could "
-            "be concluded from its bits: train until it knows the class; if it does, `GradSigns.logits` must return the logits that "
-            "the loss is computed from."
+            "be concluded from its bits: train until it knows the class; if it does, `GradSigns.logits` must return the logits "
+            "that the loss is computed from."
         )
     if standing.n_matches == standing.n_bits:
         return

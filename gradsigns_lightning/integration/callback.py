@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from contextlib import nullcontext
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -36,6 +37,7 @@ from gradsigns_lightning.integration.release import CHECKPOINT_ENTRY, STATE_PREF
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.standing import Standing
 from gradsigns_lightning.integration.step_patch import StepPatch
+from gradsigns_lightning.integration.trained import only_trained
 from gradsigns_lightning.integration.unlogged import unlogged
 from gradsigns_lightning.integration.weights import lengths_of
 
@@ -156,12 +158,12 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         marker, step, epoch = self.watermarker, trainer.global_step, trainer.current_epoch
         if marker.schedule.strength == 0:
             return None
+        sharded = is_sharded(trainer)
         images, labels = self._taken_from(batch)
         if pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1:
             self._refuse_second_evaluation(images, step)
         marker.observe(images, labels, step=step)
         if not self._prepared:
-            sharded = is_sharded(trainer)
             self._watch = InputWatch(pl_module)
             with self._watch.recording():
                 self._try_logits(pl_module, images, batch)
@@ -172,14 +174,14 @@ class GradSigns(LeavesNoKeyBehind, Callback):
             self._prepared = True
         if not marker.is_due(step=step, epoch=epoch):
             return None
-        with unlogged(pl_module):
+        with unlogged(pl_module), nullcontext() if sharded else only_trained(pl_module, trainer.optimizers):
             loss = marker.loss(
                 pl_module,
                 lambda x: self.logits(pl_module, x),
                 step=step,
                 epoch=epoch,
                 world_size=trainer.world_size,
-                sharded=is_sharded(trainer),
+                sharded=sharded,
             )
         pl_module.log(f"{self.name}/loss", marker.value, on_step=True, on_epoch=False)
         return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss

@@ -74,6 +74,48 @@ def test_the_embedding_step_s_gradient_is_so_many_times_the_task_s():
     assert max(lengths[2:]) < 20 * task
 
 
+def last_layer_only(*, frozen):
+    net = mlp()
+    net[1].requires_grad_(not frozen)
+    return net, torch.optim.SGD(net[4].parameters(), 0.1, momentum=0.9)
+
+
+def same_weights(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_what_no_optimizer_steps_is_as_good_as_frozen():
+    class LastLayer(Net):
+        def __init__(self, frozen):
+            torch.manual_seed(4)
+            net, self.own = last_layer_only(frozen=frozen)
+            super().__init__(net)
+
+        def configure_optimizers(self):
+            return self.own
+
+    models = [LastLayer(frozen) for frozen in (True, False)]
+    for model in models:
+        make_trainer(GradSigns(make_key()), max_epochs=2).fit(model, train_loader(shuffle=False))
+    assert same_weights(*models)
+    assert all(p.requires_grad for p in models[1].parameters())
+
+
+def test_what_no_optimizer_steps_in_a_fabric_loop_is_as_good_as_frozen():
+    nets = []
+    for frozen in (True, False):
+        torch.manual_seed(4)
+        net, optimizer = last_layer_only(frozen=frozen)
+        watermark = FabricGradSigns(Fabric(accelerator="cpu", devices=1), make_key())
+        for step, (images, labels) in enumerate(train_loader(shuffle=False)):
+            optimizer.zero_grad()
+            (F.cross_entropy(net(images), labels) + watermark.loss(net, images, labels, step=step)).backward()
+            optimizer.step()
+        assert watermark.watermarker.n_embedded > 5
+        nets.append(net)
+    assert same_weights(*nets)
+
+
 @pytest.mark.parametrize("scale", [0.01, 100.0])
 def test_a_fabric_loop_with_a_scaled_loss_is_signed(scale):
     fabric, key = Fabric(accelerator="cpu", devices=1), make_key()
