@@ -140,7 +140,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         Raises:
             TypeError: a batch of another form.
         """
-        return images_and_labels(batch)
+        return images_and_labels(batch, self.key.input_shape)
 
     def logits(self, pl_module: Any, images: Tensor) -> Tensor:
         """Return the logits ``(n, n_classes)`` of inputs ``(n, C, H, W)``: by default ``pl_module(images)``.

@@ -202,6 +202,42 @@ def test_a_form_that_is_not_the_keys_comes_with_one_line_that_cures_it(images, l
     taken(x, y, (1, 8, 8))
 
 
+ZEROS = torch.zeros(6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "code"),
+    [
+        ((X, Y, torch.arange(6)), "batch[0], batch[1]"),
+        ((ZEROS, Y, X), "batch[2], batch[1]"),
+        ({"img": X, "cls": Y, "weight": ZEROS}, "batch['img'], batch['cls']"),
+        ({"image": X, "label": Y, "target": ZEROS}, "batch['image'], batch['label']"),
+        ({"unlabelled": X + 1, "labelled": [X, Y]}, "batch['labelled'][0], batch['labelled'][1]"),
+        (((X, ZEROS), {"label": Y}), "batch[0][0], batch[1]['label']"),
+        ([[X, Y], 3], "batch[0][0], batch[0][1]"),
+    ],
+)
+def test_a_batch_of_another_form_comes_with_the_line_that_takes_it_apart(batch, code):
+    mark = GradSigns(WatermarkKey.generate("A", 16, input_shape=(1, 8, 8), target_class=0))
+    with pytest.raises(TypeError, match=r"must be two tensors .*, for example:\n    def images_and_labels") as caught:
+        mark._taken_from(batch)
+    assert str(caught.value).endswith(f"return {code}")
+    x, y = eval(code, {"batch": batch})
+    assert torch.equal(x, X)
+    assert torch.equal(y, Y)
+
+
+@pytest.mark.parametrize("batch", [(X, ZEROS, ZEROS), X, 3, {"image": X, "label": "none"}, (X, Y[:3], "a")])
+def test_a_batch_without_class_indices_comes_without_an_example(batch):
+    with pytest.raises(TypeError, match=r"for batches of another form\.$"):
+        GradSigns(WatermarkKey.generate("A", 16, input_shape=(1, 8, 8), target_class=0))._taken_from(batch)
+
+
+def test_labels_that_come_first_are_changed_round():
+    with pytest.raises(ValueError, match=r"Do labels come first\?(?s:.*)return y, x$"):
+        taken(Y, X, (1, 8, 8))
+
+
 def test_the_network_gets_flat_inputs_back():
     with pytest.raises(ValueError, match=r"return pl_module\(images.reshape\(-1, 64\)\)$"):
         taken(X.flatten(1), Y, (1, 8, 8))
