@@ -116,6 +116,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         self._prepared = False
         self._tried = False
         self._last_seen: tuple[int, weakref.ref[Tensor]] | None = None
+        self._awaited: int | None = None  # step that embedded and whose gradient no optimizer has taken yet
         self._warned = False
         self._unreadable = False
         self._early = EarlyWarnings(self.watermarker, name)
@@ -159,6 +160,9 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         if marker.schedule.strength == 0:
             return None
         sharded = is_sharded(trainer)
+        if self._awaited is not None and step > self._awaited:
+            # Lightning counted a step that the module's own `optimizer_step` left out.
+            self._take_back()
         images, labels = self._taken_from(batch)
         if pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1:
             self._refuse_second_evaluation(images, step)
@@ -183,6 +187,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
                 world_size=trainer.world_size,
                 sharded=sharded,
             )
+        self._awaited = step
         pl_module.log(f"{self.name}/loss", marker.value, on_step=True, on_epoch=False)
         return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss
 
@@ -243,7 +248,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored yet.
         self._prepared = self._tried = False
-        self._last_seen = None
+        self._last_seen = self._awaited = None
         self._unreadable = False
         self._end.start()
         self._early.start()
@@ -275,6 +280,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self._awaited = None
         # Here gradients are whole, unscaled and not clipped yet.
         if self._prepared:
             which = next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
@@ -345,8 +351,12 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         self._patch = StepPatch(
             pl_module,
             lambda batch: self._embedding_loss_before_step(trainer, pl_module, batch),
-            self.watermarker.take_back,
+            self._take_back,
         )
+
+    def _take_back(self) -> None:
+        self._awaited = None
+        self.watermarker.take_back()
 
     def _unpatch(self) -> None:
         self._last_seen = None

@@ -74,6 +74,33 @@ def test_the_embedding_step_s_gradient_is_so_many_times_the_task_s():
     assert max(lengths[2:]) < 20 * task
 
 
+def test_a_step_that_no_optimizer_makes_does_not_count_as_embedded():
+    # Lightning's documentation steps one optimizer every second batch like this; the closure alone counts as a step.
+    class EverySecond(Net):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+            if batch_idx % 2:
+                optimizer.step(closure=optimizer_closure)
+            else:
+                optimizer_closure()
+
+    made = []
+
+    class Watch(GradSigns):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+            made.append(trainer.global_step)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            if self.watermarker._last_step == trainer.global_step - 1:
+                embedded.append(self.watermarker._last_step)
+
+    embedded, model, mark = [], EverySecond(), Watch(make_key(), cadence=2)
+    make_trainer(mark, max_epochs=8).fit(model, train_loader())
+    assert len(set(made) & set(embedded)) == mark.watermarker.n_embedded > 50
+    assert verify(model, make_key(), held_out_target_images()).bit_error_rate == 0
+
+
 def last_layer_only(*, frozen):
     net = mlp()
     net[1].requires_grad_(not frozen)
