@@ -416,7 +416,13 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         carrier_layer = self.watermarker.carrier_layer
         with unlogged(pl_module):
             check_logits_hook(
-                pl_module, lambda x: self.logits(pl_module, x), images, batch, self.key, carrier_layer=carrier_layer
+                pl_module,
+                lambda x: self.logits(pl_module, x),
+                images,
+                batch,
+                self.key,
+                carrier_layer=carrier_layer,
+                sharded=is_sharded(pl_module.trainer),
             )
         self._tried = True
 

@@ -123,6 +123,34 @@ def test_an_error_in_the_logits_hook_ends_with_the_override_that_works(form, cod
     make_trainer(Mine(make_key(), cadence=2), max_epochs=1).fit(form(), data_for(form))  # and it does
 
 
+class Predicts(Net):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+
+class Detaches(Predicts):
+    def forward(self, x):
+        return self.net(x.detach())
+
+
+class ThroughNumpy(Predicts):
+    def forward(self, x):
+        return self.net(torch.tensor(x.detach().numpy()))
+
+
+@pytest.mark.parametrize("model", [Predicts, Detaches, ThroughNumpy])
+@pytest.mark.parametrize("validation", [True, False])
+def test_logits_without_a_gradient_come_with_the_override_that_has_one(model, validation):
+    with pytest.raises(
+        ValueError, match=r"must depend on the images .*(?s:.*)this works here(?s:.*)return pl_module.net\(images\)$"
+    ):
+        make_trainer(make_mark(), max_epochs=1).fit(model(), train_loader(80), val_loader() if validation else None)
+
+
 def test_where_nothing_works_an_example_is_given():
     class Odd(WithoutForward):
         def __init__(self):
