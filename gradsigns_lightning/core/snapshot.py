@@ -6,6 +6,9 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from torch import Tensor, nn
 _OWN = frozenset(vars(nn.Module())) - {"_buffers", "_non_persistent_buffers_set"}
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
-Restore = Callable[[], None]
+Restore = Callable[[], object]
 
 
 @contextmanager
@@ -24,8 +27,9 @@ def side_effects_undone(module: nn.Module) -> Iterator[None]:
     """Put back all that passes through ``module`` change beside its parameters, also on exception.
 
     That is: buffers, changed in place or registered anew; attributes of modules and their lists, dictionaries and tensors (the
-    states of metrics, counters, caches); modules within such lists; the random states of PyTorch, of its generators among the
-    attributes, of Python and of NumPy. Hooks on the backward passes of modules, which belong to the task's own, are not called.
+    states of metrics, counters, caches), also in dataclasses; modules within such lists; the random states of PyTorch, Python and
+    NumPy, and of generators of theirs among the attributes. Hooks on the backward passes of modules, which belong to the task's
+    own, are not called.
 
     Tensors are copied before and copied back, without a new version, so that graphs which saved them stay valid.
     """
@@ -82,9 +86,16 @@ class _Keeper:
         elif isinstance(value, nn.Module):
             for child in value.modules():
                 self.keep_module(child)
-        elif isinstance(value, torch.Generator) and self._is_new(value):
-            state = value.get_state()
-            self._restores.append(lambda: _set_state(value, state))
+        elif _is_plain_record(value):
+            self._keep_record(value)
+        elif (set_state := _setter_of_state(value)) is not None and self._is_new(value):
+            self._restores.append(set_state)
+
+    def _keep_record(self, record: Any) -> None:
+        if self._is_new(record):
+            attributes, kept = vars(record), dict(vars(record))
+            self._restores.append(lambda: _refill(attributes, kept))
+            self._keep_items(kept.values())
 
     def _keep_tensor(self, tensor: Tensor) -> None:
         # What requires a gradient is a parameter or made of some, and nothing that a pass may change in place.
@@ -144,8 +155,23 @@ def _copy_back(tensor: Tensor, copy: Tensor) -> None:
         target.copy_(copy)
 
 
-def _set_state(generator: torch.Generator, state: Tensor) -> None:
-    generator.set_state(state)
+def _is_plain_record(value: Any) -> bool:
+    """Return whether a value is what steps keep their counts in; other objects may be anything, as large as a data set."""
+    return (
+        (is_dataclass(value) or isinstance(value, SimpleNamespace)) and not isinstance(value, type) and hasattr(value, "__dict__")
+    )
+
+
+def _setter_of_state(generator: Any) -> Restore | None:
+    """Return what gives a random generator the state that it has now; None for another object."""
+    if isinstance(generator, (torch.Generator, np.random.RandomState)):
+        state: Any = generator.get_state()
+        return partial(generator.set_state, state)
+    if isinstance(generator, random.Random) and not isinstance(generator, random.SystemRandom):  # which has no state
+        return partial(generator.setstate, generator.getstate())
+    if isinstance(generator, np.random.Generator):
+        return partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)
+    return None
 
 
 def _keep_random_states(stack: ExitStack, devices: list[torch.device]) -> None:

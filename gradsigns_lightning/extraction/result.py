@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["owned", "not_proven", "inconclusive"]
 DEFAULT_ALPHA = USUAL_ALPHA
-_LEAST_RECOGNISED = 0.5
+LEAST_RECOGNISED = 0.5
 _MOST_DIGITS = 300
 
 
@@ -113,7 +113,7 @@ def three_lines(verdict: str, reason: str, bits: str, read: str) -> str:
 
 def why_inconclusive(recognised: float, undecided: str) -> str:
     """Return why nothing can be concluded; ``undecided`` says why no bit could be decided, if that is the reason."""
-    if not recognised < _LEAST_RECOGNISED:
+    if not recognised < LEAST_RECOGNISED:
         return f"no bit could be decided, because {undecided}"
     return (
         f"the model takes only {recognised:.0%} of the images for the target class; are they of it, raw in [0, 1], and do the "
@@ -188,6 +188,6 @@ def check_alpha(alpha: float) -> None:
 
 def verdict_of(p_value: float, alpha: float, recognised: float = math.nan) -> Verdict:
     """Return the verdict on a p-value, which is NaN when no bit was decided, and on the share of images that were recognised."""
-    if math.isnan(p_value) or recognised < _LEAST_RECOGNISED:
+    if math.isnan(p_value) or recognised < LEAST_RECOGNISED:
         return "inconclusive"
     return "owned" if p_value <= alpha else "not_proven"

@@ -134,9 +134,16 @@ def _why_spoilt(marker: Watermarker) -> str | None:
     return None
 
 
-def warn_if_not_owned(trainer: Any, pl_module: Any, name: str, marker: Watermarker, standing: Standing | None) -> None:
-    """Warn at the end of a fit that the model would not be ``owned``, of the likely causes and of what helps."""
-    if standing is None:
+def warn_if_not_owned(
+    trainer: Any, pl_module: Any, name: str, marker: Watermarker, standing: Standing | None, *, n_batches: int
+) -> None:
+    """Warn at the end of a fit of ``n_batches`` that the model would not be ``owned``, of likely causes and of what helps."""
+    if n_batches == 0:
+        problem = (
+            "this fit trained on no batch, so it embedded and read nothing: are there any, and are `max_epochs`, `max_steps` or "
+            "`max_time` over, where a checkpoint goes on? `verify` tells whether the model is signed."
+        )
+    elif standing is None:
         problem = why_idle(trainer, marker, automatic=pl_module.automatic_optimization) or (
             f"no bit can be read, because the gradient of class {marker.key.target_class} is zero or not finite at the end: has "
             "the training diverged (a learning rate that is too high)?"
@@ -153,6 +160,12 @@ def warn_if_not_owned(trainer: Any, pl_module: Any, name: str, marker: Watermark
 def _causes(trainer: Any, pl_module: Any, marker: Watermarker, standing: Standing) -> Iterator[str]:
     if standing.n_bits < least_bits():
         yield f"A key of {standing.n_bits} bits never is: {least_bits()} bits would do, 128 leave room for wrong bits."
+    if not standing.is_recognised:
+        yield (
+            f"It takes only {standing.recognised:.0%} of the images of class {marker.key.target_class} for it, so nothing could "
+            "be concluded from its bits: train until it knows the class; if it does, `GradSigns.logits` must return the logits "
+            "that the loss is computed from."
+        )
     if standing.n_matches == standing.n_bits:
         return
     if spoilt := _why_spoilt(marker):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,10 +11,15 @@ from torch import Tensor
 
 _IMAGES = ("x", "image", "images", "pixel_values", "input_ids")
 _LABELS = ("y", "label", "labels", "target", "targets")
+_DEEPEST = 3  # parts of parts that are looked through
 
 
-def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
+def images_and_labels(batch: Any, input_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return inputs and labels of a pair, or of a mapping with one entry of the usual names for each.
+
+    Args:
+        batch: the batch.
+        input_shape: the key's, by which an error finds the images in a batch of another form.
 
     Raises:
         TypeError: a batch of another form.
@@ -29,7 +34,7 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
         return found[0], found[1]
     raise TypeError(
         f"`batch` must be two tensors (images, labels) or a mapping with one of each, got {_describe(batch)}. "
-        "Override `GradSigns.images_and_labels` for batches of another form."
+        f"Override `GradSigns.images_and_labels` for batches of another form{_example(batch, input_shape)}"
     )
 
 
@@ -42,6 +47,8 @@ def cure(images: Tensor, labels: Tensor, input_shape: tuple[int, ...], *, any_in
         input_shape: the key's, ``(C, H, W)``.
         any_input: inputs may be anything, as with a carrier layer.
     """
+    if not any_input and tuple(labels.shape[1:]) == input_shape and images.shape == labels.shape[:1]:
+        return f" Do labels come first?{_override('y', 'x')}"
     if not any_input and (tuple(images.shape[1:]) != input_shape or not images.is_floating_point()):
         return _image_cure(images, input_shape)
     return _label_cure(labels, len(images)) if labels.shape != images.shape[:1] else ""
@@ -76,6 +83,28 @@ def _override(images: str, labels: str) -> str:
         " Override `GradSigns.images_and_labels` in a subclass:\n"
         f"    def images_and_labels(self, batch): x, y = super().images_and_labels(batch); return {images}, {labels}"
     )
+
+
+def _example(batch: Any, input_shape: tuple[int, ...]) -> str:
+    """Return the override that takes from a batch what looks like images and class indices; ends a sentence if nothing does."""
+    tensors = list(_tensors_in(batch))
+    images = [(path, t) for path, t in tensors if tuple(t.shape[1:]) == input_shape]
+    labels = [(path, t) for path, t in tensors if t.ndim == 1 and not t.is_floating_point() and t.dtype != torch.bool]
+    pairs = [(x, y) for x, one in images for y, other in labels if len(one) == len(other)]
+    if not pairs:
+        return "."
+    # Those that stand side by side come before those of other parts, such as an unlabelled loader's.
+    x, y = min(pairs, key=lambda pair: pair[0][:-1] != pair[1][:-1])
+    code = [f"batch{''.join(f'[{step!r}]' for step in path)}" for path in (x, y)]
+    return f", for example:\n    def images_and_labels(self, batch): return {', '.join(code)}"
+
+
+def _tensors_in(part: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    if isinstance(part, Tensor):
+        yield path, part
+    elif isinstance(part, (Mapping, tuple, list)) and len(path) < _DEEPEST:
+        for step, value in part.items() if isinstance(part, Mapping) else enumerate(part):
+            yield from _tensors_in(value, (*path, step))
 
 
 def _describe(batch: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from contextlib import nullcontext
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -36,6 +37,7 @@ from gradsigns_lightning.integration.release import CHECKPOINT_ENTRY, STATE_PREF
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.standing import Standing
 from gradsigns_lightning.integration.step_patch import StepPatch
+from gradsigns_lightning.integration.trained import only_trained
 from gradsigns_lightning.integration.unlogged import unlogged
 from gradsigns_lightning.integration.weights import lengths_of
 
@@ -115,6 +117,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         self._prepared = False
         self._tried = False
         self._last_seen: tuple[int, weakref.ref[Tensor]] | None = None
+        self._awaited: int | None = None  # step that embedded and whose gradient no optimizer has taken yet
         self._warned = False
         self._unreadable = False
         self._early = EarlyWarnings(self.watermarker, name)
@@ -139,7 +142,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         Raises:
             TypeError: a batch of another form.
         """
-        return images_and_labels(batch)
+        return images_and_labels(batch, self.key.input_shape)
 
     def logits(self, pl_module: Any, images: Tensor) -> Tensor:
         """Return the logits ``(n, n_classes)`` of inputs ``(n, C, H, W)``: by default ``pl_module(images)``.
@@ -157,12 +160,15 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         marker, step, epoch = self.watermarker, trainer.global_step, trainer.current_epoch
         if marker.schedule.strength == 0:
             return None
+        sharded = is_sharded(trainer)
+        if self._awaited is not None and step > self._awaited:
+            # Lightning counted a step that the module's own `optimizer_step` left out.
+            self._take_back()
         images, labels = self._taken_from(batch)
         if pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1:
             self._refuse_second_evaluation(images, step)
         marker.observe(images, labels, step=step)
         if not self._prepared:
-            sharded = is_sharded(trainer)
             self._watch = InputWatch(pl_module)
             with self._watch.recording():
                 self._try_logits(pl_module, images, batch)
@@ -173,15 +179,16 @@ class GradSigns(LeavesNoKeyBehind, Callback):
             self._prepared = True
         if not marker.is_due(step=step, epoch=epoch):
             return None
-        with unlogged(pl_module):
+        with unlogged(pl_module), nullcontext() if sharded else only_trained(pl_module, trainer.optimizers):
             loss = marker.loss(
                 pl_module,
                 lambda x: self.logits(pl_module, x),
                 step=step,
                 epoch=epoch,
                 world_size=trainer.world_size,
-                sharded=is_sharded(trainer),
+                sharded=sharded,
             )
+        self._awaited = step
         pl_module.log(f"{self.name}/loss", marker.value, on_step=True, on_epoch=False)
         return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss
 
@@ -242,7 +249,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored yet.
         self._prepared = self._tried = False
-        self._last_seen = None
+        self._last_seen = self._awaited = None
         self._unreadable = False
         self._end.start()
         self._early.start()
@@ -274,6 +281,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self._awaited = None
         # Here gradients are whole, unscaled and not clipped yet.
         if self._prepared:
             which = next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
@@ -321,8 +329,8 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         # Loggers are still open here.
         self._end.tell(trainer, pl_module, partial(self.logits, pl_module))
-        if self.watermarker.schedule.strength and self._early.n_batches and not trainer.fast_dev_run:
-            warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self.standing)
+        if self.watermarker.schedule.strength and not trainer.fast_dev_run:
+            warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self.standing, n_batches=self._early.n_batches)
 
     @override
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -344,8 +352,12 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         self._patch = StepPatch(
             pl_module,
             lambda batch: self._embedding_loss_before_step(trainer, pl_module, batch),
-            self.watermarker.take_back,
+            self._take_back,
         )
+
+    def _take_back(self) -> None:
+        self._awaited = None
+        self.watermarker.take_back()
 
     def _unpatch(self) -> None:
         self._last_seen = None
@@ -405,7 +417,13 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         carrier_layer = self.watermarker.carrier_layer
         with unlogged(pl_module):
             check_logits_hook(
-                pl_module, lambda x: self.logits(pl_module, x), images, batch, self.key, carrier_layer=carrier_layer
+                pl_module,
+                lambda x: self.logits(pl_module, x),
+                images,
+                batch,
+                self.key,
+                carrier_layer=carrier_layer,
+                sharded=is_sharded(pl_module.trainer),
             )
         self._tried = True
 

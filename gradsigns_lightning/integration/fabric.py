@@ -15,6 +15,7 @@ from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.signature import LogitsFn
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.compat import check_module
+from gradsigns_lightning.integration.trained import only_trained
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
@@ -90,7 +91,8 @@ class FabricGradSigns:
             self._prepared = True
         if not marker.is_due(step=step, epoch=epoch):
             return zero
-        return marker.loss(original, logits_fn, step=step, epoch=epoch, world_size=world_size)
+        with only_trained(original, self._optimizers):
+            return marker.loss(original, logits_fn, step=step, epoch=epoch, world_size=world_size)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of schedule, cadence and mean gradient."""

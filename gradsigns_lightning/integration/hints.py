@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.engines.probe import N_IMAGES
-from gradsigns_lightning.core.frozen import frozen_statistics, twice_differentiable_kernels
+from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.signature import LogitsFn, as_logits, class_logits
@@ -19,7 +19,14 @@ _PAD = "torch.nn.functional.pad({}, (1, 0))"  # the logit of class 0 is 0 then
 
 
 def check_logits_hook(
-    module: nn.Module, logits_fn: LogitsFn, images: Tensor, batch: Any, key: WatermarkKey, *, carrier_layer: str | None
+    module: nn.Module,
+    logits_fn: LogitsFn,
+    images: Tensor,
+    batch: Any,
+    key: WatermarkKey,
+    *,
+    carrier_layer: str | None,
+    sharded: bool,
 ) -> None:
     """Call the logits hook on a few images.
 
@@ -30,9 +37,11 @@ def check_logits_hook(
         batch: the batch as the module gets it.
         key: the owner's key.
         carrier_layer: as in the callback; inputs are taken as they are with it.
+        sharded: parameters are sharded over the ranks; whether the logits depend on the images is not looked at then.
 
     Raises:
-        ValueError: it fails or gives no logits; the message ends with an override of ``GradSigns.logits``.
+        ValueError: it fails, gives no logits or none that depend on the images; the message ends with an override of
+            ``GradSigns.logits``.
     """
     with torch.no_grad(), frozen_statistics(module), twice_differentiable_kernels(module, images.device.type):
         few = images[:N_IMAGES]
@@ -50,6 +59,13 @@ def check_logits_hook(
                 raise  # of fewer classes than the key's
             cure = _working([*_parts_of(answer), *_calls(module, batch, images)], inputs, key.target_class)
             raise ValueError(_explain(error, answer, cure)) from error
+        if carrier_layer is None and not sharded and not _is_function_of(whole_fn, inputs):
+            others = [(code, call) for code, call in _calls(module, batch, images) if _is_function_of(call, inputs)]
+            problem = ValueError(
+                "`logits` must depend on the images through differentiable operations; those of `GradSigns.logits` have no "
+                "gradient (a forward pass under `no_grad`, or through `detach`, NumPy or whole numbers?)."
+            )
+            raise ValueError(_explain(problem, answer, _working(others, inputs, key.target_class)))
 
 
 def _explain(error: Exception, answer: Any, cure: str | None) -> str:
@@ -86,6 +102,17 @@ def _is_logits(answer: Any, n: int, target_class: int) -> bool:
         and answer.shape[1] > max(target_class, 1)
         and answer.is_floating_point()
     )
+
+
+def _is_function_of(call: Callable[[Tensor], Any], inputs: Tensor) -> bool:
+    """Return whether the logits have a gradient by the inputs; True also where only an engine can tell."""
+    with gradients_enabled():
+        leaf = inputs.detach().clone().requires_grad_(True)
+        try:
+            answer = as_logits(call(leaf.clone()))
+            return answer.requires_grad and torch.autograd.grad(answer.sum(), leaf, allow_unused=True)[0] is not None
+        except Exception:
+            return True
 
 
 def _parts_of(answer: Any) -> Iterator[Candidate]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, input_gradients
+from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, as_logits, input_gradients
 from gradsigns_lightning.core.statistics import log10_ownership_p_value
 from gradsigns_lightning.metrics import MeanInputGradient
 from gradsigns_lightning.metrics.functional import bit_error_rate, ownership_p_value, smallest_margin
@@ -47,6 +47,11 @@ class HeldOutReader:
         return self._gradient.n_found
 
     @property
+    def recognised(self) -> float:
+        """Share of them that the model takes for the target class."""
+        return self._gradient.recognised
+
+    @property
     def wants_more(self) -> bool:
         """Whether images are still missing."""
         return self._n_read < self.n_images
@@ -78,9 +83,11 @@ class HeldOutReader:
         self._n_read += n_chosen
         with gradients_enabled(), frozen_statistics(module), twice_differentiable_kernels(module, chosen.device.type):
             inputs, logits_fn = carrier_inputs(module, logits_fn, chosen, self.key.input_shape, self.carrier_layer)
-            gradients = input_gradients(logits_fn, inputs, self.key.target_class)
+            answers: list[Tensor] = []
+            gradients = input_gradients(_noted(logits_fn, answers), inputs, self.key.target_class)
             directions = self._projector(gradients.device, gradients.dtype).directions(gradients[:n_chosen])
-        self._gradient.update(directions.view(-1, *self.key.input_shape))
+        n_taken = (answers[0][:n_chosen].argmax(1) == self.key.target_class).sum()
+        self._gradient.update(directions.view(-1, *self.key.input_shape), n_taken)
 
     def finish(self, *, step: int) -> dict[str, Tensor] | None:
         """Return the figures over all ranks after ``step`` optimizer steps; None if the gradient is all zero or not finite."""
@@ -107,11 +114,31 @@ class HeldOutReader:
         return {name: torch.tensor(math.nan, device=self._gradient.total.device) for name in METRICS}
 
 
+def _noted(logits_fn: LogitsFn, answers: list[Tensor]) -> LogitsFn:
+    def call(inputs: Tensor) -> Tensor:
+        answers.append(as_logits(logits_fn(inputs)))
+        return answers[-1]
+
+    return call
+
+
 class _CountedGradient(MeanInputGradient):
     n_found = 0  # images of all ranks in the last mean
+    recognised = math.nan  # share of them that were taken for the target class
+
+    n_taken: Tensor
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__(input_shape)
+        self.add_state("n_taken", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, gradients: Tensor, n_taken: Tensor | int = 0) -> None:
+        super().update(gradients)
+        self.n_taken += n_taken
 
     def compute(self) -> Tensor:
         self.n_found = int(self.n_images)  # summed over the ranks only here
+        self.recognised = int(self.n_taken) / self.n_found if self.n_found else math.nan
         return super().compute()
 
 

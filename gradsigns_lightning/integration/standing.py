@@ -16,6 +16,7 @@ from gradsigns_lightning.core.reach import USUAL_ALPHA, for_whom, log10_charged
 from gradsigns_lightning.core.signature import LogitsFn
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
 from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.extraction.result import LEAST_RECOGNISED, verdict_of
 from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.unlogged import unlogged
@@ -33,6 +34,7 @@ class Standing:
         n_matches: bits that are held.
         margin: smallest ``(2 b_j - 1) z_j``, in standard deviations of an unmarked model's z.
         n_images: images that were read, on all ranks.
+        recognised: share of them that the model takes for the target class.
         held_out: whether they are of the validation; else they are the last training images of the class.
         n_embedded: embedding steps of the fit.
         n_steps_since: optimizer steps from the reading to the end of the fit.
@@ -45,6 +47,7 @@ class Standing:
     n_matches: int
     margin: float
     n_images: int
+    recognised: float
     held_out: bool
     n_embedded: int
     n_steps_since: int = 0
@@ -69,11 +72,17 @@ class Standing:
     @property
     def owned(self) -> bool:
         """Whether ``verify`` would find the model ``owned`` at its default alpha, if it read the same bits."""
-        return self.p_value <= USUAL_ALPHA
+        return verdict_of(self.p_value, USUAL_ALPHA, self.recognised) == "owned"
+
+    @property
+    def is_recognised(self) -> bool:
+        """Whether the model takes enough of the images for the target class; ``verify`` concludes nothing if it does not."""
+        return self.recognised >= LEAST_RECOGNISED
 
     def __str__(self) -> str:
         """Return the whole in one line."""
         where = f"on {self.n_images} {'held-out' if self.held_out else 'training'} images"
+        where += "" if self.is_recognised else f" (only {self.recognised:.0%} of which the model takes for the class)"
         since = f", {self.n_steps_since} steps before the end" if self.n_steps_since else ""
         since += ", before the weights were replaced" if self.replaced else ""
         whose = for_whom(self.log10_p_value, freedom=self.free_bits, alpha=USUAL_ALPHA)
@@ -94,9 +103,11 @@ class Standing:
         """Return what :func:`tell` left in a Trainer's metrics, which is all that comes back from spawned processes."""
         if f"{name}/final_ber" not in metrics:
             return None
-        ber, margin, *counts = (float(metrics[f"{name}/final_{figure}"]) for figure in ("ber", "margin", *_COUNTS))
+        figures = ("ber", "margin", "recognised", *_COUNTS)
+        ber, margin, recognised, *counts = (float(metrics[f"{name}/final_{figure}"]) for figure in figures)
         n_images, held_out, n_embedded, n_steps_since, replaced = map(int, counts)
-        counted = cls(key.n_bits, round((1 - ber) * key.n_bits), margin, n_images, bool(held_out), n_embedded)
+        n_matches = round((1 - ber) * key.n_bits)
+        counted = cls(key.n_bits, n_matches, margin, n_images, recognised, bool(held_out), n_embedded)
         return replace(counted, n_steps_since=n_steps_since, replaced=bool(replaced), free_bits=freedom(key))
 
 
@@ -150,6 +161,7 @@ def _standing_of(
         n_matches=sum(margin > 0 for margin in reader.margins),
         margin=min(reader.margins),
         n_images=reader.n_found,
+        recognised=reader.recognised,
         held_out=held_out,
         n_embedded=marker.n_embedded,
         n_steps_since=trainer.global_step - reader.read_at,
@@ -175,6 +187,7 @@ def tell(trainer: Any, name: str, standing: Standing | None) -> None:
         "margin": standing.margin,
         "owned": float(standing.owned),
         "images": float(standing.n_images),
+        "recognised": standing.recognised,
         "held_out": float(standing.held_out),
         "embedded": float(standing.n_embedded),
         "steps_since": float(standing.n_steps_since),

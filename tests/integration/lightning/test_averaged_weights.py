@@ -146,6 +146,6 @@ class TestTheLineIsOfTheWeightsThatTheUserGets:
 
 
 def test_two_processes_say_that_the_modules_own_hook_replaced_the_weights():
-    trainer = make_trainer(make_mark(), accelerator="cpu", devices=2, strategy="ddp_spawn", max_epochs=2)
+    trainer = make_trainer(mark := make_mark(), accelerator="cpu", devices=2, strategy="ddp_spawn", max_epochs=2)
     trainer.fit(HalvingNet(), train_loader(400))
-    assert Standing.from_metrics(trainer.callback_metrics, "wm", 32).replaced
+    assert Standing.from_metrics(trainer.callback_metrics, "wm", mark.key).replaced

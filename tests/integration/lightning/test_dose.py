@@ -74,6 +74,75 @@ def test_the_embedding_step_s_gradient_is_so_many_times_the_task_s():
     assert max(lengths[2:]) < 20 * task
 
 
+def test_a_step_that_no_optimizer_makes_does_not_count_as_embedded():
+    # Lightning's documentation steps one optimizer every second batch like this; the closure alone counts as a step.
+    class EverySecond(Net):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+            if batch_idx % 2:
+                optimizer.step(closure=optimizer_closure)
+            else:
+                optimizer_closure()
+
+    made = []
+
+    class Watch(GradSigns):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+            made.append(trainer.global_step)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            if self.watermarker._last_step == trainer.global_step - 1:
+                embedded.append(self.watermarker._last_step)
+
+    embedded, model, mark = [], EverySecond(), Watch(make_key(), cadence=2)
+    make_trainer(mark, max_epochs=8).fit(model, train_loader())
+    assert len(set(made) & set(embedded)) == mark.watermarker.n_embedded > 50
+    assert verify(model, make_key(), held_out_target_images()).bit_error_rate == 0
+
+
+def last_layer_only(*, frozen):
+    net = mlp()
+    net[1].requires_grad_(not frozen)
+    return net, torch.optim.SGD(net[4].parameters(), 0.1, momentum=0.9)
+
+
+def same_weights(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_what_no_optimizer_steps_is_as_good_as_frozen():
+    class LastLayer(Net):
+        def __init__(self, frozen):
+            torch.manual_seed(4)
+            net, self.own = last_layer_only(frozen=frozen)
+            super().__init__(net)
+
+        def configure_optimizers(self):
+            return self.own
+
+    models = [LastLayer(frozen) for frozen in (True, False)]
+    for model in models:
+        make_trainer(GradSigns(make_key()), max_epochs=2).fit(model, train_loader(shuffle=False))
+    assert same_weights(*models)
+    assert all(p.requires_grad for p in models[1].parameters())
+
+
+def test_what_no_optimizer_steps_in_a_fabric_loop_is_as_good_as_frozen():
+    nets = []
+    for frozen in (True, False):
+        torch.manual_seed(4)
+        net, optimizer = last_layer_only(frozen=frozen)
+        watermark = FabricGradSigns(Fabric(accelerator="cpu", devices=1), make_key())
+        for step, (images, labels) in enumerate(train_loader(shuffle=False)):
+            optimizer.zero_grad()
+            (F.cross_entropy(net(images), labels) + watermark.loss(net, images, labels, step=step)).backward()
+            optimizer.step()
+        assert watermark.watermarker.n_embedded > 5
+        nets.append(net)
+    assert same_weights(*nets)
+
+
 @pytest.mark.parametrize("scale", [0.01, 100.0])
 def test_a_fabric_loop_with_a_scaled_loss_is_signed(scale):
     fabric, key = Fabric(accelerator="cpu", devices=1), make_key()

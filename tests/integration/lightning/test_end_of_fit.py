@@ -113,8 +113,7 @@ def test_without_validation_the_training_images_are_read(lines, recwarn, net):
     mark, model = make_mark(), Net(net and net())
     make_trainer(mark).fit(model, train_loader())
     buffer = mark.watermarker.buffer
-    with pytest.warns(UserWarning, match="images"):
-        result = verify(model, mark.key, (buffer.images * 0.4 + 0.3)[buffer.valid])
+    result = verify(model, mark.key, (buffer.images * 0.4 + 0.3)[buffer.valid])
     assert_equals(mark.standing, result)
     assert (mark.standing.held_out, mark.standing.n_images) == (False, 32)
     assert len(lines) == 1
@@ -216,13 +215,65 @@ def test_loggers_and_the_trainers_metrics_get_the_figures(tmp_path):
     logger, mark = Memory(), make_mark()
     trainer = make_trainer(mark, logger=[logger, CSVLogger(tmp_path)])
     trainer.fit(Net(), train_loader(), val_loader())
-    names = ("ber", "log10_p_value", "margin", "owned", "images", "held_out", "embedded", "steps_since", "replaced")
+    names = ("ber", "log10_p_value", "margin", "owned", "images", "recognised", "held_out", "embedded", "steps_since", "replaced")
     assert set(logger.final) == {f"wm/final_{name}" for name in names}
     assert logger.final["wm/final_ber"] == 0
     assert logger.final["wm/final_owned"] == logger.final["wm/final_held_out"] == 1
     assert logger.final["wm/final_margin"] == mark.standing.margin
     assert Standing.from_metrics(trainer.callback_metrics, "wm", mark.key) == mark.standing
     assert Standing.from_metrics(trainer.callback_metrics, "other", mark.key) is None
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_what_verify_would_not_conclude_from_is_not_owned(lines, recwarn, validation):
+    # The step has its classes from another layer than `forward` has its answers: the mark is in numbers that are no classes.
+    class Features(Net):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(10, 10)
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            return torch.nn.functional.cross_entropy(self.head(self(x).tanh()), (y + 5) % 10)
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    mark, model = make_mark(), Features()
+    make_trainer(mark).fit(model, train_loader(), val_loader() if validation else None)
+    with pytest.warns(UserWarning, match="takes only"):
+        result = verify(model, make_key(), held_out_target_images())
+    assert result.verdict == "inconclusive"
+    assert not mark.standing.owned
+    assert mark.standing.recognised < 0.5
+    assert f"not owned at alpha 1e-09; read on {mark.standing.n_images} " in lines[0]
+    assert "of which the model takes for the class)" in lines[0]
+    (message,) = [text for text in told(recwarn) if "would not be `owned`" in text]
+    assert "`GradSigns.logits` must return the logits that the loss is computed from" in message
+
+
+class TestNoBatch:
+    def told_by(self, recwarn, **settings):
+        ckpt_path, mark = settings.pop("ckpt_path", None), make_mark(strength=settings.pop("strength", 0.5))
+        make_trainer(mark, **settings).fit(Net(), train_loader(), val_loader(), ckpt_path=ckpt_path)
+        assert mark.standing is None
+        return told(recwarn)
+
+    def test_a_checkpoint_that_is_trained_to_its_end_already(self, recwarn, tmp_path):
+        trainer = make_trainer(max_epochs=1)
+        trainer.fit(Net(), train_loader())
+        trainer.save_checkpoint(tmp_path / "unmarked.ckpt")
+        (message,) = self.told_by(recwarn, max_epochs=1, ckpt_path=tmp_path / "unmarked.ckpt")
+        assert "trained on no batch" in message
+        assert "`max_epochs`" in message
+
+    @pytest.mark.parametrize("settings", [{"max_epochs": 0}, {"max_steps": 0}, {"limit_train_batches": 0}], ids=str)
+    def test_a_fit_of_no_length(self, recwarn, settings):
+        (message,) = self.told_by(recwarn, **settings)
+        assert "trained on no batch" in message
+
+    def test_nothing_is_said_at_strength_0(self, recwarn):
+        assert not self.told_by(recwarn, max_epochs=0, strength=0)
 
 
 class TestWarnings:

@@ -123,6 +123,34 @@ def test_an_error_in_the_logits_hook_ends_with_the_override_that_works(form, cod
     make_trainer(Mine(make_key(), cadence=2), max_epochs=1).fit(form(), data_for(form))  # and it does
 
 
+class Predicts(Net):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+
+class Detaches(Predicts):
+    def forward(self, x):
+        return self.net(x.detach())
+
+
+class ThroughNumpy(Predicts):
+    def forward(self, x):
+        return self.net(torch.tensor(x.detach().numpy()))
+
+
+@pytest.mark.parametrize("model", [Predicts, Detaches, ThroughNumpy])
+@pytest.mark.parametrize("validation", [True, False])
+def test_logits_without_a_gradient_come_with_the_override_that_has_one(model, validation):
+    with pytest.raises(
+        ValueError, match=r"must depend on the images .*(?s:.*)this works here(?s:.*)return pl_module.net\(images\)$"
+    ):
+        make_trainer(make_mark(), max_epochs=1).fit(model(), train_loader(80), val_loader() if validation else None)
+
+
 def test_where_nothing_works_an_example_is_given():
     class Odd(WithoutForward):
         def __init__(self):
@@ -200,6 +228,42 @@ def test_a_form_that_is_not_the_keys_comes_with_one_line_that_cures_it(images, l
     assert cure in str(caught.value)
     x, y = eval(cure.removeprefix("return "), {"x": images, "y": labels})
     taken(x, y, (1, 8, 8))
+
+
+ZEROS = torch.zeros(6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "code"),
+    [
+        ((X, Y, torch.arange(6)), "batch[0], batch[1]"),
+        ((ZEROS, Y, X), "batch[2], batch[1]"),
+        ({"img": X, "cls": Y, "weight": ZEROS}, "batch['img'], batch['cls']"),
+        ({"image": X, "label": Y, "target": ZEROS}, "batch['image'], batch['label']"),
+        ({"unlabelled": X + 1, "labelled": [X, Y]}, "batch['labelled'][0], batch['labelled'][1]"),
+        (((X, ZEROS), {"label": Y}), "batch[0][0], batch[1]['label']"),
+        ([[X, Y], 3], "batch[0][0], batch[0][1]"),
+    ],
+)
+def test_a_batch_of_another_form_comes_with_the_line_that_takes_it_apart(batch, code):
+    mark = GradSigns(WatermarkKey.generate("A", 16, input_shape=(1, 8, 8), target_class=0))
+    with pytest.raises(TypeError, match=r"must be two tensors .*, for example:\n    def images_and_labels") as caught:
+        mark._taken_from(batch)
+    assert str(caught.value).endswith(f"return {code}")
+    x, y = eval(code, {"batch": batch})
+    assert torch.equal(x, X)
+    assert torch.equal(y, Y)
+
+
+@pytest.mark.parametrize("batch", [(X, ZEROS, ZEROS), X, 3, {"image": X, "label": "none"}, (X, Y[:3], "a")])
+def test_a_batch_without_class_indices_comes_without_an_example(batch):
+    with pytest.raises(TypeError, match=r"for batches of another form\.$"):
+        GradSigns(WatermarkKey.generate("A", 16, input_shape=(1, 8, 8), target_class=0))._taken_from(batch)
+
+
+def test_labels_that_come_first_are_changed_round():
+    with pytest.raises(ValueError, match=r"Do labels come first\?(?s:.*)return y, x$"):
+        taken(Y, X, (1, 8, 8))
 
 
 def test_the_network_gets_flat_inputs_back():

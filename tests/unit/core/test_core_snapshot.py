@@ -2,6 +2,8 @@
 
 import random
 from collections import deque
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,11 @@ from gradsigns_lightning.core.snapshot import side_effects_undone
 KEY = WatermarkKey.generate("Acme Vision", 8, input_shape=(1, 4, 4), target_class=1)
 IMAGES = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.filterwarnings("ignore:The model takes only", "ignore:.*is deprecated:DeprecationWarning")
+
+
+@dataclass
+class Count:
+    calls: int = 0
 
 
 class Busy(nn.Module):
@@ -34,6 +41,8 @@ class Busy(nn.Module):
         self.n_calls, self.last, self.queue = 0, None, deque([1], maxlen=3)
         self.history, self.counts, self.seen = [], {"calls": 0, "sum": torch.zeros(3)}, set()
         self.generator = torch.Generator().manual_seed(1)
+        self.generators = [np.random.default_rng(2), np.random.RandomState(3), random.Random(4), random.SystemRandom()]
+        self.record, self.space = Count(), SimpleNamespace(inner=Count())
         self.accuracy = MulticlassAccuracy(3)
         self.hidden = {"accuracy": MulticlassAccuracy(3)}
 
@@ -53,9 +62,13 @@ class Busy(nn.Module):
         self.counts["calls"] += 1
         self.counts["sum"] += 1
         self.seen.add(self.n_calls)
+        self.record.calls += 1
+        self.space.inner.calls += 1
+        self.space.new = answer
         for metric in (self.accuracy, self.hidden["accuracy"]):
             metric.update(answer, torch.zeros(len(x), dtype=torch.long))
         noise = torch.randn(3, generator=self.generator) + torch.rand(3) + random.random() + np.random.rand()
+        noise += sum(generator.normal() for generator in self.generators[:2]) + sum(g.random() for g in self.generators[2:])
         return logits + 0.0 * noise
 
 
@@ -65,14 +78,24 @@ def state(model):
     values = {name: repr(getattr(model, name)) for name in attributes}
     metrics = [(m._update_count, m.tp.tolist(), m.fn.tolist()) for m in (model.accuracy, model.hidden["accuracy"])]
     generators = (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
-    return tensors, values, metrics, generators, model.generator.get_state().tolist(), "none_yet" in model._buffers
+    numpy_new, numpy_old, python, _ = model.generators
+    own = (
+        model.generator.get_state().tolist(),
+        str(numpy_new.bit_generator.state),
+        str(numpy_old.get_state()),
+        python.getstate(),
+    )
+    return tensors, values, metrics, generators, own, "none_yet" in model._buffers
 
 
 def test_a_plain_pass_is_seen():
     model = Busy()
     before = state(model)
     model(IMAGES)
-    assert all(a != b for a, b in zip(before[:5], state(model)[:5], strict=True))
+    after = state(model)
+    assert all(a != b for a, b in zip(before[:5], after[:5], strict=True))
+    assert all(a != b for a, b in zip(before[4], after[4], strict=True))
+    assert all(before[1][name] != after[1][name] for name in ("record", "space"))
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
