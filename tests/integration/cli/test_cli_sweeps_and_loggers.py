@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,9 @@ def test_an_offline_wandb_run_has_the_commitment_and_not_the_secret(monkeypatch)
     key = WatermarkKey.load("run/key.gskey")
     files = [file for file in Path("run").rglob("*") if file.is_file() and file.suffix != ".gskey"]
     record = next(file for file in files if file.suffix == ".wandb")
+    end = time.monotonic() + 60  # wandb's own process writes it, on a busy machine after the run is finished
+    while key.commitment.encode() not in record.read_bytes() and time.monotonic() < end:
+        time.sleep(0.1)
     assert key.commitment.encode() in record.read_bytes()
     assert b"schedule" in record.read_bytes()  # the configuration is there
     secret = key._secret.reveal()

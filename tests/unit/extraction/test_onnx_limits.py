@@ -80,6 +80,7 @@ INTERRUPTED = """
 import os, signal, sys, threading, torch
 from gradsigns_lightning.extraction.oracles import OnnxOracle
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes ignore
 oracle = OnnxOracle(sys.argv[1])
 for number in range(60):
     try:
