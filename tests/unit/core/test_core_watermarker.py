@@ -423,6 +423,17 @@ def test_the_dose_falls_with_what_is_missing(objective, cadence, share, times):
     assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)
 
 
+@pytest.mark.parametrize(("share", "own"), [(0.6, 2.0), (0.8, 1.0)])
+def test_where_hardly_anything_is_missing_a_sharded_marks_length_is_not_followed(share, own):
+    watermarker, parameter = fed(), torch.nn.Parameter(torch.ones(1))
+    parameter.grad = torch.ones(1)
+    watermarker.task.note(0, [parameter])
+    watermarker._own, watermarker._asked, watermarker._share = torch.ones(()), torch.tensor(0.1), torch.tensor(share)
+    parameter.grad = torch.full((1,), 5.0)  # of task and mark together
+    watermarker._note_own([parameter])
+    assert float(watermarker._own) == own
+
+
 @pytest.mark.parametrize("engine", ["double_backward", "forward_over_reverse", "finite_difference"])
 @pytest.mark.parametrize(
     ("cadence", "sure", "times"),
