@@ -40,9 +40,9 @@ from torch.optim.swa_utils import update_bn
 from gradsigns_lightning import GradSigns, WatermarkKey, customer_key, trace
 from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
 from gradsigns_lightning.data import FashionMNIST, ImageDataModule
-from gradsigns_lightning.extraction.sequential import integer_scores
-from gradsigns_lightning.extraction.tracing import decode
-from gradsigns_lightning.extraction.white_box import read_projections
+from gradsigns_lightning.verification.api.sequential import integer_scores
+from gradsigns_lightning.verification.tracing import decode
+from gradsigns_lightning.verification.white_box import read_projections
 from gradsigns_lightning.models import MLP, Classifier, SmallResNet
 
 Array = npt.NDArray[np.float64]

@@ -21,8 +21,8 @@ from gradsigns_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
     from gradsigns_lightning.core import Cadence, MarginObjective, PaperObjective, StrengthSchedule, WatermarkKey
-    from gradsigns_lightning.core.payload import customer_key, message_key
-    from gradsigns_lightning.extraction import (
+    from gradsigns_lightning.core.key.payload import customer_key, message_key
+    from gradsigns_lightning.verification import (
         ApiVerificationResult,
         Message,
         TraceResult,

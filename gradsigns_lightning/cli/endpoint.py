@@ -9,8 +9,8 @@ from urllib.parse import urlsplit, urlunsplit
 from torch import Tensor
 
 from gradsigns_lightning.core.text import printable
-from gradsigns_lightning.extraction.oracles import HttpOracle, OracleError
-from gradsigns_lightning.extraction.oracles.protocols import Json
+from gradsigns_lightning.oracles import HttpOracle, OracleError
+from gradsigns_lightning.oracles.protocols import Json
 
 if TYPE_CHECKING:
     import requests

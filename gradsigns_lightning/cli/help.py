@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsigns_lightning.cli.schema import SCHEMAS, config_folder
+from gradsigns_lightning.runs.config import SCHEMAS, config_folder
 
 # Settings of the components that are asked for most; what else there is shows `--cfg job`.
 _DATA = {"paths.data": "folder of data sets, as GRADSIGNS_DATA"}

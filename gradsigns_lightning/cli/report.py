@@ -21,7 +21,7 @@ from gradsigns_lightning.core.files import write_file
 from gradsigns_lightning.core.text import printable, printable_lines
 
 if TYPE_CHECKING:
-    from gradsigns_lightning.extraction import TraceResult, VerificationResult
+    from gradsigns_lightning.verification import TraceResult, VerificationResult
 
 _STYLES = {"owned": "bold green", "not_proven": "bold yellow", "inconclusive": "bold red"}
 _FRAME = 7  # columns of a table's lines and of the blanks beside them
@@ -121,7 +121,7 @@ def verification_rows(result: VerificationResult, *, n_key_bits: int = 0) -> dic
 
 def _what_was_read(result: VerificationResult) -> dict[str, str]:
     """Return the line that says how much was read: images, or an API's answers to queries."""
-    from gradsigns_lightning.extraction import ApiVerificationResult
+    from gradsigns_lightning.verification import ApiVerificationResult
 
     if not isinstance(result, ApiVerificationResult):
         return {"images read": str(result.n_queries)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradsigns_lightning.cli.build import to_plain
+from gradsigns_lightning.runs.build import to_plain
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.text import printable

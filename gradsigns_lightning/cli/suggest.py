@@ -45,8 +45,8 @@ def explain(command: str, overrides: list[str], error: BaseException) -> tuple[s
     from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    from gradsigns_lightning.cli.build import MissingValueError
-    from gradsigns_lightning.cli.schema import UnknownKeyError
+    from gradsigns_lightning.runs.build import MissingValueError
+    from gradsigns_lightning.runs.config import UnknownKeyError
 
     if isinstance(error, MissingConfigException):
         return _unknown_option(error), BAD_COMMAND_LINE
@@ -69,7 +69,7 @@ def with_dashes(command: str, words: list[str]) -> str:
     """Return what is wrong with a setting that is written as an option, ``--key FILE``; empty if none is."""
     from dataclasses import fields
 
-    from gradsigns_lightning.cli.schema import SCHEMAS
+    from gradsigns_lightning.runs.config import SCHEMAS
 
     settings = {entry.name for entry in fields(SCHEMAS[command])} | set(_ALIASES) | {"experiment"}
     for word, following in zip(words, [*words, ""][1:], strict=True):
@@ -94,7 +94,7 @@ def one_file_for_all_runs(words: list[str]) -> str:
 
 def no_choice(words: list[str]) -> str:
     """Return that a word chooses nothing of a group, where Hydra speaks of Python's types; empty if none does."""
-    from gradsigns_lightning.cli.schema import config_folder
+    from gradsigns_lightning.runs.config import config_folder
 
     for word in words:
         group, _, value = word.partition("=")
@@ -108,7 +108,7 @@ def no_choice(words: list[str]) -> str:
 def _missing(command: str, names: list[str]) -> str:
     from dataclasses import fields
 
-    from gradsigns_lightning.cli.schema import SCHEMAS
+    from gradsigns_lightning.runs.config import SCHEMAS
 
     settings = {entry.name: (entry.metadata.get("value"), entry.metadata.get("text")) for entry in fields(SCHEMAS[command])}
     known = [(_TO_GIVE | settings).get(name, ("", "")) for name in names]
@@ -182,7 +182,7 @@ def _all_keys(command: str, overrides: list[str], wrong: str) -> Iterator[str]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from gradsigns_lightning.cli.schema import config_folder
+    from gradsigns_lightning.runs.config import config_folder
 
     if command == "train":
         yield "experiment"  # a group of which nothing is there unless it is chosen

@@ -12,10 +12,10 @@ from lightning.pytorch import seed_everything
 from rich.console import Console
 
 from gradsigns_lightning.cli import fitting
-from gradsigns_lightning.cli.build import build, to_plain
+from gradsigns_lightning.runs.build import build, to_plain
 from gradsigns_lightning.cli.callbacks import KeyKeeper
-from gradsigns_lightning.cli.checkpoint import describe
-from gradsigns_lightning.cli.options import options, train_names
+from gradsigns_lightning.runs.checkpoint import describe
+from gradsigns_lightning.runs.options import options, train_names
 from gradsigns_lightning.cli.report import (
     check_json_path,
     format_p_value,
@@ -27,8 +27,8 @@ from gradsigns_lightning.cli.report import (
 )
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.payload import out_of_reach
-from gradsigns_lightning.extraction import VerificationResult, verify
+from gradsigns_lightning.core.key.payload import out_of_reach
+from gradsigns_lightning.verification import VerificationResult, verify
 from gradsigns_lightning.integration.standing import Standing
 
 WATERMARK_NAME = "wm"  # the callback's own

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gradsigns_lightning.core.checks import check_choice, check_number
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.key_checks import more_room
+from gradsigns_lightning.core.key.checks import more_room
 from gradsigns_lightning.core.signature import SignatureProjector
 
 

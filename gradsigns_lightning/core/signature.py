@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gradsigns_lightning.core.frozen import derivative
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.signature_key import SignatureKey
+from gradsigns_lightning.core.key.signature_key import SignatureKey
 
 LogitsFn = Callable[[Tensor], Tensor]
 _ENTRIES_AT_ONCE = 1 << 24

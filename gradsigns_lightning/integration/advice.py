@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.reach import least_bits, least_matches
+from gradsigns_lightning.core.key.reach import least_bits, least_matches
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.standing import Standing
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from gradsigns_lightning import WatermarkKey
-from gradsigns_lightning.cli.checkpoint import describe
+from gradsigns_lightning.runs.checkpoint import describe
 from gradsigns_lightning.cli.dispatch import COMMANDS
 from gradsigns_lightning.models import MLP
 

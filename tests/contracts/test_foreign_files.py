@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gradsigns_lightning.cli.schema import SCHEMAS
+from gradsigns_lightning.runs.config import SCHEMAS
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gradsigns_lightning import WatermarkKey, __version__
-from gradsigns_lightning.cli.checkpoint import describe
+from gradsigns_lightning.runs.checkpoint import describe
 from gradsigns_lightning.lazy import as_command, in_pythons_folder
 from gradsigns_lightning.models import MLP
 

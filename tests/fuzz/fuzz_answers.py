@@ -12,7 +12,7 @@ def image():
     import numpy as np
     from PIL import Image
 
-    from gradsigns_lightning.cli.images import read_folder
+    from gradsigns_lightning.runs.images import read_folder
 
     folder = FOLDER / "images"
     folder.mkdir()
@@ -47,7 +47,7 @@ def server():
     from urllib3 import HTTPResponse
 
     from gradsigns_lightning import verify_api
-    from gradsigns_lightning.extraction.oracles import (
+    from gradsigns_lightning.oracles import (
         HttpOracle,
         JsonTemplate,
         MlflowProtocol,

@@ -37,7 +37,7 @@ def key_file():
 
 
 def commitment():
-    from gradsigns_lightning.extraction.evidence import Statement, make_statement
+    from gradsigns_lightning.evidence import Statement, make_statement
 
     key, _, signer = owned()
     seeds = [make_statement([key] * n, signer).to_bytes() for n in (1, 3)]
@@ -46,8 +46,8 @@ def commitment():
 
 def journal():
     from gradsigns_lightning import verify_api
-    from gradsigns_lightning.extraction.asking import read_journal
-    from gradsigns_lightning.extraction.black_box import replay
+    from gradsigns_lightning.verification.api.queries import read_journal
+    from gradsigns_lightning.verification.api.verify import replay
 
     key, images, _ = owned()
     path, seeds = FOLDER / "a.jsonl", []
@@ -63,8 +63,8 @@ def journal():
 def bundle():
     """A bundle as it is; and signed and committed to anew after a change, as a dishonest claimant would."""
     from gradsigns_lightning import WatermarkKey
-    from gradsigns_lightning.extraction.asking import read_journal
-    from gradsigns_lightning.extraction.evidence import Bundle, Statement, judge, make_statement
+    from gradsigns_lightning.verification.api.queries import read_journal
+    from gradsigns_lightning.evidence import Bundle, Statement, judge, make_statement
 
     key, images, signer = owned()
     path = FOLDER / "a.gsbundle"
@@ -97,7 +97,7 @@ def bundle():
 
 def time_stamp():
     """A time-stamp authority's reply, DER; and its certificates, PEM."""
-    from gradsigns_lightning.extraction.evidence import check_timestamp, make_statement, timestamp_request
+    from gradsigns_lightning.evidence import check_timestamp, make_statement, timestamp_request
 
     specification = importlib.util.spec_from_file_location("authorities", Path(__file__).parents[1] / "conftest.py")
     module = importlib.util.module_from_spec(specification)

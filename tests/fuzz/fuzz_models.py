@@ -12,8 +12,8 @@ def checkpoint():
     import torch
 
     from gradsigns_lightning import verify
-    from gradsigns_lightning.cli.checkpoint import describe
-    from gradsigns_lightning.cli.suspect import open_checkpoint
+    from gradsigns_lightning.runs.checkpoint import describe
+    from gradsigns_lightning.runs.suspect import open_checkpoint
     from gradsigns_lightning.models import MLP, Classifier, SmallResNet, ViT
 
     key, images, _ = owned()
@@ -78,7 +78,7 @@ def onnx_file():
     from onnx import TensorProto, helper, numpy_helper
 
     from gradsigns_lightning import verify_api
-    from gradsigns_lightning.extraction.oracles import OnnxOracle
+    from gradsigns_lightning.oracles import OnnxOracle
 
     onnxruntime.set_default_logger_severity(4)  # it writes to standard error what it thinks of each model
     key, images, _ = owned()
@@ -133,7 +133,7 @@ def released():
     import h5py
     import numpy as np
 
-    from gradsigns_lightning.legacy import _keras_name, load_2021  # the names are tested against the release
+    from gradsigns_lightning.models.release_2021 import _keras_name, load_2021  # the names are tested against the release
     from gradsigns_lightning.models import ResNet20
 
     folder = FOLDER / "released"

@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
 from gradsigns_lightning import GradSigns, WatermarkKey
-from gradsigns_lightning.cli.schema import config_folder
+from gradsigns_lightning.runs.config import config_folder
 from gradsigns_lightning.data import Digits
 
 ROOT = Path(__file__).parents[2]

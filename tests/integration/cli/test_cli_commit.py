@@ -11,7 +11,7 @@ from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.cli import main
 from gradsigns_lightning.cli.commit import read_bytes
 from gradsigns_lightning.core import files
-from gradsigns_lightning.extraction.evidence import load_signer
+from gradsigns_lightning.evidence import load_signer
 
 pytest.importorskip("rfc3161_client")
 FILES = ["a key.commitment.json", "a key.commitment.pem", "a key.commitment.tsq"]

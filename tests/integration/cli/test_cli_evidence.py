@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gradsigns_lightning.cli import main
-from gradsigns_lightning.cli.checkpoint import description_of, load_classifier, read_checkpoint
+from gradsigns_lightning.runs.checkpoint import description_of, load_classifier, read_checkpoint
 from gradsigns_lightning.data import Digits
 
 pytest.importorskip("onnx")

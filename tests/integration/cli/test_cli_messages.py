@@ -14,7 +14,7 @@ from PIL import Image
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.cli import main
 from gradsigns_lightning.cli.endpoint import without_credentials
-from gradsigns_lightning.cli.options import options
+from gradsigns_lightning.runs.options import options
 
 
 @pytest.fixture

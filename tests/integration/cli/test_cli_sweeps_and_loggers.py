@@ -13,7 +13,7 @@ import pytest
 import gradsigns_lightning
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.cli import main
-from gradsigns_lightning.cli.fitting import _FINAL
+from gradsigns_lightning.runs.fit import _FINAL
 from gradsigns_lightning.integration.logging import _SUMMARIES
 from gradsigns_lightning.integration.reading import METRICS
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from gradsigns_lightning import WatermarkKey, verify_api
-from gradsigns_lightning.extraction.oracles import HttpOracle, JsonTemplate, MlflowProtocol, OnnxOracle, OpenInferenceProtocol
+from gradsigns_lightning.oracles import HttpOracle, JsonTemplate, MlflowProtocol, OnnxOracle, OpenInferenceProtocol
 
 pytest.importorskip("onnx")
 requests = pytest.importorskip("requests")

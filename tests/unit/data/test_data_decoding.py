@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gradsigns_lightning.cli.images import read_folder
+from gradsigns_lightning.runs.images import read_folder
 from gradsigns_lightning.data import FileImages
 from gradsigns_lightning.data.decoding import decode
 

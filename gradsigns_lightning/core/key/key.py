@@ -1,0 +1,455 @@
+"""The owner's key: one secret from which carriers, projection and signature are derived."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from multiprocessing.reduction import ForkingPickler
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from gradsigns_lightning.core import keyfile
+from gradsigns_lightning.core.canonical import canonical_json
+from gradsigns_lightning.core.checks import check_choice, check_instance, check_int
+from gradsigns_lightning.core.key.derivation import COPYS_SECRET_BYTES, SECRET_BYTES, Secret, Streams
+from gradsigns_lightning.core.key.checks import (
+    as_floats,
+    check_capacity,
+    check_name,
+    check_shape,
+    check_statistics,
+    warn_if_channels_last,
+    warn_if_never_held,
+)
+from gradsigns_lightning.core.key.reach import warn_if_never_owned
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MIN_BITS, MAX_BITS = 8, 8192
+CARRIERS_PER_BIT = 6  # the ratio of the authors' released key (64 bits on 384 carriers)
+VERSION = 2  # of the keys that are made; those of version 1 are read
+CUSTOMER_BYTES = 2
+Purpose = Literal["owner", "customer", "message"]
+
+_CARRIED = ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")
+_NORMALISATION = ("input_mean", "input_std")
+_PUBLIC_NAMES = {
+    1: {*_CARRIED, *_NORMALISATION},
+    2: {*_CARRIED, *_NORMALISATION, "version", "purpose"},
+}
+
+
+@dataclass(frozen=True, repr=False)
+class WatermarkKey:
+    """A key that signs the input gradients of one class (GradSigns, MLSys 2021, section 3).
+
+    Make one with :meth:`generate`, keep it with :meth:`save`, read it back with :meth:`load`. Carriers, projection and
+    signature are derived from the secret and bound to all public parameters, so that nobody can choose any of them to fit a model
+    after the fact (in version 1 the normalisation was not bound). The payload is free but part of the :attr:`commitment`.
+
+    Keys of copies are made from an owner's key and do not tell it (:func:`customer_key`, :func:`message_key`).
+
+    A key is its owner's secret: it goes to other processes of a training, but ``pickle``, and so ``torch.save`` and
+    ``save_hyperparameters``, refuse it, and neither ``repr``, ``vars`` nor ``dataclasses.asdict`` show the secret.
+
+    Attributes:
+        owner: the owner's name, as it stands in the evidence.
+        scope: the model or product that the key is for; may be empty.
+        n_bits: number of signature bits N.
+        n_carriers: number of input coordinates c that carry the signature.
+        input_shape: shape ``(C, H, W)`` of one raw input.
+        target_class: class T whose input gradients are signed.
+        input_mean: mean that the model's preprocessing subtracts from raw images, one value or one per channel.
+        input_std: standard deviation that the preprocessing divides by, one value or one per channel.
+        version: of the derivation (docs/key-format.md), 1 or 2.
+        purpose: ``"owner"``, or for the keys of copies ``"customer"`` (:func:`customer_key`) or ``"message"``
+            (:func:`message_key`).
+    """
+
+    owner: str
+    scope: str
+    n_bits: int
+    n_carriers: int
+    input_shape: tuple[int, ...]
+    target_class: int
+    input_mean: tuple[float, ...]
+    input_std: tuple[float, ...]
+    _payload: bytes = field(repr=False)
+    _secret: Secret = field(repr=False)
+    version: int = VERSION
+    purpose: Purpose = "owner"
+
+    def __post_init__(self) -> None:
+        check_choice("version", self.version, _PUBLIC_NAMES)
+        check_choice("purpose", self.purpose, get_args(Purpose) if self.version > 1 else ("owner",))
+        check_name("owner", self.owner, minimum=1)
+        check_name("scope", self.scope, minimum=0)
+        check_int("target_class", self.target_class, minimum=0, maximum=2**31 - 1)
+        check_shape(self.input_shape)
+        check_int("n_bits", self.n_bits, minimum=MIN_BITS, maximum=MAX_BITS)
+        check_capacity(self.n_bits, self.n_carriers, self.input_shape)
+        for name, values in (("input_mean", self.input_mean), ("input_std", self.input_std)):
+            check_statistics(name, values, n_channels=self.input_shape[0])
+        if len(self._payload) * 8 > self.n_bits:
+            room = self.n_bits // 8
+            raise ValueError(f"`payload` must have at most n_bits // 8 = {room} bytes, got {len(self._payload)} bytes.")
+        if self.purpose == "customer" and len(self._payload) != CUSTOMER_BYTES:
+            raise ValueError(f"`payload` of a customer's key must have {CUSTOMER_BYTES} bytes, got {len(self._payload)}.")
+        n_bytes, needed = len(self._secret.reveal()), SECRET_BYTES if self.purpose == "owner" else COPYS_SECRET_BYTES
+        if n_bytes != needed:
+            raise ValueError(f"`secret` of a key of purpose {self.purpose!r} must be {needed} bytes, got {n_bytes} bytes.")
+
+    @classmethod
+    def generate(
+        cls,
+        owner: str,
+        n_bits: int = 128,
+        *,
+        input_shape: Sequence[int],
+        target_class: int,
+        n_carriers: int | None = None,
+        payload: bytes | str | None = None,
+        input_mean: float | Sequence[float] = 0.0,
+        input_std: float | Sequence[float] = 1.0,
+        scope: str = "",
+        secret: bytes | None = None,
+    ) -> WatermarkKey:
+        """Make a key.
+
+        Warns of a key of fewer than 30 bits, which can never be ``owned`` at the default alpha, of one with hardly more carriers
+        than bits, which cannot be embedded with a margin, and of an ``input_shape`` that looks like ``(H, W, C)``.
+
+        Args:
+            owner: the owner's name, 1 to 256 characters.
+            n_bits: signature bits, 8 to 8192; customers' copies take 44 at least, a judge who charges for 2^64 tries 94.
+            input_shape: shape ``(C, H, W)`` of one raw input.
+            target_class: class whose input gradients are signed.
+            n_carriers: input coordinates that carry the signature, from ``n_bits`` to ``C * H * W``; by default six a bit as
+                in the authors' released key, or all inputs if there are fewer.
+            payload: bytes or UTF-8 text of at most ``n_bits // 8`` bytes that the signature carries, masked by a keystream;
+                padded with zeros.
+            input_mean: mean of the model's own input normalisation in raw units, one value or one per channel.
+            input_std: standard deviation of that normalisation, positive, one value or one per channel.
+            scope: model or product that the key is bound to, at most 256 characters.
+            secret: 32 secret bytes of a cryptographic generator; drawn from the system's when left out.
+
+        Raises:
+            ValueError: a value is out of range, or the bits cannot be carried by so few carriers.
+            TypeError: a value has the wrong type.
+
+        Example:
+            >>> key = WatermarkKey.generate("Acme Vision", 64, input_shape=(1, 28, 28), target_class=0, secret=bytes(32))
+            >>> key.carriers.shape, key.projection.shape, key.signature.shape
+            (torch.Size([384]), torch.Size([64, 384]), torch.Size([64]))
+        """
+        shape = check_shape(input_shape)
+        check_int("n_bits", n_bits, minimum=MIN_BITS, maximum=MAX_BITS)
+        if n_carriers is None:
+            n_carriers = min(CARRIERS_PER_BIT * n_bits, math.prod(shape))
+        check_instance("payload", payload, (bytes, str, type(None)))
+        check_instance("secret", secret, (bytes, type(None)))
+        key = cls(
+            owner=owner,
+            scope=scope,
+            n_bits=n_bits,
+            n_carriers=n_carriers,
+            input_shape=shape,
+            target_class=target_class,
+            input_mean=as_floats("input_mean", input_mean),
+            input_std=as_floats("input_std", input_std),
+            _payload=payload.encode() if isinstance(payload, str) else payload or b"",
+            _secret=Secret.of(secrets.token_bytes(SECRET_BYTES) if secret is None else secret),
+        )
+        warn_if_never_owned(n_bits, stacklevel=2)
+        warn_if_never_held(n_bits, n_carriers, shape, stacklevel=2)
+        warn_if_channels_last(shape, stacklevel=2)
+        return key
+
+    @cached_property
+    def carriers(self) -> Tensor:
+        """Indices into the raw input flattened as C, H, W, ascending; shape ``(c,)``, int64."""
+        return _as_tensor(self._space.subset("carriers", math.prod(self.input_shape), self.n_carriers))
+
+    @cached_property
+    def projection(self) -> Tensor:
+        """Rademacher matrix E of values +1 and -1; shape ``(N, c)``, int8."""
+        bits = self._space.bits("projection", self.n_bits * self.n_carriers)
+        signs = bits.view(np.int8)
+        signs += signs  # in place: a verifier may derive thousands of keys
+        signs -= 1
+        return _as_tensor(signs.reshape(self.n_bits, self.n_carriers))
+
+    @cached_property
+    def signature(self) -> Tensor:
+        """Bits b that the model is made to show; shape ``(N,)``, uint8, values 0 and 1.
+
+        A keystream XOR the payload; of a customer's key the keystream alone, so that customers' signatures have nothing in common
+        with each other, with the owner's or with a message's.
+        """
+        number = int.from_bytes(self._payload, "little") if self.purpose == "customer" else None
+        bits = self._mark.bits(self._label(self.purpose, number), self.n_bits)
+        if self.purpose != "customer":
+            payload = np.unpackbits(np.frombuffer(self._payload, np.uint8), bitorder="little")
+            bits[: len(payload)] ^= payload
+        return _as_tensor(bits)
+
+    def _label(self, purpose: Purpose, number: int | None = None) -> str:
+        """Return the label of a signature's stream.
+
+        A copy's names the secret of the carriers and the customer. If a copy's two secrets were independent, 2^a of the one and
+        2^b of the other would be 2^(a + b) tries at the price of 2^a + 2^b, and a customer's key could pass for another's.
+        """
+        if purpose == "owner":
+            return "signature"
+        return "/".join(["signature", purpose, *([] if number is None else [str(number)]), self._space_tag])
+
+    def customer_signatures(self, n_customers: int) -> npt.NDArray[np.uint8]:
+        """Return the signatures of the customers' keys 0 to ``n_customers - 1``; shape ``(n_customers, N)``, values 0 and 1.
+
+        Raises:
+            ValueError: no copies' keys follow from this key: it is of version 1, or a copy's itself.
+        """
+        self._check_master()
+        marks = self._mark.bytes("mark/customers", SECRET_BYTES * n_customers)
+        streams = [self._streams(marks[i : i + SECRET_BYTES]) for i in range(0, len(marks), SECRET_BYTES)]
+        n_bytes = -(-self.n_bits // 8)
+        packed = b"".join(stream.bytes(self._label("customer", i), n_bytes) for i, stream in enumerate(streams))
+        rows = np.frombuffer(packed, np.uint8).reshape(n_customers, n_bytes)
+        return np.unpackbits(rows, axis=1, count=self.n_bits, bitorder="little")
+
+    @cached_property
+    def commitment(self) -> str:
+        """Public commitment: SHA-256 of the canonical key, salted by a stream of the secret; 64 hexadecimal digits."""
+        salt = self._mark.bytes("commitment-salt", 32)
+        secret = {"payload": self._payload.hex(), "secret": self._secret.reveal().hex()}
+        canonical = canonical_json({**self.to_public_dict(), **secret})
+        return hashlib.sha256(f"gradsigns/v{self.version}/commitment\n".encode() + salt + canonical).hexdigest()
+
+    def claim(self, signer: str) -> str:
+        """Return what a public statement says of this key: that ``signer`` may claim it; 64 hexadecimal digits.
+
+        Only who has the secret can make it. The :attr:`commitment` stands in checkpoints and logs, from where others could copy
+        it into a statement of their own.
+
+        Args:
+            signer: an Ed25519 public key, 64 hexadecimal digits.
+        """
+        check_instance("signer", signer, str)
+        content = canonical_json({"commitment": self.commitment, "signer": signer})
+        salt = self._mark.bytes("claim-salt", 32)
+        return hashlib.sha256(f"gradsigns/v{self.version}/claim\n".encode() + salt + content).hexdigest()
+
+    def to_public_dict(self) -> dict[str, Any]:
+        """Return the parameters that are not secret, as plain JSON types."""
+        public = {name: getattr(self, name) for name in _PUBLIC_NAMES[self.version]}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in sorted(public.items())}
+
+    def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the key file (safetensors, mode 0600) in one atomic step.
+
+        Raises:
+            ValueError: the file exists and ``overwrite`` is false, or its folder does not exist.
+        """
+        keyfile.write(
+            path,
+            secret=self._secret,
+            payload=self._payload,
+            public=self.to_public_dict(),
+            commitment=self.commitment,
+            overwrite=overwrite,
+        )
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> WatermarkKey:
+        """Read a key file.
+
+        Raises:
+            ValueError: the file is missing, truncated, edited, of another version or no key file at all.
+        """
+        content = keyfile.read(path)
+        try:
+            key = cls.from_parts(content.public, payload=content.payload, secret=content.secret)
+        except ValueError as error:
+            raise ValueError(
+                f"`path`: the parameters in key file {str(path)!r} are not valid; it was edited or damaged."
+            ) from error
+        if key.commitment != content.commitment:
+            raise ValueError(f"`path`: key file {str(path)!r} does not match its own commitment; it was edited or damaged.")
+        return key
+
+    @classmethod
+    def from_parts(cls, public: Mapping[str, Any], *, payload: bytes, secret: bytes | Secret) -> WatermarkKey:
+        """Rebuild a key from its public parameters, payload and secret, as files and opened evidence hold them.
+
+        Raises:
+            ValueError: a parameter is missing, unknown or not valid.
+        """
+        version = public.get("version", 1)
+        names = _PUBLIC_NAMES.get(version) if isinstance(version, int) else None
+        if names is None:
+            raise ValueError(f"`version` of a key must be one of {sorted(_PUBLIC_NAMES)}, got {repr(version)[:80]}.")
+        if set(public) != names:
+            raise ValueError(f"`public` must have the members {sorted(names)}, got {str(sorted(map(repr, public)))[:400]}.")
+        try:
+            sequences = {name: tuple(public[name]) for name in ("input_shape", *_NORMALISATION)}
+            return cls(**{**public, "version": version, **sequences}, _payload=payload, _secret=Secret.of(secret))
+        except TypeError as error:
+            raise ValueError(f"`public` holds a value of the wrong type: {error}") from error
+
+    def reveal(self) -> dict[str, Any]:
+        """Return all of the key, the secret included, as plain JSON types: what is handed over to prove a claim."""
+        return {"public": self.to_public_dict(), "payload": self._payload.hex(), "secret": self._secret.reveal().hex()}
+
+    def with_payload(self, payload: bytes | str) -> WatermarkKey:
+        """Return the key with the same secret, carriers and projection but another payload, so another signature.
+
+        Raises:
+            ValueError: the payload is too long, or the key is a copy's.
+            TypeError: the payload is neither bytes nor text.
+        """
+        check_instance("payload", payload, (bytes, str))
+        if self.purpose != "owner":
+            raise ValueError(f"`payload` can be replaced in owners' keys only, got a key of purpose {self.purpose!r}.")
+        return self._replaced(_payload=payload.encode() if isinstance(payload, str) else payload)
+
+    def derive(self, purpose: Purpose, payload: bytes) -> WatermarkKey:
+        """Return the key of a copy, with the same carriers and projection and a signature of its own.
+
+        It is one-way: what the copy's key holds tells neither this key's secret nor any other customer's, and nothing of their
+        signatures. Keys of messages share one secret, so that a message can be read by who does not know it.
+
+        Args:
+            purpose: ``"customer"`` or ``"message"``.
+            payload: the customer's number as two bytes, little-endian; or the coded message.
+
+        Raises:
+            ValueError: an argument is not valid, or no copies' keys follow from this key: it is of version 1, or a copy's itself.
+            TypeError: the payload is not bytes.
+        """
+        check_choice("purpose", purpose, get_args(Purpose)[1:])
+        check_instance("payload", payload, bytes)
+        self._check_master()
+        number = int.from_bytes(payload[:CUSTOMER_BYTES], "little") if purpose == "customer" else 0
+        end = SECRET_BYTES * (number + 1)
+        secret = Secret(self._mark.bytes("space", SECRET_BYTES) + self._mark.bytes(f"mark/{purpose}s", end)[-SECRET_BYTES:])
+        return self._replaced(_payload=payload, purpose=purpose, _secret=secret)
+
+    @property
+    def has_payload(self) -> bool:
+        """Whether the signature carries a payload, or is that of a copy."""
+        return bool(self._payload) or self.purpose != "owner"
+
+    def __repr__(self) -> str:
+        return (
+            f"WatermarkKey(owner={self.owner!r}, n_bits={self.n_bits}, n_carriers={self.n_carriers}, "
+            f"input_shape={self.input_shape}, target_class={self.target_class}, commitment='{self.commitment[:12]}…')"
+        )
+
+    def _check_master(self) -> None:
+        if self.version < 2 or self.purpose != "owner":
+            raise ValueError(
+                "Keys of copies follow from an owner's key of version 2 or later only, "
+                f"got a key of version {self.version} and purpose {self.purpose!r}."
+            )
+
+    def _replaced(self, **changes: Any) -> WatermarkKey:
+        other = replace(self, **changes)
+        derived = {name: value for name, value in vars(self).items() if name in ("carriers", "projection")}
+        vars(other).update(derived)
+        return other
+
+    @cached_property
+    def _space(self) -> Streams:
+        """Streams of what all copies share: carriers and projection."""
+        if self.version == 1:
+            return self._mark
+        is_owners = self.purpose == "owner"
+        return self._streams(self._mark.bytes("space", SECRET_BYTES) if is_owners else self._secret.reveal()[:SECRET_BYTES])
+
+    @cached_property
+    def _space_tag(self) -> str:
+        return self._space.bytes("tag", 32).hex()
+
+    @cached_property
+    def _mark(self) -> Streams:
+        """Streams of all else: the owner's, or what one copy has alone."""
+        return self._streams(self._secret.reveal()[-SECRET_BYTES:])
+
+    def _streams(self, secret: bytes) -> Streams:
+        return Streams(Secret(secret), self._context, self.version)
+
+    @cached_property
+    def _context(self) -> bytes:
+        bound = _CARRIED if self.version == 1 else (*_CARRIED, *_NORMALISATION)
+        public = self.to_public_dict()
+        return canonical_json({name: public[name] for name in bound})
+
+    def __copy__(self) -> WatermarkKey:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> WatermarkKey:
+        return self  # nothing in it can change
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A WatermarkKey cannot be pickled, because the file would hold its secret (torch.save and save_hyperparameters "
+            "pickle too): keep it with `key.save(path)`, and leave it out with `save_hyperparameters(ignore=['key'])`."
+        )
+
+
+def _as_tensor(array: npt.NDArray[Any]) -> Tensor:
+    """Return an array as a tensor that is also good for training.
+
+    Torch is imported here, because it takes two seconds, and a key is made and committed to without any tensor.
+    """
+    import torch
+
+    with torch.inference_mode(False):
+        return torch.from_numpy(array)
+
+
+class MissingKeyError(FileNotFoundError, ValueError):
+    """There is no key file of that name."""
+
+
+def key_of(key: WatermarkKey | str | PathLike[str], *, argument: str = "key") -> WatermarkKey:
+    """Return a key that was given itself or as its file.
+
+    Args:
+        key: a key, or the path of a key file.
+        argument: what it is called in error messages.
+
+    Raises:
+        ValueError: the file is missing (then it is a :class:`FileNotFoundError` too), damaged or no key file.
+        TypeError: it is neither a key nor a path.
+    """
+    if isinstance(key, WatermarkKey):
+        return key
+    if not isinstance(key, (str, PathLike)):
+        found = "None" if key is None else type(key).__name__  # no value, which may be a secret
+        raise TypeError(f"`{argument}` must be a WatermarkKey or the path of a key file (.gskey), got {found}.")
+    try:
+        return WatermarkKey.load(key)
+    except ValueError as error:
+        kind = MissingKeyError if isinstance(error.__cause__, FileNotFoundError) else ValueError
+        raise kind(str(error).replace("`path`", f"`{argument}`", 1)) from error
+
+
+def _for_another_process(key: WatermarkKey) -> tuple[Callable[..., WatermarkKey], tuple[Any, ...]]:
+    return _rebuilt, (key.to_public_dict(), key._payload, key._secret.reveal())
+
+
+def _rebuilt(public: dict[str, Any], payload: bytes, secret: bytes) -> WatermarkKey:
+    return WatermarkKey.from_parts(public, payload=payload, secret=secret)
+
+
+# What is sent to a process that this one starts goes through a pipe, not into a file.
+ForkingPickler.register(WatermarkKey, _for_another_process)

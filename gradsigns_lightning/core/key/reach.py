@@ -1,0 +1,84 @@
+"""What a key of so many bits can prove at best, and the words for a key that can never prove it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from gradsigns_lightning.core.statistics import ownership_p_value
+
+USUAL_ALPHA = 1e-9  # of all readers
+USUAL_CUSTOMERS = 10_000  # of `trace`
+USUAL_GRINDING_BITS = 64.0  # of `judge`
+_ROOM = "128 leave room for wrong bits"
+
+
+def least_bits(*, alpha: float = USUAL_ALPHA, tries: float = 0.0) -> int:
+    """Return how many bits a key must have to be proven if all of them are read right.
+
+    Args:
+        alpha: significance level, above 0 and at most 1.
+        tries: base-2 logarithm of the number of tries that the p-value is multiplied by.
+
+    Example:
+        >>> least_bits(), least_bits(tries=64)
+        (30, 94)
+    """
+    return max(0, math.ceil(tries - math.log2(alpha)))
+
+
+def least_matches(n_bits: int, *, alpha: float = USUAL_ALPHA) -> int:
+    """Return how many of ``n_bits`` must match to be proven; all of them if even that is too few (:func:`least_bits`).
+
+    Example:
+        >>> least_matches(32), least_matches(128), least_matches(16)
+        (32, 98, 16)
+    """
+    return next((n for n in range(n_bits // 2, n_bits) if ownership_p_value(n, n_bits) <= alpha), n_bits)
+
+
+def log10_charged(log10_p_value: float, *, freedom: float) -> float:
+    """Return the base-10 logarithm of a p-value times ``2 ** freedom``, at most 0; a NaN of freedom charges nothing.
+
+    Example:
+        >>> log10_charged(-12.0, freedom=8), log10_charged(-12.0, freedom=128)
+        (-9.591..., 0.0)
+    """
+    charged = log10_p_value + (0.0 if math.isnan(freedom) else freedom) * math.log10(2)
+    return min(0.0, charged) if not math.isnan(charged) else math.nan
+
+
+def for_whom(log10_p_value: float, *, freedom: float, alpha: float) -> str:
+    """Return to whom alone a model is proven ``owned``, if a charge for what could be chosen of the key would not leave it so."""
+    if log10_charged(log10_p_value, freedom=freedom) <= math.log10(alpha):
+        return ""
+    return f", for the key's maker alone: {freedom:g} bits of it could be fitted to this model"
+
+
+def warn_if_never_owned(n_bits: int, *, stacklevel: int) -> None:
+    """Warn of a new key that no reader can find ``owned`` at the default alpha; ``stacklevel`` as seen from the caller."""
+    if n_bits < least_bits():
+        warnings.warn(
+            f"A key of {n_bits} bits can never be `owned` at the default alpha of {USUAL_ALPHA:g}, not even if every bit is read "
+            f"right: {least_bits()} bits would do, {_ROOM}.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def what_is_out_of_reach(n_bits: int, *, freedom: float, is_master: bool) -> str:
+    """Return what a new key can never do besides, with the bits that would do; empty if there is nothing.
+
+    Args:
+        n_bits: bits of the key.
+        freedom: bits of choice that payload and purpose leave to who makes it (:func:`gradsigns_lightning.core.key.payload.freedom`).
+        is_master: whether customers' keys can be made from it.
+    """
+    judged, traced = least_bits(tries=USUAL_GRINDING_BITS + freedom), least_bits(tries=math.log2(USUAL_CUSTOMERS))
+    sentences = []
+    if n_bits < judged:
+        charged = f"2^{USUAL_GRINDING_BITS:g} keys tried" + (f" and {freedom:g} bits of free choice" if freedom else "")
+        sentences.append(f"No judge can find these {n_bits} bits `owned`: `judge` charges for {charged}, {judged} bits would do.")
+    if is_master and n_bits < traced:
+        sentences.append(f"No customer's copy can be traced by them: {traced} bits would do for {USUAL_CUSTOMERS} customers.")
+    return " ".join(sentences)

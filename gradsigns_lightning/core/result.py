@@ -1,0 +1,193 @@
+"""The result of a reading, the same for every reader."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from gradsigns_lightning.core.checks import check_number
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key.payload import freedom
+from gradsigns_lightning.core.key.reach import USUAL_ALPHA, for_whom, least_bits, log10_charged
+from gradsigns_lightning.core.key.signature_key import SignatureKey
+from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Verdict = Literal["owned", "not_proven", "inconclusive"]
+DEFAULT_ALPHA = USUAL_ALPHA
+LEAST_RECOGNISED = 0.5
+_MOST_DIGITS = 300
+
+
+@dataclass(frozen=True)
+class VerificationResult:
+    """What a reader found; ``print`` shows it in three lines.
+
+    Attributes:
+        n_bits: bits of the key.
+        n_matches: decided bits that equal the key's signature.
+        n_erasures: bits that the answers could not decide (exact ties); they count neither for nor against.
+        bit_error_rate: share of decided bits that differ, in [0, 1]; NaN when no bit was decided.
+        p_value: exact probability that an unmarked model matches as well, ``P[Bin(decided, 1/2) >= matches]``; NaN when no bit
+            was decided.
+        log10_p_value: its base-10 logarithm, which does not underflow.
+        margin: smallest ``(2 b_j - 1) z_j``, in standard deviations of an unmarked model's z; NaN when no bit was decided.
+        n_queries: images that the model was asked about.
+        alpha: significance level of the verdict.
+        verdict: ``"owned"`` (p <= alpha), ``"not_proven"``, or ``"inconclusive"`` (no bit could be decided, or the model does not
+            take the images for the target class: whatever the figures say, they are not those of the class's gradient).
+        commitment: the key's public commitment.
+        recognised: share of the natural images that the model takes for the target class, in [0, 1]; NaN if it said of none.
+        free_bits: bits of choice that the key's payload and purpose left to its maker (:func:`freedom`); NaN if the key is not
+            of this package. p-value and verdict hold for who knows that the payload was not chosen after seeing a model; who does
+            not know charges it, as :func:`judge` does, and looks at ``log10_charged_p_value``.
+    """
+
+    n_bits: int
+    n_matches: int
+    n_erasures: int
+    bit_error_rate: float
+    p_value: float
+    log10_p_value: float
+    margin: float
+    n_queries: int
+    alpha: float
+    verdict: Verdict
+    commitment: str
+    recognised: float
+    free_bits: float
+
+    @property
+    def log10_charged_p_value(self) -> float:
+        """Base-10 logarithm of the p-value times ``2 ** free_bits``, at most 0."""
+        return log10_charged(self.log10_p_value, freedom=self.free_bits)
+
+    def __str__(self) -> str:
+        """Return the verdict and why, bits and p-value, and what was read, a line each."""
+        return three_lines(self.verdict, self.reason, self._bits_and_p_value, self._what_was_read)
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is, in words."""
+        if self.verdict == "inconclusive":
+            return why_inconclusive(self.recognised, "the gradient is all zero or not finite")
+        if self.verdict == "owned":
+            return f"p <= alpha = {self.alpha:g}{self._for_whom}"
+        return f"p > alpha = {self.alpha:g}, {self._what_it_takes}"
+
+    @property
+    def _for_whom(self) -> str:
+        return for_whom(self.log10_p_value, freedom=self.free_bits, alpha=self.alpha)
+
+    @property
+    def _what_it_takes(self) -> str:
+        n_decided = self.n_bits - self.n_erasures
+        if n_decided < least_bits(alpha=self.alpha):
+            return f"which {n_decided} bits can never reach: {least_bits(alpha=self.alpha)} would do"
+        needed = next(k for k in range(n_decided + 1) if ownership_p_value(k, n_decided) <= self.alpha)
+        return f"which takes {needed} of {n_decided} bits"
+
+    @property
+    def _bits_and_p_value(self) -> str:
+        return bits_in_words(self.n_matches, self.n_bits, self.n_erasures, self.log10_p_value)
+
+    @property
+    def _what_was_read(self) -> str:
+        return f"{self.n_queries} images read{recognised_in_words(self.recognised)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types; NaN becomes None."""
+        return without_nan(vars(self))
+
+
+def three_lines(verdict: str, reason: str, bits: str, read: str) -> str:
+    """Return what ``print`` shows of a result."""
+    return f"{verdict.replace('_', ' ')}: {reason}\n{bits}\n{read}"
+
+
+def why_inconclusive(recognised: float, undecided: str) -> str:
+    """Return why nothing can be concluded; ``undecided`` says why no bit could be decided, if that is the reason."""
+    if not recognised < LEAST_RECOGNISED:
+        return f"no bit could be decided, because {undecided}"
+    return (
+        f"the model takes only {recognised:.0%} of the images for the target class; are they of it, raw in [0, 1], and do the "
+        "key's `input_mean` and `input_std` fit the model?"
+    )
+
+
+def bits_in_words(n_matches: int, n_bits: int, n_erasures: int, log10_p_value: float) -> str:
+    """Return bits and p-value in words; p may be smaller than a double can be."""
+    if n_erasures == n_bits:
+        return f"none of {n_bits} bits decided"
+    erased = f" ({n_erasures} of {n_bits} undecided)" if n_erasures else ""
+    p_value = f"10^{log10_p_value:.1f}" if log10_p_value < -_MOST_DIGITS else f"{10**log10_p_value:.2g}"
+    return f"{n_matches} of {n_bits - n_erasures} bits match{erased}, p = {p_value}"
+
+
+def recognised_in_words(recognised: float) -> str:
+    """Return how many images the model takes for the target class, to be added to what was read; empty if it is not known."""
+    return "" if math.isnan(recognised) else f", {recognised:.0%} of the natural ones taken for the target class"
+
+
+def without_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result's fields as JSON types; NaN becomes None."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields.items()}
+
+
+def decide(
+    projections: Tensor, key: SignatureKey, *, n_queries: int, alpha: float, recognised: float = math.nan
+) -> VerificationResult:
+    """Compare projections with the key's signature.
+
+    Args:
+        projections: z, shape ``(N,)``; an exact zero is an erasure; any value that is not finite makes all bits erasures.
+        key: the owner's key.
+        n_queries: images that the model was asked about.
+        alpha: significance level, above 0 and at most 1.
+        recognised: share of the images that the model takes for the target class; NaN if it is not known.
+    """
+    check_alpha(alpha)
+    bits = key.signature.numpy().astype(np.float64)
+    signed = (2 * bits - 1) * projections.numpy(force=True)
+    n_decided = int(np.count_nonzero(signed)) if np.isfinite(signed).all() else 0
+    n_matches = int(np.count_nonzero(signed > 0)) if n_decided else 0
+    p_value = ownership_p_value(n_matches, n_decided) if n_decided else math.nan
+    return VerificationResult(
+        n_bits=key.n_bits,
+        n_matches=n_matches,
+        n_erasures=key.n_bits - n_decided,
+        bit_error_rate=(n_decided - n_matches) / n_decided if n_decided else math.nan,
+        p_value=p_value,
+        log10_p_value=log10_ownership_p_value(n_matches, n_decided) if n_decided else math.nan,
+        margin=float(signed.min()) if n_decided else math.nan,
+        n_queries=n_queries,
+        alpha=alpha,
+        verdict=verdict_of(p_value, alpha, recognised),
+        commitment=key.commitment,
+        recognised=recognised,
+        free_bits=free_bits(key),
+    )
+
+
+def free_bits(key: SignatureKey) -> float:
+    """Return :func:`freedom` of a key; NaN of what is no key of this package, whose signature may come from anywhere."""
+    return freedom(key) if isinstance(key, WatermarkKey) else math.nan
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse a significance level outside (0, 1]."""
+    if check_number("alpha", alpha, minimum=0, maximum=1) == 0:
+        raise ValueError("`alpha` must be > 0, got 0.")
+
+
+def verdict_of(p_value: float, alpha: float, recognised: float = math.nan) -> Verdict:
+    """Return the verdict on a p-value, which is NaN when no bit was decided, and on the share of images that were recognised."""
+    if math.isnan(p_value) or recognised < LEAST_RECOGNISED:
+        return "inconclusive"
+    return "owned" if p_value <= alpha else "not_proven"

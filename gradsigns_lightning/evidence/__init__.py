@@ -1,0 +1,35 @@
+"""Evidence that a third party can check: commitment before release, claim, judgement."""
+
+from typing import TYPE_CHECKING
+
+from gradsigns_lightning.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gradsigns_lightning.evidence.bundle import Bundle
+    from gradsigns_lightning.evidence.commitment import Statement, load_signer, make_statement, signer_pem
+    from gradsigns_lightning.evidence.judging import GRINDING_BITS, Judgement, judge
+    from gradsigns_lightning.evidence.timestamp import check_timestamp, timestamp_request
+
+__all__ = [
+    "GRINDING_BITS",
+    "Bundle",
+    "Judgement",
+    "Statement",
+    "check_timestamp",
+    "judge",
+    "load_signer",
+    "make_statement",
+    "signer_pem",
+    "timestamp_request",
+]
+
+# Lazy, so that a commitment, which needs no tensors, need not wait for torch.
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "bundle": "Bundle",
+        "commitment": "Statement load_signer make_statement signer_pem",
+        "judging": "GRINDING_BITS Judgement judge",
+        "timestamp": "check_timestamp timestamp_request",
+    },
+)

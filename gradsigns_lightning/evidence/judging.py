@@ -1,0 +1,333 @@
+"""What a third party does with an evidence bundle: derive everything again, replay, and read with images of its own."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from gradsigns_lightning.core.checks import check_instance, check_number
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key.payload import freedom
+from gradsigns_lightning.core.key.reach import USUAL_GRINDING_BITS
+from gradsigns_lightning.core.key.signature_key import KeyAsRead
+from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.verification.api.queries import Oracle
+from gradsigns_lightning.verification.api.verify import replay, settings_of, verify_api
+from gradsigns_lightning.evidence.bundle import Bundle
+from gradsigns_lightning.evidence.timestamp import check_timestamp
+from gradsigns_lightning.core.result import (
+    DEFAULT_ALPHA,
+    Verdict,
+    VerificationResult,
+    bits_in_words,
+    check_alpha,
+    recognised_in_words,
+    three_lines,
+    verdict_of,
+    without_nan,
+)
+from gradsigns_lightning.verification.white_box import verify
+
+GRINDING_BITS = USUAL_GRINDING_BITS
+_CONTROL_ALPHA = 1e-3  # for all controls together
+_SMALLEST_ALPHA = 1e-290
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the judge found; ``print`` shows it in three lines.
+
+    Attributes:
+        owner: the claimant, as the key names it: foreign text, to be shown with :func:`printable`.
+        commitment: public commitment of the opened key.
+        signer: Ed25519 public key of who may claim the key, and signed the bundle.
+        n_commitments: commitments in the claimant's statement, each of which could have been opened instead.
+        committed_at: when the time-stamp authority saw the commitment, in UTC; None without time-stamp, or
+            without authority to check it by.
+        precedes_suspect: whether that was before the suspect was there; None if the judge did not say since when it is.
+        reading: the judge's own reading of the suspect, or None. Its p-value is the raw one, its ``alpha`` what is left of the
+            judge's when keys tried and payload are charged; so its ``free_bits`` are NaN, not charged once more.
+        transcript: the claimant's reading, replayed from the bundle; its answers are what the claimant says they were. Or None.
+        controls: reading of each control model with the same key and images. Their p-values are raw: they speak against the
+            claim, and a charge would make them weaker.
+        payload_bits: bits of choice that the key's payload left to its maker.
+        grinding_bits: base-2 logarithm of the secrets that the claimant is thought able to have tried, at least that of
+            ``n_commitments``.
+        p_value: raw p-value of the judge's reading, or of the transcript where there is no suspect to read.
+        log10_p_value: its base-10 logarithm.
+        adjusted_p_value: ``p_value`` times ``2 ** (grinding_bits + payload_bits)``, at most 1. A time-stamp takes nothing from
+            that: models of one task share much of their mean gradient, so a key can be fitted to another model before the suspect
+            is there.
+        log10_adjusted_p_value: its base-10 logarithm.
+        alpha: significance level of the verdict.
+        verdict: ``"owned"`` if ``adjusted_p_value <= alpha`` and nothing in ``objections``; ``"not_proven"``; ``"inconclusive"``
+            if the reading can say nothing; ``"claimed"`` if there was no suspect to read, whatever the transcript says.
+        objections: what speaks against the claim or is missing for it, in words.
+        remarks: what a reader should know, in words; they do not change the verdict.
+    """
+
+    owner: str
+    commitment: str
+    signer: str
+    n_commitments: int
+    committed_at: datetime | None
+    precedes_suspect: bool | None
+    reading: VerificationResult | None
+    transcript: VerificationResult | None
+    controls: Mapping[str, VerificationResult]
+    payload_bits: float
+    grinding_bits: float
+    p_value: float
+    log10_p_value: float
+    adjusted_p_value: float
+    log10_adjusted_p_value: float
+    alpha: float
+    verdict: Verdict | Literal["claimed"]
+    objections: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return the verdict and why, bits and p-values, and what was read, a line each."""
+        result = self.reading or self.transcript
+        assert result is not None
+        bits = bits_in_words(result.n_matches, result.n_bits, result.n_erasures, self.log10_p_value)
+        adjusted = f"10^{self.log10_adjusted_p_value:.1f} for 2^{self.grinding_bits + self.payload_bits:g} tries"
+        read = f"{result.n_queries} images asked about{recognised_in_words(result.recognised)}"
+        whose = "the judge's own reading" if self.reading else "the claimant's transcript"
+        return three_lines(self.verdict, printable(self.reason), f"{bits}, adjusted {adjusted}", f"{whose}: {read}")
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is, in words."""
+        parts = list(self.objections)
+        if self.verdict == "claimed":
+            parts.insert(0, "there was no suspect to read")
+        elif self.verdict == "inconclusive" and self.reading is not None:
+            parts.insert(0, self.reading.reason)
+        elif not self.log10_adjusted_p_value <= math.log10(self.alpha):
+            parts.insert(0, f"adjusted p > alpha = {self.alpha:g}")
+        return "; ".join(parts) or f"adjusted p <= alpha = {self.alpha:g}, and nothing speaks against it"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types; NaN becomes None."""
+        return {
+            **without_nan(vars(self)),
+            "reading": self.reading.to_dict() if self.reading else None,
+            "transcript": {**self.transcript.to_dict(), "verdict": "claimed"} if self.transcript else None,
+            "committed_at": self.committed_at.isoformat() if self.committed_at else None,
+            "controls": {name: result.to_dict() for name, result in self.controls.items()},
+            "objections": list(self.objections),
+            "remarks": list(self.remarks),
+        }
+
+
+def judge(
+    bundle: Bundle,
+    *,
+    suspect: nn.Module | Oracle | None = None,
+    images: Tensor | None = None,
+    input_mean: float | Sequence[float] = 0.0,
+    input_std: float | Sequence[float] = 1.0,
+    controls: Mapping[str, nn.Module | Oracle] | None = None,
+    authority: bytes | None = None,
+    suspect_since: datetime | None = None,
+    grinding_bits: float = GRINDING_BITS,
+    alpha: float = DEFAULT_ALPHA,
+    max_queries: int = 5000,
+) -> Judgement:
+    """Judge a bundle.
+
+    Carriers, projection and signature are derived from the opened secret; nothing else in the bundle can stand in for them. What
+    was left to choose costs (``2 ** grinding_bits`` secrets tried make the smallest p-value smaller by that factor, and a free
+    payload is a signature chosen freely, bit by bit) or is the judge's: images, normalisation, estimator, budget and level. Only
+    a key that was time-stamped before the suspect was there can be ``"owned"``.
+
+    Args:
+        bundle: the evidence, as :meth:`Bundle.load` returns it.
+        suspect: the model in dispute: a ``torch.nn.Module`` that returns logits, or what :func:`verify_api` can ask. Without it
+            only the bundle's transcript is replayed, and the verdict is ``"claimed"``.
+        images: the judge's own natural images of the key's target class, raw in [0, 1], ``(n, C, H, W)``; 50 or more.
+        input_mean: mean of the suspect's input normalisation, as its own documentation states it, one value or one per channel;
+            by default it takes raw images. What the key says plays no part.
+        input_std: standard deviation of that normalisation.
+        controls: models that the claimant had no part in, by name, which take raw images (:class:`RawInputs` makes them). The key
+            must not be found in them.
+        authority: the time-stamp authority's certificates, PEM; without it time-stamps count for nothing.
+        suspect_since: when the suspect is first known to have existed, with time zone. A key committed to later proves nothing.
+        grinding_bits: see :class:`Judgement`, 0 or more.
+        alpha: significance level of the verdict.
+        max_queries: images that each suspect or control behind an API may be asked about.
+
+    Raises:
+        ValueError: the transcript or the time-stamp is not genuine, or an argument is out of range.
+        TypeError: an argument has the wrong type.
+    """
+    check_instance("bundle", bundle, Bundle)
+    check_number("grinding_bits", grinding_bits, minimum=0)
+    check_alpha(alpha)
+    controls = controls or {}
+    if images is None and (suspect is not None or controls):
+        raise ValueError("`images` must be given to read a suspect or controls: the judge's own, of the key's target class.")
+    key = KeyAsRead.of(bundle.key, input_mean=input_mean, input_std=input_std)
+    date = _date(bundle, authority, suspect_since)
+    trials = _Trials.of(bundle, grinding_bits)
+    reading = None
+    if suspect is not None and images is not None:
+        needed = max(_SMALLEST_ALPHA, 10 ** max(-300.0, math.log10(alpha) - trials.log10_factor))
+        reading = _read(suspect, key, images, needed, max_queries)
+    transcript = _replayed(bundle)
+    if reading is None and transcript is None:
+        raise ValueError("`suspect` must be given: the bundle holds no transcript that could be replayed.")
+    with _found(reading):
+        readings = _read_controls(controls, bundle.key, images, max_queries)
+    return _judged(bundle, key, date, trials, reading, transcript, readings, alpha)
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """How often the claimant is thought to have tried."""
+
+    n_commitments: int
+    payload_bits: float
+    grinding_bits: float
+    log10_factor: float
+
+    @classmethod
+    def of(cls, bundle: Bundle, grinding_bits: float) -> _Trials:
+        n_commitments = len(set(bundle.statement.commitments))
+        payload_bits, grinding_bits = freedom(bundle.key), max(float(grinding_bits), math.log2(n_commitments))
+        return cls(n_commitments, payload_bits, grinding_bits, (grinding_bits + payload_bits) * math.log10(2))
+
+
+def _judged(
+    bundle: Bundle,
+    key: KeyAsRead,
+    date: tuple[datetime | None, bool | None],
+    trials: _Trials,
+    reading: VerificationResult | None,
+    transcript: VerificationResult | None,
+    controls: Mapping[str, VerificationResult],
+    alpha: float,
+) -> Judgement:
+    evidence = reading or transcript
+    assert evidence is not None
+    objections = _objections(date[1], controls)
+    adjusted = evidence.log10_p_value + trials.log10_factor
+    adjusted = 0.0 if adjusted > 0 else adjusted  # NaN stays: nothing could be decided
+    return Judgement(
+        owner=bundle.key.owner,
+        commitment=key.commitment,
+        signer=bundle.statement.signer,
+        n_commitments=trials.n_commitments,
+        committed_at=date[0],
+        precedes_suspect=date[1],
+        reading=reading,
+        transcript=transcript,
+        controls=controls,
+        payload_bits=trials.payload_bits,
+        grinding_bits=trials.grinding_bits,
+        p_value=evidence.p_value,
+        log10_p_value=evidence.log10_p_value,
+        adjusted_p_value=10**adjusted,
+        log10_adjusted_p_value=adjusted,
+        alpha=alpha,
+        verdict=_verdict(reading, 10**adjusted, alpha, objections),
+        objections=objections,
+        remarks=_remarks(bundle, key, reading, transcript, controls),
+    )
+
+
+def _date(bundle: Bundle, authority: bytes | None, suspect_since: datetime | None) -> tuple[datetime | None, bool | None]:
+    """Return when the commitment was stamped, and whether that was before the suspect was there."""
+    since = _aware(suspect_since) if suspect_since is not None else None
+    committed_at = check_timestamp(bundle.timestamp, bundle.statement, authority) if bundle.timestamp and authority else None
+    return committed_at, None if since is None else committed_at is not None and committed_at < since
+
+
+def _replayed(bundle: Bundle) -> VerificationResult | None:
+    if bundle.images is None or bundle.transcript is None:
+        return None
+    return replay(bundle.key, bundle.images, bundle.transcript)
+
+
+@contextmanager
+def _found(reading: VerificationResult | None) -> Iterator[None]:
+    """Call no number of images too small that sufficed to find the mark in the suspect."""
+    with warnings.catch_warnings():
+        if reading is not None and reading.verdict == "owned":
+            warnings.filterwarnings("ignore", message="Only .* image", category=UserWarning)
+        yield
+
+
+def _read_controls(
+    controls: Mapping[str, nn.Module | Oracle], key: WatermarkKey, images: Tensor | None, max_queries: int
+) -> dict[str, VerificationResult]:
+    if images is None or not controls:
+        return {}
+    raw = KeyAsRead.of(key, input_mean=0.0, input_std=1.0)
+    return {name: _read(model, raw, images, _CONTROL_ALPHA / len(controls), max_queries) for name, model in controls.items()}
+
+
+def _verdict(
+    reading: VerificationResult | None, adjusted_p_value: float, alpha: float, objections: Sequence[str]
+) -> Verdict | Literal["claimed"]:
+    if reading is None:
+        return "claimed"
+    verdict = verdict_of(adjusted_p_value, alpha, reading.recognised)
+    return "not_proven" if objections and verdict == "owned" else verdict
+
+
+def _objections(precedes: bool | None, controls: Mapping[str, VerificationResult]) -> tuple[str, ...]:
+    found = []
+    if precedes is None:
+        found.append("no trusted time-stamp was held against the time since which the suspect is known")
+    elif not precedes:
+        found.append("the commitment is not known to be older than the suspect")
+    for name, result in controls.items():
+        if result.p_value <= _CONTROL_ALPHA / len(controls):
+            found.append(f"control model {printable(name)!r} shows the signature too (p = {result.p_value:.2g})")
+    return tuple(found)
+
+
+def _remarks(
+    bundle: Bundle,
+    key: KeyAsRead,
+    reading: VerificationResult | None,
+    transcript: VerificationResult | None,
+    controls: Mapping[str, VerificationResult],
+) -> tuple[str, ...]:
+    found = []
+    silent = [name for name, result in controls.items() if result.verdict == "inconclusive"]
+    found += [f"control model {printable(name)!r} answers nothing of use, so it is no control" for name in silent]
+    if reading is not None and len(silent) == len(controls):
+        found.append("no control model of the same task was read, so whether the key fits any such model is not known")
+    if reading is None:
+        found.append("the answers are what the claimant says they were; only a reading of the suspect can decide")
+    if transcript is not None and bundle.transcript is not None and settings_of(bundle.transcript) != bundle.statement.reading:
+        found.append("the transcript was not read as the published commitment announced, so its p-value proves nothing")
+    if reading is not None and not reading.recognised >= 0.5:
+        found.append(
+            "the suspect does not take the images for the key's class as it was read (normalisation "
+            f"{key.input_mean}, {key.input_std}), so its reading says nothing"
+        )
+    return tuple(found)
+
+
+def _read(model: nn.Module | Oracle, key: KeyAsRead, images: Tensor, alpha: float, max_queries: int) -> VerificationResult:
+    if isinstance(model, nn.Module):
+        return verify(model, key, images, alpha=alpha)
+    return verify_api(model, key, images, alpha=alpha, max_queries=max_queries)
+
+
+def _aware(time: datetime) -> datetime:
+    check_instance("suspect_since", time, datetime)
+    if time.tzinfo is None:
+        raise ValueError(f"`suspect_since` must have a time zone, got {time.isoformat()}.")
+    return time.astimezone(timezone.utc)

@@ -1,0 +1,200 @@
+"""A model in an ONNX file.
+
+The file may come from the accused, so the runtime is given the checked content alone, never a path: an ONNX file can name other
+files, and other formats that the runtime reads by a file's ending are not checked here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from concurrent.futures import TimeoutError as NotInTimeError
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from gradsigns_lightning.core.checks import check_number
+from gradsigns_lightning.oracles.onnx_content import checked_content
+from gradsigns_lightning.lazy import in_pythons_folder, is_command
+
+_MOST_MEMORY = 6 << 30  # bytes of all models: the largest file's weights, and 4 GiB to compute in
+_MOST_IN_ALL = 8 << 30  # bytes that a command takes for loading, or for an answer
+_MOST_SCORES = 1 << 25  # of one answer: they become doubles, more than once
+_TIME_LIMIT = 600.0  # seconds, of loading and of each answer
+_GLANCE = 0.2  # seconds
+_PATIENCE = 2.0  # seconds in which a step of a usual graph is done
+T = TypeVar("T")
+
+
+class OnnxOracle:
+    """Answers with an ONNX file's first output, on the CPU.
+
+    The file must take one input ``(n, C, H, W)`` of float32, or of uint8 values 0 to 255. If it expects normalised images, wrap
+    the oracle in :func:`normalised`.
+
+    Its graph gets 6 GiB for its tensors, refused before they are allocated whatever their shapes (unless the process has an
+    allocator of its own registered with onnxruntime). What operators such as ``NonZero``, ``Unique`` or those of sequences keep
+    beside their tensors, which may be hundreds of times as much, is bounded in a command on Linux only: a library call's process
+    is the caller's, so read a file from an opponent in a process with a limit (``resource.setrlimit``, a container).
+
+    Args:
+        path: the ONNX file.
+        time_limit: seconds that loading may take, and each call, above 0. A call that takes longer is broken off after the step
+            of the graph that it is at; a step that does not end goes on in a thread of its own until the process ends.
+
+    Raises:
+        ValueError: the file is missing, no ONNX model, names other files, has sparse tensors, texts, `RoiAlign`, too many parts,
+            or functions that grow beyond bounds, takes something else than one image tensor, or is not loaded in time.
+        TypeError: ``time_limit`` is not a number.
+        ImportError: onnx or onnxruntime is not installed.
+    """
+
+    def __init__(self, path: str | PathLike[str], *, time_limit: float = _TIME_LIMIT) -> None:
+        self._time_limit = check_number("time_limit", time_limit, minimum=sys.float_info.min, maximum=threading.TIMEOUT_MAX)
+        try:
+            with in_pythons_folder():
+                import onnxruntime  # noqa: F401
+        except ImportError as error:
+            raise ImportError("Reading an ONNX file needs onnxruntime: pip install 'gradsigns-lightning[onnx]'.") from error
+        content = checked_content(Path(path).expanduser())
+        try:
+            _bound_memory()
+            self._session = _in_time(lambda: _session(content), self._time_limit)
+        except NotInTimeError:
+            raise ValueError(f"`path`: the model in {str(path)!r} is not loaded in {self._time_limit:g} seconds.") from None
+        except Exception as error:  # onnxruntime's errors share no other base class
+            raise ValueError(f"`path`: {str(path)!r} is damaged or no ONNX model that can be run.") from error
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or inputs[0].type not in ("tensor(float)", "tensor(uint8)") or len(inputs[0].shape) != 4:
+            found = ", ".join(f"{i.name!r} {i.type} {i.shape}" for i in inputs)
+            raise ValueError(
+                f"`path`: the model in {str(path)!r} must take one float32 or uint8 tensor (n, C, H, W), got {found}."
+            )
+        if not outputs or not outputs[0].type.startswith("tensor("):
+            raise ValueError(f"`path`: the model in {str(path)!r} must return a tensor of scores first.")
+        self._input, self._output = inputs[0], outputs[0]
+
+    def __call__(self, images: Tensor) -> npt.NDArray[Any]:
+        """Return the first output for raw images ``(n, C, H, W)``, float32.
+
+        Raises:
+            ValueError: the model cannot be run on them, is not done in time, or returns a single number or too many.
+        """
+        import onnxruntime
+
+        array = images.detach().cpu().numpy()
+        if self._input.type == "tensor(uint8)":
+            array = np.rint(array * 255).astype(np.uint8)
+        one_by_one = isinstance(self._input.shape[0], int)
+        batches = np.split(array, len(array)) if one_by_one and self._input.shape[0] == 1 else [array]
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = 4
+        try:
+            give_up = partial(setattr, options, "terminate", True)
+            answers = _in_time(lambda: self._answers(batches, options), self._time_limit, give_up)
+        except NotInTimeError:
+            raise ValueError(
+                f"the ONNX model takes more than {self._time_limit:g} seconds for {len(images)} images; ask about fewer at once "
+                "(`batch_size`), or give `OnnxOracle` a longer `time_limit`."
+            ) from None
+        except Exception as error:  # onnxruntime's errors share no other base class
+            raise ValueError(f"the ONNX model cannot be run on images {tuple(images.shape)}: {str(error)[:200]!r}.") from error
+        if any(np.ndim(answer) == 0 for answer in answers):
+            raise ValueError("the ONNX model must return a row of scores for each image, got a single number.")
+        return np.concatenate(answers)
+
+    def _answers(self, batches: list[npt.NDArray[Any]], options: Any) -> list[npt.NDArray[Any]]:
+        answers: list[npt.NDArray[Any]] = []
+        for batch in batches:
+            answers += self._session.run([self._output.name], {self._input.name: batch}, options)
+            if sum(map(np.size, answers)) > _MOST_SCORES:
+                raise ValueError(f"it returns more than {_MOST_SCORES} scores")
+        return answers
+
+
+def _in_time(work: Callable[[], T], seconds: float, give_up: Callable[[], Any] = lambda: None) -> T:
+    """Return what ``work`` gives, if it is done in time.
+
+    Raises:
+        NotInTimeError: it is not, and was told to ``give_up``; if it does not, it goes on in a thread that nobody waits for.
+    """
+    done: Future[T] = Future()
+
+    def do() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # whatever it is, the caller is told
+            done.set_exception(error)
+
+    end = time.monotonic() + seconds
+    with _bounded_process():
+        try:
+            threading.Thread(target=do, daemon=True).start()
+            # Looked at again and again: Python does not hear of an interruption right before it waits until the wait is over.
+            while not done.done() and (left := end - time.monotonic()) > 0:
+                wait([done], timeout=min(left, _GLANCE))
+            return done.result(timeout=0)
+        finally:
+            if not done.done():  # out of time, or interrupted
+                give_up()
+                wait([done], timeout=_PATIENCE)  # a thread that comes back while Python ends would abort the process
+
+
+@contextmanager
+def _bounded_process() -> Iterator[None]:
+    """In a command on Linux let the process grow by ``_MOST_IN_ALL`` at most.
+
+    What an operator such as `Unique` keeps beside its numbers comes from no allocator that could be bounded. In a library call
+    this does nothing: the process is the caller's.
+    """
+    taken = Path("/proc/self/statm")
+    if not is_command() or not taken.exists():
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = int(taken.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + _MOST_IN_ALL
+    bounds = [bound for bound in (most, *before) if bound != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(bounds), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _session(content: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.log_severity_level = 4  # it would write the model's own names to the terminal, as would the fallback
+    return onnxruntime.InferenceSession(
+        content,
+        sess_options=options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["ConstantFolding"],  # it computes at once, in memory that is not bounded
+        enable_fallback=0,
+    )
+
+
+@lru_cache(maxsize=1)
+def _bound_memory() -> None:
+    """Give the sessions that ask for it, which are those of this module, an allocator that has no more than ``_MOST_MEMORY``."""
+    import onnxruntime
+
+    memory = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
+    # As needed, not in powers of two, which would take up to twice as much.
+    bounds = onnxruntime.OrtArenaCfg({"max_mem": _MOST_MEMORY, "arena_extend_strategy": 1})
+    with suppress(Exception):  # the process has one of its own; onnxruntime's errors share no other base class
+        onnxruntime.create_and_register_allocator(memory, bounds)

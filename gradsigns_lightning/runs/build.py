@@ -1,0 +1,166 @@
+"""From the user's own configuration to objects; the only call of Hydra's ``instantiate``.
+
+Files of others do not come here: what a checkpoint may describe is in :mod:`gradsigns_lightning.models.catalogue`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pkgutil import resolve_name
+from typing import Any
+
+from gradsigns_lightning.runs.options import spoken
+from gradsigns_lightning.lazy import in_pythons_folder
+
+ALLOWED_PACKAGES = ("gradsigns_lightning", "torchvision", "lightning", "torch")
+
+
+def build(config: Any, /, *, option: str = "", names: Mapping[str, str] | None = None, **arguments: Any) -> Any:
+    """Return what ``config`` describes by its ``_target_`` and arguments.
+
+    Args:
+        config: a configuration node or plain containers.
+        option: where it stands on the command line, of which errors then speak.
+        names: what arguments are called there otherwise than in ``option``.
+        arguments: further arguments of the target.
+
+    Raises:
+        ValueError: there is no target, or one outside this package, torch, lightning and torchvision.
+        TypeError, ImportError: what the target's constructor raises.
+    """
+    import hydra.utils
+    from hydra.errors import InstantiationException
+
+    plain = to_plain(config)
+    with in_pythons_folder():  # which imports them
+        _check_targets(plain)
+    if not isinstance(plain, dict) or "_target_" not in plain:
+        raise ValueError(f"`_target_` must name what to build, got {plain!r} without one.")
+    try:
+        with ExitStack() as scopes:
+            # Hydra 1.4 asks for such a scope, under a name that changed between its pre-releases.
+            scope = getattr(hydra.utils, "execution_whitelist", None) or getattr(hydra.utils, "target_whitelist", None)
+            for package in ALLOWED_PACKAGES if scope else ():
+                scopes.enter_context(scope(f"{package}.*"))  # type: ignore[misc]
+            return hydra.utils.instantiate(plain, _convert_="all", **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if cause is None or isinstance(cause, InstantiationException):
+            raise
+        if isinstance(cause, ImportError) or (_is_own(plain) and type(cause) not in (TypeError, ValueError)):
+            raise cause from error
+        kind = TypeError if isinstance(cause, TypeError) else ValueError
+        raise kind(_explained(str(cause), plain, option, names or {})) from error
+
+
+def is_target(config: Any, kind: type) -> bool:
+    """Tell whether ``config`` describes a ``kind``, by whichever of its names; what :func:`build` refuses is none."""
+    import hydra.utils
+
+    plain = to_plain(config)
+    with in_pythons_folder():
+        _check_targets(plain)
+        try:
+            target = hydra.utils.get_object(plain["_target_"])
+        except Exception:  # what a module raises; `build` says so
+            return False
+    return isinstance(target, type) and issubclass(target, kind)
+
+
+def _explained(message: str, config: dict[str, Any], option: str, names: Mapping[str, str]) -> str:
+    """Return an error's message with the arguments under their names on the command line; foreign ones name the part."""
+    if not _is_own(config):
+        return f"`{option}`: {message} ({config['_target_']})" if option else f"{config['_target_']}: {message}"
+    if not option:
+        return message
+    return spoken(message, {**{name: f"{option}.{name}" for name in config if name[0] != "_"}, "path": option, **names})
+
+
+def _is_own(config: dict[str, Any]) -> bool:
+    return str(config["_target_"]).startswith("gradsigns_lightning.")
+
+
+def to_plain(config: Any) -> Any:
+    """Return a configuration as plain containers with all references resolved.
+
+    Raises:
+        ValueError: a mandatory value is missing.
+    """
+    from omegaconf import OmegaConf
+
+    if not OmegaConf.is_config(config):
+        return config
+    check_given(config)
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def check_given(config: Any) -> None:
+    """Raise a :class:`MissingValueError` if a mandatory value of a configuration is missing."""
+    missing = list(_missing_keys(config, config._get_full_key(None)))
+    if missing:
+        raise MissingValueError(missing)
+
+
+def _missing_keys(config: Any, prefix: str) -> Iterator[str]:
+    # OmegaConf's own function stops at the first reference to a missing value.
+    from omegaconf import DictConfig
+
+    for name in config:
+        node, key = config._get_node(name), f"{prefix}.{name}" if prefix else str(name)
+        if node._is_missing():
+            yield key
+        elif isinstance(node, DictConfig) and not (node._is_none() or node._is_interpolation()):
+            yield from _missing_keys(node, key)
+
+
+class MissingValueError(ValueError):
+    """Mandatory values were not given."""
+
+    def __init__(self, keys: list[str]) -> None:
+        super().__init__(f"{', '.join(keys)} must be given")
+        self.keys = keys
+
+
+def _check_targets(config: Any) -> None:
+    """Raise a ``ValueError`` if any ``_target_`` lies outside the allowed packages."""
+    for target in _iterate_targets(config):
+        if not isinstance(target, str) or not _is_allowed(target):
+            allowed = ", ".join(f"{package}.*" for package in ALLOWED_PACKAGES)
+            raise ValueError(f"`_target_` must be one of {allowed}, got {target!r}.")
+
+
+def _is_allowed(target: str) -> bool:
+    if target.partition(".")[0] not in ALLOWED_PACKAGES:
+        return False
+    from hydra.utils import get_object
+
+    _check_is_there(target)
+    # A path may leave its package through a module's imports, as in `torch.os.system`.
+    return str(getattr(get_object(target), "__module__", "")).partition(".")[0] in ALLOWED_PACKAGES
+
+
+def _check_is_there(target: str) -> None:
+    """Raise a ``ValueError`` where nothing has the name ``target``, with a similar one; Hydra would print Python's errors."""
+    try:
+        resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        place, _, name = target.rpartition(".")
+        try:
+            close = difflib.get_close_matches(name, dir(resolve_name(place)), n=1)
+        except (ImportError, AttributeError, ValueError):
+            close = []
+        hint = f" Did you mean {place}.{close[0]}?" if close else ""
+        raise ValueError(f"`_target_` must name a class or function, got {target!r}, which is not there.{hint}") from error
+
+
+def _iterate_targets(config: Any) -> Iterator[Any]:
+    """Yield every ``_target_`` in plain containers."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config["_target_"]
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for value in config:
+            yield from _iterate_targets(value)

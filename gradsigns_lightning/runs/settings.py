@@ -1,0 +1,19 @@
+"""From a command line's values to the settings that the package takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradsigns_lightning.runs.options import api_names, options
+from gradsigns_lightning.verification.api.settings import ReadingSettings
+
+
+def reading_settings(settings: dict[str, Any]) -> ReadingSettings:
+    """Return how the command line asks, or announces that it will ask, a prediction API.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    api = {name: value for name, value in settings["api"].items() if name != "journal"}
+    with options(api_names(settings)):
+        return ReadingSettings(**api, alpha=settings["alpha"])

@@ -1,0 +1,126 @@
+"""Probe images: exact 8-bit images, moved along the rows of a key's projection."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gradsigns_lightning.core.key.signature_key import SignatureKey
+from gradsigns_lightning.verification.api.settings import shift_of
+
+_LARGEST_ROOM = 16
+_MAX_VALUES = 1 << 28
+_AT_ONCE = 32  # directions in memory whatever the estimator
+Align = Callable[[Tensor], Tensor]
+
+
+def same(directions: Tensor) -> Tensor:
+    """Return the directions for a server that changes no geometry."""
+    return directions
+
+
+_NAMED: dict[str, Align] = {"identity": same, "hflip": lambda image: image.flip(-1)}
+
+
+def alignment(name: str) -> Align:
+    """Return what undoes a server's geometry on directions ``(n, C, H, W)``.
+
+    Args:
+        name: ``"identity"``, ``"hflip"`` (the server flips left and right) or ``"shift(dy,dx)"`` (it moves images down by dy and
+            to the right by dx pixels, -99 to 99).
+
+    Raises:
+        ValueError: there is no such alignment.
+    """
+    if name in _NAMED:
+        return _NAMED[name]
+    down, right = shift_of(name)
+    return lambda image: torch.roll(image, (-down, -right), (-2, -1))
+
+
+def row_directions(key: SignatureKey) -> Tensor:
+    """Return each row of the projection as an image of values in [-1, 1], zero off the carriers; ``(N, C, H, W)``."""
+    _check_size(max(key.n_bits, _AT_ONCE), key)
+    return _as_images(key.projection.float(), key)
+
+
+def block_directions(key: SignatureKey, n_blocks: int) -> tuple[Tensor, Tensor]:
+    """Fold the rows of the projection into blocks, each with one coin.
+
+    A block's direction is the sum of its rows, each with the sign that its bit has relative to the block's first bit, divided by
+    the root of their number. Given the relative signs the first bit is still uniform, so for a model not signed with the key the
+    sign of the loss's slope along the direction agrees with it with probability 1/2; for a signed model the rows' slopes add up
+    while what differs from image to image averages out.
+
+    Args:
+        key: the owner's key.
+        n_blocks: number of blocks, 1 to N; with N each row is a block.
+
+    Returns:
+        Directions ``(n_blocks, C, H, W)``, float32, and each block's first bit ``(n_blocks,)``, uint8.
+    """
+    _check_size(max(n_blocks, _AT_ONCE), key)
+    blocks = np.array_split(permutation(key.n_bits, "blocks"), n_blocks)
+    signs = 2 * key.signature.float() - 1
+    directions = [
+        (signs[block] * signs[block[0]]) @ key.projection[block].float() / len(block) ** 0.5
+        for block in map(torch.from_numpy, blocks)
+    ]
+    return _as_images(torch.stack(directions), key), key.signature[[int(block[0]) for block in blocks]]
+
+
+def carrier_directions(key: SignatureKey, chosen: slice) -> Tensor:
+    """Return each of the ``chosen`` carriers as an image with a one there and zeros elsewhere; ``(n, C, H, W)``."""
+    carriers = key.carriers[chosen]
+    directions = torch.zeros(len(carriers), math.prod(key.input_shape))
+    directions[torch.arange(len(carriers)), carriers] = 1
+    return directions.view(-1, *key.input_shape)
+
+
+def _as_images(rows: Tensor, key: SignatureKey) -> Tensor:
+    """Spread values at the carriers, ``(n, c)``, over images ``(n, C, H, W)`` of zeros."""
+    directions = torch.zeros(len(rows), math.prod(key.input_shape))
+    directions[:, key.carriers] = rows
+    return directions.view(-1, *key.input_shape)
+
+
+def _check_size(n_directions: int, key: SignatureKey) -> None:
+    """Refuse keys, which may be a stranger's, whose probes would take more than a gibibyte."""
+    if n_directions * math.prod(key.input_shape) > _MAX_VALUES:
+        raise ValueError(
+            f"`key` must have at most {_MAX_VALUES} values in all directions to be read through an API, got {n_directions} "
+            f"directions of shape {key.input_shape}; read it from the weights, or with estimator='blocks'."
+        )
+
+
+def moved(image: Tensor, directions: Tensor, step: int) -> Tensor:
+    """Move an 8-bit image by ``step`` grey levels along each direction; uint8.
+
+    Pixels near black and white give way first, by 16 levels at most, so that they can move both ways like all others; otherwise
+    the dark ground of many images would not take part.
+    """
+    room = min(abs(step), _LARGEST_ROOM)
+    return (image.float().clamp(room, 255 - room) + torch.round(step * directions)).clamp(0, 255).to(torch.uint8)
+
+
+def blended(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Return ``(1 - share) * first + share * second`` as an 8-bit image."""
+    return ((1 - share) * first.float() + share * second.float()).round().to(torch.uint8)
+
+
+def shuffled(image: Tensor) -> Tensor:
+    """Return the image with its pixels in another order: the same colours, no object."""
+    flat = image.flatten(1)
+    return flat[:, torch.from_numpy(permutation(flat.shape[1], "pixels"))].view_as(image)
+
+
+def permutation(size: int, label: str) -> npt.NDArray[np.int64]:
+    """Return a fixed permutation of ``range(size)``; a judge replays it years later, so no library's generator makes it."""
+    stream = hashlib.shake_256(f"gradsigns/v1/probes/{label}".encode()).digest(8 * size)
+    return np.argsort(np.frombuffer(stream, dtype="<u8"), kind="stable")

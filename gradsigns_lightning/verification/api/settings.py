@@ -1,0 +1,95 @@
+"""How a prediction API is read: what must be fixed in advance for a reading to count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from gradsigns_lightning.core.checks import check_choice, check_int
+from gradsigns_lightning.core.result import DEFAULT_ALPHA, check_alpha
+
+Estimator = Literal["blocks", "rows", "coordinate"]
+Kind = Literal["probabilities", "log_probabilities", "logits", "labels"]  # of answers
+_MOST_QUERIES = 10**12  # a journal's own number may have any length
+_MOST_ALIGNMENTS = 256
+_NAMED_ALIGNMENTS = ("identity", "hflip")
+_SHIFT = re.compile(r"shift\(([+-]?[0-9]{1,2}),([+-]?[0-9]{1,2})\)")
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """The settings of :func:`verify_api` on which a reading's evidence depends.
+
+    A claimant who may choose them afterwards has as many tries as there are choices, so the public commitment states them.
+
+    Attributes:
+        estimator: ``"blocks"``, ``"rows"`` or ``"coordinate"``.
+        answers: kind of the answers, or None where it is found from them.
+        alignments: geometries that are tested; the p-value is corrected for their number.
+        batch_size: most images in one call.
+        max_queries: images that may be asked about, at most 10^12.
+        alpha: significance level at which reading stops.
+
+    Raises:
+        ValueError: a value is out of range.
+        TypeError: a value has the wrong type.
+    """
+
+    estimator: Estimator = "blocks"
+    answers: Kind | None = None
+    alignments: tuple[str, ...] = ("identity",)
+    batch_size: int = 32
+    max_queries: int = 1000
+    alpha: float = DEFAULT_ALPHA
+
+    def __post_init__(self) -> None:
+        check_choice("estimator", self.estimator, get_args(Estimator))
+        if self.answers is not None:
+            check_choice("answers", self.answers, get_args(Kind))
+        check_int("batch_size", self.batch_size, minimum=1)
+        check_int("max_queries", self.max_queries, minimum=1, maximum=_MOST_QUERIES)
+        check_alpha(self.alpha)
+        object.__setattr__(self, "alignments", _checked_alignments(self.alignments))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ReadingSettings:
+        """Read what :meth:`to_dict` gave.
+
+        Raises:
+            ValueError: a value is missing, unknown or out of range.
+        """
+        names = {entry.name for entry in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != names:
+            raise ValueError(f"`reading` must have the members {sorted(names)} and no other.")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"`reading` holds a value of the wrong type: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON types."""
+        return {**asdict(self), "alignments": list(self.alignments)}
+
+
+def _checked_alignments(alignments: Any) -> tuple[str, ...]:
+    if isinstance(alignments, str) or not isinstance(alignments, Sequence) or not 0 < len(alignments) <= _MOST_ALIGNMENTS:
+        allowed = f"a non-empty sequence of at most {_MOST_ALIGNMENTS} names"
+        raise ValueError(f"`alignments` must be {allowed}, got {repr(alignments)[:200]}.")
+    for name in alignments:
+        if name not in _NAMED_ALIGNMENTS:
+            shift_of(name)
+    return tuple(dict.fromkeys(alignments))
+
+
+def shift_of(alignment: Any) -> tuple[int, int]:
+    """Return by how many pixels a server that is named ``"shift(dy,dx)"`` moves images, down and to the right.
+
+    Raises:
+        ValueError: it is no alignment at all.
+    """
+    match = _SHIFT.fullmatch(alignment.replace(" ", "")) if isinstance(alignment, str) else None
+    if match is None:
+        raise ValueError(f"`alignments` must be 'identity', 'hflip' or 'shift(dy,dx)', got {alignment!r}.")
+    return int(match[1]), int(match[2])

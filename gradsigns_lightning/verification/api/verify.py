@@ -1,0 +1,328 @@
+"""Black-box reading: the signature from the answers of a prediction API."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from functools import partial
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradsigns_lightning.core.frozen import frozen_statistics
+from gradsigns_lightning.core.key.reach import least_bits
+from gradsigns_lightning.core.key.signature_key import SignatureKey
+from gradsigns_lightning.verification.api.responses import AnswerReader, Values
+from gradsigns_lightning.verification.api.queries import Asker, Journal, Oracle, Transcript, normalised
+from gradsigns_lightning.verification.api.hypotheses import Claim, Stopped, read_claims
+from gradsigns_lightning.verification.api.boundary import ImagePool
+from gradsigns_lightning.verification.api.probes import alignment, block_directions, row_directions
+from gradsigns_lightning.verification.api.estimators import FIRST_STEP, CoordinateReading, RowReading
+from gradsigns_lightning.core.result import (
+    DEFAULT_ALPHA,
+    VerificationResult,
+    free_bits,
+    recognised_in_words,
+    verdict_of,
+    why_inconclusive,
+)
+from gradsigns_lightning.verification.api.sequential import Evidence, Looks
+from gradsigns_lightning.verification.api.settings import Estimator, Kind, ReadingSettings
+from gradsigns_lightning.verification.white_box import check_images, check_key, readable_key, shapes_named, warn_if_unlike
+
+_LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
+_WORTH_FOLDING = 1.5
+_BATCH_SIZE = 32
+_WHY_STOPPED: dict[Stopped, str] = {
+    "proven": "the evidence sufficed",
+    "futile": "the rest of the budget could not suffice any more",
+    "budget": "`max_queries` were spent: more of them may suffice",
+    "images": "all images were used up: more of them may suffice",
+}
+
+
+@dataclass(frozen=True)
+class ApiVerificationResult(VerificationResult):
+    """What a black-box reading found; see :class:`VerificationResult`, with these differences.
+
+    With ``estimator="blocks"`` a bit may be the sign of a block of the key's bits, and ``n_bits`` the number of blocks. The
+    p-value weighs each bit by how clearly it was read (:func:`sign_flip_p_value`) and is corrected for every look at the evidence
+    and every alignment; the margin is in root mean squares of the evidence.
+
+    Attributes:
+        answers: kind of the answers that were read, None if there were none.
+        estimator: how it was asked.
+        alignment: geometry of the server that fits best.
+        step: distance of the last probes from their image, in units of the raw range [0, 1].
+        n_images: images around which was probed.
+        n_looks: times that the evidence was looked at.
+        stopped: why reading ended: ``"proven"``, ``"futile"`` (the rest of the budget could not suffice any more), ``"budget"``
+            or ``"images"`` (all of them used).
+    """
+
+    answers: Kind | None
+    estimator: Estimator
+    alignment: str
+    step: float
+    n_images: int
+    n_looks: int
+    stopped: Stopped
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is, and why reading stopped, in words."""
+        if self.verdict == "inconclusive":
+            return why_inconclusive(self.recognised, "the answers around the images are all alike, or missing")
+        if self.verdict == "owned":
+            return f"p <= alpha = {self.alpha:g}{self._for_whom}, so reading stopped"
+        least = least_bits(alpha=self.alpha)
+        if self.n_bits < least:
+            return f"p > alpha = {self.alpha:g}, which {self.n_bits} bits can never reach: {least} would do"
+        return f"p > alpha = {self.alpha:g}, and reading stopped because {_WHY_STOPPED[self.stopped]}"
+
+    @property
+    def _what_was_read(self) -> str:
+        around = f"{self.n_queries} queries, probes around {self.n_images} images"
+        return f"{around}, answers read as {self.answers or 'nothing'}{recognised_in_words(self.recognised)}"
+
+
+def verify_api(
+    predict: nn.Module | Oracle,
+    key: SignatureKey | str | PathLike[str],
+    images: Tensor,
+    *,
+    max_queries: int = 1000,
+    alpha: float = DEFAULT_ALPHA,
+    estimator: Estimator = "blocks",
+    answers: Kind | None = None,
+    alignments: Sequence[str] = ("identity",),
+    batch_size: int = _BATCH_SIZE,
+    journal: str | PathLike[str] | None = None,
+) -> ApiVerificationResult:
+    """Read a key through a prediction API, without weights.
+
+    Probes are 8-bit images ``x + h d`` around images near the decision boundary; how much less sure of the target class the model
+    is there than at the image's other probes tells the sign of the loss's slope along d. The directions d are rows of the key's
+    projection, or sums of a few of them (:func:`block_directions`). The published method (GradSigns, MLSys 2021, section 4) asks
+    ``2 * n_carriers`` times an image along single coordinates instead.
+
+    What is asked next depends on answers only, never on whether they agree with the signature, so the test is exact (but for one
+    choice among several alignments, which the p-value pays for: :mod:`gradsigns_lightning.verification.api.hypotheses`); it is sequential,
+    valid however it stops (:mod:`gradsigns_lightning.verification.api.sequential`), and ends when the evidence suffices or cannot
+    suffice any more. Who reads again with other images until one reading succeeds multiplies the p-value by the
+    number of readings.
+
+    Args:
+        predict: takes raw images ``(n, C, H, W)``, float32 in [0, 1] (multiples of 1/255), and returns scores
+            ``(n, n_classes)``, NaN for classes that the API does not name, or predicted classes ``(n,)``. A ``torch.nn.Module``
+            that returns logits gets its inputs normalised as the key says.
+        key: the owner's key, or its file.
+        images: natural images of the target class, raw in [0, 1], shape ``(n, C, H, W)``; rounded to 8 bits. 50 or more.
+        max_queries: images that may be asked about.
+        alpha: significance level of the verdict, above 0 and at most 1.
+        estimator: ``"blocks"`` folds the bits of long keys into about ``2 log2(1 / alpha)`` signs, which takes fewest queries;
+            ``"rows"`` reads every bit by itself; ``"coordinate"`` is the published method.
+        answers: ``"probabilities"``, ``"log_probabilities"``, ``"logits"`` or ``"labels"``; by default found from the first
+            answers.
+        alignments: what the server may do to images: ``"identity"``, ``"hflip"``, ``"shift(dy,dx)"`` in pixels. Each is tested,
+            and the p-value corrected for their number. They are asked in turns for half of the budget; then the best gets the
+            rest.
+        batch_size: most images in one call.
+        journal: file to keep the answers in. A reading that was cut off goes on from it and asks nothing twice.
+
+    Raises:
+        ValueError: an argument is out of range, or an answer is not what ``predict`` must return.
+        TypeError: an argument has the wrong type.
+    """
+    settings = ReadingSettings(
+        estimator=estimator,
+        answers=answers,
+        alignments=alignments,  # type: ignore[arg-type]  # a list becomes a tuple
+        batch_size=batch_size,
+        max_queries=max_queries,
+        alpha=alpha,
+    )
+    key = readable_key(key)
+    check_key(key)
+    check_images(images, key)
+    result, pool = _verify(predict, key, _pixels(images), settings, partial(Journal, journal) if journal is not None else None)
+    warn_if_unlike([result], len(images), key.target_class, n_asked=pool.n_named, stacklevel=2)
+    return result
+
+
+def settings_of(lines: Sequence[Any]) -> ReadingSettings:
+    """Return the settings that a transcript's header states.
+
+    Raises:
+        ValueError: there is no such header.
+    """
+    try:
+        return ReadingSettings.from_dict({entry.name: lines[0][entry.name] for entry in fields(ReadingSettings)})
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError("`lines` must be the lines of a journal, of which the first says what was read and how.") from error
+
+
+def replay(key: SignatureKey, pixels: Tensor, lines: Sequence[Any]) -> ApiVerificationResult:
+    """Repeat a reading from its transcript, without asking anybody.
+
+    Args:
+        key: the owner's key.
+        pixels: the images of the reading, uint8, shape ``(n, C, H, W)``.
+        lines: the lines of its journal (:func:`read_journal`).
+
+    Raises:
+        ValueError: the transcript is of another key or other images, or not what such a reading asks and is answered.
+    """
+
+    def unanswered(_: Tensor) -> Any:
+        raise ValueError("`lines`: the transcript ends before the reading does.")
+
+    settings = settings_of(lines)
+    opened: list[Transcript] = []
+
+    def open_transcript(header: dict[str, Any]) -> Transcript:
+        opened.append(Transcript(lines, header, name="the transcript"))
+        return opened[0]
+
+    result, _ = _verify(unanswered, key, pixels, settings, open_transcript)
+    if opened[0].n_left:
+        raise ValueError(f"`lines`: the transcript goes on for {opened[0].n_left} answers after the reading has ended.")
+    return result
+
+
+def _verify(
+    predict: nn.Module | Oracle,
+    key: SignatureKey,
+    pixels: Tensor,
+    settings: ReadingSettings,
+    open_transcript: Callable[[dict[str, Any]], Transcript] | None,
+) -> tuple[ApiVerificationResult, ImagePool]:
+    identity = {
+        "commitment": key.commitment,
+        "images": hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest(),
+        **settings.to_dict(),
+    }
+    with open_transcript(identity) if open_transcript is not None else nullcontext() as transcript:
+        asker = Asker(
+            _oracle(predict, key),
+            AnswerReader(key.target_class, settings.answers),
+            max_queries=settings.max_queries,
+            batch_size=settings.batch_size,
+            transcript=transcript,
+        )
+        directions, bits = _directions(key, settings)
+        pool = ImagePool(pixels, asker, direction=directions[0], step=FIRST_STEP)
+        claims = _claims(key, asker, pool, directions, bits, settings)
+        stopped = read_claims(claims, asker, settings.alpha)
+    best = min(claims, key=lambda claim: claim.evidence.log10_p_value)
+    return _result(best, key, asker, settings, stopped, pool.recognised), pool
+
+
+def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int) -> tuple[Values, int, float, int]:
+    """Spend a budget on the bits of a key, not compared with its signature.
+
+    Args:
+        predict: see :func:`verify_api`, as ``images``.
+        key: the owner's key.
+        images: natural images of the target class.
+        max_queries: images that may be asked about.
+
+    Returns:
+        The evidence for each bit being 1, shape ``(N,)``, 0 where there is none; the queries spent; the share of natural
+        images that the model takes for the target class, and of how many.
+    """
+    check_key(key)
+    check_images(images, key)
+    asker = Asker(
+        _oracle(predict, key), AnswerReader(key.target_class), max_queries=max_queries, batch_size=_BATCH_SIZE, transcript=None
+    )
+    directions = row_directions(key)
+    pool = ImagePool(_pixels(images), asker, direction=directions[0], step=FIRST_STEP)
+    reading = RowReading(asker, pool, directions)
+    while not asker.exhausted and reading.advance():
+        pass
+    return reading.evidence(), asker.n_queries, pool.recognised, pool.n_named
+
+
+def _pixels(images: Tensor) -> Tensor:
+    return (images * 255).round().to("cpu", torch.uint8)
+
+
+def _oracle(predict: Any, key: SignatureKey) -> Oracle:
+    if not callable(predict):
+        raise TypeError(f"`predict` must be a module or a callable, got {type(predict).__name__}.")
+    return _module_oracle(predict, key) if isinstance(predict, nn.Module) else predict
+
+
+def _module_oracle(model: nn.Module, key: SignatureKey) -> Oracle:
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def logits(inputs: Tensor) -> Tensor:
+        with torch.inference_mode(), frozen_statistics(model), shapes_named(key, model):
+            answer: Tensor = model(inputs.to(device=parameter.device, dtype=parameter.dtype))
+        return answer
+
+    return normalised(logits, key)
+
+
+def _directions(key: SignatureKey, settings: ReadingSettings) -> tuple[Tensor, Tensor]:
+    n_blocks = max(_LEAST_BLOCKS, math.ceil(-_BLOCKS_PER_BIT * math.log2(settings.alpha)))
+    folded = settings.estimator == "blocks" and key.n_bits > _WORTH_FOLDING * n_blocks
+    return block_directions(key, n_blocks if folded else key.n_bits)
+
+
+def _claims(
+    key: SignatureKey, asker: Asker, pool: ImagePool, directions: Tensor, bits: Tensor, settings: ReadingSettings
+) -> list[Claim]:
+    by_coordinate, names = settings.estimator == "coordinate", settings.alignments
+
+    def reading(name: str) -> RowReading | CoordinateReading:
+        align = alignment(name)
+        if by_coordinate:
+            return CoordinateReading(asker, pool, key, align)
+        return RowReading(asker, pool, directions, align)
+
+    signature = key.signature if by_coordinate else bits
+    looks = [Looks(len(signature), asker.max_queries, settings.alpha / len(names)) for _ in names]
+    return [
+        Claim(name, reading(name), signature, own, Evidence(n_hypotheses=len(names), weight=own.weight))
+        for name, own in zip(names, looks, strict=True)
+    ]
+
+
+def _result(
+    claim: Claim, key: SignatureKey, asker: Asker, settings: ReadingSettings, stopped: Stopped, recognised: float
+) -> ApiVerificationResult:
+    signed = claim.signed()
+    n_decided = int(np.count_nonzero(signed))
+    n_matches = int(np.count_nonzero(signed > 0))
+    log10_p_value = claim.evidence.log10_p_value if n_decided else math.nan
+    p_value = 10**log10_p_value
+    return ApiVerificationResult(
+        n_bits=len(signed),
+        n_matches=n_matches,
+        n_erasures=len(signed) - n_decided,
+        bit_error_rate=(n_decided - n_matches) / n_decided if n_decided else math.nan,
+        p_value=p_value,
+        log10_p_value=log10_p_value,
+        margin=float(signed.min() / np.sqrt(np.mean(signed[signed != 0] ** 2))) if n_decided else math.nan,
+        n_queries=asker.n_queries,
+        alpha=settings.alpha,
+        verdict=verdict_of(p_value, settings.alpha, recognised),
+        commitment=key.commitment,
+        recognised=recognised,
+        free_bits=free_bits(key),
+        answers=asker.reader.kind,
+        estimator=settings.estimator,
+        alignment=claim.name,
+        step=claim.reading.step / 255,
+        n_images=claim.reading.n_images,
+        n_looks=claim.evidence.n_looks,
+        stopped=stopped,
+    )

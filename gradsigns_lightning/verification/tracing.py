@@ -1,0 +1,287 @@
+"""What a model carries besides the owner's claim: which customer's copy it is, or a short message."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from gradsigns_lightning.core.checks import check_int
+from gradsigns_lightning.core.key import WatermarkKey, key_of
+from gradsigns_lightning.core.key.payload import (
+    MAX_CUSTOMERS,
+    blank_message_key,
+    check_master,
+    check_traceable,
+    customer_key_of,
+    message_code,
+)
+from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
+from gradsigns_lightning.verification.api.queries import Oracle
+from gradsigns_lightning.verification.api.verify import read_rows
+from gradsigns_lightning.core.result import (
+    DEFAULT_ALPHA,
+    Verdict,
+    bits_in_words,
+    check_alpha,
+    recognised_in_words,
+    three_lines,
+    verdict_of,
+    why_inconclusive,
+    without_nan,
+)
+from gradsigns_lightning.verification.api.sequential import integer_scores
+from gradsigns_lightning.verification.white_box import read_projections, warn_if_few, warn_if_unlike
+
+Evidence = npt.NDArray[np.float64]
+_NEAR = 1e-3  # at which a second mark counts, so that a near-tie gives no name
+
+
+@dataclass(frozen=True)
+class TraceResult:
+    """Whose copy a model is; ``print`` shows it in three lines.
+
+    Attributes:
+        customer: number of the customer whose signature fits best, 0 to ``n_customers - 1``.
+        n_customers: customers that were compared.
+        n_bits: bits of the key.
+        n_matches: decided bits that equal this customer's signature.
+        n_erasures: bits that the answers could not decide.
+        next_n_matches: the same for the customer who fits next best.
+        p_value: probability that any customer whose copy had no part in the model fits as well, at most 1, whatever other
+            customers' marks the model holds: the exact p-value of one customer (:func:`sign_flip_p_value`, bits weighted by how
+            clearly they were read) times ``n_customers``; NaN when no bit was decided. Nothing is charged for a payload: a
+            master has none, and the customers' signatures follow from its secret.
+        log10_p_value: its base-10 logarithm.
+        present: customers whose marks are in the model, each with a p-value of its own of at most ``alpha``, clearest first: one
+            for a copy, several for a mixture of copies.
+        mixed: whether the model shows a second mark, another customer's or the master's own, as it is or turned round (p <= 1e-3,
+            or ``alpha`` if that is more, for all of them). Then it is no single customer's copy. A second mark that is much
+            fainter, or was subtracted, may not show: then the customer named had a part in the model all the same.
+        is_master: whether the model shows the master's own mark (p <= alpha).
+        n_queries: images that the model was asked about.
+        alpha: significance level of the verdict.
+        verdict: ``"owned"`` if the copy is this customer's (p <= alpha, and not mixed), else ``"not_proven"`` or
+            ``"inconclusive"``.
+        commitment: public commitment of the customer's key.
+        recognised: share of the natural images that the model takes for the target class.
+    """
+
+    customer: int
+    n_customers: int
+    n_bits: int
+    n_matches: int
+    n_erasures: int
+    next_n_matches: int
+    p_value: float
+    log10_p_value: float
+    present: tuple[int, ...]
+    mixed: bool
+    is_master: bool
+    n_queries: int
+    alpha: float
+    verdict: Verdict
+    commitment: str
+    recognised: float
+
+    def __str__(self) -> str:
+        """Return the verdict and why, bits and p-value, and what was read, a line each."""
+        bits = bits_in_words(self.n_matches, self.n_bits, self.n_erasures, self.log10_p_value)
+        nearest = f"customer {self.customer}, the nearest of {self.n_customers}: {bits}; {self.next_n_matches} match the next"
+        return three_lines(
+            self.verdict, self.reason, nearest, f"{self.n_queries} images asked about{recognised_in_words(self.recognised)}"
+        )
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is, in words."""
+        if self.verdict == "inconclusive":
+            return why_inconclusive(self.recognised, "the gradient or the answers tell nothing")
+        if self.verdict == "owned":
+            return f"the copy of customer {self.customer}, p <= alpha = {self.alpha:g}"
+        if self.is_master and not self.present:
+            return "the master's own mark shows and no customer's, so it is, or was made from, a model of the owner's own"
+        if self.mixed:
+            return "more than one mark shows, so it is no single customer's copy"
+        return f"p > alpha = {self.alpha:g} for every customer"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types; NaN becomes None."""
+        return {**without_nan(vars(self)), "present": list(self.present)}
+
+
+@dataclass(frozen=True)
+class Message:
+    """A text that a model carries.
+
+    Attributes:
+        text: the text.
+        n_corrected: wrong bits that were mended.
+        n_correctable: wrong bits that could have been.
+    """
+
+    text: str
+    n_corrected: int
+    n_correctable: int
+
+
+def trace(
+    suspect: nn.Module | Oracle,
+    master: WatermarkKey | str | PathLike[str],
+    images: Tensor,
+    *,
+    n_customers: int = 10_000,
+    alpha: float = DEFAULT_ALPHA,
+    max_queries: int = 1000,
+) -> TraceResult:
+    """Tell which customer's copy a model is, from one reading.
+
+    The bits are read once and correlated with every customer's signature (:func:`customer_key`). An innocent customer's signature
+    is independent of everything that is in the model, however many customers mixed their copies to make it, so the p-value holds
+    for mixtures as well: as long as neither the master's key nor the innocent's own was opened, and nobody who made the model saw
+    figures of earlier traces.
+
+    Args:
+        suspect: a ``torch.nn.Module`` that returns logits, read from its weights; anything else is asked like a prediction API.
+        master: the key that the customers' keys were made from, or its file; 44 bits or more for the defaults, 128 to be sure.
+        images: natural images of the target class, raw in [0, 1], shape ``(n, C, H, W)``; 50 or more.
+        n_customers: customers who have a copy, 2 to 65536; the p-value pays for their number.
+        alpha: significance level of the verdict.
+        max_queries: images that a prediction API may be asked about.
+
+    Raises:
+        ValueError: an argument is out of range, or the master is too short, of version 1 or has a payload.
+        TypeError: an argument has the wrong type.
+    """
+    check_int("n_customers", n_customers, minimum=2, maximum=MAX_CUSTOMERS)
+    check_alpha(alpha)
+    master = key_of(master, argument="master")
+    check_master(master)
+    check_traceable(master.n_bits, n_customers=n_customers, alpha=alpha)
+    evidence, n_queries, recognised, n_asked = _read(suspect, master, images, max_queries)
+    result = decode(evidence, master, n_customers=n_customers, alpha=alpha, n_queries=n_queries, recognised=recognised)
+    warn_if_unlike([result], len(images), master.target_class, n_asked=n_asked, stacklevel=2)
+    return result
+
+
+def decode(
+    evidence: Evidence, master: WatermarkKey, *, n_customers: int, alpha: float, n_queries: int, recognised: float
+) -> TraceResult:
+    """Tell whose signature the evidence shows.
+
+    Args:
+        evidence: for each bit how clearly it was read as 1 (above 0) or as 0 (below 0), 0 for an erasure; shape ``(N,)``.
+        master: the key that the customers' keys were made from.
+        n_customers: customers who have a copy.
+        alpha: significance level of the verdict.
+        n_queries: images that the model was asked about.
+        recognised: share of the natural images that the model takes for the target class.
+    """
+    scores = np.array(integer_scores(evidence))
+    decided, recognises = bool(scores.any()), verdict_of(0.0, 1.0, recognised) == "owned"
+    marks = _Marks(master, n_customers, scores)
+    best, second = np.argsort(-marks.totals[:-1], kind="stable")[:2]
+    log10_p_value = min(0.0, marks.log10_p_value(best, n_customers)) if decided else math.nan
+    present = marks.present(alpha) if decided and recognises else ()
+    mixed = decided and (len(present) > 1 or marks.clearest_other(best) <= max(_NEAR, alpha))
+    verdict = verdict_of(10**log10_p_value, alpha, recognised)
+    return TraceResult(
+        customer=int(best),
+        n_customers=n_customers,
+        n_bits=master.n_bits,
+        n_matches=int((marks.signed(best) > 0).sum()),
+        n_erasures=int((scores == 0).sum()),
+        next_n_matches=int((marks.signed(second) > 0).sum()),
+        p_value=10**log10_p_value,
+        log10_p_value=log10_p_value,
+        present=present,
+        mixed=mixed,
+        is_master=decided and recognises and marks.log10_p_value(n_customers, 1) <= math.log10(alpha),
+        n_queries=n_queries,
+        alpha=alpha,
+        verdict="not_proven" if mixed and verdict == "owned" else verdict,
+        commitment=marks.key(int(best)).commitment,
+        recognised=recognised,
+    )
+
+
+class _Marks:
+    """How well the signatures of all customers, and last the master's own, fit integer scores ``(N,)``."""
+
+    def __init__(self, master: WatermarkKey, n_customers: int, scores: npt.NDArray[np.int64]) -> None:
+        self._master, self._scores = master, scores
+        self._signatures = np.concatenate([master.customer_signatures(n_customers), master.signature.numpy()[None]])
+        # Whole numbers below 2^24, which float32 holds exactly; some customers at a time, for the memory's sake.
+        parts = np.array_split(self._signatures, max(1, self._signatures.size >> 24))
+        weights = scores.astype(np.float32)
+        self.totals = np.concatenate([2 * (part.astype(np.float32) @ weights) for part in parts]) - weights.sum()
+
+    def key(self, customer: int) -> WatermarkKey:
+        """Return a customer's key."""
+        return customer_key_of(self._master, customer)
+
+    def signed(self, which: Any) -> npt.NDArray[np.int64]:
+        """Return the scores, positive where they agree with a signature."""
+        return np.where(self._signatures[which] == 1, self._scores, -self._scores)
+
+    def log10_p_value(self, which: Any, n_hypotheses: int, *, side: int = 1) -> float:
+        """Return the p-value of a signature, or with ``side=-1`` of its opposite, times ``n_hypotheses``."""
+        signed = side * self.signed(which)
+        return log10_sign_flip_p_value([int(score) for score in signed]) + math.log10(n_hypotheses)
+
+    def present(self, alpha: float) -> tuple[int, ...]:
+        """Return the customers whose marks show, clearest first."""
+        found: list[int] = []
+        for customer in np.argsort(-self.totals[:-1], kind="stable"):
+            if self.log10_p_value(customer, len(self.totals) - 1) > math.log10(alpha):
+                break
+            found.append(int(customer))
+        return tuple(found)
+
+    def clearest_other(self, best: Any) -> float:
+        """Return the p-value of the clearest mark besides ``best``, on either side, for all others together."""
+        others = np.delete(np.arange(len(self.totals)), best)
+        clearest = others[np.argmax(np.abs(self.totals[others]))]
+        side = 1 if self.totals[clearest] >= 0 else -1
+        return float(10 ** self.log10_p_value(clearest, 2 * len(others), side=side))
+
+
+def read_message(
+    suspect: nn.Module | Oracle, master: WatermarkKey | str | PathLike[str], images: Tensor, *, max_queries: int = 1000
+) -> Message:
+    """Read the text that :func:`message_key` put into a model; arguments as for :func:`trace`.
+
+    Raises:
+        ValueError: more bits are wrong than the code mends, the model does not take the images for the target class, or an
+            argument is out of range.
+    """
+    master = key_of(master, argument="master")
+    code = message_code(master)
+    evidence, _, recognised, _ = _read(suspect, master, images, max_queries)
+    if verdict_of(0.0, 1.0, recognised) == "inconclusive":
+        raise ValueError("`images` must be of the target class: the model takes most of them for something else.")
+    try:
+        data, n_corrected = code.decode((evidence > 0).astype(np.uint8) ^ blank_message_key(master).signature.numpy())
+        text = data.rstrip(b"\0").decode()
+    except ValueError as error:
+        warn_if_few(len(images), stacklevel=2)
+        if not isinstance(error, UnicodeDecodeError):
+            raise
+        raise ValueError("`suspect` carries no message under this key: what was read is no text.") from error
+    return Message(text=text, n_corrected=n_corrected, n_correctable=code.n_correctable)
+
+
+def _read(
+    suspect: nn.Module | Oracle, master: WatermarkKey, images: Tensor, max_queries: int
+) -> tuple[Evidence, int, float, int]:
+    """Return the evidence for each bit being 1, shape ``(N,)``, the images asked about, the share recognised, and of how many."""
+    if not isinstance(suspect, nn.Module):
+        return read_rows(suspect, master, images, max_queries=max_queries)
+    projections, recognised = read_projections(suspect, master, images)
+    evidence = projections if np.isfinite(projections).all() else np.zeros(master.n_bits)
+    return evidence, len(images), recognised, len(images)

@@ -1,0 +1,128 @@
+"""Several alignments side by side: who asks next, and what that may claim."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from gradsigns_lightning.verification.api.hypotheses import Claim, read_claims
+from gradsigns_lightning.verification.api.sequential import Evidence, Looks
+
+N_BITS, PER_BATCH = 64, 24
+
+
+class Reading:
+    """What an alignment is answered: ``answer(number)`` is added to its evidence with every batch."""
+
+    def __init__(self, number, asker, answer):
+        self.number, self.asker, self.answer = number, asker, answer
+        self.n_probes = self.n_images = 0
+        self.sum = np.zeros(N_BITS)
+
+    def advance(self):
+        self.asker.n_queries += PER_BATCH
+        self.n_probes += PER_BATCH
+        self.n_images += 1
+        self.sum = self.sum + self.answer(self.number)
+        return True
+
+    def evidence(self):
+        return self.sum
+
+
+class Asker(SimpleNamespace):
+    n_queries = 0
+
+    @property
+    def exhausted(self):
+        return self.n_queries >= self.max_queries
+
+
+def read(n_claims, bits, answer, *, alpha, max_queries):
+    asker, claims = Asker(max_queries=max_queries), []
+    for number in range(n_claims):
+        looks = Looks(N_BITS, max_queries, alpha / n_claims)
+        evidence = Evidence(n_hypotheses=n_claims, weight=looks.weight)
+        claims.append(Claim(str(number), Reading(number, asker, answer), torch.from_numpy(bits), looks, evidence))
+    return read_claims(claims, asker, alpha), min(claims, key=lambda claim: claim.evidence.log10_p_value), asker
+
+
+class Watching:
+    """A server that answers as it likes, and changes its answers to an alignment that is asked out of turn by who was before."""
+
+    def __init__(self, generator, n_claims, noise):
+        self.patterns = generator.choice([-1.0, 1.0], (n_claims, N_BITS))
+        self.generator, self.noise = generator, noise
+        self.asked = []
+
+    def __call__(self, number):
+        self.asked.append(number)
+        counts = np.bincount(self.asked, minlength=len(self.patterns))
+        weights = np.full(len(counts), -0.3)
+        weights[number] = 3.0 if counts[number] > counts.min() + 1 else 1e6
+        return np.sign(weights @ self.patterns + 1e-9) + self.noise * self.generator.standard_normal(N_BITS)
+
+
+def asked_under(seed, n_claims, max_queries):
+    generator = np.random.default_rng(1)
+    server = Watching(generator, n_claims, 3.0)
+    bits = np.random.default_rng(seed).integers(0, 2, N_BITS).astype(np.uint8)
+    read(n_claims, bits, server, alpha=1e-9, max_queries=max_queries)
+    return server.asked
+
+
+@pytest.mark.parametrize("n_claims", [2, 3, 12])
+def test_what_is_asked_next_tells_one_choice_of_the_signature(n_claims):
+    half = 1500 // PER_BATCH + 1
+    runs = [asked_under(seed, n_claims, 3000) for seed in range(8)]
+    for asked in runs:
+        assert asked[:half] == [i % n_claims for i in range(len(asked[:half]))]
+        assert len(set(asked[half:])) <= 1
+    assert len({asked[-1] for asked in runs if len(asked) > half}) > 1  # it was a choice
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+@pytest.mark.parametrize("n_claims", [2, 12])
+def test_a_server_that_watches_the_choice_gains_nothing(n_claims, noise):
+    generator, alpha, n_runs = np.random.default_rng(n_claims), 0.05, 400
+    n_false = 0
+    for _ in range(n_runs):
+        bits = generator.integers(0, 2, N_BITS).astype(np.uint8)
+        stopped, best, _ = read(n_claims, bits, Watching(generator, n_claims, noise), alpha=alpha, max_queries=2000)
+        assert (stopped == "proven") == (best.evidence.log10_p_value <= math.log10(alpha))
+        n_false += stopped == "proven"
+    assert stats.binomtest(n_false, n_runs, alpha, alternative="greater").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("n_claims", [1, 2, 4, 12])
+def test_the_best_alignment_gets_the_rest_of_the_budget(n_claims):
+    """Its answers are so noisy that turns alone would not do."""
+    generator = np.random.default_rng(5)
+    bits = generator.integers(0, 2, N_BITS).astype(np.uint8)
+
+    def answer(number):
+        return (number == n_claims - 1) * 0.12 * (2.0 * bits - 1) + generator.standard_normal(N_BITS)
+
+    stopped, best, asker = read(n_claims, bits, answer, alpha=1e-9, max_queries=8000)
+    assert (stopped, best.name) == ("proven", str(n_claims - 1))
+    assert n_claims <= 2 or best.reading.n_probes > 1.5 * asker.max_queries / 2 / n_claims
+
+
+def test_a_reading_is_given_up_for_all_at_once():
+    generator = np.random.default_rng(6)
+    bits = generator.integers(0, 2, N_BITS).astype(np.uint8)
+    against = -(2.0 * bits - 1)
+    stopped, _, asker = read(3, bits, lambda _: against, alpha=1e-9, max_queries=100_000)
+    assert stopped == "futile"
+    assert asker.n_queries < 2000
+
+
+def test_a_budget_that_ends_before_the_choice_is_looked_at():
+    bits = np.ones(N_BITS, dtype=np.uint8)
+    stopped, best, _ = read(3, bits, lambda number: np.full(N_BITS, float(number == 2)), alpha=1e-9, max_queries=30)
+    assert stopped == "budget"
+    stopped, best, _ = read(2, bits, lambda _: np.ones(N_BITS), alpha=1e-9, max_queries=40)
+    assert (stopped, best.evidence.n_looks) == ("proven", 1)
