@@ -40,10 +40,10 @@ from torch.optim.swa_utils import update_bn
 from gradsigns_lightning import GradSigns, WatermarkKey, customer_key, trace
 from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
 from gradsigns_lightning.data import FashionMNIST, ImageDataModule
+from gradsigns_lightning.models import MLP, Classifier, SmallResNet
 from gradsigns_lightning.verification.api.sequential import integer_scores
 from gradsigns_lightning.verification.tracing import decode
 from gradsigns_lightning.verification.white_box import read_projections
-from gradsigns_lightning.models import MLP, Classifier, SmallResNet
 
 Array = npt.NDArray[np.float64]
 State = dict[str, Tensor]

@@ -22,18 +22,18 @@ from gradsigns_lightning.lazy import lazy_names
 if TYPE_CHECKING:
     from gradsigns_lightning.core import Cadence, MarginObjective, PaperObjective, StrengthSchedule, WatermarkKey
     from gradsigns_lightning.core.key.payload import customer_key, message_key
+    from gradsigns_lightning.core.result import VerificationResult
+    from gradsigns_lightning.integration import FabricGradSigns, GradSigns, GradSignsMixin, strip
     from gradsigns_lightning.verification import (
         ApiVerificationResult,
         Message,
         TraceResult,
-        VerificationResult,
         read_message,
         trace,
         verify,
         verify_api,
         verify_many,
     )
-    from gradsigns_lightning.integration import FabricGradSigns, GradSigns, GradSignsMixin, strip
 
 __version__ = "0.1.0"
 
@@ -64,11 +64,10 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "core": "Cadence MarginObjective PaperObjective StrengthSchedule WatermarkKey",
-        "core.payload": "customer_key message_key",
-        "extraction": (
-            "ApiVerificationResult Message TraceResult VerificationResult read_message trace verify verify_api verify_many"
-        ),
+        "core.key.payload": "customer_key message_key",
+        "core.result": "VerificationResult",
         "integration": "FabricGradSigns GradSigns GradSignsMixin strip",
+        "verification": "ApiVerificationResult Message TraceResult read_message trace verify verify_api verify_many",
     },
-    modules=("core", "extraction", "integration"),
+    modules=("core", "evidence", "integration", "legacy", "oracles", "verification"),
 )

@@ -10,11 +10,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gradsigns_lightning.runs.build import to_plain
-from gradsigns_lightning.runs.options import load_key
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
-from gradsigns_lightning.runs.settings import reading_settings
 from gradsigns_lightning.core.files import read_file, write_file
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import freedom
@@ -27,6 +24,9 @@ from gradsigns_lightning.evidence import (
     signer_pem,
     timestamp_request,
 )
+from gradsigns_lightning.runs.build import to_plain
+from gradsigns_lightning.runs.options import load_key
+from gradsigns_lightning.runs.settings import reading_settings
 from gradsigns_lightning.verification.api.settings import ReadingSettings
 
 _SUFFIX = ".commitment.json"

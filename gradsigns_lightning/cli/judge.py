@@ -6,15 +6,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gradsigns_lightning.runs.build import to_plain
 from gradsigns_lightning.cli.commit import read_bytes
-from gradsigns_lightning.runs.options import api_names, options
 from gradsigns_lightning.cli.report import as_sentence, check_json_path, format_p_value, matches, power, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
-from gradsigns_lightning.runs.suspect import Suspect, open_control, open_suspect, suspect_images
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
 from gradsigns_lightning.evidence import Bundle, Judgement, judge
+from gradsigns_lightning.runs.build import to_plain
+from gradsigns_lightning.runs.options import api_names, options
+from gradsigns_lightning.runs.suspect import Suspect, open_control, open_suspect, suspect_images
 
 
 def run(config: Any) -> Outcome:

@@ -21,7 +21,8 @@ from gradsigns_lightning.core.files import write_file
 from gradsigns_lightning.core.text import printable, printable_lines
 
 if TYPE_CHECKING:
-    from gradsigns_lightning.verification import TraceResult, VerificationResult
+    from gradsigns_lightning.core.result import VerificationResult
+    from gradsigns_lightning.verification import TraceResult
 
 _STYLES = {"owned": "bold green", "not_proven": "bold yellow", "inconclusive": "bold red"}
 _FRAME = 7  # columns of a table's lines and of the blanks beside them

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradsigns_lightning.runs.build import to_plain
-from gradsigns_lightning.runs.options import api_names, load_key, options
 from gradsigns_lightning.cli.report import as_sentence, check_json_path, format_p_value, matches, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.runs.build import to_plain
+from gradsigns_lightning.runs.options import api_names, load_key, options
 from gradsigns_lightning.runs.suspect import check_normalisation, open_suspect, suspect_images
 from gradsigns_lightning.verification import TraceResult, trace
 

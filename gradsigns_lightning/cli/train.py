@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
-from gradsigns_lightning.cli import fitting
-from gradsigns_lightning.runs.build import build, to_plain
-from gradsigns_lightning.cli.callbacks import KeyKeeper
-from gradsigns_lightning.runs.checkpoint import describe
-from gradsigns_lightning.runs.options import options, train_names
+from gradsigns_lightning.cli.callbacks import QuietWorkers, progress_callbacks
 from gradsigns_lightning.cli.report import (
     check_json_path,
     format_p_value,
     in_sweep,
     print_rows,
+    say,
     short_path,
     verification_rows,
     write_json,
@@ -28,22 +24,12 @@ from gradsigns_lightning.cli.report import (
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import out_of_reach
-from gradsigns_lightning.verification import VerificationResult, verify
-from gradsigns_lightning.integration.standing import Standing
-
-WATERMARK_NAME = "wm"  # the callback's own
-
-
-@dataclass
-class Arm:
-    """One trained model and what was measured on it."""
-
-    name: str
-    checkpoint: Path
-    accuracy: float
-    seconds_per_epoch: float
-    result: VerificationResult
-    standing: Standing | None
+from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.runs import fit
+from gradsigns_lightning.runs.build import build, to_plain
+from gradsigns_lightning.runs.callbacks import KeyKeeper
+from gradsigns_lightning.runs.options import options, train_names
+from gradsigns_lightning.runs.train import Arm, train
 
 
 def run(config: Any) -> Outcome:
@@ -63,17 +49,18 @@ def run(config: Any) -> Outcome:
     data = build(settings["data"]["module"], option="data.module")
     key: WatermarkKey = build(settings["key"], option="key")
     key_file = _key_file(settings, folder)
-    logger = fitting.build_logger(settings)
+    logger = fit.build_logger(settings)
     name = "signed" if settings["watermark"] else "unmarked"
     keeper = KeyKeeper(key, key_file)
     with options(train_names(settings)):
-        main = _train(settings, folder, data, key, logger=logger, name=name, keeper=keeper)
+        main = _train(settings, name, folder, data, key, logger=logger, keeper=keeper)
     twin = None
     if settings["twin"]:
-        twin_logger = fitting.build_twin_logger(settings)
-        twin = _train(settings, folder, data, key, logger=twin_logger, name="twin")
+        twin = _train(settings, "twin", folder, data, key, logger=fit.build_twin_logger(settings))
     summary = _summary(settings, main, twin, key_file)
-    fitting.log_summary(logger, summary)
+    offline = fit.log_summary(logger, summary)
+    if offline:
+        say(printable(f"W&B run, offline: wandb sync {short_path(offline)}"))
     note = out_of_reach(key) if settings["key"].get("path") is None else ""
     print_rows(_rows(summary, main, twin), title="gradsigns train", note=note)
     if settings["json"]:
@@ -105,41 +92,17 @@ def _key_file(settings: dict[str, Any], folder: Path) -> Path:
     return file
 
 
-def _train(
-    settings: dict[str, Any],
-    folder: Path,
-    data: Any,
-    key: WatermarkKey,
-    *,
-    logger: Any,
-    name: str,
-    keeper: KeyKeeper | None = None,
-) -> Arm:
-    """Train one model; the same for the signed model and its twin but for the callback."""
+def _train(settings: dict[str, Any], name: str, *arguments: Any, **further: Any) -> Arm:
     console = Console(highlight=False)
-    seed_everything(settings["seed"], verbose=False)
-    classifier = fitting.build_classifier(settings)
-    callbacks: list[Any] = [fitting.build_watermark(settings, key)] if name == "signed" else []
-    callbacks += [keeper] if keeper else []
-    trainer = fitting.build_trainer(settings, callbacks, logger, phase=name)
     told = settings["progress"] and not in_sweep()
-    if told:
-        network = settings["model"]["_target_"].rpartition(".")[2]
-        console.print(f"training the {name} model: {network} on {settings['data']['name']}")
-    trainer.fit(classifier, datamodule=data)
-    if keeper:
-        keeper.keep()
-    # After the fit, so that the loggers' own hyperparameters stay theirs.
-    classifier.hparams.update(describe(settings["model"], settings["data"], key.commitment))
-    checkpoint = folder / ("twin.ckpt" if name == "twin" else "model.ckpt")
-    trainer.save_checkpoint(checkpoint, weights_only=True)
-    if told:
-        console.print(f"testing the {name} model and reading the signature")
-    accuracy = fitting.test_accuracy(settings, classifier, data)
-    result = verify(classifier, key, data.raw_images("test", key.target_class), alpha=settings["alpha"])
-    # From the metrics, because nothing else comes back from processes that a Trainer spawns.
-    standing = Standing.from_metrics(trainer.callback_metrics, WATERMARK_NAME, key)
-    return Arm(name, checkpoint, accuracy, fitting.seconds_per_epoch(trainer), result, standing)
+    return train(
+        settings,
+        *arguments,
+        name=name,
+        callbacks=[QuietWorkers(), *progress_callbacks(name, progress=settings["progress"])],
+        tell=console.print if told else lambda text: None,
+        **further,
+    )
 
 
 def _summary(settings: dict[str, Any], main: Arm, twin: Arm | None, key_file: Path) -> dict[str, Any]:

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.runs.build import to_plain
 from gradsigns_lightning.cli.commit import CommitmentFiles
-from gradsigns_lightning.runs.options import load_key
 from gradsigns_lightning.cli.report import as_sentence, check_json_path, format_p_value, print_rows, verification_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.evidence import Bundle
+from gradsigns_lightning.runs.build import to_plain
+from gradsigns_lightning.runs.options import load_key
 from gradsigns_lightning.runs.settings import reading_settings
 from gradsigns_lightning.runs.suspect import check_normalisation, open_suspect, read, suspect_images
-from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.verification.api.queries import read_journal
-from gradsigns_lightning.evidence import Bundle
 
 
 def run(config: Any) -> Outcome:

@@ -17,11 +17,6 @@ from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import freedom
 from gradsigns_lightning.core.key.reach import USUAL_GRINDING_BITS
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
-from gradsigns_lightning.core.text import printable
-from gradsigns_lightning.verification.api.queries import Oracle
-from gradsigns_lightning.verification.api.verify import replay, settings_of, verify_api
-from gradsigns_lightning.evidence.bundle import Bundle
-from gradsigns_lightning.evidence.timestamp import check_timestamp
 from gradsigns_lightning.core.result import (
     DEFAULT_ALPHA,
     Verdict,
@@ -33,6 +28,11 @@ from gradsigns_lightning.core.result import (
     verdict_of,
     without_nan,
 )
+from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.evidence.bundle import Bundle
+from gradsigns_lightning.evidence.timestamp import check_timestamp
+from gradsigns_lightning.verification.api.queries import Oracle
+from gradsigns_lightning.verification.api.verify import replay, settings_of, verify_api
 from gradsigns_lightning.verification.white_box import verify
 
 GRINDING_BITS = USUAL_GRINDING_BITS

@@ -13,10 +13,10 @@ from gradsigns_lightning.core.distributed import on_all_ranks
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import freedom
 from gradsigns_lightning.core.key.reach import USUAL_ALPHA, for_whom, log10_charged
+from gradsigns_lightning.core.result import LEAST_RECOGNISED, verdict_of
 from gradsigns_lightning.core.signature import LogitsFn
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
 from gradsigns_lightning.core.watermarker import Watermarker
-from gradsigns_lightning.core.result import LEAST_RECOGNISED, verdict_of
 from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.unlogged import unlogged

@@ -1,9 +1,13 @@
-"""What :func:`verify_api` can ask besides modules and callables: ONNX files and HTTP endpoints."""
+"""What :func:`verify_api` can ask besides modules and callables: ONNX files and HTTP endpoints.
 
-from gradsigns_lightning.verification.api.queries import normalised
+An oracle takes raw images and gives scores or labels; what its files and replies may make the reader do is bounded here. Nothing
+here knows a key, except that :func:`normalised` makes the inputs that a key describes.
+"""
+
 from gradsigns_lightning.oracles.http import HttpOracle, OracleError
 from gradsigns_lightning.oracles.onnx import OnnxOracle
 from gradsigns_lightning.oracles.protocols import JsonTemplate, MlflowProtocol, OpenInferenceProtocol, WireProtocol
+from gradsigns_lightning.verification.api.queries import normalised
 
 __all__ = [
     "HttpOracle",

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 import torch
 from torch import Tensor
 
 from gradsigns_lightning.core.canonical import parse_json
 from gradsigns_lightning.core.checks import check_int, check_number
+from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.oracles.protocols import Json, WireProtocol
 from gradsigns_lightning.oracles.watchdog import ReplyTooLargeError, Watchdog, watched_session
 
@@ -24,11 +27,12 @@ _MOST_VALUES = 1 << 21  # in a reply's JSON; 32 images of 22,000 classes have a 
 _LARGEST_TRANSFER = 2 * _LARGEST_REPLY  # with headers and framing
 _TOO_LARGE = f"The endpoint's reply is larger than {_LARGEST_REPLY >> 20} MiB."
 _CHUNK = 1 << 16
+_SHOWN = 200  # characters of an answer, in an error
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
 class OracleError(RuntimeError):
-    """An endpoint cannot be reached, keeps failing, or answers with something else than scores."""
+    """An endpoint cannot be reached, keeps failing, or answers with something else than scores; where, and what it said."""
 
 
 class HttpOracle:
@@ -85,7 +89,9 @@ class HttpOracle:
         self._began: float | None = None
         self._session = watched_session(_LARGEST_TRANSFER)
         self._session.headers.update({"Accept-Encoding": "gzip, deflate", **(headers or {})})
+        self._session.hooks["response"].append(self._keep_refusal)
         self._prepared = False
+        self._answer = b""  # the beginning of the last
 
     def __call__(self, images: Tensor) -> Json:
         """Return scores or labels of raw images ``(n, C, H, W)``, float32.
@@ -93,7 +99,14 @@ class HttpOracle:
         Raises:
             OracleError: the endpoint does not give them.
         """
-        images = images.detach().cpu()
+        try:
+            return self._scores(images.detach().cpu())
+        except OracleError as error:
+            answer = self._answer.decode("utf-8", "replace").strip()
+            said = f" It answered: '{printable(answer, limit=_SHOWN)}'." if answer else ""
+            raise OracleError(f"{without_credentials(self._url)}: {error}{said}") from error
+
+    def _scores(self, images: Tensor) -> Json:
         try:
             if not self._prepared:
                 self._protocol.prepare(self._url, lambda url: self._exchange("GET", url, None))
@@ -111,8 +124,10 @@ class HttpOracle:
         """Send a request until there is a reply, and return its JSON."""
         for attempt in range(self._retries + 1):
             self._check_time()
+            self._answer = b""
             content, reason, wait = self._attempt(method, url, body)
             if content is not None:
+                self._answer = content[: 4 * _SHOWN]
                 return parse_json(content, max_bytes=_LARGEST_REPLY, max_values=_MOST_VALUES)
             wait = max(wait, self._pause * 2**attempt)
             if wait > self._longest_pause:
@@ -154,6 +169,21 @@ class HttpOracle:
             except ReplyTooLargeError as error:
                 raise OracleError(_TOO_LARGE) from error
         return (None, "a time-out", wait) if watchdog.has_bitten else (content, reason, wait)
+
+    def _keep_refusal(self, response: requests.Response, *_: Any, **__: Any) -> None:
+        if not response.ok and "Content-Encoding" not in response.headers:
+            with suppress(Exception):  # the status is the reason; this is beside it
+                self._answer = response.raw.read(4 * _SHOWN, decode_content=False)
+
+
+def without_credentials(url: str) -> str:
+    """Return an address without user, password, query and fragment, any of which may be a secret."""
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+        return printable(urlunsplit((parts.scheme, host, parts.path, "", "")))
+    except ValueError:
+        return "(no valid address)"
 
 
 def _content(response: requests.Response) -> bytes:

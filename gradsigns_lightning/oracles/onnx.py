@@ -24,8 +24,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from gradsigns_lightning.core.checks import check_number
-from gradsigns_lightning.oracles.onnx_content import checked_content
 from gradsigns_lightning.lazy import in_pythons_folder, is_command
+from gradsigns_lightning.oracles.onnx_content import checked_content
 
 _MOST_MEMORY = 6 << 30  # bytes of all models: the largest file's weights, and 4 GiB to compute in
 _MOST_IN_ALL = 8 << 30  # bytes that a command takes for loading, or for an answer

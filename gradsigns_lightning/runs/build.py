@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from pkgutil import resolve_name
 from typing import Any
 
-from gradsigns_lightning.runs.options import spoken
 from gradsigns_lightning.lazy import in_pythons_folder
+from gradsigns_lightning.runs.options import spoken
 
 ALLOWED_PACKAGES = ("gradsigns_lightning", "torchvision", "lightning", "torch")
 

@@ -5,25 +5,25 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from gradsigns_lightning.runs.build import build, is_target
-from gradsigns_lightning.cli.callbacks import SECONDS_METRIC, EpochTimer, QuietWorkers, progress_callbacks
-from gradsigns_lightning.runs.checkpoint import load_weights, read_checkpoint
-from gradsigns_lightning.cli.report import say, short_path
 from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.integration import GradSigns
 from gradsigns_lightning.lazy import in_pythons_folder
 from gradsigns_lightning.models import Classifier
+from gradsigns_lightning.runs.build import build, is_target
+from gradsigns_lightning.runs.callbacks import SECONDS_METRIC, EpochTimer
+from gradsigns_lightning.runs.checkpoint import load_weights, read_checkpoint
 
 Settings = dict[str, Any]
 _LIBRARY_FILES, _WANDB_FILES = ("matplotlibrc", ".numba_config.yaml"), ("wandb/settings", ".wandb/settings")
@@ -73,22 +73,20 @@ def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
     )
 
 
-def build_trainer(settings: Settings, callbacks: list[Any], logger: Any, *, phase: str) -> Trainer:
-    """Return a Trainer that is quiet but for the progress that was asked for.
+def build_trainer(settings: Settings, callbacks: Sequence[Callback], logger: Any) -> Trainer:
+    """Return a Trainer that is quiet but for a progress bar among the callbacks.
 
     Raises:
         ValueError: the strategy would run this command anew in every process.
     """
     if settings["trainer"].get("max_epochs") is not None:
         check_int("trainer.max_epochs", settings["trainer"]["max_epochs"], minimum=-1)
-    bars = progress_callbacks(phase, progress=settings["progress"])
-    bar_wanted = any(type(bar).__name__ == "RichProgressBar" for bar in bars)
     trainer: Trainer = build(
         settings["trainer"],
         option="trainer",
         logger=logger or False,
-        callbacks=[*callbacks, EpochTimer(), QuietWorkers(), *bars],
-        enable_progress_bar=bar_wanted,
+        callbacks=[*callbacks, EpochTimer()],
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
     _check_children(trainer, uses_wandb=isinstance(logger, WandbLogger))
     spawns = type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
@@ -164,17 +162,21 @@ def build_twin_logger(settings: Settings) -> Any:
     return build({**logger, "name": "twin"}) if logger and is_target(logger, CSVLogger) else None
 
 
-def log_summary(logger: Any, summary: dict[str, Any]) -> None:
-    """Log the final figures and close the logger's run; a CSV file keeps to the figures of the epochs."""
+def log_summary(logger: Any, summary: dict[str, Any]) -> Path | None:
+    """Log the final figures and close the logger's run; a CSV file keeps to the figures of the epochs.
+
+    Returns:
+        The folder of an offline W&B run, which can be sent later; else None.
+    """
     if logger is None or isinstance(logger, CSVLogger):
-        return
+        return None
     logger.log_metrics({f"final/{name}": summary[name] for name in _FINAL if summary[name] is not None})
     logger.finalize("success")
-    if hasattr(logger.experiment, "finish"):
-        folder, offline = Path(logger.experiment.dir).parent, getattr(logger, "_offline", False)
-        logger.experiment.finish()
-        if offline:
-            say(printable(f"W&B run, offline: wandb sync {short_path(folder)}"))
+    if not hasattr(logger.experiment, "finish"):
+        return None
+    folder = Path(logger.experiment.dir).parent
+    logger.experiment.finish()
+    return folder if getattr(logger, "_offline", False) else None
 
 
 def test_accuracy(settings: Settings, classifier: Classifier, data: Any) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradsigns_lightning.runs.options import load_key
 from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.runs.options import load_key
 
 
 def load_or_generate(

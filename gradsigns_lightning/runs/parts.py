@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from gradsigns_lightning.core import MarginObjective
-from gradsigns_lightning.core.objective import Objective
+from gradsigns_lightning.core.objective import MarginObjective, Objective
 
 
 def margin_objective(margin: float | None = None) -> str | Objective:

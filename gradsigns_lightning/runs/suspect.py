@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key.signature_key import SignatureKey
+from gradsigns_lightning.core.result import VerificationResult
+from gradsigns_lightning.lazy import in_pythons_folder
+from gradsigns_lightning.oracles import HttpOracle, OnnxOracle, normalised
+from gradsigns_lightning.oracles.http import without_credentials
 from gradsigns_lightning.runs.build import build
 from gradsigns_lightning.runs.checkpoint import description_of, load_classifier, read_checkpoint
-from gradsigns_lightning.cli.endpoint import Endpoint, without_credentials
 from gradsigns_lightning.runs.images import MAX_VALUES, read_folder
 from gradsigns_lightning.runs.key import check_key_fits
 from gradsigns_lightning.runs.options import api_names, check_is_file, options
-from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.key.signature_key import SignatureKey
-from gradsigns_lightning.verification import VerificationResult, verify, verify_api
+from gradsigns_lightning.verification import verify, verify_api
 from gradsigns_lightning.verification.api.queries import Oracle
-from gradsigns_lightning.oracles import OnnxOracle, normalised
 from gradsigns_lightning.verification.white_box import RawInputs
-from gradsigns_lightning.lazy import in_pythons_folder
 
 _WHERE = (
     "Say where the test images lie: paths.data=FOLDER, the variable GRADSIGNS_DATA, or images=FOLDER. A folder `data` that "
@@ -74,7 +75,7 @@ def open_suspect(settings: dict[str, Any], key: SignatureKey) -> Suspect:
         if kind == "onnx":
             oracle: Oracle = OnnxOracle(source)
         else:
-            oracle = Endpoint(source, build(settings["protocol"], option="protocol"), **settings["http"])
+            oracle = HttpOracle(source, build(settings["protocol"], option="protocol"), **settings["http"])
             source = without_credentials(source)
     return Suspect(kind, source, normalised(oracle, key) if settings["normalised"] else oracle)
 

@@ -1,4 +1,8 @@
-"""Readers of the signature and the result that they share."""
+"""Reading the signature: from a model's weights, through a prediction API (:mod:`.api`), and whose copy a model is.
+
+Every reader ends in a result of :mod:`gradsigns_lightning.core.result`. Nothing here trains, and nothing judges a claim: what a
+third party may conclude from a reading is in :mod:`gradsigns_lightning.evidence`.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -6,16 +10,13 @@ from gradsigns_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
     from gradsigns_lightning.verification.api.verify import ApiVerificationResult, verify_api
-    from gradsigns_lightning.core.result import DEFAULT_ALPHA, VerificationResult
     from gradsigns_lightning.verification.tracing import Message, TraceResult, read_message, trace
     from gradsigns_lightning.verification.white_box import verify, verify_many
 
 __all__ = [
-    "DEFAULT_ALPHA",
     "ApiVerificationResult",
     "Message",
     "TraceResult",
-    "VerificationResult",
     "read_message",
     "trace",
     "verify",
@@ -27,10 +28,8 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "black_box": "ApiVerificationResult verify_api",
-        "result": "DEFAULT_ALPHA VerificationResult",
+        "api.verify": "ApiVerificationResult verify_api",
         "tracing": "Message TraceResult read_message trace",
         "white_box": "verify verify_many",
     },
-    modules=("evidence", "oracles"),
 )

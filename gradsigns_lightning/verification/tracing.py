@@ -21,9 +21,6 @@ from gradsigns_lightning.core.key.payload import (
     customer_key_of,
     message_code,
 )
-from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
-from gradsigns_lightning.verification.api.queries import Oracle
-from gradsigns_lightning.verification.api.verify import read_rows
 from gradsigns_lightning.core.result import (
     DEFAULT_ALPHA,
     Verdict,
@@ -35,7 +32,10 @@ from gradsigns_lightning.core.result import (
     why_inconclusive,
     without_nan,
 )
+from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
+from gradsigns_lightning.verification.api.queries import Oracle
 from gradsigns_lightning.verification.api.sequential import integer_scores
+from gradsigns_lightning.verification.api.verify import read_rows
 from gradsigns_lightning.verification.white_box import read_projections, warn_if_few, warn_if_unlike
 
 Evidence = npt.NDArray[np.float64]

@@ -36,13 +36,13 @@ from omegaconf import OmegaConf  # noqa: E402
 
 from gradsigns_lightning import WatermarkKey, strip  # noqa: E402
 from gradsigns_lightning.cli import checkpoint, main, runner, schema, suspect  # noqa: E402
-from gradsigns_lightning.runs.build import to_plain  # noqa: E402
 from gradsigns_lightning.data import catalogue  # noqa: E402
+from gradsigns_lightning.evidence import Bundle, Statement, check_timestamp, load_signer  # noqa: E402
+from gradsigns_lightning.models import MLP, Classifier  # noqa: E402
+from gradsigns_lightning.models.release_2021 import load_2021  # noqa: E402
+from gradsigns_lightning.runs.build import to_plain  # noqa: E402
 from gradsigns_lightning.verification.api.queries import read_journal  # noqa: E402
 from gradsigns_lightning.verification.api.verify import replay  # noqa: E402
-from gradsigns_lightning.evidence import Bundle, Statement, check_timestamp, load_signer  # noqa: E402
-from gradsigns_lightning.models.release_2021 import load_2021  # noqa: E402
-from gradsigns_lightning.models import MLP, Classifier  # noqa: E402
 
 torch.set_num_threads(1)
 ROOT = Path(schema.__file__).resolve().parents[2]
@@ -204,7 +204,7 @@ def prepare():
     words = [*COMMANDS["onnx"]("good.onnx"), "bundle=b.gsbundle", "commitment=k.commitment.json", "api.journal=j.jsonl"]
     assert main(words) in READ
     (OUT / "j.jsonl").write_bytes(Path("j.jsonl").read_bytes())
-    runpy.run_path(str(ROOT / "tests/unit/test_legacy.py"))["write_release"](FOLDER / "release")
+    runpy.run_path(str(ROOT / "tests/unit/models/test_models_release_2021.py"))["write_release"](FOLDER / "release")
     (BAIT / "evil.yaml").write_text("name: foreign\nmodule:\n  _target_: torch.load\n  f: bait/run.pkl\n  weights_only: false\n")
     (BAIT / "run.pkl").write_bytes(pickle.dumps(Runs()))
     (BAIT / "weights.bin").write_bytes(bytes(10**5))

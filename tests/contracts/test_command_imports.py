@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from gradsigns_lightning import WatermarkKey
-from gradsigns_lightning.runs.checkpoint import describe
 from gradsigns_lightning.cli.dispatch import COMMANDS
 from gradsigns_lightning.models import MLP
+from gradsigns_lightning.runs.checkpoint import describe
 
 ROOT = Path(__file__).parents[2]
 SLOW = {

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from gradsigns_lightning import WatermarkKey, __version__
-from gradsigns_lightning.runs.checkpoint import describe
 from gradsigns_lightning.lazy import as_command, in_pythons_folder
 from gradsigns_lightning.models import MLP
+from gradsigns_lightning.runs.checkpoint import describe
 
 ROOT = Path(__file__).parents[2]
 CACHE = "cache"  # where numba would keep, and read, what it compiled

@@ -63,8 +63,8 @@ def journal():
 def bundle():
     """A bundle as it is; and signed and committed to anew after a change, as a dishonest claimant would."""
     from gradsigns_lightning import WatermarkKey
-    from gradsigns_lightning.verification.api.queries import read_journal
     from gradsigns_lightning.evidence import Bundle, Statement, judge, make_statement
+    from gradsigns_lightning.verification.api.queries import read_journal
 
     key, images, signer = owned()
     path = FOLDER / "a.gsbundle"

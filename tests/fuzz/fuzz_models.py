@@ -12,9 +12,9 @@ def checkpoint():
     import torch
 
     from gradsigns_lightning import verify
+    from gradsigns_lightning.models import MLP, Classifier, SmallResNet, ViT
     from gradsigns_lightning.runs.checkpoint import describe
     from gradsigns_lightning.runs.suspect import open_checkpoint
-    from gradsigns_lightning.models import MLP, Classifier, SmallResNet, ViT
 
     key, images, _ = owned()
     path = FOLDER / "a.ckpt"
@@ -133,8 +133,8 @@ def released():
     import h5py
     import numpy as np
 
-    from gradsigns_lightning.models.release_2021 import _keras_name, load_2021  # the names are tested against the release
     from gradsigns_lightning.models import ResNet20
+    from gradsigns_lightning.models.release_2021 import _keras_name, load_2021  # the names are tested against the release
 
     folder = FOLDER / "released"
     folder.mkdir()

@@ -17,12 +17,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from gradsigns_lightning import verify
-from gradsigns_lightning.runs.build import build, to_plain
 from gradsigns_lightning.cli.dispatch import COMMANDS
 from gradsigns_lightning.cli.help import EXAMPLES
 from gradsigns_lightning.cli.runner import _with_file_names, _with_key_file
-from gradsigns_lightning.runs.config import config_folder, register_schemas
 from gradsigns_lightning.core.objective import make_objective
+from gradsigns_lightning.runs.build import build, to_plain
+from gradsigns_lightning.runs.config import config_folder, register_schemas
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -16,8 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
 from gradsigns_lightning import GradSigns, WatermarkKey
-from gradsigns_lightning.runs.config import config_folder
 from gradsigns_lightning.data import Digits
+from gradsigns_lightning.runs.config import config_folder
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "own-project.md"

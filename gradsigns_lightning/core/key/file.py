@@ -14,8 +14,8 @@ from safetensors.numpy import load, save
 
 from gradsigns_lightning.core.canonical import json_of
 from gradsigns_lightning.core.checks import check_instance
-from gradsigns_lightning.core.key.derivation import Secret
 from gradsigns_lightning.core.files import check_target, read_file, write_file
+from gradsigns_lightning.core.key.derivation import Secret
 
 FORMAT = "gradsigns-key"
 VERSIONS = ("1", "2")  # of the key's derivation

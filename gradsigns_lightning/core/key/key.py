@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 import numpy as np
 import numpy.typing as npt
 
-from gradsigns_lightning.core import keyfile
 from gradsigns_lightning.core.canonical import canonical_json
 from gradsigns_lightning.core.checks import check_choice, check_instance, check_int
-from gradsigns_lightning.core.key.derivation import COPYS_SECRET_BYTES, SECRET_BYTES, Secret, Streams
+from gradsigns_lightning.core.key import file as keyfile
 from gradsigns_lightning.core.key.checks import (
     as_floats,
     check_capacity,
@@ -28,6 +27,7 @@ from gradsigns_lightning.core.key.checks import (
     warn_if_channels_last,
     warn_if_never_held,
 )
+from gradsigns_lightning.core.key.derivation import COPYS_SECRET_BYTES, SECRET_BYTES, Secret, Streams
 from gradsigns_lightning.core.key.reach import warn_if_never_owned
 
 if TYPE_CHECKING:

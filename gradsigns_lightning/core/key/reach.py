@@ -71,7 +71,7 @@ def what_is_out_of_reach(n_bits: int, *, freedom: float, is_master: bool) -> str
 
     Args:
         n_bits: bits of the key.
-        freedom: bits of choice that payload and purpose leave to who makes it (:func:`gradsigns_lightning.core.key.payload.freedom`).
+        freedom: bits of choice that payload and purpose leave to who makes it (:func:`.payload.freedom`).
         is_master: whether customers' keys can be made from it.
     """
     judged, traced = least_bits(tries=USUAL_GRINDING_BITS + freedom), least_bits(tries=math.log2(USUAL_CUSTOMERS))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gradsigns_lightning.verification.api.queries import Asker
 from gradsigns_lightning.verification.api.probes import blended, moved, permutation, shuffled
+from gradsigns_lightning.verification.api.queries import Asker
 
 _SCREENED_AT_ONCE = 8
 _SURELY_RECOGNISED, _SCREENED_IN_DOUBT = 0.75, 32

@@ -9,12 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.core.signature import project
 from gradsigns_lightning.core.key.signature_key import SignatureKey
-from gradsigns_lightning.verification.api.responses import Values
-from gradsigns_lightning.verification.api.queries import Asker
+from gradsigns_lightning.core.signature import project
 from gradsigns_lightning.verification.api.boundary import ImagePool
 from gradsigns_lightning.verification.api.probes import Align, carrier_directions, moved, permutation, same
+from gradsigns_lightning.verification.api.queries import Asker
+from gradsigns_lightning.verification.api.responses import Values
 
 FIRST_STEP, _LARGEST_STEP = 4, 64  # grey levels
 _SECOND_STEP = 8

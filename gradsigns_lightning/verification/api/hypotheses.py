@@ -20,9 +20,9 @@ import numpy as np
 from torch import Tensor
 
 from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
-from gradsigns_lightning.verification.api.responses import Values
-from gradsigns_lightning.verification.api.queries import Asker
 from gradsigns_lightning.verification.api.estimators import CoordinateReading, RowReading
+from gradsigns_lightning.verification.api.queries import Asker
+from gradsigns_lightning.verification.api.responses import Values
 from gradsigns_lightning.verification.api.sequential import Evidence, Looks, integer_scores, is_futile
 
 Stopped = Literal["proven", "futile", "budget", "images"]

@@ -18,12 +18,6 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.key.reach import least_bits
 from gradsigns_lightning.core.key.signature_key import SignatureKey
-from gradsigns_lightning.verification.api.responses import AnswerReader, Values
-from gradsigns_lightning.verification.api.queries import Asker, Journal, Oracle, Transcript, normalised
-from gradsigns_lightning.verification.api.hypotheses import Claim, Stopped, read_claims
-from gradsigns_lightning.verification.api.boundary import ImagePool
-from gradsigns_lightning.verification.api.probes import alignment, block_directions, row_directions
-from gradsigns_lightning.verification.api.estimators import FIRST_STEP, CoordinateReading, RowReading
 from gradsigns_lightning.core.result import (
     DEFAULT_ALPHA,
     VerificationResult,
@@ -32,6 +26,12 @@ from gradsigns_lightning.core.result import (
     verdict_of,
     why_inconclusive,
 )
+from gradsigns_lightning.verification.api.boundary import ImagePool
+from gradsigns_lightning.verification.api.estimators import FIRST_STEP, CoordinateReading, RowReading
+from gradsigns_lightning.verification.api.hypotheses import Claim, Stopped, read_claims
+from gradsigns_lightning.verification.api.probes import alignment, block_directions, row_directions
+from gradsigns_lightning.verification.api.queries import Asker, Journal, Oracle, Transcript, normalised
+from gradsigns_lightning.verification.api.responses import AnswerReader, Values
 from gradsigns_lightning.verification.api.sequential import Evidence, Looks
 from gradsigns_lightning.verification.api.settings import Estimator, Kind, ReadingSettings
 from gradsigns_lightning.verification.white_box import check_images, check_key, readable_key, shapes_named, warn_if_unlike
@@ -113,8 +113,8 @@ def verify_api(
     ``2 * n_carriers`` times an image along single coordinates instead.
 
     What is asked next depends on answers only, never on whether they agree with the signature, so the test is exact (but for one
-    choice among several alignments, which the p-value pays for: :mod:`gradsigns_lightning.verification.api.hypotheses`); it is sequential,
-    valid however it stops (:mod:`gradsigns_lightning.verification.api.sequential`), and ends when the evidence suffices or cannot
+    choice among several alignments, which the p-value pays for: :mod:`.hypotheses`); it is sequential,
+    valid however it stops (:mod:`.sequential`), and ends when the evidence suffices or cannot
     suffice any more. Who reads again with other images until one reading succeeds multiplies the p-value by the
     number of readings.
 

@@ -15,8 +15,8 @@ from hydra.utils import get_object
 from gradsigns_lightning import Cadence, StrengthSchedule, WatermarkKey
 from gradsigns_lightning.cli import main
 from gradsigns_lightning.runs.build import build, to_plain
-from gradsigns_lightning.runs.fit import build_watermark
 from gradsigns_lightning.runs.config import config_folder, register_schemas
+from gradsigns_lightning.runs.fit import build_watermark
 
 CONF = Path(config_folder())
 OUT = "paths.output_dir=."

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from gradsigns_lightning.cli import main
-from gradsigns_lightning.runs.checkpoint import description_of, load_classifier, read_checkpoint
 from gradsigns_lightning.data import Digits
+from gradsigns_lightning.runs.checkpoint import description_of, load_classifier, read_checkpoint
 
 pytest.importorskip("onnx")
 pytest.importorskip("rfc3161_client")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.cli import main
-from gradsigns_lightning.cli.endpoint import without_credentials
+from gradsigns_lightning.oracles.http import without_credentials
 from gradsigns_lightning.runs.options import options
 
 
@@ -219,7 +219,7 @@ def test_an_endpoints_errors_say_where_and_what(reply, shown, files, server, cap
     ]
     assert main(["verify", *words, "images=images", *KEY]) == 1
     error = capsys.readouterr().err
-    assert f"`endpoint` http://{address}: " in error
+    assert f"http://{address}: " in error
     assert shown in error
     assert "s3cr3t" not in error
     assert "t0ken" not in error

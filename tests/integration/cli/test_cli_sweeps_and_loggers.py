@@ -13,9 +13,9 @@ import pytest
 import gradsigns_lightning
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.cli import main
-from gradsigns_lightning.runs.fit import _FINAL
 from gradsigns_lightning.integration.logging import _SUMMARIES
 from gradsigns_lightning.integration.reading import METRICS
+from gradsigns_lightning.runs.fit import _FINAL
 
 QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false", "trainer.max_epochs=1", "logger=none"]
 

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gradsigns_lightning import GradSigns, WatermarkKey, strip, verify
 from gradsigns_lightning.cli import main
-from gradsigns_lightning.runs.checkpoint import describe
 from gradsigns_lightning.integration import release
+from gradsigns_lightning.runs.checkpoint import describe
 
 
 class Net(lightning.LightningModule):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gradsigns_lightning.runs.images import read_folder
 from gradsigns_lightning.data import FileImages
 from gradsigns_lightning.data.decoding import decode
+from gradsigns_lightning.runs.images import read_folder
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\nshowpage\n%%EOF\n"

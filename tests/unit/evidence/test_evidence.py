@@ -22,7 +22,6 @@ from gradsigns_lightning.cli.report import verification_rows
 from gradsigns_lightning.core.canonical import canonical_json
 from gradsigns_lightning.core.key.payload import blank_message_key, freedom
 from gradsigns_lightning.core.signature import input_gradients
-from gradsigns_lightning.verification.api.queries import read_journal
 from gradsigns_lightning.evidence import (
     Bundle,
     Statement,
@@ -33,6 +32,7 @@ from gradsigns_lightning.evidence import (
     signer_pem,
     timestamp_request,
 )
+from gradsigns_lightning.verification.api.queries import read_journal
 from gradsigns_lightning.verification.api.settings import ReadingSettings
 
 SHAPE, T = (3, 16, 16), 2

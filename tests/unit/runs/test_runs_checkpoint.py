@@ -13,6 +13,11 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from gradsigns_lightning.core.archive import check_archive
+from gradsigns_lightning.data import Digits
+from gradsigns_lightning.models import MLP, Classifier, ResNet20, SmallResNet
+from gradsigns_lightning.models.catalogue import described_network
+from gradsigns_lightning.models.skeleton import skeleton
 from gradsigns_lightning.runs.checkpoint import (
     _check_memory,
     describe,
@@ -21,11 +26,6 @@ from gradsigns_lightning.runs.checkpoint import (
     load_weights,
     read_checkpoint,
 )
-from gradsigns_lightning.core.archive import check_archive
-from gradsigns_lightning.data import Digits
-from gradsigns_lightning.models import MLP, Classifier, ResNet20, SmallResNet
-from gradsigns_lightning.models.catalogue import described_network
-from gradsigns_lightning.models.skeleton import skeleton
 
 MODEL = {"_target_": "gradsigns_lightning.models.SmallResNet", "in_channels": 1, "n_classes": 10, "width": 4}
 DATA = {"name": "digits", "n_classes": 10, "input_shape": [1, 8, 8], "mean": [0.305], "std": [0.376]}

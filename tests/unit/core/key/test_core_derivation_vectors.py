@@ -16,7 +16,7 @@ from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.core import derivation
 
 VECTORS = json.loads((Path(__file__).parent / "key_vectors.json").read_text())
-DOCUMENT = Path(__file__).parents[3] / "docs" / "key-format.md"
+DOCUMENT = Path(__file__).parents[4] / "docs" / "key-format.md"
 BOUND = {1: ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")}
 BOUND[2] = (*BOUND[1], "input_mean", "input_std")
 COMMITTED = {1: (*BOUND[2], "payload", "secret"), 2: (*BOUND[2], "version", "purpose", "payload", "secret")}

@@ -7,7 +7,6 @@ import pytest
 
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.core.key.checks import check_capacity
-from gradsigns_lightning.core.objective import make_objective
 from gradsigns_lightning.core.key.payload import check_traceable, freedom, out_of_reach
 from gradsigns_lightning.core.key.reach import (
     USUAL_ALPHA,
@@ -17,6 +16,7 @@ from gradsigns_lightning.core.key.reach import (
     least_matches,
     what_is_out_of_reach,
 )
+from gradsigns_lightning.core.objective import make_objective
 from gradsigns_lightning.core.statistics import ownership_p_value
 
 

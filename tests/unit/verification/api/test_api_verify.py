@@ -12,10 +12,10 @@ from torch import nn
 
 from gradsigns_lightning import WatermarkKey, customer_key, trace, verify_api
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
-from gradsigns_lightning.verification.api.responses import AnswerReader
-from gradsigns_lightning.verification.api.queries import read_journal
-from gradsigns_lightning.verification.api.verify import replay
 from gradsigns_lightning.verification.api.probes import alignment
+from gradsigns_lightning.verification.api.queries import read_journal
+from gradsigns_lightning.verification.api.responses import AnswerReader
+from gradsigns_lightning.verification.api.verify import replay
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only")
 SHAPE = (3, 16, 16)

@@ -1,0 +1,16 @@
+"""The owner's key: what it holds, how all of it follows from one secret, its file, and what its signature may say.
+
+Nothing here knows a network or a training. Anybody's key as readers take it is :mod:`.signature_key`.
+"""
+
+from typing import TYPE_CHECKING
+
+from gradsigns_lightning.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gradsigns_lightning.core.key.key import WatermarkKey, key_of
+
+__all__ = ["WatermarkKey", "key_of"]
+
+# Lazy, because the modules of this room import each other.
+__getattr__, __dir__ = lazy_names(__name__, {"key": "WatermarkKey key_of"})
