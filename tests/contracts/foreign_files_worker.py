@@ -35,11 +35,13 @@ import torch  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 from gradsigns_lightning import WatermarkKey, strip  # noqa: E402
-from gradsigns_lightning.cli import checkpoint, main, runner, schema, suspect  # noqa: E402
+from gradsigns_lightning.cli import main, runner  # noqa: E402
 from gradsigns_lightning.data import catalogue  # noqa: E402
 from gradsigns_lightning.evidence import Bundle, Statement, check_timestamp, load_signer  # noqa: E402
 from gradsigns_lightning.models import MLP, Classifier  # noqa: E402
 from gradsigns_lightning.models.release_2021 import load_2021  # noqa: E402
+from gradsigns_lightning.runs import checkpoint, suspect  # noqa: E402
+from gradsigns_lightning.runs import config as schema  # noqa: E402
 from gradsigns_lightning.runs.build import to_plain  # noqa: E402
 from gradsigns_lightning.verification.api.queries import read_journal  # noqa: E402
 from gradsigns_lightning.verification.api.verify import replay  # noqa: E402

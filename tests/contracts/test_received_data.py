@@ -10,10 +10,11 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsigns_lightning import WatermarkKey
-from gradsigns_lightning.cli import main, suspect
+from gradsigns_lightning.cli import main
 from gradsigns_lightning.data import FashionMNIST
 from gradsigns_lightning.evidence import Bundle, make_statement
 from gradsigns_lightning.models import MLP
+from gradsigns_lightning.runs import suspect
 from gradsigns_lightning.runs.checkpoint import describe
 
 SHAPE, MEAN, STD = (1, 28, 28), [0.286], [0.353]

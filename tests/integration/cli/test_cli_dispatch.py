@@ -14,11 +14,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import gradsigns_lightning
-from gradsigns_lightning.cli import main, schema
+from gradsigns_lightning.cli import main
 from gradsigns_lightning.cli.dispatch import COMMANDS
 from gradsigns_lightning.core.engines import AUTO
 from gradsigns_lightning.core.result import DEFAULT_ALPHA
 from gradsigns_lightning.evidence import GRINDING_BITS
+from gradsigns_lightning.runs import config as schema
 from gradsigns_lightning.runs.config import SCHEMAS, config_folder, register_schemas
 
 

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from gradsigns_lightning import WatermarkKey
-from gradsigns_lightning.cli import images, runner
+from gradsigns_lightning.cli import runner
 from gradsigns_lightning.cli.dispatch import main
 from gradsigns_lightning.cli.import_2021 import _mean_image
+from gradsigns_lightning.runs import images
 from gradsigns_lightning.runs.images import read_folder
 
 REFERENCE = "${oc.env:FOREIGN_SECRET}"

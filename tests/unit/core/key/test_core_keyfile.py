@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from gradsigns_lightning import WatermarkKey
-from gradsigns_lightning.core import keyfile
+from gradsigns_lightning.core.key import file as keyfile
 
 KEY = WatermarkKey.generate(
     "Acme", 16, input_shape=(1, 6, 6), target_class=1, scope="m", payload=b"a", input_mean=0.25, secret=bytes(range(32))

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from gradsigns_lightning import WatermarkKey, verify_api
-from gradsigns_lightning.verification import asking, lines
+from gradsigns_lightning.core.utils import lines
+from gradsigns_lightning.verification.api import queries
 from gradsigns_lightning.verification.api.queries import Journal, Transcript, read_journal
 
 READING = {"commitment": "ab" * 32, "images": "cd" * 32, "alpha": 1e-9}
@@ -371,7 +372,7 @@ def test_files_too_large_are_not_read(path, monkeypatch):
         patch.setattr(lines, "MAX_LINES", 3)
         with pytest.raises(ValueError, match=r"`journal` .* it has more than 3 lines"):
             read_journal(path)
-    monkeypatch.setattr(asking, "_MAX_VALUES", 10)
+    monkeypatch.setattr(queries, "_MAX_VALUES", 10)
     with pytest.raises(ValueError, match="`journal` must hold at most 10 values"):
         read_journal(path)
 
@@ -388,7 +389,7 @@ def test_lines_are_counted_before_they_are_taken_apart(path, content, monkeypatc
 @pytest.mark.parametrize("line", [b"1\n2\n3\n4\n5\n6\n7", b'{"a":1}', b"[[[]]]", b'["ab","cd"]'])
 def test_the_values_of_all_lines_are_counted(path, line, monkeypatch):
     path.write_bytes((line + b"\n") * 20)
-    monkeypatch.setattr(asking, "_MAX_VALUES", 120)
+    monkeypatch.setattr(queries, "_MAX_VALUES", 120)
     with pytest.raises(ValueError, match="`journal` must hold at most 120 values"):
         read_journal(path)
 
