@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.frozen import twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn
+from gradsigns_lightning.core.torch_state.contexts import twice_differentiable_kernels
 
 HALF = (torch.float16, torch.bfloat16)
 

@@ -16,12 +16,12 @@ from gradsigns_lightning.core.distributed import global_mean, on_all_ranks
 from gradsigns_lightning.core.dose import MISSING, SAFE, Recognition, TaskGradient, most_length, needed_length, total_length
 from gradsigns_lightning.core.engines import AUTO, Engine, differentiated, make_engines, probe
 from gradsigns_lightning.core.engines.probe import N_IMAGES
-from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective, make_objective
 from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, StrengthSchedule
 from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, pixel_scale
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 
 _SLACK = 0.1  # of the range of raw pixels: what an augmentation may add
 _AMPLE = 0.7  # in itself: about three times the noise that z has in a reading of 50 images

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.reach import least_bits
 from gradsigns_lightning.core.signature_key import SignatureKey
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 from gradsigns_lightning.extraction.answers import AnswerReader, Values
 from gradsigns_lightning.extraction.asking import Asker, Journal, Oracle, Transcript, normalised
 from gradsigns_lightning.extraction.claims import Claim, Stopped, read_claims

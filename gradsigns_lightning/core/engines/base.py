@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.distributed import average
 from gradsigns_lightning.core.dose import total_length
-from gradsigns_lightning.core.frozen import derivative, twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn
+from gradsigns_lightning.core.torch_state.contexts import derivative, twice_differentiable_kernels
 
 ObjectiveFn = Callable[[Tensor], Tensor]
 

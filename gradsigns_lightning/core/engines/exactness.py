@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from gradsigns_lightning.core.engines.base import Engine, ObjectiveFn
-from gradsigns_lightning.core.frozen import derivative
 from gradsigns_lightning.core.inputs import Call, default_dtype
 from gradsigns_lightning.core.signature import LogitsFn, class_logits, input_gradients, target_loss
+from gradsigns_lightning.core.torch_state.contexts import derivative
 
 _N_DIRECTIONS = 3
 # By dtype: the step, relative to the parameters, and what two step sizes may differ by where nothing is kinked. In float64 the

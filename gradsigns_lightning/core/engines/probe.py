@@ -11,8 +11,8 @@ from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine
 from gradsigns_lightning.core.engines.exactness import inexact, nodes, warn_of_unchecked
 from gradsigns_lightning.core.engines.finite_difference import STEP
 from gradsigns_lightning.core.engines.forward_over_reverse import directional_derivative
-from gradsigns_lightning.core.frozen import derivative, twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn, class_logits, input_gradients, unit
+from gradsigns_lightning.core.torch_state.contexts import derivative, twice_differentiable_kernels
 
 N_IMAGES = 8
 # Two step sizes of a smooth network differ by about 1e-3, those of a ReLU network by more than 0.3.

@@ -17,8 +17,8 @@ from gradsigns_lightning.core.engines import (
     make_engines,
     probe,
 )
-from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.signature import input_gradients
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 
 
 class Smooth(nn.Module):

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from gradsigns_lightning.core.snapshot import side_effects_undone
+from gradsigns_lightning.core.torch_state.snapshot import side_effects_undone
 
 # Ids of the running means that the task's training updates; batch normalisation that the user has frozen is not among them.
 _TRAINED: ContextVar[frozenset[int]] = ContextVar("trained", default=frozenset())
