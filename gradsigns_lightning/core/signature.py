@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.signature_key import SignatureKey
-from gradsigns_lightning.core.torch_state.contexts import derivative
+from gradsigns_lightning.core.torch_state.autograd import derivative
 
 LogitsFn = Callable[[Tensor], Tensor]
 _ENTRIES_AT_ONCE = 1 << 24
