@@ -15,7 +15,7 @@ from rich.text import Text
 from gradsigns_lightning.cli.quiet import silence
 from gradsigns_lightning.cli.report import in_sweep
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.core.utils.text import printable
 
 SECONDS_METRIC = "time/seconds_per_epoch"
 

@@ -15,10 +15,10 @@ from gradsigns_lightning.cli.options import load_key
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.settings import reading_settings
-from gradsigns_lightning.core.files import read_file, write_file
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.payload import freedom
 from gradsigns_lightning.core.reach import what_is_out_of_reach
+from gradsigns_lightning.core.utils.files import read_file, write_file
 from gradsigns_lightning.extraction.evidence import (
     Statement,
     check_timestamp,

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from torch import Tensor
 
-from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.extraction.oracles import HttpOracle, OracleError
 from gradsigns_lightning.extraction.oracles.protocols import Json
 

@@ -18,7 +18,7 @@ from gradsigns_lightning.cli.build import MissingValueError, check_given
 from gradsigns_lightning.cli.schema import check_root_keys, config_folder, register_schemas
 from gradsigns_lightning.cli.suggest import BAD_COMMAND_LINE, explain, no_choice, one_file_for_all_runs, with_dashes
 from gradsigns_lightning.cli.terminal import for_stream
-from gradsigns_lightning.core.text import printable_lines
+from gradsigns_lightning.core.utils.text import printable_lines
 from gradsigns_lightning.lazy import as_command, in_pythons_folder
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"

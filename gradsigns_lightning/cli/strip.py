@@ -7,7 +7,7 @@ from typing import Any
 from gradsigns_lightning.cli.build import to_plain
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
-from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.integration.release import strip
 
 _MOST_SHOWN, _LONGEST_SHOWN = 100, 300  # names and characters: every line of a table is as long as its longest

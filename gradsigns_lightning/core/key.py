@@ -16,8 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gradsigns_lightning.core import keyfile
-from gradsigns_lightning.core.canonical import canonical_json
-from gradsigns_lightning.core.checks import check_choice, check_instance, check_int
 from gradsigns_lightning.core.derivation import COPYS_SECRET_BYTES, SECRET_BYTES, Secret, Streams
 from gradsigns_lightning.core.key_checks import (
     as_floats,
@@ -29,6 +27,8 @@ from gradsigns_lightning.core.key_checks import (
     warn_if_never_held,
 )
 from gradsigns_lightning.core.reach import warn_if_never_owned
+from gradsigns_lightning.core.utils.canonical import canonical_json
+from gradsigns_lightning.core.utils.checks import check_choice, check_instance, check_int
 
 if TYPE_CHECKING:
     from torch import Tensor

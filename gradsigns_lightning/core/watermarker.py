@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradsigns_lightning.core.buffer import TargetBuffer
-from gradsigns_lightning.core.checks import check_instance, check_int, check_number
 from gradsigns_lightning.core.distributed import global_mean, on_all_ranks
 from gradsigns_lightning.core.dose import MISSING, SAFE, Recognition, TaskGradient, most_length, needed_length, total_length
 from gradsigns_lightning.core.engines import AUTO, Engine, differentiated, make_engines, probe
@@ -23,6 +22,7 @@ from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, Strengt
 from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, pixel_scale
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 from gradsigns_lightning.core.torch_state.running_mean import RunningMeans
+from gradsigns_lightning.core.utils.checks import check_instance, check_int, check_number
 
 _SLACK = 0.1  # of the range of raw pixels: what an augmentation may add
 _AMPLE = 0.7  # in itself: about three times the noise that z has in a reading of 50 images

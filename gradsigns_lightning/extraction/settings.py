@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from gradsigns_lightning.core.checks import check_choice, check_int
+from gradsigns_lightning.core.utils.checks import check_choice, check_int
 from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, check_alpha
 
 Estimator = Literal["blocks", "rows", "coordinate"]

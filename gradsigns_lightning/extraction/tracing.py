@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.payload import (
     MAX_CUSTOMERS,
@@ -22,6 +21,7 @@ from gradsigns_lightning.core.payload import (
     message_code,
 )
 from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
+from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.extraction.asking import Oracle
 from gradsigns_lightning.extraction.black_box import read_rows
 from gradsigns_lightning.extraction.result import (

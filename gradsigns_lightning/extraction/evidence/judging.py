@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.checks import check_instance, check_number
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.payload import freedom
 from gradsigns_lightning.core.reach import USUAL_GRINDING_BITS
 from gradsigns_lightning.core.signature_key import KeyAsRead
-from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.core.utils.checks import check_instance, check_number
+from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.extraction.asking import Oracle
 from gradsigns_lightning.extraction.black_box import replay, settings_of, verify_api
 from gradsigns_lightning.extraction.evidence.bundle import Bundle

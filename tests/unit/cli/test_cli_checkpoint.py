@@ -21,7 +21,7 @@ from gradsigns_lightning.cli.checkpoint import (
     load_weights,
     read_checkpoint,
 )
-from gradsigns_lightning.core.archive import check_archive
+from gradsigns_lightning.core.utils.archive import check_archive
 from gradsigns_lightning.data import Digits
 from gradsigns_lightning.models import MLP, Classifier, ResNet20, SmallResNet
 from gradsigns_lightning.models.catalogue import described_network
