@@ -10,7 +10,7 @@ from rich.text import Text
 
 from gradsigns_lightning.cli.quiet import silence
 from gradsigns_lightning.cli.report import in_sweep
-from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.core.utils.text import printable
 
 
 class EpochLines(Callback):

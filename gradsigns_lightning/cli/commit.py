@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
-from gradsigns_lightning.core.files import read_file, write_file
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import freedom
 from gradsigns_lightning.core.key.reach import what_is_out_of_reach
+from gradsigns_lightning.core.utils.files import read_file, write_file
 from gradsigns_lightning.evidence import (
     Statement,
     check_timestamp,

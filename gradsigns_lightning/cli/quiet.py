@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gradsigns_lightning.cli.terminal import for_stream
-from gradsigns_lightning.core.text import printable_lines
+from gradsigns_lightning.core.utils.text import printable_lines
 
 _LIGHTNING = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 

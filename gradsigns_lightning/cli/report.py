@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gradsigns_lightning.cli.terminal import for_cell, for_stream
-from gradsigns_lightning.core.files import write_file
-from gradsigns_lightning.core.text import printable, printable_lines
+from gradsigns_lightning.core.utils.files import write_file
+from gradsigns_lightning.core.utils.text import printable, printable_lines
 
 if TYPE_CHECKING:
     from gradsigns_lightning.core.result import VerificationResult

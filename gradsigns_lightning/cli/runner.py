@@ -16,7 +16,7 @@ from typing import Any
 
 from gradsigns_lightning.cli.suggest import BAD_COMMAND_LINE, explain, no_choice, one_file_for_all_runs, with_dashes
 from gradsigns_lightning.cli.terminal import for_stream
-from gradsigns_lightning.core.text import printable_lines
+from gradsigns_lightning.core.utils.text import printable_lines
 from gradsigns_lightning.lazy import as_command, in_pythons_folder
 from gradsigns_lightning.runs.build import MissingValueError, check_given
 from gradsigns_lightning.runs.config import check_root_keys, config_folder, register_schemas

@@ -24,7 +24,7 @@ from gradsigns_lightning.cli.report import (
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import out_of_reach
-from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.runs import fit
 from gradsigns_lightning.runs.build import build, to_plain
 from gradsigns_lightning.runs.callbacks import KeyKeeper

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.frozen import twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn
-
-HALF = (torch.float16, torch.bfloat16)
+from gradsigns_lightning.core.torch_state.contexts import twice_differentiable_kernels
+from gradsigns_lightning.core.torch_state.precision import in_full_precision
 
 
 def carrier_inputs(
@@ -37,7 +36,7 @@ def carrier_inputs(
     Raises:
         ValueError: ``layer`` is not a submodule, is not called once, or its output has another size.
     """
-    logits_fn, dtype = _in_full_precision(module, logits_fn)
+    logits_fn, dtype = in_full_precision(module, logits_fn)
     if layer is None:
         return inputs.to(dtype), logits_fn
     submodule = find_layer(module, layer)
@@ -83,48 +82,3 @@ def _output_hook(module: nn.Module, function: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-class Call(nn.Module):
-    """Makes a function of a module's, so that parameters can be replaced for one call.
-
-    Args:
-        module: module that owns the parameters, under the name ``module``.
-        function: what is called.
-    """
-
-    def __init__(self, module: nn.Module, function: LogitsFn) -> None:
-        super().__init__()
-        self.module = module
-        self.function = (function,)  # not as a second submodule, whose shared parameters would not be put back
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return what the function gives."""
-        return self.function[0](inputs)
-
-
-def _in_full_precision(module: nn.Module, logits_fn: LogitsFn) -> tuple[LogitsFn, torch.dtype]:
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    if all(tensor.dtype not in HALF for _, tensor in tensors):
-        return logits_fn, next((t.dtype for _, t in tensors if t.is_floating_point()), torch.float32)
-    call = Call(module, logits_fn)
-
-    def full(inputs: Tensor) -> Tensor:
-        # Asked for in each call: others may be in their place, of another precision.
-        tensors = [*module.named_parameters(), *module.named_buffers()]
-        wide = {f"module.{name}": t.float() for name, t in tensors if t.dtype in HALF}
-        with default_dtype(torch.float32 if wide else torch.get_default_dtype()):
-            return torch.func.functional_call(call, wide, (inputs,))  # type: ignore[no-any-return]
-
-    return full, torch.float32
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make new tensors of that dtype meanwhile."""
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(previous)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradsigns_lightning.core.checks import check_choice, check_number
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.checks import more_room
 from gradsigns_lightning.core.signature import SignatureProjector
+from gradsigns_lightning.core.utils.checks import check_choice, check_number
 
 
 class Objective(Protocol):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gradsigns_lightning.core.checks import check_number
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import freedom
 from gradsigns_lightning.core.key.reach import USUAL_ALPHA, for_whom, least_bits, log10_charged
 from gradsigns_lightning.core.key.signature_key import SignatureKey
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
+from gradsigns_lightning.core.utils.checks import check_number
 
 if TYPE_CHECKING:
     from torch import Tensor

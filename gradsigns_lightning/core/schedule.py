@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradsigns_lightning.core.checks import check_int, check_number
+from gradsigns_lightning.core.utils.checks import check_int, check_number
 
 DEFAULT_STRENGTH = 1.0
 _SHORTEST = 2  # steps, unless every single one is asked for; right after its own step a mark's gradient says little new

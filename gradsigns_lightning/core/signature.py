@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradsigns_lightning.core.frozen import derivative
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.signature_key import SignatureKey
+from gradsigns_lightning.core.torch_state.autograd import derivative
 
 LogitsFn = Callable[[Tensor], Tensor]
 _ENTRIES_AT_ONCE = 1 << 24

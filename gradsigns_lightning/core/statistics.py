@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-from gradsigns_lightning.core.checks import check_int
+from gradsigns_lightning.core.utils.checks import check_int
 
 
 @lru_cache(maxsize=1024)

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradsigns_lightning.core.buffer import TargetBuffer
-from gradsigns_lightning.core.checks import check_instance, check_int, check_number
 from gradsigns_lightning.core.distributed import global_mean, on_all_ranks
 from gradsigns_lightning.core.dose import MISSING, SAFE, Recognition, TaskGradient, most_length, needed_length, total_length
 from gradsigns_lightning.core.engines import AUTO, Engine, differentiated, make_engines, probe
 from gradsigns_lightning.core.engines.probe import N_IMAGES
-from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective, make_objective
 from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, StrengthSchedule
 from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, pixel_scale
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
+from gradsigns_lightning.core.torch_state.running_mean import RunningMeans
+from gradsigns_lightning.core.utils.checks import check_instance, check_int, check_number
 
 _SLACK = 0.1  # of the range of raw pixels: what an augmentation may add
 _AMPLE = 0.7  # in itself: about three times the noise that z has in a reading of 50 images
@@ -184,7 +185,7 @@ class Watermarker:
         _warn_of_lag(module)
         if self.carrier_layer is None:
             _warn_of_scale(images, self.key)
-        with frozen_statistics(module):
+        with frozen_statistics(module) as training, RunningMeans(training).followed():
             inputs, logits_fn = carrier_inputs(module, logits_fn, images[:N_IMAGES], self.key.input_shape, self.carrier_layer)
             for engine in [engine for engine in self.engines if engine.sharding_safe or not sharded]:
                 problem = probe(engine, module, logits_fn, inputs, self.key.target_class, sharded=sharded)
@@ -239,7 +240,7 @@ class Watermarker:
             # Without an image on any rank there is no gradient and nothing to hold.
             return self.objective(held, projector) * (mean.detach() != 0).any()
 
-        with frozen_statistics(module):
+        with frozen_statistics(module) as training, RunningMeans(training).followed():
             inputs, logits_fn = carrier_inputs(module, logits_fn, images, self.key.input_shape, self.carrier_layer)
             network = Recognition(logits_fn, self.key.target_class)
             embedded = self.engine.embed(module, network, inputs, self.key.target_class, objective)

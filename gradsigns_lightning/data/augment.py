@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.core.checks import check_instance, check_number
+from gradsigns_lightning.core.utils.checks import check_instance, check_number
 
 
 class ShiftFlip:

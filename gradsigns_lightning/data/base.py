@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gradsigns_lightning.core.checks import check_choice, check_int, check_number
+from gradsigns_lightning.core.utils.checks import check_choice, check_int, check_number
 from gradsigns_lightning.data.sources import Augment, Batch, ImageSource, keep_batch
 from gradsigns_lightning.data.splits import random_split
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.core.pickles import Outline, PickleWalk
+from gradsigns_lightning.core.utils.optional import require
+from gradsigns_lightning.core.utils.pickles import Outline, PickleWalk
 from gradsigns_lightning.data.base import ImageDataModule
-from gradsigns_lightning.data.optional import import_torchvision
 from gradsigns_lightning.data.sources import TensorImages
 
 _SHAPE = (3, 32, 32)
@@ -59,7 +59,7 @@ class CIFAR10(ImageDataModule):
             ImportError: torchvision, which downloads, is not installed.
         """
         if self.download and (self._find(True) is None or self._find(False) is None):
-            import_torchvision("datasets").CIFAR10(str(self.root), download=True)
+            require("torchvision.datasets", extra="vision").CIFAR10(str(self.root), download=True)
 
     def load_images(self, train: bool) -> TensorImages:
         """Read the training or the test batches.

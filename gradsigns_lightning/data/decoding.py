@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.data.optional import import_pillow
+from gradsigns_lightning.core.utils.optional import require
 
 # By content, whatever a file's name says: Pillow would hand an EPS file to Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -33,7 +33,7 @@ def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
             :data:`MAX_SIDE`.
         ImportError: Pillow is not installed.
     """
-    pillow = import_pillow()
+    pillow = require("PIL.Image", extra="vision")
     height, width = size
     try:
         with warnings.catch_warnings():

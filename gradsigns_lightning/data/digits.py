@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.core.checks import check_number
+from gradsigns_lightning.core.utils.checks import check_number
 from gradsigns_lightning.data.base import ImageDataModule
 from gradsigns_lightning.data.sources import TensorImages
 from gradsigns_lightning.data.splits import stratified_split

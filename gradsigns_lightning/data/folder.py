@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gradsigns_lightning.core.checks import check_instance, check_int
+from gradsigns_lightning.core.utils.checks import check_instance, check_int
 from gradsigns_lightning.data.base import ImageDataModule
 from gradsigns_lightning.data.decoding import check_inside
 from gradsigns_lightning.data.sources import FileImages, ImageSource

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.data.base import ImageDataModule
 from gradsigns_lightning.data.idx import find_idx, read_idx
-from gradsigns_lightning.data.optional import import_torchvision
 from gradsigns_lightning.data.sources import TensorImages
 
 _LARGEST = 2**26  # bytes of a file, unpacked; the largest official one has 47 million
@@ -59,7 +59,7 @@ class MNIST(ImageDataModule):
             ImportError: torchvision, which downloads, is not installed.
         """
         if self.download and None in (self._find(True) + self._find(False)):
-            getattr(import_torchvision("datasets"), self._name)(str(self.root), download=True)
+            getattr(require("torchvision.datasets", extra="vision"), self._name)(str(self.root), download=True)
 
     def load_images(self, train: bool) -> TensorImages:
         """Read the training or the test images.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
-from gradsigns_lightning.core.checks import check_instance, check_number
+from gradsigns_lightning.core.utils.checks import check_instance, check_number
 from gradsigns_lightning.data.decoding import decode
 
 Augment = Callable[[Tensor], Tensor]

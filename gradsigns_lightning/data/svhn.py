@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.data.base import ImageDataModule
-from gradsigns_lightning.data.optional import import_torchvision
 from gradsigns_lightning.data.sources import TensorImages
 
 _LARGEST = 2**28  # bytes, packed or unpacked; the largest official file unpacks to 225 million
@@ -54,7 +54,8 @@ class SVHN(ImageDataModule):
         """
         for train in (True, False):
             if self.download and not self._path(train).is_file():
-                import_torchvision("datasets").SVHN(str(self.root), split="train" if train else "test", download=True)
+                datasets = require("torchvision.datasets", extra="vision")
+                datasets.SVHN(str(self.root), split="train" if train else "test", download=True)
 
     def load_images(self, train: bool) -> TensorImages:
         """Read the training or the test file.

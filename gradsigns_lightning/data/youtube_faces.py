@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradsigns_lightning.core.checks import check_int
+from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.data.folder import IMAGENET_MEAN, IMAGENET_STD, FolderDataModule, LabelledFile, image_files, subfolders
 from gradsigns_lightning.data.sources import ImageSource
 

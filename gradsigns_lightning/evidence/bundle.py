@@ -15,10 +15,10 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
-from gradsigns_lightning.core.canonical import canonical_json, parse_json
-from gradsigns_lightning.core.checks import check_instance
-from gradsigns_lightning.core.files import read_file, write_file
 from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.utils.canonical import canonical_json, parse_json
+from gradsigns_lightning.core.utils.checks import check_instance
+from gradsigns_lightning.core.utils.files import read_file, write_file
 from gradsigns_lightning.evidence.commitment import Statement, is_signed, public_hex
 
 _FORMAT = "gradsigns-bundle/1"

@@ -11,9 +11,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
 
-from gradsigns_lightning.core.canonical import canonical_json, parse_json
-from gradsigns_lightning.core.checks import check_instance
 from gradsigns_lightning.core.key import WatermarkKey, key_of
+from gradsigns_lightning.core.utils.canonical import canonical_json, parse_json
+from gradsigns_lightning.core.utils.checks import check_instance
 from gradsigns_lightning.verification.api.settings import ReadingSettings
 
 _FORMAT = "gradsigns-commitment/2"

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.checks import check_instance, check_number
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import freedom
 from gradsigns_lightning.core.key.reach import USUAL_GRINDING_BITS
@@ -28,7 +27,8 @@ from gradsigns_lightning.core.result import (
     verdict_of,
     without_nan,
 )
-from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.core.utils.checks import check_instance, check_number
+from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.evidence.bundle import Bundle
 from gradsigns_lightning.evidence.timestamp import check_timestamp
 from gradsigns_lightning.verification.api.queries import Oracle

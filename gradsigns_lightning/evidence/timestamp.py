@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.dsa import DSAPublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.evidence.commitment import Statement
 
 _MAX_REPLY_BYTES, _MAX_AUTHORITY_BYTES = 1 << 18, 1 << 20  # usual: 3 to 8 KiB; all certificates of a browser: 250 KiB
@@ -25,7 +26,7 @@ _CONTEXT_0 = 0xA0  # DER's tag of what a structure marks with [0]
 
 def timestamp_request(statement: Statement) -> bytes:
     """Return a time-stamp request (RFC 3161, section 2.4.1) over the statement's SHA-256, DER, to be sent to an authority."""
-    client = _import_client()
+    client = require("rfc3161_client", extra="evidence")
     builder = client.TimestampRequestBuilder().data(statement.to_bytes()).hash_algorithm(client.HashAlgorithm.SHA256)
     request: bytes = builder.nonce(nonce=True).cert_request(cert_request=True).build().as_bytes()
     return request
@@ -49,7 +50,7 @@ def check_timestamp(reply: bytes, statement: Statement, authority: bytes) -> dat
             is not by a trusted authority.
         ImportError: rfc3161-client is not installed.
     """
-    client = _import_client()
+    client = require("rfc3161_client", extra="evidence")
     trusted = _certificates(authority)
     try:
         if len(reply) > _MAX_REPLY_BYTES:
@@ -182,11 +183,3 @@ def _certificates(pem: bytes) -> list[x509.Certificate]:
     if not has_root:
         raise ValueError("`authority` must hold the authority's root certificate, which signs itself.")
     return certificates
-
-
-def _import_client() -> Any:
-    try:
-        import rfc3161_client
-    except ImportError as error:
-        raise ImportError("Time-stamps need rfc3161-client: pip install 'gradsigns-lightning[evidence]'.") from error
-    return rfc3161_client

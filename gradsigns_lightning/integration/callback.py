@@ -14,13 +14,13 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
-from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.dose import parameters_of
 from gradsigns_lightning.core.engines import AUTO, Engine
 from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.objective import Objective
 from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, StrengthSchedule
-from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.core.utils.checks import check_int
+from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.advice import warn_if_not_owned
 from gradsigns_lightning.integration.batches import cure, images_and_labels

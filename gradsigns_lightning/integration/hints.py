@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.engines.probe import N_IMAGES
-from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.signature import LogitsFn, as_logits, class_logits
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 
 Candidate = tuple[str, Callable[[Tensor], Any]]
 _PAD = "torch.nn.functional.pad({}, (1, 0))"  # the logit of class 0 is 0 then

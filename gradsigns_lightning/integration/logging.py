@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.core.utils.text import printable
 
 _SUMMARIES = {"ber": "min", "log10_p_value": "min", "p_value": "min", "margin": "max"}
 

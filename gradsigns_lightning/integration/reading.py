@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, as_logits, input_gradients
 from gradsigns_lightning.core.statistics import log10_ownership_p_value
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.metrics import MeanInputGradient
 from gradsigns_lightning.metrics.functional import bit_error_rate, ownership_p_value, smallest_margin
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from gradsigns_lightning.core.archive import check_archive
-from gradsigns_lightning.core.files import check_target, write_file
+from gradsigns_lightning.core.utils.archive import check_archive
+from gradsigns_lightning.core.utils.files import check_target, write_file
 
 CHECKPOINT_ENTRY = "gradsigns"
 STATE_PREFIX = "GradSigns["

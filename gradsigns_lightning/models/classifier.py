@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from gradsigns_lightning.core.checks import check_choice, check_instance, check_int, check_number
+from gradsigns_lightning.core.utils.checks import check_choice, check_instance, check_int, check_number
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 LR_SCHEDULES = ("constant", "onecycle", "steps")

@@ -1,7 +1,7 @@
 """Checks of what a received file states: exact types, bounds, and words of others shown short.
 
-The checks of :mod:`gradsigns_lightning.core.checks` are for arguments, whose author may see all of them. A file may come from
-anyone, so here a subclass is no integer, and nothing is shown that could fill the screen or be costly to write out.
+The checks of :mod:`gradsigns_lightning.core.utils.checks` are for arguments, whose author may see all of them. A file may come
+from anyone, so here a subclass is no integer, and nothing is shown that could fill the screen or be costly to write out.
 """
 
 from __future__ import annotations

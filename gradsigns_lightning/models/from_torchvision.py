@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradsigns_lightning.core.checks import check_int
+from gradsigns_lightning.core.utils.checks import check_int
+from gradsigns_lightning.core.utils.optional import require
 
 # In training mode these two return auxiliary logits too, unless told otherwise.
 _PLAIN = {"aux_logits": False, "init_weights": True}
@@ -54,13 +55,7 @@ def import_models() -> Any:
     Raises:
         ImportError: torchvision is not installed.
     """
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise ImportError(
-            "`torchvision_model` needs torchvision, which is not installed: pip install 'gradsigns-lightning[vision]'."
-        ) from error
-    return models
+    return require("torchvision.models", extra="vision")
 
 
 class _Hardsigmoid(nn.Module):

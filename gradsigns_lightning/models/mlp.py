@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.checks import check_int
+from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.models.shapes import check_input_shape
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.models import ResNet20
 
 _INPUT_SHAPE = (3, 32, 32)
@@ -157,11 +158,7 @@ def _read_array(path: Path) -> np.ndarray[Any, Any]:
 
 def _read_keras(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the released weights by their names in :class:`ResNet20`, whose state is ``expected``."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError("Reading the released Keras model needs h5py: pip install 'gradsigns-lightning[legacy]'.") from error
-
+    h5py = require("h5py", extra="legacy")
     files = sorted(folder.glob("*.hdf5"))
     if len(files) != 1:
         raise ValueError(f"`folder` must hold one Keras model *.hdf5, got {len(files)} in {str(folder)!r}.")

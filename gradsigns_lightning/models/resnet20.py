@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradsigns_lightning.core.checks import check_int, check_number
+from gradsigns_lightning.core.utils.checks import check_int, check_number
 
 # A normal distribution cut at two standard deviations has this standard deviation; Keras' he_normal divides by it.
 _TRUNCATED_STD = 0.87962566103423978

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradsigns_lightning.core.checks import check_int
+from gradsigns_lightning.core.utils.checks import check_int
 
 
 def check_input_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:

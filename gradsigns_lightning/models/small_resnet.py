@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.checks import check_int
+from gradsigns_lightning.core.utils.checks import check_int
 
 
 class SmallResNet(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradsigns_lightning.core.checks import check_int
+from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.models.shapes import check_input_shape
 
 

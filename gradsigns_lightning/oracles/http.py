@@ -12,9 +12,10 @@ from urllib.parse import urlsplit, urlunsplit
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.core.canonical import parse_json
-from gradsigns_lightning.core.checks import check_int, check_number
-from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.core.utils.canonical import parse_json
+from gradsigns_lightning.core.utils.checks import check_int, check_number
+from gradsigns_lightning.core.utils.optional import require
+from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.oracles.protocols import Json, WireProtocol
 from gradsigns_lightning.oracles.watchdog import ReplyTooLargeError, Watchdog, watched_session
 
@@ -73,10 +74,7 @@ class HttpOracle:
         longest_pause: float = 120.0,
         time_limit: float = 86_400.0,
     ) -> None:
-        try:
-            import requests  # noqa: F401
-        except ImportError as error:
-            raise ImportError("Asking an endpoint needs requests: pip install 'gradsigns-lightning[http]'.") from error
+        require("requests", extra="http")
         if not isinstance(url, str) or not url.startswith(("http://", "https://")):
             shown = url.rpartition("@")[2].partition("?")[0] if isinstance(url, str) else url  # the rest may be secret
             raise ValueError(f"`url` must start with http:// or https://, got {shown!r}.")

@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from gradsigns_lightning.core.checks import check_number
+from gradsigns_lightning.core.utils.checks import check_number
+from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.lazy import in_pythons_folder, is_command
 from gradsigns_lightning.oracles.onnx_content import checked_content
 
@@ -61,11 +62,8 @@ class OnnxOracle:
 
     def __init__(self, path: str | PathLike[str], *, time_limit: float = _TIME_LIMIT) -> None:
         self._time_limit = check_number("time_limit", time_limit, minimum=sys.float_info.min, maximum=threading.TIMEOUT_MAX)
-        try:
-            with in_pythons_folder():
-                import onnxruntime  # noqa: F401
-        except ImportError as error:
-            raise ImportError("Reading an ONNX file needs onnxruntime: pip install 'gradsigns-lightning[onnx]'.") from error
+        with in_pythons_folder():
+            require("onnxruntime", extra="onnx")
         content = checked_content(Path(path).expanduser())
         try:
             _bound_memory()

@@ -8,6 +8,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from gradsigns_lightning.core.utils.optional import require
+
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
 _MAX_NODES, _MAX_INLINED = 1 << 18, 1 << 28  # what the runtime makes of functions that call functions: nodes, bytes
 _NODES_OF_A_GRAPH = 8  # a graph in a node takes as much memory as so many
@@ -29,10 +31,7 @@ def checked_content(file: Path) -> bytes:
         ValueError: it is no model, or holds what :class:`OnnxOracle` refuses.
         ImportError: onnx is not installed.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise ImportError("Reading an ONNX file needs onnx: pip install 'gradsigns-lightning[onnx]'.") from error
+    onnx = require("onnx", extra="onnx")
     if not file.is_file():
         raise ValueError(f"`path` must name an ONNX file, got {str(file)!r}, which is not there.")
     if file.stat().st_size > _LARGEST:

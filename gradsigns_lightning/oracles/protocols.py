@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.core.utils.optional import require
+from gradsigns_lightning.core.utils.text import printable
 
 Json = Any
 _LABEL_NAMES = ("label", "class", "class_name", "name", "category")
@@ -224,14 +225,13 @@ def _at(value: Json, pointer: str) -> Json:
 
 
 def _as_files(images: Tensor, kind: str) -> list[str]:
-    from PIL import Image
-
+    pillow = require("PIL.Image", extra="http")
     arrays = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}  # anything coarser erases the probes
     files = []
     for array in arrays:
         file = io.BytesIO()
-        Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(file, format=kind, **options)
+        pillow.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(file, format=kind, **options)
         files.append(base64.b64encode(file.getvalue()).decode())
     return files
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradsigns_lightning.core.archive import check_archive
-from gradsigns_lightning.core.memory import saved_bytes
+from gradsigns_lightning.core.torch_state.memory import saved_bytes
+from gradsigns_lightning.core.utils.archive import check_archive
 from gradsigns_lightning.models.catalogue import CLASSES, described_network, input_shape
 from gradsigns_lightning.models.foreign import each, mapping, real, shown
 from gradsigns_lightning.models.skeleton import skeleton

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.utils.checks import check_int
+from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.integration import GradSigns
 from gradsigns_lightning.lazy import in_pythons_folder
 from gradsigns_lightning.models import Classifier
@@ -118,8 +118,8 @@ def build_logger(settings: Settings) -> Any:
     if not logger:
         return None
     if is_target(logger, WandbLogger):
-        if find_spec("wandb") is None:
-            raise ImportError("`logger=wandb` needs wandb, which is not installed: pip install 'gradsigns-lightning[wandb]'.")
+        with in_pythons_folder():
+            require("wandb", extra="wandb")
         _set_up_wandb(offline=bool(logger.get("offline")))
         if logger.get("offline"):  # forty lines of its own; where the run lies is said in one at the end
             with redirect_stderr(io.StringIO()):

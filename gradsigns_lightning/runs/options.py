@@ -42,7 +42,7 @@ def load_key(path: Any) -> WatermarkKey:
     """
     if not isinstance(path, (str, int)):
         raise ValueError(f"`key` must name one key file (.gskey), got {'null' if path is None else path}.")
-    from gradsigns_lightning.core.key import WatermarkKey  # with numpy, for which a misspelt word need not wait
+    from gradsigns_lightning.core.key.key import WatermarkKey  # with numpy, for which a misspelt word need not wait
 
     with options({"path": "key"}):
         return WatermarkKey.load(str(path))

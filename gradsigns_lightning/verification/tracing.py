@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.key.payload import (
     MAX_CUSTOMERS,
@@ -33,6 +32,7 @@ from gradsigns_lightning.core.result import (
     without_nan,
 )
 from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
+from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.verification.api.queries import Oracle
 from gradsigns_lightning.verification.api.sequential import integer_scores
 from gradsigns_lightning.verification.api.verify import read_rows

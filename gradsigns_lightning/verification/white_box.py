@@ -15,14 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.checks import check_instance, check_int
-from gradsigns_lightning.core.frozen import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.key.signature_key import KeyAsRead, SignatureKey, check_carriers
-from gradsigns_lightning.core.memory import saved_bytes
 from gradsigns_lightning.core.result import DEFAULT_ALPHA, VerificationResult, decide, free_bits
 from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, pixel_scale, project, unit
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics, gradients_enabled, twice_differentiable_kernels
+from gradsigns_lightning.core.torch_state.memory import saved_bytes
+from gradsigns_lightning.core.utils.checks import check_instance, check_int
 from gradsigns_lightning.verification.foreign_modules import any_batch_size, refuse_int8, without_inference_tensors
 
 if TYPE_CHECKING:

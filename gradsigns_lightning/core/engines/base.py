@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.distributed import average
 from gradsigns_lightning.core.dose import total_length
-from gradsigns_lightning.core.frozen import derivative, twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn
+from gradsigns_lightning.core.torch_state.autograd import derivative, hooks_set_aside, with_gradients
+from gradsigns_lightning.core.torch_state.contexts import twice_differentiable_kernels
 
 ObjectiveFn = Callable[[Tensor], Tensor]
 
@@ -100,7 +100,8 @@ def differentiated(loss: Tensor, module: nn.Module, *, length: Tensor, world_siz
         world_size: number of data-parallel ranks; the gradients are those of all ranks.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    with twice_differentiable_kernels(module, loss.device.type), _hooks_set_aside(parameters):
+    # The parameters' own hooks wait for the task's backward pass, which meets these gradients again.
+    with twice_differentiable_kernels(module, loss.device.type), hooks_set_aside(parameters):
         gradients = derivative(loss, parameters)
     reached = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
     dense = [g for g in reached.values() if g.layout is torch.strided]
@@ -111,33 +112,8 @@ def differentiated(loss: Tensor, module: nn.Module, *, length: Tensor, world_siz
     factor = torch.where(finite & (own > 0), length.to(own) / torch.where(own > 0, own, 1), 0)
     usable = [torch.where(finite, g, 0) if g.layout is torch.strided else g for g in reached.values()]
     kept = [g * factor.to(g.dtype) for g in usable]
-    apply: Any = _Differentiated.apply  # torch's annotations differ from version to version
-    combined: Tensor = apply(torch.where(finite, loss.detach() * factor.to(loss.dtype), torch.nan), kept, *reached)
-    return combined
-
-
-@contextmanager
-def _hooks_set_aside(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Keep the parameters' own hooks for the task's backward pass, which meets these gradients again."""
-    hooked: list[tuple[Any, Any]] = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
-    for parameter, _ in hooked:
-        parameter._backward_hooks = None
-    try:
-        yield
-    finally:
-        for parameter, hooks in hooked:
-            parameter._backward_hooks = hooks
-
-
-class _Differentiated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *factors: Tensor) -> Any:
-        return None, None, *(gradient * factors[0].to(gradient.dtype) for gradient in ctx.gradients)
+    value = torch.where(finite, loss.detach() * factor.to(loss.dtype), torch.nan)
+    return with_gradients(value, dict(zip(reached, kept, strict=True)))
 
 
 def check_graph(value: Tensor) -> None:

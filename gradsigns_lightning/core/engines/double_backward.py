@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, ObjectiveFn, check_graph
-from gradsigns_lightning.core.frozen import twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn, input_gradients
+from gradsigns_lightning.core.torch_state.contexts import twice_differentiable_kernels
 
 
 class DoubleBackward:

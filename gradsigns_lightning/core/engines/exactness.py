@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from gradsigns_lightning.core.engines.base import Engine, ObjectiveFn
-from gradsigns_lightning.core.frozen import derivative
-from gradsigns_lightning.core.inputs import Call, default_dtype
 from gradsigns_lightning.core.signature import LogitsFn, class_logits, input_gradients, target_loss
+from gradsigns_lightning.core.torch_state.autograd import derivative, graph_nodes
+from gradsigns_lightning.core.torch_state.precision import Call, default_dtype
 
 _N_DIRECTIONS = 3
 # By dtype: the step, relative to the parameters, and what two step sizes may differ by where nothing is kinked. In float64 the
@@ -61,7 +61,7 @@ def inexact(
 
 def _custom_functions(logits_fn: LogitsFn, images: Tensor, target_class: int) -> Iterator[str]:
     logits = class_logits(logits_fn, images.detach().requires_grad_(), target_class)
-    for node in nodes(logits):
+    for node in graph_nodes(logits):
         forward: Any = getattr(node, "_forward_cls", type(node))
         if isinstance(node, BackwardCFunction) and not forward.__module__.startswith(_COMPUTE_NOTHING):
             yield type(node).__name__.removesuffix("Backward")
@@ -78,19 +78,6 @@ def warn_of_unchecked(logits_fn: LogitsFn, images: Tensor, target_class: int) ->
             UserWarning,
             stacklevel=2,
         )
-
-
-def nodes(value: Tensor) -> Iterator[Any]:
-    """Yield the nodes of the graph that ``value`` was computed by."""
-    pending: list[Any] = [value.grad_fn]
-    seen = set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        yield node
-        seen.add(node)
-        pending += [successor for successor, _ in node.next_functions]
 
 
 class _Network:

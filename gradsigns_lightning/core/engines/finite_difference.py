@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, ObjectiveFn, objective_gradient, with_value
-from gradsigns_lightning.core.frozen import twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn, class_logits, input_gradients, target_loss
+from gradsigns_lightning.core.torch_state.contexts import twice_differentiable_kernels
 
 STEP = 0.01  # of the images' length: smaller ones drown in float32's rounding, larger ones in the third derivative
 

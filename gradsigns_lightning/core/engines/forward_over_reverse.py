@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, ObjectiveFn, objective_gradient, with_value
-from gradsigns_lightning.core.frozen import Replaced, twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn, class_logits, input_gradients, target_loss
+from gradsigns_lightning.core.torch_state.contexts import Replaced, twice_differentiable_kernels
 
 
 class ForwardOverReverse:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine
-from gradsigns_lightning.core.engines.exactness import inexact, nodes, warn_of_unchecked
+from gradsigns_lightning.core.engines.exactness import inexact, warn_of_unchecked
 from gradsigns_lightning.core.engines.finite_difference import STEP
 from gradsigns_lightning.core.engines.forward_over_reverse import directional_derivative
-from gradsigns_lightning.core.frozen import derivative, twice_differentiable_kernels
 from gradsigns_lightning.core.signature import LogitsFn, class_logits, input_gradients, unit
+from gradsigns_lightning.core.torch_state.autograd import derivative, graph_nodes
+from gradsigns_lightning.core.torch_state.contexts import twice_differentiable_kernels
 
 N_IMAGES = 8
 # Two step sizes of a smooth network differ by about 1e-3, those of a ReLU network by more than 0.3.
@@ -112,7 +113,7 @@ def _unreached(loss: EmbeddingLoss, module: nn.Module, *, sharded: bool) -> str 
 
 def _operations(value: Tensor) -> Iterator[str]:
     """Yield the names of the operations that ``value`` was computed by, as its graph has them."""
-    return (node.name() for node in nodes(value))
+    return (node.name() for node in graph_nodes(value))
 
 
 def _kinked(step: float, logits_fn: LogitsFn, images: Tensor, target_class: int) -> str | None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from reprlib import repr as short
 from typing import Any
 
-from gradsigns_lightning.core.checks import check_instance, check_int, check_number
 from gradsigns_lightning.core.key.reach import least_bits
+from gradsigns_lightning.core.utils.checks import check_instance, check_int, check_number
 
 _COLOURS, _MOST_ELONGATED = (1, 3, 4), 4  # channels of images, and how much longer than high they may be
 LEAST_ROOM = 2  # carriers more than bits, without which no margin can be expected

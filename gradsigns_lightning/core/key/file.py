@@ -12,10 +12,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from gradsigns_lightning.core.canonical import json_of
-from gradsigns_lightning.core.checks import check_instance
-from gradsigns_lightning.core.files import check_target, read_file, write_file
 from gradsigns_lightning.core.key.derivation import Secret
+from gradsigns_lightning.core.utils.canonical import json_of
+from gradsigns_lightning.core.utils.checks import check_instance
+from gradsigns_lightning.core.utils.files import check_target, read_file, write_file
 
 FORMAT = "gradsigns-key"
 VERSIONS = ("1", "2")  # of the key's derivation

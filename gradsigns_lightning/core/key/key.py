@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 import numpy as np
 import numpy.typing as npt
 
-from gradsigns_lightning.core.canonical import canonical_json
-from gradsigns_lightning.core.checks import check_choice, check_instance, check_int
 from gradsigns_lightning.core.key import file as keyfile
 from gradsigns_lightning.core.key.checks import (
     as_floats,
@@ -29,6 +27,8 @@ from gradsigns_lightning.core.key.checks import (
 )
 from gradsigns_lightning.core.key.derivation import COPYS_SECRET_BYTES, SECRET_BYTES, Secret, Streams
 from gradsigns_lightning.core.key.reach import warn_if_never_owned
+from gradsigns_lightning.core.utils.canonical import canonical_json
+from gradsigns_lightning.core.utils.checks import check_choice, check_instance, check_int
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradsigns_lightning.core.checks import check_instance, check_int
 from gradsigns_lightning.core.key.key import CUSTOMER_BYTES, WatermarkKey, key_of
 from gradsigns_lightning.core.key.reach import USUAL_ALPHA, USUAL_CUSTOMERS, what_is_out_of_reach
+from gradsigns_lightning.core.utils.checks import check_instance, check_int
+from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.lazy import in_pythons_folder
 
 MAX_CUSTOMERS = 1 << 8 * CUSTOMER_BYTES
@@ -237,12 +238,8 @@ def _numba_kept_apart() -> Iterator[None]:
 
 @lru_cache(maxsize=64)  # galois compiles for seconds
 def _bch(field: int, n_correctable: int) -> Any:
-    try:
-        import galois
-    except ImportError as error:
-        raise ImportError("Coded payloads need galois: pip install 'gradsigns-lightning[payload]'.") from error
     n = 2**field - 1
-    return galois.BCH(n, n - _n_check_bits(field, n_correctable))
+    return require("galois", extra="payload").BCH(n, n - _n_check_bits(field, n_correctable))
 
 
 @lru_cache(maxsize=256)

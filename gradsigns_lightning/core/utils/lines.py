@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from gradsigns_lightning.core.files import sync_folder
+from gradsigns_lightning.core.utils.files import sync_folder
 
 MAX_BYTES = 1 << 28  # as of an evidence bundle, which may have to hold it
 MAX_LINES = 1 << 20  # a line takes far more memory than its bytes

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.core.canonical import json_of
-from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.key.signature_key import SignatureKey
+from gradsigns_lightning.core.utils.canonical import json_of
+from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.core.utils.lines import LineFile, is_left_of, read_lines
 from gradsigns_lightning.verification.api.responses import AnswerReader, Values
 from gradsigns_lightning.verification.white_box import normalise

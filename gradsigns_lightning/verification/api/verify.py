@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.key.reach import least_bits
 from gradsigns_lightning.core.key.signature_key import SignatureKey
 from gradsigns_lightning.core.result import (
@@ -26,6 +25,7 @@ from gradsigns_lightning.core.result import (
     verdict_of,
     why_inconclusive,
 )
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 from gradsigns_lightning.verification.api.boundary import ImagePool
 from gradsigns_lightning.verification.api.estimators import FIRST_STEP, CoordinateReading, RowReading
 from gradsigns_lightning.verification.api.hypotheses import Claim, Stopped, read_claims

@@ -10,7 +10,7 @@ import pytest
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.cli import main
 from gradsigns_lightning.cli.commit import read_bytes
-from gradsigns_lightning.core import files
+from gradsigns_lightning.core.utils import files
 from gradsigns_lightning.evidence import load_signer
 
 pytest.importorskip("rfc3161_client")

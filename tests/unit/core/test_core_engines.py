@@ -17,8 +17,9 @@ from gradsigns_lightning.core.engines import (
     make_engines,
     probe,
 )
-from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.signature import input_gradients
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
+from gradsigns_lightning.core.torch_state.running_mean import RunningMeans
 
 
 class Smooth(nn.Module):
@@ -64,7 +65,7 @@ def quadratic(gradients):
 
 
 def embed(model, x, objective=quadratic, target=1, engine=None):
-    with frozen_statistics(model):
+    with frozen_statistics(model) as training, RunningMeans(training).followed():
         return (engine or DoubleBackward()).embed(model, model, x, target, objective)
 
 
@@ -159,7 +160,7 @@ def test_activations_that_are_computed_again_change_nothing(regions):
     x = images(4, torch.float32)
     model, twin = Checkpointed(regions), Checkpointed((0,))
     for network in (model, twin):
-        with frozen_statistics(network):
+        with frozen_statistics(network) as training, RunningMeans(training).followed():
             assert probe(DoubleBackward(), network, network, x, 1, sharded=False) is None
             differentiated(embed(network, x).surrogate, network, length=torch.tensor(1.0)).backward()
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), twin.parameters(), strict=True))

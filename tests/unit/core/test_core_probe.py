@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.core.engines import DoubleBackward, FiniteDifference, ForwardOverReverse, probe
-from gradsigns_lightning.core.frozen import frozen_statistics
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 from gradsigns_lightning.core.watermarker import Watermarker
 
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))

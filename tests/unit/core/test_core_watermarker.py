@@ -107,6 +107,13 @@ def length(model):
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
 
 
+def test_the_mark_is_made_of_nothing_that_batch_normalisation_takes_out_again():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Softplus(), nn.Flatten(), nn.Linear(64, 3))
+    embed(fed(), model).backward()
+    assert model[0].bias.grad.abs().amax() < 1e-4 * model[0].weight.grad.abs().amax()
+
+
 @pytest.mark.parametrize("factor", [1e-2, 1.0, 128.0])
 def test_a_scaled_task_has_a_mark_scaled_alike(factor):
     gradients = []

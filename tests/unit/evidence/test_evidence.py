@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from gradsigns_lightning import WatermarkKey, customer_key, verify, verify_api, verify_many
 from gradsigns_lightning.cli.report import verification_rows
-from gradsigns_lightning.core.canonical import canonical_json
 from gradsigns_lightning.core.key.payload import blank_message_key, freedom
 from gradsigns_lightning.core.signature import input_gradients
+from gradsigns_lightning.core.utils.canonical import canonical_json
 from gradsigns_lightning.evidence import (
     Bundle,
     Statement,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from gradsigns_lightning.core.archive import check_archive
+from gradsigns_lightning.core.utils.archive import check_archive
 from gradsigns_lightning.data import Digits
 from gradsigns_lightning.models import MLP, Classifier, ResNet20, SmallResNet
 from gradsigns_lightning.models.catalogue import described_network

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from gradsigns_lightning import VerificationResult, WatermarkKey, verify, verify_many
 from gradsigns_lightning.core import signature
-from gradsigns_lightning.core.memory import saved_bytes
 from gradsigns_lightning.core.result import decide
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
+from gradsigns_lightning.core.torch_state.memory import saved_bytes
 from gradsigns_lightning.models import SmallResNet
 from gradsigns_lightning.verification import white_box
 from gradsigns_lightning.verification.white_box import RawInputs

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from gradsigns_lightning.core.pickles import Outline, PickleWalk
+from gradsigns_lightning.core.utils.pickles import Outline, PickleWalk
 
 _PICKLE, _ORDER = "/data.pkl", "/byteorder"
 _MOST_PICKLED = 2**24  # bytes, of ten times what the largest network of torchvision needs

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradsigns_lightning.core.frozen import frozen_statistics, full_float32, gradients_enabled, twice_differentiable_kernels
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics, gradients_enabled, twice_differentiable_kernels
+from gradsigns_lightning.core.torch_state.precision import full_float32
 
 
 class Stubborn(nn.Module):

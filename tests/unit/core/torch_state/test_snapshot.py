@@ -12,8 +12,8 @@ from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from gradsigns_lightning import WatermarkKey, verify, verify_api
-from gradsigns_lightning.core.frozen import frozen_statistics
-from gradsigns_lightning.core.snapshot import side_effects_undone
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
+from gradsigns_lightning.core.torch_state.snapshot import side_effects_undone
 
 KEY = WatermarkKey.generate("Acme Vision", 8, input_shape=(1, 4, 4), target_class=1)
 IMAGES = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ import tempfile
 from os import PathLike
 from pathlib import Path
 
-from gradsigns_lightning.core.checks import check_instance
+from gradsigns_lightning.core.utils.checks import check_instance
 
 
 def read_file(path: str | PathLike[str], *, argument: str, kind: str, max_bytes: int) -> bytes:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gradsigns_lightning.core.canonical import parse_json
+from gradsigns_lightning.core.utils.canonical import parse_json
 
 BOUNDS = {"max_bytes": 100, "max_values": 10}
 
@@ -20,7 +20,7 @@ def test_no_encoding_but_utf8_is_read(encoding):
 def test_an_encoding_is_not_guessed_by_importing_what_reads_it():
     code = """
 import sys
-from gradsigns_lightning.core.canonical import parse_json
+from gradsigns_lightning.core.utils.canonical import parse_json
 before = set(sys.modules)
 try:
     parse_json(b"\\0\\0\\0[\\0\\0\\0]", max_bytes=100, max_values=10)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradsigns_lightning.core.memory import saved_bytes
+from gradsigns_lightning.core.torch_state.memory import saved_bytes
 from gradsigns_lightning.models import SmallResNet
 
 

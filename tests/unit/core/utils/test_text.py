@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from gradsigns_lightning.core.text import _INVISIBLE, LONGEST, MOST_LINES, printable, printable_lines
+from gradsigns_lightning.core.utils.text import _INVISIBLE, LONGEST, MOST_LINES, printable, printable_lines
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 import pytest
 
-from gradsigns_lightning.core.pickles import Outline, PickleWalk
+from gradsigns_lightning.core.utils.pickles import Outline, PickleWalk
 
 
 def plain(outline: Outline):

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from gradsigns_lightning.core.files import read_file, write_file
+from gradsigns_lightning.core.utils.files import read_file, write_file
 
 
 def names(folder):

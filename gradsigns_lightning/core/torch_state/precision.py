@@ -1,0 +1,86 @@
+"""The arithmetic of a pass: full float32, and half-precision networks computed in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+HALF = (torch.float16, torch.bfloat16)
+NetworkFn = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute float32 as such on CUDA, not as TF32, whose ten binary digits can turn the sign of a small projection."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # from torch 2.9 on
+        name, value = "fp32_precision", "ieee"
+        cudnn: Any = torch.backends.cudnn
+        places: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+    else:
+        name, value = "allow_tf32", False  # type: ignore[assignment]
+        places = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [getattr(place, name) for place in places]
+    try:
+        for place in places:
+            setattr(place, name, value)
+        yield
+    finally:
+        for place, previous in zip(places, before, strict=True):
+            setattr(place, name, previous)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make new tensors of that dtype meanwhile."""
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
+class Call(nn.Module):
+    """Makes a function of a module's, so that parameters can be replaced for one call.
+
+    Args:
+        module: module that owns the parameters, under the name ``module``.
+        function: what is called.
+    """
+
+    def __init__(self, module: nn.Module, function: NetworkFn) -> None:
+        super().__init__()
+        self.module = module
+        self.function = (function,)  # not as a second submodule, whose shared parameters would not be put back
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return what the function gives."""
+        return self.function[0](inputs)
+
+
+def in_full_precision(module: nn.Module, function: NetworkFn) -> tuple[NetworkFn, torch.dtype]:
+    """Return a network's function, computed in float32 where it has half-precision tensors, and the dtype of its inputs.
+
+    The parameters' gradients flow back through the conversion.
+
+    Args:
+        module: module that owns the parameters.
+        function: maps the network's inputs to its answers.
+    """
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    if all(tensor.dtype not in HALF for _, tensor in tensors):
+        return function, next((t.dtype for _, t in tensors if t.is_floating_point()), torch.float32)
+    call = Call(module, function)
+
+    def full(inputs: Tensor) -> Tensor:
+        # Asked for in each call: others may be in their place, of another precision.
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        wide = {f"module.{name}": t.float() for name, t in tensors if t.dtype in HALF}
+        with default_dtype(torch.float32 if wide else torch.get_default_dtype()):
+            return torch.func.functional_call(call, wide, (inputs,))  # type: ignore[no-any-return]
+
+    return full, torch.float32
