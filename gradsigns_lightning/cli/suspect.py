@@ -18,10 +18,10 @@ from gradsigns_lightning.cli.keys import check_key_fits
 from gradsigns_lightning.cli.options import api_names, check_is_file, options
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.signature_key import SignatureKey
-from gradsigns_lightning.extraction import VerificationResult, verify, verify_api
+from gradsigns_lightning.extraction import VerificationResult, suspects
 from gradsigns_lightning.extraction.asking import Oracle
+from gradsigns_lightning.extraction.images import RawInputs
 from gradsigns_lightning.extraction.oracles import OnnxOracle, normalised
-from gradsigns_lightning.extraction.white_box import RawInputs
 from gradsigns_lightning.lazy import in_pythons_folder
 
 _WHERE = (
@@ -133,10 +133,8 @@ def open_control(path: str, key: WatermarkKey) -> nn.Module | Oracle:
 
 def read(suspect: Suspect, key: WatermarkKey, images: Tensor, settings: dict[str, Any]) -> VerificationResult:
     """Read a key from a checkpoint's weights, or through what answers for the model."""
-    if isinstance(suspect.model, nn.Module):
-        return verify(suspect.model, key, images, alpha=settings["alpha"])
     with options(api_names(settings)):
-        return verify_api(suspect.model, key, images, alpha=settings["alpha"], **settings["api"])
+        return suspects.read(suspect.model, key, images, alpha=settings["alpha"], **settings["api"])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradsigns_lightning.cli.build import to_plain
@@ -18,6 +17,7 @@ from gradsigns_lightning.cli.suspect import check_normalisation, open_suspect, r
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.extraction.asking import read_journal
 from gradsigns_lightning.extraction.evidence import Bundle
+from gradsigns_lightning.extraction.images import pixels_of
 
 
 def run(config: Any) -> Outcome:
@@ -91,6 +91,6 @@ def _write_bundle(settings: dict[str, Any], files: CommitmentFiles, key: Waterma
         key=key,
         statement=files.read_statement(),
         timestamp=files.read_timestamp(),
-        images=(images * 255).round().to(torch.uint8) if journal is not None else None,
+        images=pixels_of(images) if journal is not None else None,
         transcript=read_journal(journal) if journal is not None else None,
     ).save(settings["bundle"], files.read_signer())

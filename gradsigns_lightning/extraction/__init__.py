@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from gradsigns_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from gradsigns_lightning.core.result import DEFAULT_ALPHA, VerificationResult
     from gradsigns_lightning.extraction.black_box import ApiVerificationResult, verify_api
-    from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, VerificationResult
     from gradsigns_lightning.extraction.tracing import Message, TraceResult, read_message, trace
     from gradsigns_lightning.extraction.white_box import verify, verify_many
 
@@ -28,7 +28,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "black_box": "ApiVerificationResult verify_api",
-        "result": "DEFAULT_ALPHA VerificationResult",
+        ".core.result": "DEFAULT_ALPHA VerificationResult",
         "tracing": "Message TraceResult read_message trace",
         "white_box": "verify verify_many",
     },

@@ -19,8 +19,8 @@ from gradsigns_lightning.core.canonical import json_of
 from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.signature_key import SignatureKey
 from gradsigns_lightning.extraction.answers import AnswerReader, Values
+from gradsigns_lightning.extraction.images import normalise
 from gradsigns_lightning.extraction.lines import LineFile, is_left_of, read_lines
-from gradsigns_lightning.extraction.white_box import normalise
 
 Oracle = Callable[[Tensor], Any]
 _FORMAT = "gradsigns-journal/1"

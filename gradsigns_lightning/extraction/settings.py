@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from gradsigns_lightning.core.checks import check_choice, check_int
-from gradsigns_lightning.extraction.result import DEFAULT_ALPHA, check_alpha
+from gradsigns_lightning.core.result import DEFAULT_ALPHA, check_alpha
 
 Estimator = Literal["blocks", "rows", "coordinate"]
 Kind = Literal["probabilities", "log_probabilities", "logits", "labels"]  # of answers

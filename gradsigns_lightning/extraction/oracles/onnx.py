@@ -24,6 +24,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from gradsigns_lightning.core.checks import check_number
+from gradsigns_lightning.extraction.images import pixels_of
 from gradsigns_lightning.extraction.oracles.onnx_content import checked_content
 from gradsigns_lightning.lazy import in_pythons_folder, is_command
 
@@ -92,9 +93,8 @@ class OnnxOracle:
         """
         import onnxruntime
 
-        array = images.detach().cpu().numpy()
-        if self._input.type == "tensor(uint8)":
-            array = np.rint(array * 255).astype(np.uint8)
+        takes_bytes = self._input.type == "tensor(uint8)"
+        array = (pixels_of(images) if takes_bytes else images).detach().cpu().numpy()
         one_by_one = isinstance(self._input.shape[0], int)
         batches = np.split(array, len(array)) if one_by_one and self._input.shape[0] == 1 else [array]
         options = onnxruntime.RunOptions()

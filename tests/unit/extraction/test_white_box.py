@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from gradsigns_lightning import VerificationResult, WatermarkKey, verify, verify_many
 from gradsigns_lightning.core import signature
 from gradsigns_lightning.core.memory import saved_bytes
+from gradsigns_lightning.core.result import decide
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
 from gradsigns_lightning.extraction import white_box
-from gradsigns_lightning.extraction.result import decide
-from gradsigns_lightning.extraction.white_box import RawInputs
+from gradsigns_lightning.extraction.images import RawInputs
 from gradsigns_lightning.models import SmallResNet
 
 SHAPE = (1, 6, 6)
