@@ -24,7 +24,7 @@ from gradsigns_lightning.models.release_2021 import load_2021
 from gradsigns_lightning.runs.build import build
 from gradsigns_lightning.runs.checkpoint import description_of, load_classifier, read_checkpoint
 from gradsigns_lightning.runs.images import read_folder
-from gradsigns_lightning.verification.white_box import normalise
+from gradsigns_lightning.verification.images import normalise
 
 Predict = Callable[[Tensor], Tensor]
 N_IMAGES = 100

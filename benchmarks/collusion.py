@@ -287,7 +287,7 @@ class Copies:
             right = torch.cat([net(x).argmax(1) == y for x, y in self.data.test_dataloader()])
         images = self.data.raw_images("test", self.master.target_class)
         result = trace(net, self.master, images, n_customers=N_CUSTOMERS, alpha=ALPHA)
-        evidence, _ = read_projections(net, self.master, images)
+        evidence = read_projections(net, self.master, images)[0].numpy()
         (innocents,) = clearest([(members, evidence)], self.master, N_CUSTOMERS, members_too=False)
         return {"accuracy": float(right.double().mean()), "members": members, "innocents": innocents, **result.to_dict()}
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gradsigns_lightning import WatermarkKey, verify_api, verify_many
 from gradsigns_lightning.runs.build import build
 from gradsigns_lightning.runs.checkpoint import description_of, load_classifier, read_checkpoint
-from gradsigns_lightning.verification.white_box import normalise
+from gradsigns_lightning.verification.images import normalise
 
 ALPHAS = (1e-2, 1e-3)
 N_IMAGES, MAX_QUERIES, CHUNK = 100, 100, 500

@@ -23,7 +23,8 @@ def lazy_names(
 
     Args:
         package: its name.
-        names: for each module of the package the names that come from it, with blanks between.
+        names: for each module of the package the names that come from it, with blanks between; a module with a dot before its
+            name is one of the package's own package.
         modules: modules of the package that can be reached as attributes before anybody imported them.
     """
     module_of = {name: module for module, members in names.items() for name in members.split()}
@@ -33,7 +34,7 @@ def lazy_names(
             return import_module(f"{package}.{name}")
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{module_of[name]}"), name)
+        value = getattr(import_module(f".{module_of[name]}", package), name)
         setattr(sys.modules[package], name, value)
         return value
 

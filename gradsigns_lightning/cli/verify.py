@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradsigns_lightning.cli.commit import CommitmentFiles
@@ -18,6 +17,7 @@ from gradsigns_lightning.runs.options import load_key
 from gradsigns_lightning.runs.settings import reading_settings
 from gradsigns_lightning.runs.suspect import check_normalisation, open_suspect, read, suspect_images
 from gradsigns_lightning.verification.api.queries import read_journal
+from gradsigns_lightning.verification.images import pixels_of
 
 
 def run(config: Any) -> Outcome:
@@ -91,6 +91,6 @@ def _write_bundle(settings: dict[str, Any], files: CommitmentFiles, key: Waterma
         key=key,
         statement=files.read_statement(),
         timestamp=files.read_timestamp(),
-        images=(images * 255).round().to(torch.uint8) if journal is not None else None,
+        images=pixels_of(images) if journal is not None else None,
         transcript=read_journal(journal) if journal is not None else None,
     ).save(settings["bundle"], files.read_signer())

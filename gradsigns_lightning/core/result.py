@@ -1,4 +1,4 @@
-"""The result of a reading, the same for every reader."""
+"""One verdict: from z, or an API's evidence, to bits, bit error rate, p-value and margin, the same for every reader."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
 
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import freedom
@@ -17,12 +19,68 @@ from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownersh
 from gradsigns_lightning.core.utils.checks import check_number
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor  # a commitment, which needs its settings' significance level alone, does not wait for torch
 
 Verdict = Literal["owned", "not_proven", "inconclusive"]
 DEFAULT_ALPHA = USUAL_ALPHA
 LEAST_RECOGNISED = 0.5
 _MOST_DIGITS = 300
+
+
+def signed_by(values: Tensor, signature: Tensor) -> Tensor:
+    """Return ``(2 b_j - 1) z_j``, positive where values for each bit being 1 agree with the signature; shape ``(..., N)``."""
+    return (2 * signature.to(values.dtype) - 1) * values
+
+
+def is_readable(values: Tensor) -> Tensor:
+    """Return whether values tell anything at all, a scalar bool: none but finite ones, and not all zero."""
+    return values.isfinite().all() & (values != 0).any()
+
+
+def readable(values: Tensor) -> Tensor:
+    """Return z, all zero if any of it is not finite: then the gradient was none, and every bit is an erasure."""
+    return values if bool(is_readable(values)) else values.new_zeros(values.shape)
+
+
+@dataclass(frozen=True)
+class BitCounts:
+    """Bits that were read, held against a signature.
+
+    Attributes:
+        n_bits: bits of the signature.
+        n_matches: decided bits that equal it.
+        n_erasures: exact ties, which count neither for nor against.
+    """
+
+    n_bits: int
+    n_matches: int
+    n_erasures: int
+
+    @property
+    def n_decided(self) -> int:
+        """Bits that are no erasures."""
+        return self.n_bits - self.n_erasures
+
+    @property
+    def bit_error_rate(self) -> float:
+        """Share of decided bits that differ, in [0, 1]; NaN when no bit was decided."""
+        return (self.n_decided - self.n_matches) / self.n_decided if self.n_decided else math.nan
+
+    @property
+    def p_value(self) -> float:
+        """Exact probability that an unmarked model matches as well; NaN when no bit was decided."""
+        return ownership_p_value(self.n_matches, self.n_decided) if self.n_decided else math.nan
+
+    @property
+    def log10_p_value(self) -> float:
+        """Its base-10 logarithm, which does not underflow."""
+        return log10_ownership_p_value(self.n_matches, self.n_decided) if self.n_decided else math.nan
+
+
+def count_bits(signed: Tensor | npt.NDArray[Any]) -> BitCounts:
+    """Count the bits that :func:`readable` values ``(N,)``, :func:`signed_by` the signature, tell."""
+    n_bits = len(signed)
+    return BitCounts(n_bits, int((signed > 0).sum()), n_bits - int((signed != 0).sum()))
 
 
 @dataclass(frozen=True)
@@ -62,6 +120,52 @@ class VerificationResult:
     commitment: str
     recognised: float
     free_bits: float
+
+    @classmethod
+    def of(
+        cls,
+        signed: npt.NDArray[np.float64],
+        key: SignatureKey,
+        *,
+        n_queries: int,
+        alpha: float,
+        recognised: float,
+        log10_p_value: float | None = None,
+        unit: float = 1.0,
+        **details: Any,
+    ) -> Self:
+        """Return the result of a reading.
+
+        Args:
+            signed: evidence for each bit, positive where it agrees with the signature, zero for an erasure; shape ``(N,)``.
+            key: the owner's key.
+            n_queries: images that the model was asked about.
+            alpha: significance level.
+            recognised: share of the images that the model takes for the target class; NaN if it is not known.
+            log10_p_value: of another test than that of :class:`BitCounts`, if there was one.
+            unit: what the margin is measured in.
+            details: fields that a subclass has besides.
+        """
+        counts = count_bits(signed)
+        p_value, log10 = counts.p_value, counts.log10_p_value
+        if log10_p_value is not None and counts.n_decided:
+            p_value, log10 = 10**log10_p_value, log10_p_value
+        return cls(
+            n_bits=counts.n_bits,
+            n_matches=counts.n_matches,
+            n_erasures=counts.n_erasures,
+            bit_error_rate=counts.bit_error_rate,
+            p_value=p_value,
+            log10_p_value=log10,
+            margin=float(signed.min()) / unit if counts.n_decided else math.nan,
+            n_queries=n_queries,
+            alpha=alpha,
+            verdict=verdict_of(p_value, alpha, recognised),
+            commitment=key.commitment,
+            recognised=recognised,
+            free_bits=free_bits(key),
+            **details,
+        )
 
     @property
     def log10_charged_p_value(self) -> float:
@@ -113,7 +217,7 @@ def three_lines(verdict: str, reason: str, bits: str, read: str) -> str:
 
 def why_inconclusive(recognised: float, undecided: str) -> str:
     """Return why nothing can be concluded; ``undecided`` says why no bit could be decided, if that is the reason."""
-    if not recognised < LEAST_RECOGNISED:
+    if is_recognised(recognised):
         return f"no bit could be decided, because {undecided}"
     return (
         f"the model takes only {recognised:.0%} of the images for the target class; are they of it, raw in [0, 1], and do the "
@@ -153,26 +257,8 @@ def decide(
         recognised: share of the images that the model takes for the target class; NaN if it is not known.
     """
     check_alpha(alpha)
-    bits = key.signature.numpy().astype(np.float64)
-    signed = (2 * bits - 1) * projections.numpy(force=True)
-    n_decided = int(np.count_nonzero(signed)) if np.isfinite(signed).all() else 0
-    n_matches = int(np.count_nonzero(signed > 0)) if n_decided else 0
-    p_value = ownership_p_value(n_matches, n_decided) if n_decided else math.nan
-    return VerificationResult(
-        n_bits=key.n_bits,
-        n_matches=n_matches,
-        n_erasures=key.n_bits - n_decided,
-        bit_error_rate=(n_decided - n_matches) / n_decided if n_decided else math.nan,
-        p_value=p_value,
-        log10_p_value=log10_ownership_p_value(n_matches, n_decided) if n_decided else math.nan,
-        margin=float(signed.min()) if n_decided else math.nan,
-        n_queries=n_queries,
-        alpha=alpha,
-        verdict=verdict_of(p_value, alpha, recognised),
-        commitment=key.commitment,
-        recognised=recognised,
-        free_bits=free_bits(key),
-    )
+    signed = signed_by(readable(projections.detach().cpu().double()), key.signature).numpy()
+    return VerificationResult.of(signed, key, n_queries=n_queries, alpha=alpha, recognised=recognised)
 
 
 def free_bits(key: SignatureKey) -> float:
@@ -188,6 +274,11 @@ def check_alpha(alpha: float) -> None:
 
 def verdict_of(p_value: float, alpha: float, recognised: float = math.nan) -> Verdict:
     """Return the verdict on a p-value, which is NaN when no bit was decided, and on the share of images that were recognised."""
-    if math.isnan(p_value) or recognised < LEAST_RECOGNISED:
+    if math.isnan(p_value) or not is_recognised(recognised):
         return "inconclusive"
     return "owned" if p_value <= alpha else "not_proven"
+
+
+def is_recognised(share: float) -> bool:
+    """Return whether a model takes enough of the images for the target class; NaN, which says nothing, does."""
+    return not share < LEAST_RECOGNISED

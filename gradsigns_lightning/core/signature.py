@@ -44,43 +44,73 @@ class SignatureProjector:
         carriers = key.carriers.to(device)
         return cls(
             carriers=carriers,
-            inverse_std=channel_values(key.input_std, key, device=device, dtype=dtype).reciprocal(),
+            inverse_std=inverse_std(key, device=device, dtype=dtype),
             projection=key.projection.to(device=device, dtype=dtype),
             signs=key.signature.to(device=device, dtype=dtype) * 2 - 1,
         )
 
     def raw(self, gradients: Tensor) -> Tensor:
         """Return gradients with respect to raw pixels, ``(n, ...)`` in, ``(n, C*H*W)`` out."""
-        return gradients.flatten(1) * self.inverse_std
+        return raw(gradients, self.inverse_std)
 
     def directions(self, gradients: Tensor) -> Tensor:
-        """Return every image's raw-pixel gradient at unit length, ``(n, ...)`` in, ``(n, C*H*W)`` out; zero stays zero.
-
-        In the plain mean of a trained classifier the few images that it is not sure of outweigh all others: the gradient of
-        -log p has the factor 1 - p.
-        """
-        return unit(self.raw(gradients))
+        """Return every image's raw-pixel gradient at unit length; see the function :func:`directions`."""
+        return directions(gradients, self.inverse_std)
 
     def carrier_gradient(self, mean: Tensor) -> Tensor:
         """Return a raw-pixel gradient ``(C, H, W)`` or ``(C*H*W,)`` at the carriers, ``(c,)``."""
         return mean.flatten()[self.carriers]
 
     def project(self, carrier_gradient: Tensor) -> Tensor:
-        """Return z = E g / ||g||, shape ``(N,)``; all zero when g is zero.
+        """Return z of a gradient at the carriers ``(c,)``, shape ``(N,)``; see :func:`standardized`."""
+        return standardized(self.projection, carrier_gradient)
 
-        The unit length changes no bit, and makes margins comparable between models: rows have length sqrt(c), so for an
-        unmarked model every z_j is about standard normal.
-        """
-        return self.projection @ unit(carrier_gradient)
+    def margins(self, carrier_gradient: Tensor) -> Tensor:
+        """Return ``(2 b_j - 1) z_j`` of a gradient at the carriers, shape ``(N,)``: positive where a bit is held."""
+        return self.signs * self.project(carrier_gradient)
 
 
-def project(key: SignatureKey, carried: Tensor) -> Tensor:
+def read_z(key: SignatureKey, mean: Tensor) -> Tensor:
+    """Return z of the mean raw-pixel direction ``(C, H, W)`` or ``(C*H*W,)`` of a model, as all readers take it.
+
+    Returns:
+        z, shape ``(N,)``, float64 on the host: what training, validation and a judge read must not differ by their devices.
+    """
+    return standardized(key.projection, mean.detach().cpu().double().flatten()[key.carriers])
+
+
+def standardized(projection: Tensor, carrier_gradient: Tensor) -> Tensor:
+    """Return z = E g / ||g||, shape ``(N,)``, in the precision of g; all zero when g is zero.
+
+    The unit length changes no bit, and makes margins comparable between models: rows have length sqrt(c), so for an unmarked
+    model every z_j is about standard normal.
+    """
+    return project(projection, unit(carrier_gradient))
+
+
+def project(projection: Tensor, carried: Tensor) -> Tensor:
     """Return E times values at the carriers, ``(c,)`` to ``(N,)``, in their precision.
 
-    Some rows at a time, because a stranger's projection in float64 could take all memory.
+    Where E has another one, some rows at a time, because a stranger's projection in float64 could take all memory.
     """
-    parts = torch.split(key.projection, max(1, _ENTRIES_AT_ONCE // len(carried)))
+    if projection.dtype == carried.dtype:
+        return projection @ carried
+    parts = torch.split(projection, max(1, _ENTRIES_AT_ONCE // len(carried)))
     return torch.cat([part.to(carried.dtype) @ carried for part in parts])
+
+
+def raw(gradients: Tensor, inverse_std: Tensor) -> Tensor:
+    """Return gradients with respect to raw pixels, ``(n, ...)`` in, ``(n, C*H*W)`` out, by :func:`inverse_std`."""
+    return gradients.flatten(1) * inverse_std
+
+
+def directions(gradients: Tensor, inverse_std: Tensor) -> Tensor:
+    """Return every image's raw-pixel gradient at unit length, ``(n, ...)`` in, ``(n, C*H*W)`` out; zero stays zero.
+
+    In the plain mean of a trained classifier the few images that it is not sure of outweigh all others: the gradient of -log p
+    has the factor 1 - p.
+    """
+    return unit(raw(gradients, inverse_std))
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -91,6 +121,11 @@ def unit(vectors: Tensor) -> Tensor:
     scaled = vectors / torch.where(largest > 0, largest, 1)
     length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     return scaled / torch.where(length > 0, length, 1)
+
+
+def inverse_std(key: SignatureKey, *, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """Return ``1 / input_std`` at every input, shape ``(C*H*W,)``."""
+    return channel_values(key.input_std, key, device=device, dtype=dtype).reciprocal()
 
 
 def channel_values(values: tuple[float, ...], key: SignatureKey, *, device: torch.device | str, dtype: torch.dtype) -> Tensor:

@@ -18,6 +18,7 @@ from gradsigns_lightning.core.engines.probe import N_IMAGES
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective, make_objective
+from gradsigns_lightning.core.result import is_readable
 from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, StrengthSchedule
 from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, pixel_scale
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
@@ -233,7 +234,7 @@ class Watermarker:
             rows = projector.directions(gradients) if self.objective.of_directions else projector.raw(gradients)
             mean = global_mean(weights @ rows, weights.sum(), world_size=world_size)
             held = projector.carrier_gradient(self._smooth(mean))
-            margins = projector.signs * projector.project(held.detach())
+            margins = projector.margins(held.detach())
             self._note_margins(margins)
             self._share = self._share_of(margins)
             self._state = self._state_of(margins, satisfied=self.objective.satisfied(held.detach(), projector))
@@ -311,7 +312,7 @@ class Watermarker:
 
     def _note_margins(self, margins: Tensor) -> None:
         # Zero without an image, NaN in a step that overflowed.
-        usable = margins.isfinite().all() & (margins != 0).any()
+        usable = is_readable(margins)
         none = torch.full_like(margins, torch.nan)
         first, last = (none if known is None else known.to(margins) for known in (self.first_margins, self.margins))
         self.margins = torch.where(usable, margins, last)

@@ -22,6 +22,7 @@ from gradsigns_lightning.core.result import (
     VerificationResult,
     bits_in_words,
     check_alpha,
+    is_recognised,
     recognised_in_words,
     three_lines,
     verdict_of,
@@ -32,8 +33,8 @@ from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.evidence.bundle import Bundle
 from gradsigns_lightning.evidence.timestamp import check_timestamp
 from gradsigns_lightning.verification.api.queries import Oracle
-from gradsigns_lightning.verification.api.verify import replay, settings_of, verify_api
-from gradsigns_lightning.verification.white_box import verify
+from gradsigns_lightning.verification.api.verify import replay, settings_of
+from gradsigns_lightning.verification.suspects import read
 
 GRINDING_BITS = USUAL_GRINDING_BITS
 _CONTROL_ALPHA = 1e-3  # for all controls together
@@ -181,7 +182,7 @@ def judge(
     reading = None
     if suspect is not None and images is not None:
         needed = max(_SMALLEST_ALPHA, 10 ** max(-300.0, math.log10(alpha) - trials.log10_factor))
-        reading = _read(suspect, key, images, needed, max_queries)
+        reading = read(suspect, key, images, alpha=needed, max_queries=max_queries)
     transcript = _replayed(bundle)
     if reading is None and transcript is None:
         raise ValueError("`suspect` must be given: the bundle holds no transcript that could be replayed.")
@@ -272,7 +273,11 @@ def _read_controls(
     if images is None or not controls:
         return {}
     raw = KeyAsRead.of(key, input_mean=0.0, input_std=1.0)
-    return {name: _read(model, raw, images, _CONTROL_ALPHA / len(controls), max_queries) for name, model in controls.items()}
+    alpha = _CONTROL_ALPHA / len(controls)
+    return {
+        name: read(model, raw, images, alpha=alpha, argument="controls", max_queries=max_queries)
+        for name, model in controls.items()
+    }
 
 
 def _verdict(
@@ -312,18 +317,12 @@ def _remarks(
         found.append("the answers are what the claimant says they were; only a reading of the suspect can decide")
     if transcript is not None and bundle.transcript is not None and settings_of(bundle.transcript) != bundle.statement.reading:
         found.append("the transcript was not read as the published commitment announced, so its p-value proves nothing")
-    if reading is not None and not reading.recognised >= 0.5:
+    if reading is not None and not is_recognised(reading.recognised):
         found.append(
             "the suspect does not take the images for the key's class as it was read (normalisation "
             f"{key.input_mean}, {key.input_std}), so its reading says nothing"
         )
     return tuple(found)
-
-
-def _read(model: nn.Module | Oracle, key: KeyAsRead, images: Tensor, alpha: float, max_queries: int) -> VerificationResult:
-    if isinstance(model, nn.Module):
-        return verify(model, key, images, alpha=alpha)
-    return verify_api(model, key, images, alpha=alpha, max_queries=max_queries)
 
 
 def _aware(time: datetime) -> datetime:

@@ -69,7 +69,7 @@ class EarlyWarnings:
         marker, now = self._marker, {"step": trainer.global_step, "epoch": trainer.current_epoch}
         if self._worse_known or marker.n_embedded == 0 or marker.strength_at(**now) != marker.schedule.strength:
             return
-        self._wrong = [*self._wrong[-_RISES:], sum(margin <= 0 for margin in margins)]
+        self._wrong = [*self._wrong[-_RISES:], sum(margin < 0 for margin in margins)]
         if len(self._wrong) > _RISES and all(a < b for a, b in zip(self._wrong, self._wrong[1:], strict=False)):
             self._worse_known = True
             self._warn(

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, as_logits, input_gradients
-from gradsigns_lightning.core.statistics import log10_ownership_p_value
+from gradsigns_lightning.core.result import count_bits, is_readable, signed_by
+from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, as_logits, input_gradients, read_z
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.metrics import MeanInputGradient
-from gradsigns_lightning.metrics.functional import bit_error_rate, ownership_p_value, smallest_margin
 
 METRICS = ("ber", "log10_p_value", "p_value", "margin")  # loggers round 1e-39 to 0
 ProjectorFn = Callable[[torch.device, torch.dtype], SignatureProjector]
@@ -94,19 +93,20 @@ class HeldOutReader:
         # Ranks share the gradient, not their bits: the signature is a property of the mean over all images.
         self.margins, self.read_at = None, step
         gradient = self._gradient.compute()
-        projector = self._projector(gradient.device, gradient.dtype)
-        z = projector.project(projector.carrier_gradient(gradient))
-        if not (bool(z.isfinite().all()) and bool(z.any())):
+        z = read_z(self.key, gradient)
+        if not bool(is_readable(z)):
             return None
-        signature = self.key.signature.to(gradient.device)
-        bits = (z > 0).to(signature.dtype)
-        self.margins = (projector.signs * z).tolist()
-        n_matches = int((bits == signature).sum())
+        margins = signed_by(z, self.key.signature)
+        self.margins = margins.tolist()
+        counts = count_bits(margins)
+        figures = {
+            "ber": counts.bit_error_rate,
+            "log10_p_value": counts.log10_p_value,
+            "p_value": counts.p_value,
+            "margin": float(margins.min()),
+        }
         return {
-            "ber": bit_error_rate(bits, signature),
-            "log10_p_value": torch.tensor(log10_ownership_p_value(n_matches, self.key.n_bits), device=gradient.device),
-            "p_value": ownership_p_value(bits, signature).to(_widest(gradient.device)),
-            "margin": smallest_margin(z, signature),
+            name: torch.tensor(value, dtype=_widest(gradient.device), device=gradient.device) for name, value in figures.items()
         }
 
     def missing(self) -> dict[str, Tensor]:

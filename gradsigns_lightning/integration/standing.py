@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -13,25 +14,25 @@ from gradsigns_lightning.core.distributed import on_all_ranks
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import freedom
 from gradsigns_lightning.core.key.reach import USUAL_ALPHA, for_whom, log10_charged
-from gradsigns_lightning.core.result import LEAST_RECOGNISED, verdict_of
+from gradsigns_lightning.core.result import BitCounts, count_bits, is_recognised, verdict_of
 from gradsigns_lightning.core.signature import LogitsFn
-from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.unlogged import unlogged
 from gradsigns_lightning.integration.weights import are_weights_of
 
-_COUNTS = ("images", "held_out", "embedded", "steps_since", "replaced")  # among the figures that are logged
+_COUNTS = ("erasures", "images", "held_out", "embedded", "steps_since", "replaced")  # among the figures that are logged
 
 
 @dataclass(frozen=True)
-class Standing:
+class Standing(BitCounts):
     """How a mark stands at the end of a fit; ``str`` says it in one line.
 
     Attributes:
         n_bits: bits of the key.
         n_matches: bits that are held.
+        n_erasures: bits that the gradient does not decide.
         margin: smallest ``(2 b_j - 1) z_j``, in standard deviations of an unmarked model's z.
         n_images: images that were read, on all ranks.
         recognised: share of them that the model takes for the target class.
@@ -43,8 +44,6 @@ class Standing:
             others charge them, see :class:`~gradsigns_lightning.VerificationResult`.
     """
 
-    n_bits: int
-    n_matches: int
     margin: float
     n_images: int
     recognised: float
@@ -53,16 +52,6 @@ class Standing:
     n_steps_since: int = 0
     replaced: bool = False
     free_bits: float = 0.0
-
-    @property
-    def p_value(self) -> float:
-        """Exact probability that an unmarked model matches as well."""
-        return ownership_p_value(self.n_matches, self.n_bits)
-
-    @property
-    def log10_p_value(self) -> float:
-        """Its base-10 logarithm, which does not underflow."""
-        return log10_ownership_p_value(self.n_matches, self.n_bits)
 
     @property
     def log10_charged_p_value(self) -> float:
@@ -77,7 +66,7 @@ class Standing:
     @property
     def is_recognised(self) -> bool:
         """Whether the model takes enough of the images for the target class; ``verify`` concludes nothing if it does not."""
-        return self.recognised >= LEAST_RECOGNISED
+        return is_recognised(self.recognised)
 
     def __str__(self) -> str:
         """Return the whole in one line."""
@@ -87,9 +76,10 @@ class Standing:
         since += ", before the weights were replaced" if self.replaced else ""
         whose = for_whom(self.log10_p_value, freedom=self.free_bits, alpha=USUAL_ALPHA)
         verdict = f"owned at alpha {USUAL_ALPHA:g}{whose}" if self.owned else f"not owned at alpha {USUAL_ALPHA:g}"
+        erased = f" ({self.n_erasures} of {self.n_bits} undecided)" if self.n_erasures else ""
         return (
-            f"{self.n_matches} of {self.n_bits} bits held, p = {self.p_value:.2g} (log10 {self.log10_p_value:.1f}), smallest "
-            f"margin {self.margin:+.3f}: {verdict}; read {where}{since}, "
+            f"{self.n_matches} of {self.n_decided} bits held{erased}, p = {self.p_value:.2g} (log10 {self.log10_p_value:.1f}), "
+            f"smallest margin {self.margin:+.3f}: {verdict}; read {where}{since}, "
             f"{self.n_embedded} embedding steps"
         )
 
@@ -105,9 +95,9 @@ class Standing:
             return None
         figures = ("ber", "margin", "recognised", *_COUNTS)
         ber, margin, recognised, *counts = (float(metrics[f"{name}/final_{figure}"]) for figure in figures)
-        n_images, held_out, n_embedded, n_steps_since, replaced = map(int, counts)
-        n_matches = round((1 - ber) * key.n_bits)
-        counted = cls(key.n_bits, n_matches, margin, n_images, recognised, bool(held_out), n_embedded)
+        n_erasures, n_images, held_out, n_embedded, n_steps_since, replaced = map(int, counts)
+        n_matches = round((1 - ber) * (key.n_bits - n_erasures))
+        counted = cls(key.n_bits, n_matches, n_erasures, margin, n_images, recognised, bool(held_out), n_embedded)
         return replace(counted, n_steps_since=n_steps_since, replaced=bool(replaced), free_bits=freedom(key))
 
 
@@ -157,8 +147,7 @@ def _standing_of(
     if reader.margins is None:
         return None
     return Standing(
-        n_bits=len(reader.margins),
-        n_matches=sum(margin > 0 for margin in reader.margins),
+        **asdict(count_bits(np.array(reader.margins))),
         margin=min(reader.margins),
         n_images=reader.n_found,
         recognised=reader.recognised,
@@ -182,10 +171,11 @@ def tell(trainer: Any, name: str, standing: Standing | None) -> None:
     if standing is None:
         return
     figures = {
-        "ber": 1 - standing.n_matches / standing.n_bits,
+        "ber": standing.bit_error_rate,
         "log10_p_value": standing.log10_p_value,
         "margin": standing.margin,
         "owned": float(standing.owned),
+        "erasures": float(standing.n_erasures),
         "images": float(standing.n_images),
         "recognised": standing.recognised,
         "held_out": float(standing.held_out),

@@ -9,13 +9,16 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryHammingDistance
 
-from gradsigns_lightning.metrics.functional.watermark import count_matches, p_value_of_counts, smallest_margin
+from gradsigns_lightning.metrics.functional.watermark import count_matches, decided, p_value_of_counts, smallest_margin
 
 
 class BitErrorRate(BinaryHammingDistance):
-    """Share of signature bits that differ; see :func:`~gradsigns_lightning.metrics.functional.bit_error_rate`.
+    """Share of decided bits that differ; see :func:`~gradsigns_lightning.metrics.functional.bit_error_rate`.
 
     ``update(bits, signature)`` takes ``(..., N)`` bits and the true bits.
+
+    Args:
+        kwargs: arguments of :class:`torchmetrics.classification.BinaryHammingDistance`.
 
     Example:
         >>> metric = BitErrorRate()
@@ -23,12 +26,30 @@ class BitErrorRate(BinaryHammingDistance):
         tensor(0.2500)
     """
 
+    n_decided: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("n_decided", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, bits: Tensor, signature: Tensor) -> None:
+        """Count the differences in one reading."""
+        bits, signature = decided(bits, signature)
+        self.n_decided += bits.numel()
+        if bits.numel():
+            super().update(bits, signature)
+
+    def compute(self) -> Tensor:
+        """Return the share over all bits seen; NaN if none was decided."""
+        rate: Tensor = super().compute()
+        return torch.where(self.n_decided > 0, rate, torch.nan)
+
 
 class OwnershipPValue(Metric):
     """Exact p-value of an ownership claim; see :func:`~gradsigns_lightning.metrics.functional.ownership_p_value`.
 
     Bits of all updates and ranks are pooled: give every independent bit once. ``update(bits, signature)`` takes ``(..., N)``
-    bits and the true bits; ``compute()`` returns a float64 scalar.
+    bits (-1 for an erasure) and the true bits; ``compute()`` returns a float64 scalar.
 
     Example:
         >>> metric = OwnershipPValue()
@@ -43,22 +64,25 @@ class OwnershipPValue(Metric):
     plot_upper_bound = 1.0
 
     n_matches: Tensor
+    n_decided: Tensor
     n_bits: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.add_state("n_matches", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("n_decided", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("n_bits", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, bits: Tensor, signature: Tensor) -> None:
         """Count the matches of one reading."""
-        n_matches, n_bits = count_matches(bits, signature)
+        n_matches, n_decided = count_matches(bits, signature)
         self.n_matches += n_matches
-        self.n_bits += n_bits
+        self.n_decided += n_decided
+        self.n_bits += bits.numel()
 
     def compute(self) -> Tensor:
         """Return the p-value of all bits seen."""
-        return p_value_of_counts(self.n_matches, self.n_bits)
+        return p_value_of_counts(self.n_matches, self.n_decided, self.n_bits)
 
 
 class SmallestMargin(Metric):

@@ -27,6 +27,7 @@ from gradsigns_lightning.core.utils.checks import check_number
 from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.lazy import in_pythons_folder, is_command
 from gradsigns_lightning.oracles.onnx_content import checked_content
+from gradsigns_lightning.verification.images import pixels_of
 
 _MOST_MEMORY = 6 << 30  # bytes of all models: the largest file's weights, and 4 GiB to compute in
 _MOST_IN_ALL = 8 << 30  # bytes that a command takes for loading, or for an answer
@@ -90,9 +91,8 @@ class OnnxOracle:
         """
         import onnxruntime
 
-        array = images.detach().cpu().numpy()
-        if self._input.type == "tensor(uint8)":
-            array = np.rint(array * 255).astype(np.uint8)
+        takes_bytes = self._input.type == "tensor(uint8)"
+        array = (pixels_of(images) if takes_bytes else images).detach().cpu().numpy()
         one_by_one = isinstance(self._input.shape[0], int)
         batches = np.split(array, len(array)) if one_by_one and self._input.shape[0] == 1 else [array]
         options = onnxruntime.RunOptions()

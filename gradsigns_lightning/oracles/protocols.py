@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.core.utils.text import printable
+from gradsigns_lightning.verification.images import pixels_of
 
 Json = Any
 _LABEL_NAMES = ("label", "class", "class_name", "name", "category")
@@ -78,7 +79,7 @@ class OpenInferenceProtocol:
             )
 
     def request(self, images: Tensor) -> Json:
-        values = (images * 255).round().int() if self._datatype == "UINT8" else images
+        values = pixels_of(images) if self._datatype == "UINT8" else images
         tensor = {"name": self._name, "shape": list(images.shape), "datatype": self._datatype, "data": values.flatten().tolist()}
         return {"inputs": [tensor]}
 
@@ -226,7 +227,7 @@ def _at(value: Json, pointer: str) -> Json:
 
 def _as_files(images: Tensor, kind: str) -> list[str]:
     pillow = require("PIL.Image", extra="http")
-    arrays = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    arrays = pixels_of(images).permute(0, 2, 3, 1).numpy()
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}  # anything coarser erases the probes
     files = []
     for array in arrays:
@@ -238,7 +239,7 @@ def _as_files(images: Tensor, kind: str) -> list[str]:
 
 _PLACEHOLDERS: dict[str, Callable[[Tensor], Json]] = {
     "$images": lambda images: images.tolist(),
-    "$pixels": lambda images: (images * 255).round().int().permute(0, 2, 3, 1).tolist(),
+    "$pixels": lambda images: pixels_of(images).permute(0, 2, 3, 1).tolist(),
     "$pngs": lambda images: _as_files(images, "PNG"),
     "$image": lambda images: images[0].tolist(),
     "$png": lambda images: _as_files(images, "PNG")[0],

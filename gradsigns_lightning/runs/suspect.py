@@ -21,9 +21,9 @@ from gradsigns_lightning.runs.checkpoint import description_of, load_classifier,
 from gradsigns_lightning.runs.images import MAX_VALUES, read_folder
 from gradsigns_lightning.runs.key import check_key_fits
 from gradsigns_lightning.runs.options import api_names, check_is_file, options
-from gradsigns_lightning.verification import verify, verify_api
+from gradsigns_lightning.verification import suspects
 from gradsigns_lightning.verification.api.queries import Oracle
-from gradsigns_lightning.verification.white_box import RawInputs
+from gradsigns_lightning.verification.images import RawInputs
 
 _WHERE = (
     "Say where the test images lie: paths.data=FOLDER, the variable GRADSIGNS_DATA, or images=FOLDER. A folder `data` that "
@@ -134,10 +134,8 @@ def open_control(path: str, key: WatermarkKey) -> nn.Module | Oracle:
 
 def read(suspect: Suspect, key: WatermarkKey, images: Tensor, settings: dict[str, Any]) -> VerificationResult:
     """Read a key from a checkpoint's weights, or through what answers for the model."""
-    if isinstance(suspect.model, nn.Module):
-        return verify(suspect.model, key, images, alpha=settings["alpha"])
     with options(api_names(settings)):
-        return verify_api(suspect.model, key, images, alpha=settings["alpha"], **settings["api"])
+        return suspects.read(suspect.model, key, images, alpha=settings["alpha"], **settings["api"])
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,61 @@
-"""Modules that were frozen, exported or quantised, made readable or refused in one line."""
+"""Suspects that readers know nothing of: which kind they are, and modules made readable or refused in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from os import PathLike
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from gradsigns_lightning.core.key.signature_key import SignatureKey
 from gradsigns_lightning.core.signature import LogitsFn, as_logits
 
 _INT8 = ("nn.quantized.", "nn.intrinsic.quantized.", "nn.quantized_", "quantized_decomposed")
 _FLOATS = ("FloatFunctional", "FXFloatFunctional")  # live there, and add in floating point
+
+
+def is_module(suspect: Any, *, argument: str) -> TypeGuard[nn.Module]:
+    """Tell whether a suspect is a module, whose weights can be read, and not something that answers only.
+
+    Args:
+        suspect: the suspect.
+        argument: what it is called in the error message.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not callable(suspect):
+        hint = load_first(suspect)
+        raise TypeError(f"`{argument}` must be a module or a callable, got {type(suspect).__name__}.{hint and ' '}{hint}")
+    return isinstance(suspect, nn.Module)
+
+
+def load_first(suspect: Any) -> str:
+    """Return what to do with a path or a state dict that was given for a module; empty of anything else."""
+    if not isinstance(suspect, (str, PathLike, Mapping)):
+        return ""
+    return "Load it first, as by Net.load_from_checkpoint(path), and give the module."
+
+
+@contextmanager
+def shapes_named(key: SignatureKey, model: nn.Module) -> Iterator[None]:
+    """Let the error of a network that does not take the images say which shape they have, and whose it is.
+
+    Raises:
+        ValueError: the network raised an error of its own.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"`model` ({type(model).__name__}) must take images of the key's `input_shape` {tuple(key.input_shape)}, which the "
+            f"images have; it raised: {str(error).strip().rstrip('.')[:500]}. Is this the model that the key was made for?"
+        ) from error
 
 
 def refuse_int8(model: nn.Module) -> None:

@@ -25,6 +25,8 @@ from gradsigns_lightning.core.result import (
     Verdict,
     bits_in_words,
     check_alpha,
+    count_bits,
+    is_recognised,
     recognised_in_words,
     three_lines,
     verdict_of,
@@ -35,8 +37,8 @@ from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
 from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.verification.api.queries import Oracle
 from gradsigns_lightning.verification.api.sequential import integer_scores
-from gradsigns_lightning.verification.api.verify import read_rows
-from gradsigns_lightning.verification.white_box import read_projections, warn_if_few, warn_if_unlike
+from gradsigns_lightning.verification.images import warn_if_few, warn_if_unlike
+from gradsigns_lightning.verification.suspects import read_evidence
 
 Evidence = npt.NDArray[np.float64]
 _NEAR = 1e-3  # at which a second mark counts, so that a near-tie gives no name
@@ -163,7 +165,7 @@ def trace(
     master = key_of(master, argument="master")
     check_master(master)
     check_traceable(master.n_bits, n_customers=n_customers, alpha=alpha)
-    evidence, n_queries, recognised, n_asked = _read(suspect, master, images, max_queries)
+    evidence, n_queries, recognised, n_asked = read_evidence(suspect, master, images, max_queries=max_queries)
     result = decode(evidence, master, n_customers=n_customers, alpha=alpha, n_queries=n_queries, recognised=recognised)
     warn_if_unlike([result], len(images), master.target_class, n_asked=n_asked, stacklevel=2)
     return result
@@ -183,20 +185,21 @@ def decode(
         recognised: share of the natural images that the model takes for the target class.
     """
     scores = np.array(integer_scores(evidence))
-    decided, recognises = bool(scores.any()), verdict_of(0.0, 1.0, recognised) == "owned"
+    decided, recognises = bool(scores.any()), is_recognised(recognised)
     marks = _Marks(master, n_customers, scores)
     best, second = np.argsort(-marks.totals[:-1], kind="stable")[:2]
     log10_p_value = min(0.0, marks.log10_p_value(best, n_customers)) if decided else math.nan
     present = marks.present(alpha) if decided and recognises else ()
     mixed = decided and (len(present) > 1 or marks.clearest_other(best) <= max(_NEAR, alpha))
     verdict = verdict_of(10**log10_p_value, alpha, recognised)
+    counts = count_bits(marks.signed(best))
     return TraceResult(
         customer=int(best),
         n_customers=n_customers,
         n_bits=master.n_bits,
-        n_matches=int((marks.signed(best) > 0).sum()),
-        n_erasures=int((scores == 0).sum()),
-        next_n_matches=int((marks.signed(second) > 0).sum()),
+        n_matches=counts.n_matches,
+        n_erasures=counts.n_erasures,
+        next_n_matches=count_bits(marks.signed(second)).n_matches,
         p_value=10**log10_p_value,
         log10_p_value=log10_p_value,
         present=present,
@@ -262,8 +265,8 @@ def read_message(
     """
     master = key_of(master, argument="master")
     code = message_code(master)
-    evidence, _, recognised, _ = _read(suspect, master, images, max_queries)
-    if verdict_of(0.0, 1.0, recognised) == "inconclusive":
+    evidence, _, recognised, _ = read_evidence(suspect, master, images, max_queries=max_queries)
+    if not is_recognised(recognised):
         raise ValueError("`images` must be of the target class: the model takes most of them for something else.")
     try:
         data, n_corrected = code.decode((evidence > 0).astype(np.uint8) ^ blank_message_key(master).signature.numpy())
@@ -274,14 +277,3 @@ def read_message(
             raise
         raise ValueError("`suspect` carries no message under this key: what was read is no text.") from error
     return Message(text=text, n_corrected=n_corrected, n_correctable=code.n_correctable)
-
-
-def _read(
-    suspect: nn.Module | Oracle, master: WatermarkKey, images: Tensor, max_queries: int
-) -> tuple[Evidence, int, float, int]:
-    """Return the evidence for each bit being 1, shape ``(N,)``, the images asked about, the share recognised, and of how many."""
-    if not isinstance(suspect, nn.Module):
-        return read_rows(suspect, master, images, max_queries=max_queries)
-    projections, recognised = read_projections(suspect, master, images)
-    evidence = projections if np.isfinite(projections).all() else np.zeros(master.n_bits)
-    return evidence, len(images), recognised, len(images)

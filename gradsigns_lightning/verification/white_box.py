@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TypeVar, overload
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.inputs import carrier_inputs
-from gradsigns_lightning.core.key import WatermarkKey, key_of
-from gradsigns_lightning.core.key.signature_key import KeyAsRead, SignatureKey, check_carriers
+from gradsigns_lightning.core.key.signature_key import KeyAsRead, SignatureKey
 from gradsigns_lightning.core.result import DEFAULT_ALPHA, VerificationResult, decide, free_bits
-from gradsigns_lightning.core.signature import LogitsFn, as_logits, channel_values, input_gradients, pixel_scale, project, unit
+from gradsigns_lightning.core.signature import LogitsFn, as_logits, directions, input_gradients, inverse_std, read_z
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics, gradients_enabled, twice_differentiable_kernels
 from gradsigns_lightning.core.torch_state.memory import saved_bytes
 from gradsigns_lightning.core.utils.checks import check_instance, check_int
-from gradsigns_lightning.verification.foreign_modules import any_batch_size, refuse_int8, without_inference_tensors
-
-if TYPE_CHECKING:
-    from gradsigns_lightning.verification.tracing import TraceResult
+from gradsigns_lightning.verification.foreign_modules import (
+    any_batch_size,
+    load_first,
+    refuse_int8,
+    shapes_named,
+    without_inference_tensors,
+)
+from gradsigns_lightning.verification.images import check_images, check_key, normalise, readable_key, warn_if_unlike
 
 _BATCH_SIZE = 128  # at most, where nothing is said
 _MOST_BYTES = 4 << 30  # of activations, likewise
 _PEAK = 3  # times what is kept, at most: 2.8 were measured of attention, whose backward pass copies what it kept
 _COPIES = 3  # of an image and its gradient in float64
 Name = TypeVar("Name")
-_LOAD_FIRST = "Load it first, as by Net.load_from_checkpoint(path), and give the module."
-MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
 
 
 def verify(
@@ -156,7 +154,7 @@ def _read(
     carrier_layer: str | None,
 ) -> list[VerificationResult]:
     _check_keys(keys)
-    check_instance("model", model, nn.Module, hint=_LOAD_FIRST if isinstance(model, (str, PathLike, Mapping)) else "")
+    check_instance("model", model, nn.Module, hint=load_first(model))
     if batch_size is not None:
         check_int("batch_size", batch_size, minimum=1)
     if carrier_layer is None:
@@ -164,13 +162,10 @@ def _read(
     logits_fn = model if logits is None else logits
     gradient, recognised = _mean_gradient(model, logits_fn, images, keys[0], batch_size, carrier_layer)
     n_queries = images.shape[0]
-    return [
-        decide(project(key, unit(gradient[key.carriers])), key, n_queries=n_queries, alpha=alpha, recognised=recognised)
-        for key in keys
-    ]
+    return [decide(read_z(key, gradient), key, n_queries=n_queries, alpha=alpha, recognised=recognised) for key in keys]
 
 
-def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> tuple[npt.NDArray[np.float64], float]:
+def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> tuple[Tensor, float]:
     """Return z of one key, shape ``(N,)``, not compared with its signature, and the share of images that were recognised.
 
     Arguments and errors as for :func:`verify`.
@@ -178,8 +173,7 @@ def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> tup
     check_key(key)
     check_images(images, key)
     gradient, recognised = _mean_gradient(model, model, images, key, None)
-    projections: npt.NDArray[np.float64] = project(key, unit(gradient[key.carriers])).numpy()
-    return projections, recognised
+    return read_z(key, gradient), recognised
 
 
 def _mean_gradient(
@@ -194,8 +188,8 @@ def _mean_gradient(
     refuse_int8(model)
     logits_fn = any_batch_size(model, logits_fn) if logits_fn is model else logits_fn
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    inverse_std = channel_values(key.input_std, key, device="cpu", dtype=torch.float64).reciprocal()
-    total = torch.zeros_like(inverse_std)
+    scale = inverse_std(key, device="cpu", dtype=torch.float64)
+    total = torch.zeros_like(scale)
     n_target = 0
 
     def counted(logits_of: LogitsFn, inputs: Tensor) -> Tensor:
@@ -223,7 +217,7 @@ def _mean_gradient(
         for batch in torch.split(images, batch_size):
             gradient = gradients_of(batch, counted)
             # Not in place: `total` may be an inference tensor.
-            total = total + unit(gradient.double().cpu().flatten(1) * inverse_std).sum(0)
+            total = total + directions(gradient.double().cpu(), scale).sum(0)
     return total / images.shape[0], n_target / images.shape[0]
 
 
@@ -236,37 +230,6 @@ def _pass_size(model: nn.Module, pass_one_image: Callable[[], Tensor], n_bytes: 
     return min(_BATCH_SIZE, max(1, _MOST_BYTES // max(1, n_bytes)))
 
 
-class RawInputs(nn.Module):
-    """A classifier of raw images, made of one whose inputs are normalised.
-
-    Args:
-        model: takes normalised images ``(n, C, H, W)`` and returns logits.
-        input_mean: mean of its normalisation, one value or one per channel.
-        input_std: standard deviation, positive, one value or one per channel.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, *, input_mean: Sequence[float], input_std: Sequence[float]) -> None:
-        super().__init__()
-        check_instance("model", model, nn.Module)
-        self.model = model
-        self.register_buffer("mean", torch.tensor(input_mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(input_std).view(-1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of raw images ``(n, C, H, W)`` in [0, 1]."""
-        logits: Tensor = self.model((images - self.mean) / self.std)
-        return logits
-
-
-def normalise(images: Tensor, key: SignatureKey) -> Tensor:
-    """Make the model's inputs from raw images as the key's ``input_mean`` and ``input_std`` say."""
-    mean, std = pixel_scale(key, device=images.device, dtype=images.dtype)
-    return (images - mean) / std
-
-
 def _check_keys(keys: Sequence[SignatureKey]) -> None:
     for key in keys:
         check_key(key)
@@ -274,97 +237,3 @@ def _check_keys(keys: Sequence[SignatureKey]) -> None:
         values = {getattr(key, name) for key in keys}
         if len(values) > 1:
             raise ValueError(f"`keys` must agree in `{name}`, got {len(values)} different values.")
-
-
-def readable_key(key: SignatureKey | str | PathLike[str], *, argument: str = "key") -> SignatureKey:
-    """Return a key as readers take it: anybody's :class:`SignatureKey`, a :class:`WatermarkKey`, or the latter's file.
-
-    Raises:
-        ValueError: the file is missing, damaged or no key file.
-        TypeError: it is no key and no path.
-    """
-    is_others = not isinstance(key, (WatermarkKey, str, PathLike)) and isinstance(key, SignatureKey)
-    return key if is_others else key_of(key, argument=argument)  # type: ignore[return-value, arg-type]
-
-
-def check_key(key: SignatureKey) -> None:
-    """Refuse a key whose arrays do not fit together; those of :class:`WatermarkKey` do."""
-    if not isinstance(key, WatermarkKey):
-        check_carriers(key)
-
-
-@contextmanager
-def shapes_named(key: SignatureKey, model: nn.Module) -> Iterator[None]:
-    """Let the error of a network that does not take the images say which shape they have, and whose it is.
-
-    Raises:
-        ValueError: the network raised an error of its own.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise ValueError(
-            f"`model` ({type(model).__name__}) must take images of the key's `input_shape` {tuple(key.input_shape)}, which the "
-            f"images have; it raised: {str(error).strip().rstrip('.')[:500]}. Is this the model that the key was made for?"
-        ) from error
-
-
-def check_images(images: Tensor, key: SignatureKey) -> None:
-    """Refuse images that are not raw, of the key's shape and at least one."""
-    check_instance("images", images, Tensor, hint="Of an array torch.from_numpy makes one, of a list of images torch.stack.")
-    hint = " Divide bytes by 255." if images.dtype == torch.uint8 else ""
-    if images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == key.input_shape != tuple(images.shape[1:]):
-        hint += " Channels come first: images.permute(0, 3, 1, 2)."
-    if not images.is_floating_point() or images.ndim != 4 or tuple(images.shape[1:]) != key.input_shape or len(images) == 0:
-        raise ValueError(
-            f"`images` must be floating point of shape (n, {', '.join(map(str, key.input_shape))}) with n >= 1 as the key's "
-            f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}.{hint}"
-        )
-    low, high = (float(v) for v in images.aminmax())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"`images` must be raw pixels in [0, 1] (before any normalisation), got values from {low:g} to {high:g}."
-        )
-
-
-def warn_if_unlike(
-    results: Sequence[VerificationResult | TraceResult],
-    n_images: int,
-    target_class: int,
-    *,
-    n_asked: int | None = None,
-    stacklevel: int,
-) -> None:
-    """Warn of too few images where more might have changed a verdict, and of images that the model does not take for the class.
-
-    Args:
-        results: what was found by one reading.
-        n_images: images at hand.
-        target_class: class T.
-        n_asked: of how many images the share that was recognised is; by default of all.
-        stacklevel: of the caller whom the warning is for, seen from this function's caller, who is 1.
-    """
-    n_asked = n_images if n_asked is None else n_asked
-    recognised = results[0].recognised
-    if any(result.verdict != "owned" and result.n_matches < result.n_bits for result in results):
-        warn_if_few(n_images, stacklevel=stacklevel + 1)
-    if recognised < 0.5:
-        warnings.warn(
-            f"The model takes only {round(recognised * n_asked)} of {n_asked} images for class {target_class}: nothing is "
-            "concluded. Are they of the target class, raw in [0, 1], and do `input_mean` and `input_std` fit the model?",
-            UserWarning,
-            stacklevel=stacklevel + 1,
-        )
-
-
-def warn_if_few(n_images: int, *, stacklevel: int) -> None:
-    """Warn of too few images; ``stacklevel`` as for :func:`warn_if_unlike`."""
-    if n_images < MIN_IMAGES:
-        plural = "s" if n_images > 1 else ""
-        warnings.warn(
-            f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits can get lost.",
-            UserWarning,
-            stacklevel=stacklevel + 1,
-        )

@@ -194,7 +194,7 @@ class CoordinateReading:
 
     def evidence(self) -> Values:
         """Return the evidence for each bit being 1, shape ``(n,)``; 0 where there is none."""
-        return project(self._key, torch.from_numpy(self._gradient)).numpy()
+        return project(self._key.projection, torch.from_numpy(self._gradient)).numpy()
 
 
 def _deviation(values: Values) -> float:

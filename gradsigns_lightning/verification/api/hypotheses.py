@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
+import torch
 from torch import Tensor
 
+from gradsigns_lightning.core.result import signed_by
 from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
 from gradsigns_lightning.verification.api.estimators import CoordinateReading, RowReading
 from gradsigns_lightning.verification.api.queries import Asker
@@ -51,8 +52,7 @@ class Claim:
 
     def signed(self) -> Values:
         """Return the evidence for each bit, positive where it agrees with the signature."""
-        bits = self.bits.numpy().astype(np.float64)
-        signed: Values = (2 * bits - 1) * self.reading.evidence()
+        signed: Values = signed_by(torch.from_numpy(self.reading.evidence()), self.bits).numpy()
         return signed
 
     def look(self) -> Values:

@@ -20,7 +20,7 @@ from gradsigns_lightning.core.utils.canonical import json_of
 from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.core.utils.lines import LineFile, is_left_of, read_lines
 from gradsigns_lightning.verification.api.responses import AnswerReader, Values
-from gradsigns_lightning.verification.white_box import normalise
+from gradsigns_lightning.verification.images import normalise
 
 Oracle = Callable[[Tensor], Any]
 _FORMAT = "gradsigns-journal/1"

@@ -17,14 +17,7 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.key.reach import least_bits
 from gradsigns_lightning.core.key.signature_key import SignatureKey
-from gradsigns_lightning.core.result import (
-    DEFAULT_ALPHA,
-    VerificationResult,
-    free_bits,
-    recognised_in_words,
-    verdict_of,
-    why_inconclusive,
-)
+from gradsigns_lightning.core.result import DEFAULT_ALPHA, VerificationResult, recognised_in_words, why_inconclusive
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 from gradsigns_lightning.verification.api.boundary import ImagePool
 from gradsigns_lightning.verification.api.estimators import FIRST_STEP, CoordinateReading, RowReading
@@ -34,7 +27,8 @@ from gradsigns_lightning.verification.api.queries import Asker, Journal, Oracle,
 from gradsigns_lightning.verification.api.responses import AnswerReader, Values
 from gradsigns_lightning.verification.api.sequential import Evidence, Looks
 from gradsigns_lightning.verification.api.settings import Estimator, Kind, ReadingSettings
-from gradsigns_lightning.verification.white_box import check_images, check_key, readable_key, shapes_named, warn_if_unlike
+from gradsigns_lightning.verification.foreign_modules import is_module, shapes_named
+from gradsigns_lightning.verification.images import check_images, check_key, pixels_of, readable_key, warn_if_unlike
 
 _LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
 _WORTH_FOLDING = 1.5
@@ -151,7 +145,7 @@ def verify_api(
     key = readable_key(key)
     check_key(key)
     check_images(images, key)
-    result, pool = _verify(predict, key, _pixels(images), settings, partial(Journal, journal) if journal is not None else None)
+    result, pool = _verify(predict, key, pixels_of(images), settings, partial(Journal, journal) if journal is not None else None)
     warn_if_unlike([result], len(images), key.target_class, n_asked=pool.n_named, stacklevel=2)
     return result
 
@@ -243,21 +237,15 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
         _oracle(predict, key), AnswerReader(key.target_class), max_queries=max_queries, batch_size=_BATCH_SIZE, transcript=None
     )
     directions = row_directions(key)
-    pool = ImagePool(_pixels(images), asker, direction=directions[0], step=FIRST_STEP)
+    pool = ImagePool(pixels_of(images), asker, direction=directions[0], step=FIRST_STEP)
     reading = RowReading(asker, pool, directions)
     while not asker.exhausted and reading.advance():
         pass
     return reading.evidence(), asker.n_queries, pool.recognised, pool.n_named
 
 
-def _pixels(images: Tensor) -> Tensor:
-    return (images * 255).round().to("cpu", torch.uint8)
-
-
 def _oracle(predict: Any, key: SignatureKey) -> Oracle:
-    if not callable(predict):
-        raise TypeError(f"`predict` must be a module or a callable, got {type(predict).__name__}.")
-    return _module_oracle(predict, key) if isinstance(predict, nn.Module) else predict
+    return _module_oracle(predict, key) if is_module(predict, argument="predict") else predict
 
 
 def _module_oracle(model: nn.Module, key: SignatureKey) -> Oracle:
@@ -300,24 +288,15 @@ def _result(
     claim: Claim, key: SignatureKey, asker: Asker, settings: ReadingSettings, stopped: Stopped, recognised: float
 ) -> ApiVerificationResult:
     signed = claim.signed()
-    n_decided = int(np.count_nonzero(signed))
-    n_matches = int(np.count_nonzero(signed > 0))
-    log10_p_value = claim.evidence.log10_p_value if n_decided else math.nan
-    p_value = 10**log10_p_value
-    return ApiVerificationResult(
-        n_bits=len(signed),
-        n_matches=n_matches,
-        n_erasures=len(signed) - n_decided,
-        bit_error_rate=(n_decided - n_matches) / n_decided if n_decided else math.nan,
-        p_value=p_value,
-        log10_p_value=log10_p_value,
-        margin=float(signed.min() / np.sqrt(np.mean(signed[signed != 0] ** 2))) if n_decided else math.nan,
+    decided = signed[signed != 0]
+    return ApiVerificationResult.of(
+        signed,
+        key,
         n_queries=asker.n_queries,
         alpha=settings.alpha,
-        verdict=verdict_of(p_value, settings.alpha, recognised),
-        commitment=key.commitment,
         recognised=recognised,
-        free_bits=free_bits(key),
+        log10_p_value=claim.evidence.log10_p_value,
+        unit=float(np.sqrt(np.mean(decided**2))) if decided.size else 1.0,
         answers=asker.reader.kind,
         estimator=settings.estimator,
         alignment=claim.name,

@@ -215,8 +215,9 @@ def test_loggers_and_the_trainers_metrics_get_the_figures(tmp_path):
     logger, mark = Memory(), make_mark()
     trainer = make_trainer(mark, logger=[logger, CSVLogger(tmp_path)])
     trainer.fit(Net(), train_loader(), val_loader())
-    names = ("ber", "log10_p_value", "margin", "owned", "images", "recognised", "held_out", "embedded", "steps_since", "replaced")
-    assert set(logger.final) == {f"wm/final_{name}" for name in names}
+    figures = ("ber", "log10_p_value", "margin", "erasures", "owned", "recognised")
+    counts = ("images", "held_out", "embedded", "steps_since", "replaced")
+    assert set(logger.final) == {f"wm/final_{name}" for name in (*figures, *counts)}
     assert logger.final["wm/final_ber"] == 0
     assert logger.final["wm/final_owned"] == logger.final["wm/final_held_out"] == 1
     assert logger.final["wm/final_margin"] == mark.standing.margin

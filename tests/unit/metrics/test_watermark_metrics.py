@@ -141,6 +141,32 @@ def test_many_pooled_bits_are_counted_in_little_memory():
 
 def test_counts():
     assert [int(v) for v in count_matches(torch.tensor([1, 0, 1]), torch.tensor([1, 1, 1]))] == [2, 3]
+    assert [int(v) for v in count_matches(torch.tensor([1, 0, -1]), torch.tensor([1, 1, 1]))] == [1, 2]
+
+
+def test_bits_of_projections():
+    assert M.bits_of(torch.tensor([[-0.5, 1.5], [0.0, -0.0]])).tolist() == [[0, 1], [-1, -1]]
+    assert M.bits_of(torch.tensor([-0.5, 1.5, math.inf])).tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize(("metric_class", "function", "reference", "batches"), list(CASES.values())[:2], ids=["ber", "p_value"])
+def test_erasures_count_neither_for_nor_against(metric_class, function, reference, batches):
+    metric, seen = metric_class(), []
+    for number, (bits, signature) in enumerate(batches()):
+        erased = np.random.default_rng(number).random(bits.shape) < 0.3
+        seen.append((bits[~erased], signature[~erased]))
+        read = tensors((np.where(erased, -1, bits), signature))
+        assert function(*read).item() == pytest.approx(reference(*seen[-1]), rel=1e-6)
+        assert metric(*read).item() == pytest.approx(reference(*seen[-1]), rel=1e-6)
+    assert metric.compute().item() == pytest.approx(reference(*all_of(seen)), rel=1e-6)
+    nothing = torch.full((4,), -1), torch.ones(4, dtype=torch.int)
+    assert math.isnan(function(*nothing))
+    assert math.isnan(metric_class()(*nothing))
+
+
+@pytest.mark.parametrize("undecided", [[0.0, 0.0], [math.inf, 1.0], [math.nan, 1.0]])
+def test_there_is_no_margin_where_no_bit_is_decided(undecided):
+    assert math.isnan(M.smallest_margin(torch.tensor(undecided), torch.tensor([1, 1])))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

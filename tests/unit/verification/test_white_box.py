@@ -22,7 +22,7 @@ from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownersh
 from gradsigns_lightning.core.torch_state.memory import saved_bytes
 from gradsigns_lightning.models import SmallResNet
 from gradsigns_lightning.verification import white_box
-from gradsigns_lightning.verification.white_box import RawInputs
+from gradsigns_lightning.verification.images import RawInputs
 
 SHAPE = (1, 6, 6)
 T = 1
