@@ -293,12 +293,17 @@ class Watermarker:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave; the buffer fills again from the stream."""
+        """Take back what :meth:`state_dict` gave; the buffer fills again from the stream.
+
+        Of a state from before the cadence had a factor only the steps are taken: its interval was that of another rule, and its
+        mean gradient was of gradients that were not brought to unit length.
+        """
         self._first_step, self._last_step = state["first_step"], state["last_step"]
-        self._factor = state["factor"]
+        is_former = "factor" not in state
+        self._factor = 1.0 if is_former else state["factor"]
         self._state = None
-        self.task.load_state_dict(state["task_gradient"])
-        self._mean_gradient = state["mean_gradient"]
+        self.task.load_state_dict({} if is_former else state["task_gradient"])
+        self._mean_gradient = None if is_former else state["mean_gradient"]
 
     def _smooth(self, mean: Tensor) -> Tensor:
         if self.momentum == 0:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -17,6 +18,8 @@ from gradsigns_lightning.core.utils.checks import check_instance
 from gradsigns_lightning.verification.api.settings import ReadingSettings
 
 _FORMAT = "gradsigns-commitment/2"
+_FORMER = "gradsigns-commitment/1"
+_FOREIGN = "`commitment` must be a file of `gradsigns commit`; this is damaged or something else."
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_COMMITMENTS = 100_000
 _MAX_FILE_BYTES = 1 << 23
@@ -66,13 +69,26 @@ class Statement:
         """
         try:
             content = parse_json(data, max_bytes=_MAX_FILE_BYTES, max_values=_MAX_COMMITMENTS + 1000)
+        except ValueError as error:
+            raise ValueError(_FOREIGN) from error
+        _check_format(content)
+        try:
             reading = ReadingSettings.from_dict(content["reading"])
             statement = cls(tuple(content["commitments"]), content["signer"], reading)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError("`commitment` must be a file of `gradsigns commit`; this is damaged or something else.") from error
+            raise ValueError(_FOREIGN) from error
         if statement.to_bytes() != data:
             raise ValueError("`commitment` must be exactly as it was written; this one was edited.")
         return statement
+
+
+def _check_format(content: Any) -> None:
+    """Refuse the former format by name: its owner has to publish another file, however old its time-stamp is."""
+    if isinstance(content, dict) and content.get("format") == _FORMER:
+        raise ValueError(
+            f"`commitment` has format {_FORMER!r}, which anybody could copy into a file of their own and have stamped; this "
+            f"release reads {_FORMAT!r}. Commit to the same keys again with `gradsigns commit`, and have that file time-stamped."
+        )
 
 
 def make_statement(

@@ -66,7 +66,10 @@ class Transcript:
                 return [_from_json(row) for row in record["answer"]]
         except (TypeError, KeyError, ValueError, OverflowError):
             pass
-        raise ValueError(f"`journal`: {str(self._name)!r} does not fit this reading; it was edited or made by another version.")
+        raise ValueError(
+            f"`journal`: {str(self._name)!r} does not fit this reading: it was edited, or made by a version that asks about "
+            "other images. Name another file to ask anew."
+        )
 
     def record(self, digest: str, answer: Values) -> None:
         """Take note of a new answer."""
