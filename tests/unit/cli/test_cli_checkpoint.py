@@ -21,7 +21,9 @@ from gradsigns_lightning.cli.checkpoint import (
     load_weights,
     read_checkpoint,
 )
+from gradsigns_lightning.cli.suspect import open_control
 from gradsigns_lightning.core.archive import check_archive
+from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.data import Digits
 from gradsigns_lightning.models import MLP, Classifier, ResNet20, SmallResNet
 from gradsigns_lightning.models.catalogue import described_network
@@ -347,6 +349,13 @@ def test_files_of_old_releases_of_torch_are_named(file):
         ValueError, match=r"`init`: '.*model\.ckpt' is damaged.*it is no file of torch\.save \(since torch 1\.6\)"
     ):
         read_checkpoint(str(file), argument="init")
+
+
+def test_a_control_that_is_no_checkpoint_is_called_a_control(file):
+    file.write_bytes(b"words")
+    key = WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0)
+    with pytest.raises(ValueError, match=r"^`controls`: '.*model\.ckpt' is damaged"):
+        open_control(str(file), key)
 
 
 # --- the pickle
