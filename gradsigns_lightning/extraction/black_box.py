@@ -251,7 +251,7 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
 
 
 def _pixels(images: Tensor) -> Tensor:
-    return (images * 255).round().to("cpu", torch.uint8)
+    return (images.detach() * 255).round().to("cpu", torch.uint8)
 
 
 def _oracle(predict: Any, key: SignatureKey) -> Oracle:

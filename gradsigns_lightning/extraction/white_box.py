@@ -207,6 +207,7 @@ def _mean_gradient(
         return answer  # type: ignore[no-any-return]
 
     def gradients_of(batch: Tensor, watch: Callable[[LogitsFn, Tensor], Tensor]) -> Tensor:
+        batch = batch.detach()  # no graph of the caller's grows here
         inputs = (batch if carrier_layer else normalise(batch, key)).to(device)
         carriers, logits_of = carrier_inputs(model, logits_fn, inputs, key.input_shape, carrier_layer)
         return input_gradients(partial(watch, logits_of), carriers, key.target_class)
@@ -322,7 +323,7 @@ def check_images(images: Tensor, key: SignatureKey) -> None:
             f"`images` must be floating point of shape (n, {', '.join(map(str, key.input_shape))}) with n >= 1 as the key's "
             f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}.{hint}"
         )
-    low, high = (float(v) for v in images.aminmax())
+    low, high = (float(v) for v in images.detach().aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"`images` must be raw pixels in [0, 1] (before any normalisation), got values from {low:g} to {high:g}."
