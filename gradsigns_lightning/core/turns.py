@@ -39,6 +39,11 @@ class Turns:
         """Note that the open batch embeds."""
         self._takers, self._is_marked = set(), True
 
+    def close_batch(self) -> None:
+        """Note that the batch is over, unless no optimizer has stepped: then its gradients are accumulated further."""
+        if self._takers:
+            self._is_marked = False
+
     def take_back(self) -> None:
         """Note that the open batch does not embed after all."""
         self._is_marked = False

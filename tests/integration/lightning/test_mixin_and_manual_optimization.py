@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradsigns_lightning import GradSigns, GradSignsMixin, verify
+from gradsigns_lightning.integration import advice
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -106,6 +107,18 @@ def test_optimizers_that_take_turns_all_carry_the_mark(turns, recwarn):
     assert errors(model) == 0
     assert mark.watermarker.turns.left_out == []
     assert not told(recwarn)
+
+
+def test_an_optimizer_whose_batches_are_without_the_loss_is_named():
+    class OneSided(Alternating):
+        def watermark_loss(self, batch):
+            return super().watermark_loss(batch) if self.global_step % 2 == 0 else 0.0
+
+    model = OneSided("batches")
+    mark = model.sign_with(make_key())
+    make_trainer(max_epochs=2).fit(model, train_loader())
+    assert mark.watermarker.turns.left_out == [1]
+    assert "Optimizer 1 of `self.optimizers()` made no step in a batch that embeds" in advice._left_out(mark.watermarker)
 
 
 def test_a_callback_given_to_the_trainer_feeds_watermark_loss_too():

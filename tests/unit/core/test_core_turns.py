@@ -53,8 +53,12 @@ def test_accumulated_batches_are_one():
     turns = Turns()
     turns.open_batch(0)
     turns.mark()
+    turns.close_batch()
     turns.open_batch(0)
     assert turns.note(0)
+    assert turns.note(1)
+    turns.close_batch()  # what follows is another batch's, also where that shows no images
+    assert not turns.note(2)
 
 
 def test_who_was_never_met_is_named():
