@@ -11,7 +11,11 @@ from typing import Any
 
 from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.utils.text import printable_lines
+from gradsigns_lightning.runs.options import spoken, without_overrides
 
+# What the callback's advice names, of a training.
+_SETTINGS = {name: f"schedule.{name}" for name in ("strength", "start_epoch")}
+_SETTINGS |= {name: f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "gradient_clip_val")}
 _LIGHTNING = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 
 
@@ -43,4 +47,6 @@ class PrintableFormatter(logging.Formatter):
 
 
 def _show(message: Any, *_: Any, **__: Any) -> None:
-    print(for_stream(f"warning: {printable_lines(str(message))}", sys.stderr), file=sys.stderr)  # noqa: T201
+    told = str(message)
+    told = spoken(without_overrides(told), _SETTINGS) if told.startswith("GradSigns ") else without_overrides(told)
+    print(for_stream(f"warning: {printable_lines(told)}", sys.stderr), file=sys.stderr)  # noqa: T201

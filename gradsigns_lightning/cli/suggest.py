@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gradsigns_lightning.runs.options import without_overrides
+
 # Distribution to import name to extra, for what is not always installed.
 _EXTRAS = {"wandb": "wandb", "torchvision": "vision", "PIL": "vision", "hydra_plugins": "sweep", "joblib": "sweep"}
 # What people write, and what it is called here.
@@ -62,7 +64,7 @@ def explain(command: str, overrides: list[str], error: BaseException) -> tuple[s
         return _missing_package(error), FAILED
     if type(error).__name__ == "ProcessRaisedException":  # of a spawned process; its message is a traceback
         return str(error).strip().splitlines()[-1], FAILED
-    return str(error) or type(error).__name__, FAILED
+    return without_overrides(str(error)) or type(error).__name__, FAILED
 
 
 def with_dashes(command: str, words: list[str]) -> str:

@@ -47,6 +47,7 @@ def run(config: Any) -> Outcome:
     _tell_place(folder)
     seed_everything(settings["seed"], verbose=False)
     data = build(settings["data"]["module"], option="data.module")
+    _check_described(settings["data"], data)
     key: WatermarkKey = build(settings["key"], option="key")
     key_file = _key_file(settings, folder)
     logger = fit.build_logger(settings)
@@ -66,6 +67,15 @@ def run(config: Any) -> Outcome:
     if settings["json"]:
         write_json(settings["json"], {**summary, "config": settings})
     return Outcome(bit_error_rate=main.result.bit_error_rate, cell=_cell(main, twin))
+
+
+def _check_described(described: dict[str, Any], data: Any) -> None:
+    """Refuse a description of the data, by which key and network are made, that is not theirs."""
+    shape, n_classes = tuple(described["input_shape"]), described["n_classes"]
+    if shape != data.input_shape:
+        raise ValueError(f"`data.input_shape` must be {list(data.input_shape)}, as the images are, got {list(shape)}.")
+    if n_classes < data.n_classes:
+        raise ValueError(f"`data.n_classes` must be at least {data.n_classes}, as the labels are, got {n_classes}.")
 
 
 def _tell_place(folder: Path) -> None:

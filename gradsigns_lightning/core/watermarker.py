@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, Strengt
 from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, pixel_scale
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 from gradsigns_lightning.core.torch_state.running_mean import RunningMeans
+from gradsigns_lightning.core.turns import Turns
 from gradsigns_lightning.core.utils.checks import check_instance, check_int, check_number
 
 _SLACK = 0.1  # of the range of raw pixels: what an augmentation may add
@@ -78,6 +80,7 @@ class Watermarker:
             raise ValueError(f"`momentum` must be in [0, 1), got {momentum}.")
         self.buffer = TargetBuffer(check_int("n_images", n_images, minimum=1), key.target_class)
         self.task = TaskGradient()
+        self.turns = Turns()
         self._projector: SignatureProjector | None = None
         self.reset()
 
@@ -99,6 +102,7 @@ class Watermarker:
         self._own: Tensor | None = None  # length of the objective's own gradient, where it is known afterwards only
         self._asked = torch.zeros(())  # length that it was asked to have in the last step, likewise
         self._before: tuple[int | None, int | None, Tensor | None, Tensor | None, Tensor | int] = (None, None, None, None, 0)
+        self.turns.reset()
         self.task.reset()
         self._mean_gradient: Tensor | None = None  # over the whole input: a saved one must not tell where the carriers are
 
@@ -111,6 +115,7 @@ class Watermarker:
         self.check_batch(images, labels)
         if self._last_step is not None and step < self._last_step:
             self._first_step = self._last_step = None
+        self.turns.open_batch(step)
         if self._is_near(step):
             self.buffer.push(images, labels)
 
@@ -123,10 +128,11 @@ class Watermarker:
             step: optimizer step.
             sharded: parameters are sharded over the ranks, all of which must call.
         """
+        is_marked = self.turns.note(optimizer)
         if step == self._last_step:
             if sharded:
                 self._note_own(parameters)
-        elif self._is_near(step):
+        elif not is_marked and self._is_near(step):
             self.task.note(optimizer, parameters, sharded=sharded)
 
     def check_batch(self, images: Tensor, labels: Tensor) -> None:
@@ -165,7 +171,7 @@ class Watermarker:
         if step < self._earliest():
             return False
         self._settle()
-        return step >= self._last_step + self._interval(self._factor)
+        return step >= self._last_step + self.turns.interval(self._interval(self._factor), self.n_embedded)
 
     def prepare(
         self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, *, world_size: int = 1, sharded: bool = False
@@ -227,6 +233,7 @@ class Watermarker:
         self._before = (self._first_step, self._last_step, self._state, self._mean_gradient, self.n_spoilt)
         self._first_step = step if self._first_step is None else self._first_step
         self._last_step = step
+        self.turns.mark()
 
         def objective(gradients: Tensor) -> Tensor:
             weights = valid.to(gradients.dtype)
@@ -264,15 +271,17 @@ class Watermarker:
         """Forget the last :meth:`loss`, which nobody used: the next batch is asked to embed in its place."""
         self.n_embedded -= 1
         self._first_step, self._last_step, self._state, self._mean_gradient, self.n_spoilt = self._before
+        self.turns.take_back()
 
     def coming_steps(self) -> Iterator[int]:
         """Yield the optimizer steps that will embed if bits are missing all along; none before the first has."""
         if self._first_step is None or self._last_step is None:
             return
         step, factor = self._last_step, self._factor
-        while True:
+        for n_embedded in count(self.n_embedded):
             factor = self.cadence.next_factor(factor, missing=True, safe=False, satisfied=False)
-            step += self.cadence.interval(step - self._first_step, factor)
+            interval = self.cadence.interval(step - self._first_step, factor)
+            step += self.turns.whole_batches(self.turns.interval(interval, n_embedded))
             yield step
 
     def projector(self, device: torch.device, dtype: torch.dtype) -> SignatureProjector:
@@ -345,7 +354,7 @@ class Watermarker:
         factor = self._factor
         if self._state is not None:
             factor = self.cadence.next_factor(factor, missing=True, safe=False, satisfied=False)
-        return self._last_step + self._interval(factor)
+        return self._last_step + self.turns.interval(self._interval(factor), self.n_embedded)
 
     def _is_near(self, step: int) -> bool:
         """Return whether the next embedding step is so near that images and the task's gradient count; the others are free."""

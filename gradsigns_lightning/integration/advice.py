@@ -102,6 +102,18 @@ def _cure(trainer: Any, marker: Watermarker, pace: Pace, factor: float) -> str:
     )
 
 
+def why_diverged(module: nn.Module) -> str | None:
+    """Return that weights are not finite, which looks like any other failure of a mark; None if they are."""
+    for parameter in module.parameters():
+        part = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        if not bool(part.detach().isfinite().all()):
+            return (
+                "the training has diverged: weights are no longer finite, so nothing can be embedded or read. Take a lower "
+                "learning rate, or clip the gradients (`gradient_clip_val`)."
+            )
+    return None
+
+
 def why_idle(trainer: Any, marker: Watermarker, *, automatic: bool) -> str | None:
     """Return why nothing has been embedded yet; None if something has."""
     target = marker.key.target_class
@@ -143,6 +155,8 @@ def warn_if_not_owned(
             "this fit trained on no batch, so it embedded and read nothing: are there any, and are `max_epochs`, `max_steps` or "
             "`max_time` over, where a checkpoint goes on? `verify` tells whether the model is signed."
         )
+    elif diverged := why_diverged(pl_module):
+        problem = diverged
     elif standing is None:
         problem = why_idle(trainer, marker, automatic=pl_module.automatic_optimization) or (
             f"no bit can be read, because the gradient of class {marker.key.target_class} is zero or not finite at the end: has "
@@ -175,10 +189,22 @@ def _causes(trainer: Any, pl_module: Any, marker: Watermarker, standing: Standin
             "Weights are pruned, which takes bits away: train on with the mask in place, which brings them back, the more slowly "
             "the fewer weights are left."
         )
+    if left_out := _left_out(marker):
+        yield left_out
     if held_back := _held_back(marker):
         yield held_back
     idle = why_idle(trainer, marker, automatic=pl_module.automatic_optimization)
     yield f"{idle[0].upper()}{idle[1:]}" if idle else _by_pace(trainer, marker, standing)
+
+
+def _left_out(marker: Watermarker) -> str | None:
+    """Return that an optimizer stepped in no batch that embeds; None if all did."""
+    if not (left_out := marker.turns.left_out):
+        return None
+    return (
+        f"Optimizer {left_out[0]} of `self.optimizers()` made no step in a batch that embeds, so its parameters carry nothing of "
+        "the mark: call `watermark_loss` in its batches too, or take another `cadence`."
+    )
 
 
 def _held_back(marker: Watermarker) -> str | None:

@@ -267,6 +267,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     @override
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._watch.stop()
+        self.watermarker.turns.close_batch()  # the next one may be without `watermark_loss`
         self._early.after_batch(trainer, pl_module)
         if self._patch is not None and not self._patch.called:
             # The module has put another step in the place of the wrapped one, as trainings in phases do.

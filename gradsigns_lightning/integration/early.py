@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from gradsigns_lightning.core.watermarker import Watermarker
-from gradsigns_lightning.integration.advice import LEAST_STEPS, own_margins, pace_of, too_slow, why_idle
+from gradsigns_lightning.integration.advice import LEAST_STEPS, own_margins, pace_of, too_slow, why_diverged, why_idle
 from gradsigns_lightning.integration.length import FitLength
 
 _EVERY = 200  # batches, within an epoch that is longer
@@ -32,7 +32,7 @@ class EarlyWarnings:
         """Forget the last fit."""
         self._length = FitLength()
         self._n_due = 0  # batches since the schedule's start
-        self._idle_known = self._pace_known = self._worse_known = self._half_known = False
+        self._idle_known = self._pace_known = self._worse_known = self._half_known = self._has_diverged = False
         self._validated = False
         self._wrong: list[int] = []
 
@@ -82,6 +82,12 @@ class EarlyWarnings:
     def _look(self, trainer: Any, pl_module: Any) -> None:
         marker, automatic = self._marker, pl_module.automatic_optimization
         if marker.schedule.strength == 0 or trainer.fast_dev_run or (automatic and trainer.global_step < _FEWEST_STEPS):
+            return
+        if self._has_diverged:
+            return
+        if problem := why_diverged(pl_module):
+            self._has_diverged = True
+            self._warn(trainer, f"after {self._n_due} batches: {problem}")
             return
         if not self._idle_known:
             self._idle_known = True

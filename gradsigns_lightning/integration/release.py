@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle  # for its errors
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -63,15 +64,19 @@ def _read(file: Path) -> dict[str, Any]:
         check_archive(file, trusted=_trusted())
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # what damage makes torch raise has no base class in common
-        reason = f" ({str(error)[:200]})" if type(error) is ValueError else ""
-        raise ValueError(
-            f"`checkpoint`: {str(file)!r} is damaged, or holds more than weights and plain types{reason}; types that you trust "
-            "can be named with torch.serialization.add_safe_globals."
-        ) from error
+        raise ValueError(f"`checkpoint`: {str(file)!r} {_why_unread(error)}") from error
     content = dict(dict.items(content)) if isinstance(content, dict) else {}  # an attribute may hide a method
     if "state_dict" not in content:
         raise ValueError(f"`checkpoint`: {str(file)!r} has no `state_dict`; it is not a Lightning checkpoint.")
     return content
+
+
+def _why_unread(error: Exception) -> str:
+    told = f": {str(error)[:200]}" if type(error) is ValueError else ""
+    # A type is what torch can be told of; of any other file that advice would lead astray.
+    is_of_types = told.startswith(": it names") or isinstance(error, pickle.UnpicklingError)
+    advice = " Name the types in it that you trust by torch.serialization.add_safe_globals, in Python." if is_of_types else ""
+    return f"is damaged, or no checkpoint of weights and plain types{told}.{advice}"
 
 
 def _trusted() -> set[str]:

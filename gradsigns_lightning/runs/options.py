@@ -18,6 +18,17 @@ def spoken(message: str, names: Mapping[str, str]) -> str:
     return named.sub(lambda found: f"`{names.get(found[1], found[1])}{found[2].lower()}`", message)
 
 
+def without_overrides(message: str) -> str:
+    """Return what the callback says without the overrides of its methods that it advises: a command line has none."""
+    if "`GradSigns." not in message:
+        return message
+    message = re.sub(r"\(?Override `.*, or set (`n_val_images=0`)\.\)", r"Set \1.", message, flags=re.DOTALL)
+    message = re.sub(r"; if it does, `GradSigns\.logits` must [^.]*", "", message)
+    message = re.sub(r"(,? (or|and) |\s*)[Oo]verride `GradSigns\..*", "", message, flags=re.DOTALL)
+    message = message.replace("`GradSigns.logits`", "`model`").replace("`logits` must", "the logits of `model` must")
+    return message if message.endswith((".", "?", "!")) else f"{message}."
+
+
 @contextmanager
 def options(names: Mapping[str, str]) -> Iterator[None]:
     """Let errors raised within speak of options.

@@ -125,7 +125,8 @@ def open_control(path: str, key: WatermarkKey) -> nn.Module | Oracle:
         check_is_file("controls", path, "ONNX files or checkpoints")
         with options({"path": "controls"}):
             return OnnxOracle(path)
-    control = open_checkpoint(path, key)
+    with options({"checkpoint": "controls"}):
+        control = open_checkpoint(path, key)
     assert isinstance(control.model, nn.Module)
     assert control.input_mean is not None
     assert control.input_std is not None

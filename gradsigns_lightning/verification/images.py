@@ -47,7 +47,7 @@ def check_images(images: Tensor, key: SignatureKey) -> None:
             f"`images` must be floating point of shape (n, {', '.join(map(str, key.input_shape))}) with n >= 1 as the key's "
             f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}.{hint}"
         )
-    low, high = (float(v) for v in images.aminmax())
+    low, high = (float(v) for v in images.detach().aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"`images` must be raw pixels in [0, 1] (before any normalisation), got values from {low:g} to {high:g}."
@@ -56,7 +56,7 @@ def check_images(images: Tensor, key: SignatureKey) -> None:
 
 def pixels_of(images: Tensor) -> Tensor:
     """Return raw images in [0, 1] as 8-bit ones, uint8 on the host; a replay depends on every bit of them."""
-    return (images * 255).round().to("cpu", torch.uint8)
+    return (images.detach() * 255).round().to("cpu", torch.uint8)
 
 
 def normalise(images: Tensor, key: SignatureKey) -> Tensor:

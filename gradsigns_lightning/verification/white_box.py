@@ -201,6 +201,7 @@ def _mean_gradient(
         return answer  # type: ignore[no-any-return]
 
     def gradients_of(batch: Tensor, watch: Callable[[LogitsFn, Tensor], Tensor]) -> Tensor:
+        batch = batch.detach()  # no graph of the caller's grows here
         inputs = (batch if carrier_layer else normalise(batch, key)).to(device)
         carriers, logits_of = carrier_inputs(model, logits_fn, inputs, key.input_shape, carrier_layer)
         return input_gradients(partial(watch, logits_of), carriers, key.target_class)

@@ -14,7 +14,7 @@ from PIL import Image
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.cli import main
 from gradsigns_lightning.oracles.http import without_credentials
-from gradsigns_lightning.runs.options import options
+from gradsigns_lightning.runs.options import options, without_overrides
 
 
 @pytest.fixture
@@ -75,6 +75,12 @@ QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false"
         (["train", *QUICK, "key=b32", "schedule.strength=-1"], "`schedule.strength` must be"),
         (["train", *QUICK, "key=b32", "cadence.every_n_steps=0"], "`cadence.every_n_steps` must be"),
         (["train", *QUICK, "key=b32", "model.hidden=[0]"], "`model.hidden` must be"),
+        (
+            ["train", *QUICK, "key=b32", "data.input_shape=[1,9,9]"],
+            "`data.input_shape` must be [1, 8, 8], as the images are, got [1, 9, 9].\n",
+        ),
+        (["train", *QUICK, "key=b32", "data.n_classes=5"], "`data.n_classes` must be at least 10, as the labels are, got 5.\n"),
+        (["train", *QUICK, "key=b32", "model.input_shape=[1,9,9]"], "`model` failed on images of the batch: RuntimeError: "),
         (["train", *QUICK, "key=b32", "trainer.precision=3"], "`trainer`: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -84,7 +90,7 @@ def test_a_message_speaks_of_the_option(words, message, files, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("gradsigns: ")
-    assert not re.search(r"`(path|url|n_bits|max_queries)`|overwrite=", error)
+    assert not re.search(r"`(path|url|n_bits|max_queries)`|overwrite=|Override|GradSigns\.", error)
 
 
 def test_a_missing_owner_is_called_owner(capsys):
@@ -228,6 +234,34 @@ def test_an_endpoints_errors_say_where_and_what(reply, shown, files, server, cap
 def test_an_address_is_shown_without_credentials():
     assert without_credentials("https://user:pw@host:8/a/b?key=1#x") == "https://host:8/a/b"
     assert without_credentials("http://[bad") == "(no valid address)"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (
+            "`batch` must be two tensors. Override `GradSigns.images_and_labels` in a subclass:\n    def f(): ...",
+            "`batch` must be two tensors.",
+        ),
+        (
+            "Give (1, 8). Make a key with `input_shape=(1, 8)`, or override `GradSigns.logits` if so.",
+            "Give (1, 8). Make a key with `input_shape=(1, 8)`.",
+        ),
+        ("Are they one-hot? Override `GradSigns.images_and_labels` ...", "Are they one-hot?"),
+        (
+            "No reading: it failed. Override `GradSigns.logits` so:\n x (Override `GradSigns.images_and_labels` or "
+            "`GradSigns.logits`, or set `n_val_images=0`.)",
+            "No reading: it failed. Set `n_val_images=0`.",
+        ),
+        (
+            "train until it knows the class; if it does, `GradSigns.logits` must return the logits. More.",
+            "train until it knows the class. More.",
+        ),
+        ("Override this.", "Override this."),
+    ],
+)
+def test_a_command_line_has_nothing_to_override(said, shown):
+    assert without_overrides(said) == shown
 
 
 def test_options_leave_other_errors_alone():

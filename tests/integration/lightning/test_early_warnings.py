@@ -117,6 +117,21 @@ def test_a_short_fit_of_a_trained_model_at_a_rate_that_is_too_low(recwarn, rate)
     assert len(told(recwarn)) == 2
 
 
+class Diverging(Trained):
+    """Its loss is NaN from the 40th step on."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (torch.nan if self.global_step >= 40 else 1)
+
+
+def test_a_training_that_diverges_is_told_so_and_nothing_else(recwarn):
+    mark = GradSigns(make_key())
+    make_trainer(mark, max_epochs=4).fit(Diverging(1e-5), train_loader())
+    early, end = told(recwarn)
+    assert "after 60 batches: the training has diverged" in early
+    assert "the training has diverged" in end
+
+
 class Stream(IterableDataset):
     """Does not tell its length."""
 

@@ -2,6 +2,7 @@
 
 import lightning.pytorch as L
 import pytest
+import torch
 from lightning.pytorch.tuner import Tuner
 from signed_digits import (
     SECRET,
@@ -11,12 +12,15 @@ from signed_digits import (
     make_key,
     make_mark,
     make_trainer,
+    told,
     train_loader,
     val_loader,
 )
+from torch import nn
 from torch.nn import functional as F
 
 from gradsigns_lightning import GradSigns, GradSignsMixin, verify
+from gradsigns_lightning.integration import advice
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -66,6 +70,55 @@ def test_manual_optimization_is_signed_through_the_mixin():
     assert model.added[1] > 0
     assert model.added[2] == 0
     assert "training_step" not in vars(model)
+
+
+class Alternating(GradSignsMixin, Net):
+    """Optimizers of a layer or more each, which take turns."""
+
+    def __init__(self, turns):
+        super().__init__(
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 32), nn.Tanh(), nn.Linear(32, 10))
+        )
+        self.turns = turns
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        parts = [[1], [3], [5]] if self.turns == "three" else [[1], [3, 5]]
+        return [torch.optim.Adam([p for i in part for p in self.net[i].parameters()], lr=5e-3) for part in parts]
+
+    def training_step(self, batch, batch_idx):
+        optimizers = self.optimizers()
+        optimizer = optimizers[(self.current_epoch if self.turns == "epochs" else batch_idx) % len(optimizers)]
+        if self.turns == "toggled":
+            self.toggle_optimizer(optimizer)
+        loss = super().training_step(batch, batch_idx) + self.watermark_loss(batch)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        if self.turns == "toggled":
+            self.untoggle_optimizer(optimizer)
+
+
+@pytest.mark.parametrize("turns", ["batches", "three", "epochs", "toggled"])
+def test_optimizers_that_take_turns_all_carry_the_mark(turns, recwarn):
+    model = Alternating(turns)
+    mark = model.sign_with(make_key())
+    make_trainer(max_epochs=16).fit(model, train_loader())
+    assert errors(model) == 0
+    assert mark.watermarker.turns.left_out == []
+    assert not told(recwarn)
+
+
+def test_an_optimizer_whose_batches_are_without_the_loss_is_named():
+    class OneSided(Alternating):
+        def watermark_loss(self, batch):
+            return super().watermark_loss(batch) if self.global_step % 2 == 0 else 0.0
+
+    model = OneSided("batches")
+    mark = model.sign_with(make_key())
+    make_trainer(max_epochs=2).fit(model, train_loader())
+    assert mark.watermarker.turns.left_out == [1]
+    assert "Optimizer 1 of `self.optimizers()` made no step in a batch that embeds" in advice._left_out(mark.watermarker)
 
 
 def test_a_callback_given_to_the_trainer_feeds_watermark_loss_too():

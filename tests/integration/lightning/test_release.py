@@ -131,6 +131,20 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     assert not (tmp_path / "out.ckpt").exists()
 
 
+@pytest.mark.parametrize("content", [b"words", b"", b"\x80\x02}q\x00."], ids=["text", "empty", "pickle"])
+def test_of_a_file_that_is_no_checkpoint_its_own_fault_is_told(content, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.ckpt").write_bytes(content)
+    WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0).save("a.gskey")
+    for words in (["strip", "checkpoint=a.ckpt", "out=b.ckpt"], ["verify", "checkpoint=a.ckpt", "key=a.gskey", "images=."]):
+        assert main(words) == 1
+        told = capsys.readouterr().err
+        assert (
+            "`checkpoint`: 'a.ckpt' is damaged, or no checkpoint of weights and plain types: it is no file of torch.save" in told
+        )
+        assert "add_safe_globals" not in told
+
+
 def test_the_command_strips(signed, tmp_path, monkeypatch, capsys):
     folder, key = signed
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 """The frameworks' advice stays off the terminal."""
 
 import logging
+import warnings
 
 import pytest
 
@@ -17,3 +18,12 @@ def test_lightning_says_nothing_under_any_of_its_names(package):
             assert not logging.getLogger(f"{package}.utilities.rank_zero").isEnabledFor(logging.INFO)
     finally:
         above.setLevel(before)
+
+
+def test_the_callbacks_advice_speaks_of_options(capsys):
+    with quiet():
+        for message in ("GradSigns 'wm': the `strength` too low, `GradSigns.logits` ...", "The `strength` of another."):
+            warnings.warn_explicit(message, UserWarning, "advice.py", 1, module="gradsigns_lightning.integration")
+    told = capsys.readouterr().err
+    assert "`schedule.strength` too low, `model` ..." in told
+    assert "The `strength` of another" in told

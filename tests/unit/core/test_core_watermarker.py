@@ -493,6 +493,43 @@ def test_the_steps_to_come_are_those_that_embed_while_bits_are_missing(cadence):
     assert watermarker._last_step == before[n - 1]
 
 
+STEPPED = {
+    "by turns": lambda i: [i % 2],
+    "three by turns": lambda i: [i % 3],
+    "together": lambda i: [0, 1],
+    "one several times": lambda i: [0, 0, 0],
+}
+
+
+def trained(watermarker, model, batches, stepped):
+    """The steps that embed, with a bit missing all along, of batches in each of which the optimizers ``stepped(i)`` step."""
+    taken, parameter = [], nn.Parameter(torch.zeros(2))
+    for i in batches:
+        optimizers = stepped(i)
+        step = i * len(optimizers)
+        watermarker.observe(*batch(), step=step)
+        if watermarker.is_due(step=step, epoch=0):
+            embed(watermarker, model, step)
+            watermarker._state = torch.tensor([True, False, False])
+            taken.append(step)
+        for n, optimizer in enumerate(optimizers):
+            parameter.grad = torch.ones(2) * (1 + 100 * (n < len(set(optimizers)) and step in taken))
+            watermarker.observe_gradients(optimizer, [parameter], step=step + n)
+    return taken
+
+
+@pytest.mark.parametrize("cadence", [2, 4, Cadence(5, max_hurry=2), Cadence.following()])
+@pytest.mark.parametrize("stepped", STEPPED)
+def test_with_several_optimizers_too_the_steps_to_come_are_those_that_embed(cadence, stepped):
+    watermarker, stepped = make(cadence=cadence), STEPPED[stepped]
+    model, before = network(), trained(make(cadence=cadence), network(), range(120), stepped)
+    n = len(trained(watermarker, model, range(40), stepped))
+    assert list(itertools.islice(watermarker.coming_steps(), len(before) - n)) == before[n:]
+    assert watermarker.turns.left_out == []
+    # The mark's own gradient, a hundred times as long here, is never taken for the task's.
+    assert all(float(length) == pytest.approx(2**0.5) for length in watermarker.task.state_dict().values())
+
+
 def test_the_margins_of_the_first_and_last_embedding_step_are_kept():
     watermarker, model = fed(), network()
     assert watermarker.margins is watermarker.first_margins is None

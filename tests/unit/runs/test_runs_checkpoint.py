@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.utils.archive import check_archive
 from gradsigns_lightning.data import Digits
 from gradsigns_lightning.models import MLP, Classifier, ResNet20, SmallResNet
@@ -26,6 +27,7 @@ from gradsigns_lightning.runs.checkpoint import (
     load_weights,
     read_checkpoint,
 )
+from gradsigns_lightning.runs.suspect import open_control
 
 MODEL = {"_target_": "gradsigns_lightning.models.SmallResNet", "in_channels": 1, "n_classes": 10, "width": 4}
 DATA = {"name": "digits", "n_classes": 10, "input_shape": [1, 8, 8], "mean": [0.305], "std": [0.376]}
@@ -347,6 +349,13 @@ def test_files_of_old_releases_of_torch_are_named(file):
         ValueError, match=r"`init`: '.*model\.ckpt' is damaged.*it is no file of torch\.save \(since torch 1\.6\)"
     ):
         read_checkpoint(str(file), argument="init")
+
+
+def test_a_control_that_is_no_checkpoint_is_called_a_control(file):
+    file.write_bytes(b"words")
+    key = WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0)
+    with pytest.raises(ValueError, match=r"^`controls`: '.*model\.ckpt' is damaged"):
+        open_control(str(file), key)
 
 
 # --- the pickle

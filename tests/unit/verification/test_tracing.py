@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradsigns_lightning import WatermarkKey, customer_key, message_key, read_message, trace
+from gradsigns_lightning import WatermarkKey, customer_key, message_key, read_message, trace, verify, verify_api, verify_many
 from gradsigns_lightning.verification.tracing import decode
 
 pytest.importorskip("galois")  # for messages
@@ -29,6 +29,35 @@ def test_one_reading_finds_one_customer_of_10_000(planted, customer):
     assert result.n_matches - result.next_n_matches > 20
     assert result.commitment == customer_key(MASTER, customer).commitment
     assert result.p_value < 1e-20
+
+
+@pytest.fixture
+def every_warning():
+    """PyTorch gives some of its warnings once in a process."""
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
+@pytest.mark.usefixtures("every_warning")
+@pytest.mark.parametrize("is_leaf", [True, False])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda model, images: verify(model, customer_key(MASTER, 5), images),
+        lambda model, images: verify_many(model, [customer_key(MASTER, 5)], images),
+        lambda model, images: verify_api(model, customer_key(MASTER, 5), images),
+        lambda model, images: trace(model, MASTER, images),
+        lambda model, images: trace(scores(model), MASTER, images),
+    ],
+    ids=["verify", "verify_many", "verify_api", "trace", "trace, API"],
+)
+def test_images_that_require_a_gradient_are_read_like_others(planted, read, is_leaf, recwarn):
+    model = planted(customer_key(MASTER, 5))
+    images = IMAGES.clone().requires_grad_()
+    assert read(model, images if is_leaf else images * 1) == read(model, IMAGES)
+    assert not recwarn
+    assert images.grad is None
 
 
 def signs(*customers):
