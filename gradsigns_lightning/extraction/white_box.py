@@ -37,6 +37,10 @@ _LOAD_FIRST = "Load it first, as by Net.load_from_checkpoint(path), and give the
 MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
 
 
+class FewImagesWarning(UserWarning):
+    """There are fewer than :data:`MIN_IMAGES` images, and more might change the verdict."""
+
+
 def verify(
     model: nn.Module,
     key: SignatureKey | str | PathLike[str],
@@ -365,6 +369,6 @@ def warn_if_few(n_images: int, *, stacklevel: int) -> None:
         plural = "s" if n_images > 1 else ""
         warnings.warn(
             f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits can get lost.",
-            UserWarning,
+            FewImagesWarning,
             stacklevel=stacklevel + 1,
         )

@@ -33,7 +33,7 @@ from gradsigns_lightning.extraction.result import (
     verdict_of,
     without_nan,
 )
-from gradsigns_lightning.extraction.white_box import verify
+from gradsigns_lightning.extraction.white_box import FewImagesWarning, verify
 
 GRINDING_BITS = USUAL_GRINDING_BITS
 _CONTROL_ALPHA = 1e-3  # for all controls together
@@ -262,7 +262,7 @@ def _found(reading: VerificationResult | None) -> Iterator[None]:
     """Call no number of images too small that sufficed to find the mark in the suspect."""
     with warnings.catch_warnings():
         if reading is not None and reading.verdict == "owned":
-            warnings.filterwarnings("ignore", message="Only .* image", category=UserWarning)
+            warnings.simplefilter("ignore", FewImagesWarning)
         yield
 
 
