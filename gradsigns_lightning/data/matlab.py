@@ -42,7 +42,7 @@ def read_arrays(path: Path, names: Sequence[str], *, max_bytes: int) -> dict[str
     """
     if path.stat().st_size > max_bytes:
         raise ValueError(f"it has more than {max_bytes} bytes")
-    data = memoryview(np.fromfile(path, np.uint8))
+    data = np.fromfile(path, np.uint8).data
     order = _ORDERS.get(bytes(data[_HEADER - 4 : _HEADER]), "")
     if not order:
         raise ValueError("it is no MATLAB file of version 5")
