@@ -87,7 +87,7 @@ def pack(value):
     elif place == MATLAB:
         content = bytes.fromhex(value["head"]) + _joined(value["elements"])
     else:
-        content = bytes(value["head"]) + bytes.fromhex(value["hex"])
+        content = bytes([*value["head"]]) + bytes.fromhex(value["hex"])  # of a number, bytes would make so many
         content = gzip.compress(content, mtime=0) if PLACES[place].endswith(".gz") else content
     return bytes([place]) + content
 
