@@ -14,18 +14,19 @@ from torch import Tensor
 _UINT8 = 0x08
 
 
-def read_idx(path: Path, *, max_bytes: int) -> Tensor:
+def read_idx(path: Path, *, sides: tuple[int, ...], max_bytes: int) -> Tensor:
     """Read a plain or gzip-compressed IDX file of unsigned bytes.
 
     Args:
         path: the file; a name that ends in ``.gz`` is decompressed.
+        sides: shape of one item: ``(28, 28)`` of an image, ``()`` of a label.
         max_bytes: what the file may have, decompressed; no more is read.
 
     Returns:
-        A uint8 tensor with the shape that the header states.
+        A uint8 tensor of shape ``(n, *sides)`` with n >= 1.
 
     Raises:
-        ValueError: the file is not an IDX file of unsigned bytes, its length does not fit its header, or it is too large.
+        ValueError: the file is not an IDX file of such items, its length does not fit its header, or it is too large.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -34,13 +35,20 @@ def read_idx(path: Path, *, max_bytes: int) -> Tensor:
         raise ValueError(f"`path` must be an IDX file, got {path}, which is damaged: {str(error)[:200]}.") from error
     if len(data) > max_bytes:
         raise ValueError(f"`path` must hold at most {max_bytes} bytes, unpacked, got more: {path}.")
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] != _UINT8:
-        raise ValueError(f"`path` must be an IDX file of unsigned bytes (it starts with 00 00 08), got {path}: {data[:4]!r}.")
-    start = 4 + 4 * data[3]
-    shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4)]
-    if len(data) - start != math.prod(shape):
-        raise ValueError(f"`path` must hold the {math.prod(shape)} bytes of shape {shape}, got {len(data) - start}: {path}.")
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).view(shape)
+    magic = bytes([0, 0, _UINT8, 1 + len(sides)])
+    if data[:4] != magic:
+        raise ValueError(
+            f"`path` must be an IDX file of unsigned bytes with {magic[3]} axes (it starts with "
+            f"{magic.hex(' ')}), got {path}: {data[:4].hex(' ')}."
+        )
+    start = 4 + 4 * magic[3]
+    n, *found = (int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4))
+    if n < 1 or tuple(found) != sides or len(data) - start != n * math.prod(sides):
+        raise ValueError(
+            f"`path` must hold items of shape {sides}, one or more and all of them, got shape {(n, *found)} and "
+            f"{max(0, len(data) - start)} bytes: {path}."
+        )
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).view(n, *sides)
 
 
 def find_idx(folders: Iterable[Path], stem: str) -> Path | None:

@@ -70,7 +70,8 @@ class MNIST(ImageDataModule):
         images, labels = self._find(train)
         if images is None or labels is None:
             raise ValueError(self._missing(train))
-        return TensorImages(read_idx(images, max_bytes=_LARGEST).unsqueeze(1), read_idx(labels, max_bytes=_LARGEST))
+        pixels = read_idx(images, sides=self.input_shape[1:], max_bytes=_LARGEST)
+        return TensorImages(pixels.unsqueeze(1), read_idx(labels, sides=(), max_bytes=_LARGEST))
 
     def origin(self, train: bool) -> str:
         """Return the file of the images; see the base class."""

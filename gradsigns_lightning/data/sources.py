@@ -43,9 +43,7 @@ class ImageSource(Dataset[Batch], ABC):
         augment: Augment | None = None,
         scale: float = 255.0,
     ) -> None:
-        check_instance("labels", labels, Tensor)
-        if labels.ndim != 1:
-            raise ValueError(f"`labels` must have shape (n,), got {tuple(labels.shape)}.")
+        _check_labels(labels)
         self._all_labels = labels.to(torch.int64)
         self._index = torch.arange(len(labels))
         self._scale = check_number("scale", scale, minimum=1e-12)
@@ -138,7 +136,7 @@ class TensorImages(ImageSource):
         augment: Augment | None = None,
         scale: float = 255.0,
     ) -> None:
-        super().__init__(labels, mean=mean, std=std, augment=augment, scale=scale)
+        _check_labels(labels)
         check_instance("images", images, Tensor)
         if images.dtype != torch.uint8:
             raise TypeError(f"`images` must be a uint8 tensor, got dtype {images.dtype}.")
@@ -146,6 +144,8 @@ class TensorImages(ImageSource):
             raise ValueError(
                 f"`images` must have shape (n, C, H, W) with n = {len(labels)}, one image per label, got {tuple(images.shape)}."
             )
+        # Last, because labels of no images would take eight times their place in a file.
+        super().__init__(labels, mean=mean, std=std, augment=augment, scale=scale)
         self._images = images
 
     def pixels(self, stored: Tensor) -> Tensor:
@@ -178,6 +178,12 @@ class FileImages(ImageSource):
     def cached(self) -> TensorImages:
         """Return the same images, all decoded now and kept in memory."""
         return TensorImages(self.pixels(self._index), self.labels)
+
+
+def _check_labels(labels: Tensor) -> None:
+    check_instance("labels", labels, Tensor)
+    if labels.ndim != 1:
+        raise ValueError(f"`labels` must have shape (n,), got {tuple(labels.shape)}.")
 
 
 def keep_batch(batch: Any) -> Any:

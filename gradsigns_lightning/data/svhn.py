@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.data.base import ImageDataModule
+from gradsigns_lightning.data.matlab import read_arrays
 from gradsigns_lightning.data.sources import TensorImages
 
 _LARGEST = 2**28  # bytes, packed or unpacked; the largest official file unpacks to 225 million
-_HEADER, _COMPRESSED, _PIECE = 128, 15, 2**20
 
 
 class SVHN(ImageDataModule):
@@ -76,47 +75,14 @@ class SVHN(ImageDataModule):
         return self.required_root() / ("train_32x32.mat" if train else "test_32x32.mat")
 
 
-def _check_size(path: Path) -> None:
-    """Refuse a MATLAB file (version 5) that is or unpacks to more than any official one, before it is read."""
-    if path.stat().st_size > _LARGEST:
-        raise ValueError(f"it has more than {_LARGEST} bytes")
-    with path.open("rb") as file:
-        header = file.read(_HEADER)
-        order = {b"IM": "<", b"MI": ">"}.get(header[-2:], "") if len(header) == _HEADER else ""
-        if not order:
-            raise ValueError("it is no MATLAB file of version 5")
-        total = 0
-        while tag := file.read(8):
-            kind, n_bytes = struct.unpack(f"{order}II", tag)
-            content = file.read(n_bytes)
-            total += _unpacked(content, _LARGEST - total) if kind == _COMPRESSED else len(content)
-            if total > _LARGEST:
-                raise ValueError(f"it unpacks to more than {_LARGEST} bytes")
-
-
-def _unpacked(content: bytes, most: int) -> int:
-    """Return how many bytes ``content`` unpacks to; more than ``most`` may be any such number."""
-    stream, total = zlib.decompressobj(), 0
-    while content and not stream.eof and total <= most:
-        total += len(stream.decompress(content, _PIECE))
-        content = stream.unconsumed_tail
-    return total
-
-
 def _read_mat(path: Path) -> TensorImages:
-    from scipy.io import loadmat, whosmat
-
     try:
-        _check_size(path)
-        arrays = {name: kind for name, _, kind in whosmat(str(path)) if name in ("X", "y")}
-        if not set(arrays.values()) <= {"uint8", "double"}:
-            raise ValueError("an array is none of numbers")
-        content = loadmat(str(path), variable_names=list(arrays))
-    except Exception as error:  # what damage makes scipy raise has no base class in common
-        raise ValueError(f"`root` must hold MATLAB files of SVHN, got {path}: {str(error)[:200]}") from error
-    shape: tuple[int, ...] = content["X"].shape if "X" in content and "y" in content else ()
-    # Labels take 16 times their place in the file when they are converted, so they are counted first.
-    if len(shape) != 4 or shape[:3] != (32, 32, 3) or content["y"].size != shape[3]:
-        raise ValueError(f"`root` must hold MATLAB files with X of shape (32, 32, 3, n) and y of n labels, got {path}.")
-    images = torch.from_numpy(content["X"]).permute(3, 2, 0, 1).contiguous()
-    return TensorImages(images, torch.from_numpy(content["y"].astype("int64")).flatten() % 10)
+        arrays = read_arrays(path, ("X", "y"), max_bytes=_LARGEST)
+        if len(arrays) < 2 or arrays["X"].shape[:3] != (32, 32, 3) or arrays["X"].shape[3:] != (arrays["y"].size,):
+            raise ValueError("it must hold X of shape (32, 32, 3, n) and y of n labels")
+        if arrays["X"].dtype != np.uint8 or not np.isin(arrays["y"], range(11)).all():
+            raise ValueError("X must be of bytes, and y of whole numbers from 0 to 10")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`root` must hold MATLAB files of SVHN, got {path}: {str(error)[:200]}.") from error
+    images = torch.from_numpy(arrays["X"]).permute(3, 2, 0, 1).contiguous()
+    return TensorImages(images, torch.from_numpy(arrays["y"].astype(np.int64)).flatten() % 10)

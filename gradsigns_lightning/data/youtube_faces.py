@@ -87,4 +87,4 @@ def _videos_by_person(root: Path) -> dict[str, list[Path]]:
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Order names by the numbers in them, so that frame 10 follows frame 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

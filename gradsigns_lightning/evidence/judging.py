@@ -34,6 +34,7 @@ from gradsigns_lightning.evidence.bundle import Bundle
 from gradsigns_lightning.evidence.timestamp import check_timestamp
 from gradsigns_lightning.verification.api.queries import Oracle
 from gradsigns_lightning.verification.api.verify import replay, settings_of
+from gradsigns_lightning.verification.images import FewImagesWarning
 from gradsigns_lightning.verification.suspects import read
 
 GRINDING_BITS = USUAL_GRINDING_BITS
@@ -263,7 +264,7 @@ def _found(reading: VerificationResult | None) -> Iterator[None]:
     """Call no number of images too small that sufficed to find the mark in the suspect."""
     with warnings.catch_warnings():
         if reading is not None and reading.verdict == "owned":
-            warnings.filterwarnings("ignore", message="Only .* image", category=UserWarning)
+            warnings.simplefilter("ignore", FewImagesWarning)
         yield
 
 

@@ -19,6 +19,10 @@ from gradsigns_lightning.core.utils.checks import check_instance
 MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
 
 
+class FewImagesWarning(UserWarning):
+    """There are fewer than :data:`MIN_IMAGES` images, and more might change the verdict."""
+
+
 def readable_key(key: SignatureKey | str | PathLike[str], *, argument: str = "key") -> SignatureKey:
     """Return a key as readers take it: anybody's :class:`SignatureKey`, a :class:`WatermarkKey`, or the latter's file.
 
@@ -139,6 +143,6 @@ def warn_if_few(n_images: int, *, stacklevel: int) -> None:
         plural = "s" if n_images > 1 else ""
         warnings.warn(
             f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits can get lost.",
-            UserWarning,
+            FewImagesWarning,
             stacklevel=stacklevel + 1,
         )

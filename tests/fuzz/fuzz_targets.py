@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fuzz_answers import image, server
 from fuzz_bad import BAD
 from fuzz_base import Reader
+from fuzz_data import dataset
 from fuzz_evidence import bundle, commitment, journal, key_file, time_stamp
 from fuzz_models import checkpoint, onnx_file, released
 
@@ -27,6 +28,7 @@ TARGETS = {
     "timestamp": Target(time_stamp),
     "onnx": Target(onnx_file),
     "image": Target(image, ("PIL",)),
+    "dataset": Target(dataset, ("pickletools",)),
     "server": Target(server),
     "released": Target(released, ("numpy.lib.format", "numpy.lib._format_impl")),
     **{name: Target(make) for name, make in BAD.items()},

@@ -13,7 +13,7 @@ for package in ("onnx", "onnxruntime", "rfc3161_client", "h5py", "PIL", "request
 SECONDS = os.environ.get("GRADSIGNS_FUZZ_SECONDS", "15")
 ACTS = ("open", "swallow", "write", "process", "socket", "import", "pickle", "exec", "error", "message", "memory", "end")
 BAD = [f"bad-{act}" for act in ACTS]
-TARGETS = ["checkpoint", "key", "bundle", "commitment", "journal", "timestamp", "onnx", "image", "server", "released"]
+TARGETS = ["checkpoint", "key", "bundle", "commitment", "journal", "timestamp", "onnx", "image", "dataset", "server", "released"]
 
 
 def fuzz(folder, *words):

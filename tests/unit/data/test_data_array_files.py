@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import pickle
 import struct
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from gradsigns_lightning.data import CIFAR10, MNIST, SVHN, Digits, FashionMNIST
 from gradsigns_lightning.data.cifar10 import read_binary, read_pickled
 from gradsigns_lightning.data.idx import read_idx
+from gradsigns_lightning.data.matlab import read_arrays
 
 RNG = np.random.default_rng(0)
 
@@ -113,13 +115,36 @@ def test_without_torchvision_a_download_says_what_to_install(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\x00\x00\x0d\x01\x00\x00\x00\x01\x00", b"\x00\x00\x08\x01\x00\x00\x00\x05abc", b"\x00\x00\x08\x03\x00"]
+    "data",
+    [
+        b"",
+        b"\0\0\x0d\1\0\0\0\1\0",
+        b"\0\0\x08\1\0\0\0\5abc",
+        b"\0\0\x08\3\0",
+        b"\0\0\x08\1",
+        b"\0\0\x08\1\0\0\0\0",
+        b"\0\0\x08\0x",
+        b"\0\0\x08\xff" + b"\xff" * 1020,
+    ],
 )
 def test_malformed_idx_files_are_refused(tmp_path, data):
     path = tmp_path / "x-ubyte"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="`path`"):
-        read_idx(path, max_bytes=100)
+    with pytest.raises(ValueError, match="`path`") as caught:
+        read_idx(path, sides=(), max_bytes=2000)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("sides", [(), (10,), (10, 784), (10, 28, 29), (10, 28, 28, 1), (0, 28, 28), (10, 0, 2**32 - 1)])
+@pytest.mark.parametrize("compress", [False, True])
+def test_idx_files_of_other_items_are_refused(tmp_path, sides, compress):
+    write_mnist(tmp_path, compress)
+    file = tmp_path / ("t10k-images-idx3-ubyte.gz" if compress else "t10k-images-idx3-ubyte")
+    head = bytes([0, 0, 8, len(sides)]) + b"".join(side.to_bytes(4, "big") for side in sides)
+    data = head + bytes(math.prod(sides))
+    file.write_bytes(gzip.compress(data) if compress else data)
+    with pytest.raises(ValueError, match=r"`path` must (be an IDX file of .* with 3 axes|hold items of shape \(28, 28\))"):
+        MNIST(tmp_path).raw_images("test")
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:-9], lambda data: data[:20] + b"\xff" * 20, lambda data: b"no gzip"])
@@ -127,7 +152,7 @@ def test_damaged_gzip_files_are_refused(tmp_path, change):
     path = tmp_path / "x-ubyte.gz"
     path.write_bytes(change(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 200]) + RNG.bytes(200))))
     with pytest.raises(ValueError, match="`path` must be an IDX file"):
-        read_idx(path, max_bytes=1000)
+        read_idx(path, sides=(), max_bytes=1000)
 
 
 def peak_of(read) -> int:
@@ -154,15 +179,123 @@ def test_no_idx_file_takes_more_than_an_official_one(tmp_path, compress):
     assert peak_of(lambda: MNIST(tmp_path).raw_images("test")) < 2**28
 
 
-def mat_file(*elements: bytes) -> bytes:
-    """A MATLAB file of packed elements."""
-    packed = [zlib.compress(element) for element in elements]
-    return b"MATLAB 5.0".ljust(124) + b"\0\1IM" + b"".join(struct.pack("<II", 15, len(part)) + part for part in packed)
+READ = {
+    "pickle": "from gradsigns_lightning.data.cifar10 import read_pickled as read",
+    "mnist": "from gradsigns_lightning.data import MNIST; read = lambda path: MNIST(path).raw_images('test')",
+    "matlab": "from gradsigns_lightning.data.matlab import read_arrays as r; read = lambda path: r(path, 'Xy', max_bytes=2**28)",
+}
+
+
+def refusal_of(reader: str, path: Path) -> tuple[str, int]:
+    """Return the message with which a process of its own refuses ``path``, and the KiB that it took for that."""
+    program = (
+        f"import resource, sys\nfrom pathlib import Path\n{READ[reader]}\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    read(Path(sys.argv[1]))\nexcept ValueError as error:\n    print(error)\n"
+        "print('KiB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    message, kib = done.stdout.rsplit("KiB", 1)
+    return message, int(kib)
+
+
+def test_idx_labels_of_no_images_are_not_converted(tmp_path):
+    write_mnist(tmp_path)
+    labels = bytes([0, 0, 8, 1]) + (2**26 - 8).to_bytes(4, "big") + bytes(2**26 - 8)
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels, 9))
+    assert (tmp_path / "t10k-labels-idx1-ubyte.gz").stat().st_size < 70_000
+    message, kib = refusal_of("mnist", tmp_path)
+    assert message.startswith("`images` must have shape (n, C, H, W) with n = 67108856")
+    assert kib < 400_000
+
+
+def element(kind: int, content: bytes, size: int | None = None) -> bytes:
+    size = len(content) if size is None else size
+    return struct.pack("<II", kind, size) + content + bytes(-len(content) % 8)
+
+
+def array(name: bytes, shape: tuple[int, ...], content: bytes, kind: int = 9, flags: int = 0) -> bytes:
+    """An array of a MATLAB file, with the element ``content`` for its numbers."""
+    head = element(6, struct.pack("<II", kind | flags << 8, 0)) + element(5, struct.pack(f"<{len(shape)}i", *shape))
+    return element(14, head + element(1, name) + content)
+
+
+def mat_file(*elements: bytes, plain: bool = False) -> bytes:
+    """A MATLAB file of packed (or plain) elements."""
+    packed = [zlib.compress(content) for content in elements]
+    parts = elements if plain else [struct.pack("<II", 15, len(part)) + part for part in packed]
+    return b"MATLAB 5.0".ljust(124) + b"\0\1IM" + b"".join(parts)
+
+
+SHAPE = (32, 32, 3, 2)
+X, Y = array(b"X", SHAPE, element(2, RNG.bytes(6144))), array(b"y", (2, 1), struct.pack("<HHI", 2, 2, 7 | 10 << 8), kind=6)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_matlab_file_is_read_as_scipy_reads_it(tmp_path, plain):
+    from scipy.io import loadmat
+
+    other = array(b"Z", (1, 1), array(b"", (1, 1), element(9, bytes(8)), kind=6), kind=1)
+    (tmp_path / "test_32x32.mat").write_bytes(mat_file(other, X, Y, plain=plain))
+    known = loadmat(tmp_path / "test_32x32.mat")
+    found = read_arrays(tmp_path / "test_32x32.mat", ["X", "y"], max_bytes=10**6)
+    assert all(np.array_equal(found[name], known[name]) and found[name].dtype == known[name].dtype for name in ("X", "y"))
+    assert SVHN(tmp_path).load_images(train=False).labels.tolist() == [7, 0]
+
+
+def test_a_matlab_file_of_the_other_order_of_bytes_is_read(tmp_path):
+    def swapped(kind, content):
+        return struct.pack(">II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+    head = swapped(6, struct.pack(">II", 6, 0)) + swapped(5, struct.pack(">2i", 1, 2))
+    array = swapped(14, head + struct.pack(">HHI", 1, 1, ord("y") << 24) + swapped(9, struct.pack(">2d", 3, 4)))
+    (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0".ljust(124) + b"\1\0MI" + array)
+    assert read_arrays(tmp_path / "a.mat", ["y"], max_bytes=10**6)["y"].tolist() == [[3, 4]]
 
 
 def test_no_matlab_file_unpacks_to_more_than_an_official_one(tmp_path):
-    (tmp_path / "test_32x32.mat").write_bytes(mat_file(bytes(2**28), bytes(2**28), bytes(2**20)))
+    large = [array(name, (2**27 - 64, 1), element(2, bytes(2**27 - 64))) for name in (b"X", b"y", b"z")]
+    (tmp_path / "test_32x32.mat").write_bytes(mat_file(*large))
     assert peak_of(lambda: SVHN(tmp_path).raw_images("test")) < 2**25
+
+
+def cells(depth: int) -> bytes:
+    """Cells in cells; built from the inside, since each has the length of what it holds."""
+    head = element(6, struct.pack("<II", 1, 0)) + element(5, struct.pack("<2i", 1, 1)) + element(1, b"")
+    parts = [array(b"", (0, 0), element(9, b""), kind=6)]
+    size = len(parts[0])
+    for _ in range(depth):
+        size += len(head)
+        parts.append(struct.pack("<II", 14, size) + head)
+        size += 8
+    return b"".join(reversed(parts))
+
+
+HARMFUL_ARRAYS = {
+    "cells in cells": mat_file(array(b"X", (1, 1), cells(100_000), kind=1), Y),
+    "cells in cells of the same name": mat_file(array(b"X", (1, 1), cells(100_000), kind=1), Y, X),
+    "a length of gigabytes": mat_file(array(b"X", SHAPE, element(2, bytes(6144), 2**32 - 8)), Y, plain=True),
+    "a packed length of gigabytes": mat_file(array(b"X", SHAPE, element(2, bytes(6144), 2**32 - 8)), Y),
+    "a packed array of gigabytes": mat_file(X, Y)[:128] + struct.pack("<II", 15, 2**32 - 8) + zlib.compress(X),
+    "very many arrays": mat_file(*[element(14, b"")] * 10**6, plain=True),
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL_ARRAYS)
+def test_no_matlab_file_ends_the_process_or_takes_its_memory(tmp_path, name):
+    (tmp_path / "test_32x32.mat").write_bytes(HARMFUL_ARRAYS[name])
+    message, kib = refusal_of("matlab", tmp_path / "test_32x32.mat")
+    assert message
+    assert kib < 100_000
+    tracemalloc.start()  # it counts what is asked for, also where the system gives it only when it is used
+    try:
+        with pytest.raises(ValueError, match="`root` must hold MATLAB files of SVHN"):
+            SVHN(tmp_path).raw_images("test")
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
 
 
 def test_labels_of_no_images_are_not_converted(tmp_path):
@@ -173,10 +306,43 @@ def test_labels_of_no_images_are_not_converted(tmp_path):
     assert peak_of(lambda: SVHN(tmp_path).raw_images("test")) < 2**26
 
 
-@pytest.mark.parametrize("content", [b"", b"MATLAB 5.0", b"x" * 200, mat_file(b""), mat_file(b"x" * 99)])
-def test_what_is_no_matlab_file_of_svhn_is_refused(tmp_path, content):
-    (tmp_path / "test_32x32.mat").write_bytes(content)
-    with pytest.raises(ValueError, match="`root` must hold MATLAB files"):
+PACKED = mat_file(X, Y)
+BAD_CONTENT = {
+    "empty": b"",
+    "header alone": b"MATLAB 5.0",
+    "no header": b"x" * 200,
+    "an empty element": mat_file(b""),
+    "no array": mat_file(b"x" * 99),
+    "no arrays": PACKED[:128],
+    "version 7.3": PACKED[:125] + b"\2" + PACKED[126:],
+    "cut off": PACKED[:-3],
+    "cut off in a tag": PACKED + b"\0\0\0",
+    "no checksum": mat_file(X) + struct.pack("<II", 15, len(zlib.compress(Y)) - 4) + zlib.compress(Y)[:-4],
+    "longer than it says": mat_file(X + b"x", Y),
+    "not packed": mat_file(X) + element(15, b"x" * 80),
+    "no y": mat_file(X),
+    "X twice": mat_file(X, X, Y),
+    "complex": mat_file(array(b"X", SHAPE, element(2, bytes(6144)), flags=8), Y),
+    "logical": mat_file(array(b"X", SHAPE, element(2, bytes(6144)), flags=2), Y),
+    "text": mat_file(array(b"X", SHAPE, element(2, bytes(6144)), kind=4), Y),
+    "texts' bytes": mat_file(array(b"X", SHAPE, element(16, bytes(6144))), Y),
+    "doubles": mat_file(array(b"X", SHAPE, element(9, bytes(6144 * 8)), kind=6), Y),
+    "no shape": mat_file(array(b"X", (), element(2, b"")), Y),
+    "negative sides": mat_file(array(b"X", (-32, -32, 3, 2), element(2, bytes(6144))), Y),
+    "no images": mat_file(array(b"X", (32, 32, 3, 0), element(2, b"")), array(b"y", (0, 1), element(2, b""))),
+    "too few bytes": mat_file(array(b"X", SHAPE, element(2, bytes(6143))), Y),
+    "too many axes": mat_file(array(b"X", (1,) * 33, element(2, b"x")), Y),
+    "too many labels": mat_file(X, array(b"y", (3, 1), element(2, b"\1\1\1"))),
+    "a label of 11": mat_file(X, array(b"y", (2, 1), element(2, b"\1\x0b"))),
+    "a label of no number": mat_file(X, array(b"y", (2, 1), element(9, struct.pack("<2d", 1, math.nan)), kind=6)),
+    "half a label": mat_file(X, array(b"y", (2, 1), element(9, struct.pack("<2d", 1, 1.5)), kind=6)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONTENT)
+def test_what_is_no_matlab_file_of_svhn_is_refused(tmp_path, name):
+    (tmp_path / "test_32x32.mat").write_bytes(BAD_CONTENT[name])
+    with pytest.raises(ValueError, match=r"`root` must hold MATLAB files of SVHN, got .*test_32x32\.mat: ."):
         SVHN(tmp_path).raw_images("test")
 
 
@@ -323,18 +489,9 @@ HARMFUL_BATCHES = {
 @pytest.mark.parametrize("name", HARMFUL_BATCHES)
 def test_a_batch_that_would_end_the_process_is_refused(tmp_path, name):
     (tmp_path / "batch").write_bytes(HARMFUL_BATCHES[name])
-    program = (
-        "import resource, sys\nfrom pathlib import Path\nfrom gradsigns_lightning.data.cifar10 import read_pickled\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try:\n    read_pickled(Path(sys.argv[1]))\nexcept ValueError as error:\n    print(error)\n"
-        "print('KiB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "batch")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-500:]
-    message, kib = done.stdout.rsplit("KiB", 1)
+    message, kib = refusal_of("pickle", tmp_path / "batch")
     assert message.startswith("`path` must be a pickled CIFAR-10 batch")
-    assert int(kib) < 200_000
+    assert kib < 200_000
 
 
 PIXELS = np.zeros((2, 3072), np.uint8)

@@ -52,6 +52,12 @@ def test_persons_with_two_videos_are_the_classes_and_the_last_video_is_test(face
     assert y.tolist() == [0, 0, 1, 1, 1, 1]
 
 
+def test_digits_that_are_no_decimals_are_letters_of_a_name(faces):
+    write_image(faces / "aligned_images_DB" / "Cy" / "1\u00b2" / "\u00b2.jpg", (10, 200, 20))
+    write_image(faces / "aligned_images_DB" / "Cy" / "11" / "11.\u0661.jpg", (30, 200, 20))  # an Arabic one
+    assert colours(YouTubeFaces(faces, image_size=8).raw_images("test", class_index=1)) == [[30, 200, 20]]
+
+
 def test_frames_are_in_order_of_their_number_and_evenly_thinned(faces):
     module = YouTubeFaces(faces, image_size=8, val_fraction=0.0, max_frames_per_video=4)
     frames = [colour[0] for colour in colours(module.raw_images("train", class_index=1))]

@@ -96,6 +96,8 @@ def test_a_statement_reveals_nothing_and_reads_back():
     data = STATEMENT.to_bytes()
     assert Statement.from_bytes(data) == STATEMENT
     assert json.loads(data).keys() == {"format", "commitments", "signer", "reading"}
+    assert not any(known in data.decode() for known in (KEY.reveal()["secret"], KEY.commitment))
+    assert not set(make_statement([key_number(8)], SIGNER).commitments) & set(STATEMENT.commitments)  # another secret, else alike
 
 
 def test_a_statement_takes_keys_and_not_their_public_commitments():
@@ -651,6 +653,13 @@ def test_the_judge_warns_of_few_images_only_where_the_mark_was_not_found(genuine
         judge(genuine, images=JUDGES[:20], controls=controls, **dated)
 
 
+def test_few_images_hide_no_other_warning_of_a_control(genuine, dated, model, unmarked):
+    controls = {"other class": lambda x: scores(unmarked)(x)[:, [2, 1, 0]]}
+    with pytest.warns(UserWarning, match="The model takes only") as caught:
+        assert judge(genuine, suspect=model, images=JUDGES[:20], controls=controls, **dated).verdict == "owned"
+    assert not any("Only 20 images" in str(warning.message) for warning in caught)
+
+
 def test_a_judges_reading_pays_for_the_payload_once(planted):
     """By the level that it is read at; its p-value is raw, as is a control's, which speaks against the claim."""
     key = KEY.with_payload(b"x")
@@ -663,6 +672,30 @@ def test_a_judges_reading_pays_for_the_payload_once(planted):
     assert (judgement.p_value, control.p_value) == (reading.p_value, reading.p_value)
     assert judgement.log10_adjusted_p_value == pytest.approx(reading.log10_p_value + 11 * np.log10(2))
     assert any("control model 'same' shows the signature too" in objection for objection in judgement.objections)
+
+
+def test_of_two_marks_in_one_model_both_are_found_and_the_dates_tell_which_was_first(authority, planted):
+    thief, key = Ed25519PrivateKey.generate(), key_number(11)
+    first, second = planted(KEY), planted(key)
+
+    class SignedTwice(torch.nn.Module):
+        def forward(self, x):
+            return first(x) + second(x)
+
+    pem = authority.certificates.read_bytes()
+
+    def judged(key, signer, since):
+        statement = make_statement([key], signer)
+        bundle = Bundle(key=key, statement=statement, timestamp=authority.stamp(timestamp_request(statement)))
+        known = {"authority": pem, "suspect_since": since, "grinding_bits": 0}
+        return judge(bundle, suspect=SignedTwice(), images=JUDGES, **known)
+
+    owners = judged(KEY, SIGNER, NOW + timedelta(days=1))
+    time.sleep(1.1)  # a stamp tells seconds
+    thiefs = judged(key, thief, NOW + timedelta(days=1))
+    assert (owners.verdict, thiefs.verdict) == ("owned", "owned")
+    assert owners.committed_at < thiefs.committed_at
+    assert judged(key, thief, thiefs.committed_at).verdict == "not_proven"
 
 
 def test_a_control_that_says_nothing_is_said_to_be_none(genuine, dated, model, unmarked):

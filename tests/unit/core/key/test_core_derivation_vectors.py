@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gradsigns_lightning import WatermarkKey
-from gradsigns_lightning.core.key.key import derivation
+from gradsigns_lightning.core.key import derivation
 
 VECTORS = json.loads((Path(__file__).parent / "key_vectors.json").read_text())
 DOCUMENT = Path(__file__).parents[4] / "docs" / "key-format.md"
