@@ -27,6 +27,15 @@ digests = sha1, sha256, sha384, sha512
 """
 
 
+_SLOW = {Path(__file__).parent / folder for folder in ("integration", "fuzz")}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if not _SLOW.isdisjoint(item.path.parents):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _threads_kept():
     """More threads than asked for make two processes on two cores wait for each other."""
