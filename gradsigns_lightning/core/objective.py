@@ -59,14 +59,14 @@ class MarginObjective:
 
     def __call__(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
         """Return the objective, a scalar."""
-        hinge = F.relu(self.margin - projector.margins(carrier_gradient))
+        hinge = F.relu(self.margin - projector.signs * projector.project(carrier_gradient))
         mean_square = hinge.square().mean()
         # The root has no derivative at zero, where nothing is left to embed.
         return torch.where(mean_square > 0, mean_square, 1).sqrt() * (mean_square > 0)
 
     def satisfied(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
         """Return whether every bit is beyond the margin."""
-        return projector.margins(carrier_gradient).min() >= self.margin
+        return (projector.signs * projector.project(carrier_gradient)).min() >= self.margin
 
     def check_key(self, key: WatermarkKey) -> None:
         """Refuse a margin that N rows on c carriers cannot reach.

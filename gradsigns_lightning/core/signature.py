@@ -65,10 +65,6 @@ class SignatureProjector:
         """Return z of a gradient at the carriers ``(c,)``, shape ``(N,)``; see :func:`standardized`."""
         return standardized(self.projection, carrier_gradient)
 
-    def margins(self, carrier_gradient: Tensor) -> Tensor:
-        """Return ``(2 b_j - 1) z_j`` of a gradient at the carriers, shape ``(N,)``: positive where a bit is held."""
-        return self.signs * self.project(carrier_gradient)
-
 
 def read_z(key: SignatureKey, mean: Tensor) -> Tensor:
     """Return z of the mean raw-pixel direction ``(C, H, W)`` or ``(C*H*W,)`` of a model, as all readers take it.

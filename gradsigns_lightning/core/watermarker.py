@@ -241,7 +241,7 @@ class Watermarker:
             rows = projector.directions(gradients) if self.objective.of_directions else projector.raw(gradients)
             mean = global_mean(weights @ rows, weights.sum(), world_size=world_size)
             held = projector.carrier_gradient(self._smooth(mean))
-            margins = projector.margins(held.detach())
+            margins = projector.signs * projector.project(held.detach())
             self._note_margins(margins)
             self._share = self._share_of(margins)
             self._state = self._state_of(margins, satisfied=self.objective.satisfied(held.detach(), projector))
