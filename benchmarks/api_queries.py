@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from gradsigns_lightning import WatermarkKey, verify_api
 from gradsigns_lightning.cli.build import build
 from gradsigns_lightning.cli.checkpoint import description_of, load_classifier, read_checkpoint
-from gradsigns_lightning.cli.images import read_folder
 from gradsigns_lightning.core.signature_key import SignatureKey
+from gradsigns_lightning.data.decoding import read_folder
 from gradsigns_lightning.extraction.white_box import normalise
 from gradsigns_lightning.legacy import load_2021
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from gradsigns_lightning.cli.build import to_plain
-from gradsigns_lightning.cli.images import read_folder
 from gradsigns_lightning.cli.report import check_json_path, print_rows, verification_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.data.decoding import read_folder
 from gradsigns_lightning.extraction import verify, verify_api
 from gradsigns_lightning.legacy import load_2021
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from gradsigns_lightning.cli.build import build
 from gradsigns_lightning.cli.checkpoint import description_of, load_classifier, read_checkpoint
 from gradsigns_lightning.cli.endpoint import Endpoint, without_credentials
-from gradsigns_lightning.cli.images import MAX_VALUES, read_folder
 from gradsigns_lightning.cli.keys import check_key_fits
 from gradsigns_lightning.cli.options import api_names, check_is_file, options
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.signature_key import SignatureKey
+from gradsigns_lightning.data.decoding import MAX_VALUES, read_folder
 from gradsigns_lightning.extraction import VerificationResult, verify, verify_api
 from gradsigns_lightning.extraction.asking import Oracle
 from gradsigns_lightning.extraction.oracles import OnnxOracle, normalised
