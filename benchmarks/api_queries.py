@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from gradsigns_lightning import WatermarkKey, verify_api
 from gradsigns_lightning.core.key.signature_key import SignatureKey
+from gradsigns_lightning.data.decoding import read_folder
 from gradsigns_lightning.models.release_2021 import load_2021
 from gradsigns_lightning.runs.build import build
 from gradsigns_lightning.runs.checkpoint import description_of, load_classifier, read_checkpoint
-from gradsigns_lightning.runs.images import read_folder
 from gradsigns_lightning.verification.images import normalise
 
 Predict = Callable[[Tensor], Tensor]

@@ -18,6 +18,7 @@ from gradsigns_lightning.core.engines import AUTO, Engine, differentiated, make_
 from gradsigns_lightning.core.engines.probe import N_IMAGES
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key.signature_key import check_images
 from gradsigns_lightning.core.objective import Objective, make_objective
 from gradsigns_lightning.core.result import is_readable
 from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, StrengthSchedule
@@ -143,11 +144,8 @@ class Watermarker:
         Raises:
             ValueError: the images do not have the key's input shape, or the labels are not one class index per image.
         """
-        if self.carrier_layer is None and (tuple(images.shape[1:]) != self.key.input_shape or not images.is_floating_point()):
-            raise ValueError(
-                f"`images` must be floating point of shape (n, {', '.join(map(str, self.key.input_shape))}) as the key's "
-                f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}."
-            )
+        if self.carrier_layer is None:
+            check_images(images, self.key)
         if labels.shape != images.shape[:1]:
             raise ValueError(
                 f"`labels` must have shape ({images.shape[0]},), one class index per image, got {tuple(labels.shape)}."
@@ -248,10 +246,12 @@ class Watermarker:
             # Without an image on any rank there is no gradient and nothing to hold.
             return self.objective(held, projector) * (mean.detach() != 0).any()
 
-        with frozen_statistics(module) as training, RunningMeans(training).followed():
+        with frozen_statistics(module) as training:
             inputs, logits_fn = carrier_inputs(module, logits_fn, images, self.key.input_shape, self.carrier_layer)
             network = Recognition(logits_fn, self.key.target_class)
-            embedded = self.engine.embed(module, network, inputs, self.key.target_class, objective)
+            means = RunningMeans(training)
+            with means.followed():
+                embedded = self.engine.embed(module, network, inputs, self.key.target_class, objective)
             self.value, loss = embedded.value, embedded.surrogate
             sure = (valid.float() @ network.probabilities()).view(1)
             self.recognised = global_mean(sure, valid.float().sum(), world_size=world_size).squeeze()
@@ -262,7 +262,7 @@ class Watermarker:
                 self._asked = length
                 loss = loss * (length / self._own).to(loss.dtype)
             else:
-                loss = differentiated(loss, module, length=length, world_size=world_size)
+                loss = differentiated(loss, module, length=length, world_size=world_size, means=means)
         self.n_embedded += 1
         self.n_spoilt = self.n_spoilt + loss.detach().isnan()
         return loss.nan_to_num(nan=0.0)

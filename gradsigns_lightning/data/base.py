@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gradsigns_lightning.core.utils.checks import check_choice, check_int, check_number
+from gradsigns_lightning.core.utils.checks import check_choice, check_int, check_number, check_shape
 from gradsigns_lightning.data.sources import Augment, Batch, ImageSource, keep_batch
 from gradsigns_lightning.data.splits import random_split
 
@@ -73,7 +73,7 @@ class ImageDataModule(LightningDataModule, ABC):
         root: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.input_shape = _shape(input_shape)
+        self.input_shape = check_shape(input_shape)
         self.n_classes = check_int("n_classes", n_classes, minimum=2)
         self.mean = _per_channel("mean", mean, self.input_shape[0])
         self.std = _per_channel("std", std, self.input_shape[0], minimum=1e-12)
@@ -233,13 +233,6 @@ def check_augment(augment: Augment | None) -> Augment | None:
     if augment is not None and not callable(augment):
         raise TypeError(f"`augment` must be a callable on pixel batches or None, got {augment!r}.")
     return augment
-
-
-def _shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
-    sizes = tuple(check_int("input_shape", size, minimum=1) for size in input_shape)
-    if len(sizes) != 3:
-        raise ValueError(f"`input_shape` must be (C, H, W), got {sizes}.")
-    return sizes
 
 
 def _per_channel(name: str, values: Sequence[float], channels: int, minimum: float = -1e12) -> tuple[float, ...]:

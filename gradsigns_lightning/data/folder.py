@@ -16,7 +16,6 @@ from gradsigns_lightning.data.sources import FileImages, ImageSource
 LabelledFile = tuple[Path, int]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
 
 
 class FolderDataModule(ImageDataModule):
@@ -74,11 +73,6 @@ class FolderDataModule(ImageDataModule):
 def subfolders(folder: Path) -> list[Path]:
     """Return the folders in ``folder``, sorted by name; hidden ones are left out."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return the image files below ``folder``, at any depth, sorted by path."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _EXTENSIONS and path.is_file())
 
 
 def _image_size(image_size: int | Sequence[int]) -> tuple[int, int]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradsigns_lightning.data.folder import IMAGENET_MEAN, IMAGENET_STD, FolderDataModule, LabelledFile, image_files, subfolders
+from gradsigns_lightning.data.decoding import image_files
+from gradsigns_lightning.data.folder import IMAGENET_MEAN, IMAGENET_STD, FolderDataModule, LabelledFile, subfolders
 from gradsigns_lightning.data.sources import ImageSource
 
 
@@ -69,7 +70,7 @@ class ImageFolder(FolderDataModule):
         for folder in subfolders(self._folder(name)):
             if folder.name not in self.classes:
                 raise ValueError(f"`root` has the class folder {name}/{folder.name}, but no train/{folder.name}.")
-            found = image_files(folder)
+            found = image_files(folder, below=True)
             if not found:
                 raise ValueError(f"`root` must hold images in every class folder, got none in {folder}.")
             files += [(path, self.classes.index(folder.name)) for path in found]

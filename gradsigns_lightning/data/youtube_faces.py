@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gradsigns_lightning.core.utils.checks import check_int
-from gradsigns_lightning.data.folder import IMAGENET_MEAN, IMAGENET_STD, FolderDataModule, LabelledFile, image_files, subfolders
+from gradsigns_lightning.data.decoding import image_files
+from gradsigns_lightning.data.folder import IMAGENET_MEAN, IMAGENET_STD, FolderDataModule, LabelledFile, subfolders
 from gradsigns_lightning.data.sources import ImageSource
 
 _FOLDER = "aligned_images_DB"
@@ -65,7 +66,7 @@ class YouTubeFaces(FolderDataModule):
         return self.open_files(files)
 
     def _frames(self, video: Path) -> list[Path]:
-        frames = sorted(image_files(video), key=_natural)
+        frames = sorted(image_files(video, below=True), key=_natural)
         if self.max_frames_per_video is None or len(frames) <= self.max_frames_per_video:
             return frames
         return [frames[i * len(frames) // self.max_frames_per_video] for i in range(self.max_frames_per_video)]

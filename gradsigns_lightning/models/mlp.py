@@ -8,8 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.utils.checks import check_int
-from gradsigns_lightning.models.shapes import check_input_shape
+from gradsigns_lightning.core.utils.checks import check_int, check_shape
 
 
 class MLP(nn.Module):
@@ -28,7 +27,7 @@ class MLP(nn.Module):
     def __init__(self, input_shape: Sequence[int], n_classes: int, hidden: Sequence[int] = (256, 128)) -> None:
         super().__init__()
         check_int("n_classes", n_classes, minimum=2)
-        widths = [math.prod(check_input_shape(input_shape)), *(check_int("hidden", width, minimum=1) for width in hidden)]
+        widths = [math.prod(check_shape(input_shape)), *(check_int("hidden", width, minimum=1) for width in hidden)]
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU()]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradsigns_lightning.core.utils.checks import check_int
-from gradsigns_lightning.models.shapes import check_input_shape
+from gradsigns_lightning.core.utils.checks import check_int, check_shape
 
 
 class ViT(nn.Module):
@@ -34,7 +33,7 @@ class ViT(nn.Module):
         self, input_shape: Sequence[int], n_classes: int, patch_size: int = 4, dim: int = 64, depth: int = 4, heads: int = 4
     ) -> None:
         super().__init__()
-        channels, height, width = check_input_shape(input_shape)
+        channels, height, width = check_shape(input_shape)
         for name, value in {"patch_size": patch_size, "dim": dim, "depth": depth, "heads": heads}.items():
             check_int(name, value, minimum=1)
         check_int("n_classes", n_classes, minimum=2)

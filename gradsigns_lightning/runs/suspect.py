@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.signature_key import SignatureKey
 from gradsigns_lightning.core.result import VerificationResult
+from gradsigns_lightning.data.decoding import MAX_VALUES, read_folder
 from gradsigns_lightning.lazy import in_pythons_folder
 from gradsigns_lightning.oracles import HttpOracle, OnnxOracle, normalised
 from gradsigns_lightning.oracles.http import without_credentials
 from gradsigns_lightning.runs.build import build
 from gradsigns_lightning.runs.checkpoint import description_of, load_classifier, read_checkpoint
-from gradsigns_lightning.runs.images import MAX_VALUES, read_folder
 from gradsigns_lightning.runs.key import check_key_fits
 from gradsigns_lightning.runs.options import api_names, check_is_file, options
 from gradsigns_lightning.verification import suspects

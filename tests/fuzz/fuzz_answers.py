@@ -12,7 +12,7 @@ def image():
     import numpy as np
     from PIL import Image
 
-    from gradsigns_lightning.runs.images import read_folder
+    from gradsigns_lightning.data.decoding import read_folder
 
     folder = FOLDER / "images"
     folder.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from gradsigns_lightning.core.dose import total_length
 from gradsigns_lightning.core.signature import LogitsFn
 from gradsigns_lightning.core.torch_state.autograd import derivative, hooks_set_aside, with_gradients
 from gradsigns_lightning.core.torch_state.contexts import twice_differentiable_kernels
+from gradsigns_lightning.core.torch_state.running_mean import RunningMeans
 
 ObjectiveFn = Callable[[Tensor], Tensor]
 
@@ -86,7 +88,9 @@ def with_value(value: Tensor, slope: Tensor) -> EmbeddingLoss:
     return EmbeddingLoss(value=value, surrogate=slope + (value - slope).detach())
 
 
-def differentiated(loss: Tensor, module: nn.Module, *, length: Tensor, world_size: int = 1) -> Tensor:
+def differentiated(
+    loss: Tensor, module: nn.Module, *, length: Tensor, world_size: int = 1, means: RunningMeans | None = None
+) -> Tensor:
     """Return ``loss`` times the factor that gives its gradients the length asked for, with them and without the network's graph.
 
     Two networks' worth of activations need not be in memory at once then, and the gradients are computed in full precision, with
@@ -98,10 +102,12 @@ def differentiated(loss: Tensor, module: nn.Module, *, length: Tensor, world_siz
         module: whose parameters it is differentiated by.
         length: Euclidean length of all gradients together, scalar.
         world_size: number of data-parallel ranks; the gradients are those of all ranks.
+        means: the running means that were followed in the pass forward, for activations that are computed again.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     # The parameters' own hooks wait for the task's backward pass, which meets these gradients again.
-    with twice_differentiable_kernels(module, loss.device.type), hooks_set_aside(parameters):
+    followed = nullcontext() if means is None else means.followed()
+    with followed, twice_differentiable_kernels(module, loss.device.type), hooks_set_aside(parameters):
         gradients = derivative(loss, parameters)
     reached = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
     dense = [g for g in reached.values() if g.layout is torch.strided]

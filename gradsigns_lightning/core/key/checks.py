@@ -6,11 +6,10 @@ import math
 import unicodedata
 import warnings
 from collections.abc import Sequence
-from reprlib import repr as short
 from typing import Any
 
 from gradsigns_lightning.core.key.reach import least_bits
-from gradsigns_lightning.core.utils.checks import check_instance, check_int, check_number
+from gradsigns_lightning.core.utils.checks import check_instance, check_int, check_number, check_shape
 
 _COLOURS, _MOST_ELONGATED = (1, 3, 4), 4  # channels of images, and how much longer than high they may be
 LEAST_ROOM = 2  # carriers more than bits, without which no margin can be expected
@@ -24,13 +23,12 @@ def check_name(name: str, value: Any, *, minimum: int) -> None:
         raise ValueError(f"`{name}` must be NFC-normalised text of {minimum} to 256 characters, got {len(value)} characters.")
 
 
-def check_shape(shape: Any) -> tuple[int, ...]:
+def check_input_shape(shape: Any) -> tuple[int, ...]:
     """Return an input shape ``(C, H, W)`` of at most 2^25 coordinates."""
-    if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence) or len(shape) != 3:
-        raise ValueError(f"`input_shape` must be three integers (channels, height, width), got {short(shape)}.")
-    if math.prod(check_int("input_shape", size, minimum=1) for size in shape) > _MAX_INPUTS:
-        raise ValueError(f"`input_shape` must have at most {_MAX_INPUTS} coordinates, got {tuple(shape)}.")
-    return tuple(shape)
+    sizes = check_shape(shape)
+    if math.prod(sizes) > _MAX_INPUTS:
+        raise ValueError(f"`input_shape` must have at most {_MAX_INPUTS} coordinates, got {sizes}.")
+    return sizes
 
 
 def warn_if_channels_last(shape: tuple[int, ...], *, stacklevel: int) -> None:

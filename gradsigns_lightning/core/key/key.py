@@ -19,8 +19,8 @@ from gradsigns_lightning.core.key import file as keyfile
 from gradsigns_lightning.core.key.checks import (
     as_floats,
     check_capacity,
+    check_input_shape,
     check_name,
-    check_shape,
     check_statistics,
     warn_if_channels_last,
     warn_if_never_held,
@@ -93,7 +93,7 @@ class WatermarkKey:
         check_name("owner", self.owner, minimum=1)
         check_name("scope", self.scope, minimum=0)
         check_int("target_class", self.target_class, minimum=0, maximum=2**31 - 1)
-        check_shape(self.input_shape)
+        check_input_shape(self.input_shape)
         check_int("n_bits", self.n_bits, minimum=MIN_BITS, maximum=MAX_BITS)
         check_capacity(self.n_bits, self.n_carriers, self.input_shape)
         for name, values in (("input_mean", self.input_mean), ("input_std", self.input_std)):
@@ -150,7 +150,7 @@ class WatermarkKey:
             >>> key.carriers.shape, key.projection.shape, key.signature.shape
             (torch.Size([384]), torch.Size([64, 384]), torch.Size([64]))
         """
-        shape = check_shape(input_shape)
+        shape = check_input_shape(input_shape)
         check_int("n_bits", n_bits, minimum=MIN_BITS, maximum=MAX_BITS)
         if n_carriers is None:
             n_carriers = min(CARRIERS_PER_BIT * n_bits, math.prod(shape))

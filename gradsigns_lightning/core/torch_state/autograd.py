@@ -45,12 +45,12 @@ def with_gradients(value: Tensor, gradients: Mapping[Tensor, Tensor]) -> Tensor:
         value: the scalar.
         gradients: of each tensor that gets one.
     """
-    apply: Any = _WithGradients.apply  # torch's annotations differ from version to version
+    apply: Any = _Differentiated.apply  # torch's annotations differ from version to version
     result: Tensor = apply(value, list(gradients.values()), *gradients)
     return result
 
 
-class _WithGradients(torch.autograd.Function):
+class _Differentiated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *tensors: Tensor) -> Tensor:
         ctx.gradients = gradients

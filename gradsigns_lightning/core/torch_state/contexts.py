@@ -80,7 +80,8 @@ def evaluated_batch_norm(
     """
     if has_torch_function((input,)):
         arguments = (input, running_mean, running_var, weight, bias, eps)
-        return handle_torch_function(evaluated_batch_norm, (input,), *arguments)
+        replaced: Tensor = handle_torch_function(evaluated_batch_norm, (input,), *arguments)
+        return replaced
     factor = (running_var + eps).rsqrt()
     factor = factor if weight is None else factor * weight
     term = -running_mean * factor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from reprlib import repr as short
 from typing import Any
 
@@ -55,6 +56,19 @@ def check_choice(name: str, value: Any, allowed: Any) -> None:
     """Raise a ``ValueError`` that lists the allowed values unless ``value`` is one of them."""
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {sorted(allowed)}, got {short(value)}.")
+
+
+def check_shape(shape: Any) -> tuple[int, int, int]:
+    """Return ``shape`` as ``(C, H, W)``, three positive integers; errors call it ``input_shape``, as every argument of that kind.
+
+    Raises:
+        TypeError: a size is not an integer.
+        ValueError: there are not three sizes, or one is not positive.
+    """
+    if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence) or len(shape) != 3:
+        raise ValueError(f"`input_shape` must be three integers (channels, height, width), got {short(shape)}.")
+    channels, height, width = (check_int("input_shape", size, minimum=1) for size in shape)
+    return channels, height, width
 
 
 def _span(minimum: float, maximum: float) -> str:

@@ -16,10 +16,11 @@ def require(module: str, *, extra: str) -> Any:
     Raises:
         ImportError: it is not installed, or cannot be imported; the message says how to install it.
     """
+    package = module.partition(".")[0]
     try:
+        import_module(package)  # by itself: a part of it that is loaded already would be given without it
         return import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
         missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package
         problem = "is not installed" if missing else f"cannot be imported ({error})"
         command = f"pip install 'gradsigns-lightning[{extra}]'"

@@ -1,18 +1,13 @@
-"""File names on the command line, and files of received folders."""
+"""File names on the command line, and files that they name."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.cli import runner
 from gradsigns_lightning.cli.dispatch import main
 from gradsigns_lightning.cli.import_2021 import _mean_image
-from gradsigns_lightning.runs import images
-from gradsigns_lightning.runs.images import read_folder
 
 REFERENCE = "${oc.env:FOREIGN_SECRET}"
 
@@ -111,43 +106,6 @@ def test_the_name_of_a_new_file_may_hold_settings_and_no_variables(name):
         assert "s3cr3t" not in str(value(f"{name}='{text}'"))
     for text in ("${key.n_bits}_${seed}", "${hydra:job.num}", "${now:%Y-%m-%d}"):
         assert runner._with_file_names(f"{name}={text}") == f"{name}={text}"
-
-
-# --- folders of images
-
-
-@pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "received"
-    folder.mkdir()
-    for name in ("a.png", "b.png"):
-        Image.fromarray(np.full((4, 5), 51, np.uint8)).save(folder / name)
-    return folder
-
-
-def test_the_images_of_a_folder_are_read(folder):
-    assert torch.equal(read_folder(str(folder), (1, 4, 5)), torch.full((2, 1, 4, 5), 51.0) / 255)
-
-
-def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
-    (folder / "b.png").replace(tmp_path / "private.png")
-    (folder / "b.png").symlink_to("../private.png")
-    with pytest.raises(ValueError, match=r"`images`: '.*b\.png' is a link to a file outside the folder"):
-        read_folder(str(folder), (1, 4, 5))
-
-
-def test_links_within_the_folder_and_to_it_are_followed(folder, tmp_path):
-    (folder / "c.png").symlink_to("a.png")
-    (tmp_path / "link").symlink_to(folder)
-    assert len(read_folder(str(tmp_path / "link"), (1, 4, 5))) == 3
-
-
-@pytest.mark.parametrize("shape", [(1, 8192, 32768), (4, 16384, 8192), (1, 32769, 1), (1, 1, 32769), (1, 2**40, 2**40)])
-def test_images_of_a_foreign_keys_shape_are_bounded_before_they_are_read(folder, shape, monkeypatch):
-    (folder / "c.png").write_bytes(b"")
-    monkeypatch.setattr(images, "decode", lambda *_: pytest.fail("an image was read"))
-    with pytest.raises(ValueError, match=r"`images`: .* 3 images of the key's `input_shape` \(" + ", ".join(map(str, shape))):
-        read_folder(str(folder), shape)
 
 
 # --- arrays

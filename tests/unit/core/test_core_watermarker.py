@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from gradsigns_lightning import Cadence, MarginObjective, PaperObjective, StrengthSchedule, WatermarkKey
 from gradsigns_lightning.core import Watermarker
@@ -112,6 +113,24 @@ def test_the_mark_is_made_of_nothing_that_batch_normalisation_takes_out_again():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Softplus(), nn.Flatten(), nn.Linear(64, 3))
     embed(fed(), model).backward()
     assert model[0].bias.grad.abs().amax() < 1e-4 * model[0].weight.grad.abs().amax()
+
+
+def test_activations_that_are_computed_again_follow_the_running_means_too():
+    class Checkpointed(nn.Module):
+        def __init__(self, *, again):
+            super().__init__()
+            torch.manual_seed(0)
+            self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Softplus())
+            self.head, self.again = nn.Linear(64, 3), again
+
+        def forward(self, x):
+            x = checkpoint(self.body, x, use_reentrant=False) if self.again else self.body(x)
+            return self.head(x.flatten(1))
+
+    model, twin = (Checkpointed(again=again) for again in (True, False))
+    for network in (model, twin):
+        embed(fed(), network).backward()
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("factor", [1e-2, 1.0, 128.0])

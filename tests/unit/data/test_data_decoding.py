@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gradsigns_lightning.data import FileImages
-from gradsigns_lightning.data.decoding import decode
-from gradsigns_lightning.runs.images import read_folder
+from gradsigns_lightning.data import FileImages, ImageFolder, decoding
+from gradsigns_lightning.data.decoding import SUFFIXES, decode, read_folder
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\nshowpage\n%%EOF\n"
@@ -85,3 +84,51 @@ def test_an_image_that_is_large_only_while_it_is_resized_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(png(1, 32_768, bytes(65_536)))
     with pytest.raises(ValueError, match="before or while it is resized"):
         decode(tmp_path / "a.png", "L", (1, 32_768))
+
+
+# --- folders of images
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "received"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((4, 5), 51, np.uint8)).save(folder / name)
+    return folder
+
+
+def test_the_images_of_a_folder_are_read(folder):
+    assert torch.equal(read_folder(str(folder), (1, 4, 5)), torch.full((2, 1, 4, 5), 51.0) / 255)
+
+
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
+    (folder / "b.png").replace(tmp_path / "private.png")
+    (folder / "b.png").symlink_to("../private.png")
+    with pytest.raises(ValueError, match=r"`images`: '.*b\.png' is a link to a file outside the folder"):
+        read_folder(str(folder), (1, 4, 5))
+
+
+def test_links_within_the_folder_and_to_it_are_followed(folder, tmp_path):
+    (folder / "c.png").symlink_to("a.png")
+    (tmp_path / "link").symlink_to(folder)
+    assert len(read_folder(str(tmp_path / "link"), (1, 4, 5))) == 3
+
+
+@pytest.mark.parametrize("shape", [(1, 8192, 32768), (4, 16384, 8192), (1, 32769, 1), (1, 1, 32769), (1, 2**40, 2**40)])
+def test_images_of_a_foreign_keys_shape_are_bounded_before_they_are_read(folder, shape, monkeypatch):
+    (folder / "c.png").write_bytes(b"")
+    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("an image was read"))
+    with pytest.raises(ValueError, match=r"`images`: .* 3 images of the key's `input_shape` \(" + ", ".join(map(str, shape))):
+        read_folder(str(folder), shape)
+
+
+def test_the_same_files_are_images_wherever_a_folder_is_read(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for suffix in (*SUFFIXES, ".PNG", ".txt"):
+                Image.fromarray(PIXELS).save(folder / f"image{suffix}", format="PNG")
+    assert len(read_folder(str(folder), (3, 6, 5))) == len(SUFFIXES) + 1
+    assert len(ImageFolder(tmp_path).load_images(train=False)) == 2 * (len(SUFFIXES) + 1)

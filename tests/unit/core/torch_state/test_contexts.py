@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics, gradients_enabled, twice_differentiable_kernels
-from gradsigns_lightning.core.torch_state.precision import full_float32
 
 
 class Stubborn(nn.Module):
@@ -130,28 +129,6 @@ def test_cudnn_is_off_for_recurrent_networks_on_cuda(module, off, monkeypatch):
     with twice_differentiable_kernels(module, "cuda"):
         pass
     assert calls == ([{"enabled": False}] if off else [])
-
-
-@pytest.mark.parametrize("setting", ["highest", "high"])
-def test_tf32_is_off_inside_and_as_before_afterwards(setting):
-    torch.set_float32_matmul_precision(setting)
-    try:
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        with pytest.raises(ZeroDivisionError):
-            _fail_without_tf32()
-        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
-        assert torch.get_float32_matmul_precision() == setting
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
-@full_float32()
-def _fail_without_tf32():
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
-    else:
-        assert not torch.backends.cuda.matmul.allow_tf32
-    raise ZeroDivisionError
 
 
 def test_recurrent_networks_on_cuda_with_the_real_flags():

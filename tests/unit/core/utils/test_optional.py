@@ -20,7 +20,7 @@ def extras() -> dict[str, set[str]]:
     """The names of the distributions in each extra; tomllib is not in Python 3.10."""
     text = (PACKAGE.parent / "pyproject.toml").read_text()
     section = text.partition("[project.optional-dependencies]\n")[2].partition("\n\n")[0]
-    listed = dict(re.findall(r"^(\w+) = \[(.*?)^?\]$", section, re.M | re.S))
+    listed = dict(re.findall(r"^(\w+) = \[(.*?)\]$", section, re.M | re.S))
     return {name: set(re.findall(r'"([\w-]+)', content)) for name, content in listed.items()}
 
 
