@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.key import WatermarkKey, key_of
-from gradsigns_lightning.core.key.signature_key import SignatureKey, check_carriers
+from gradsigns_lightning.core.key.signature_key import SignatureKey, check_carriers, check_images
 from gradsigns_lightning.core.result import Verdict, is_recognised
 from gradsigns_lightning.core.signature import pixel_scale
 from gradsigns_lightning.core.utils.checks import check_instance
@@ -40,17 +40,13 @@ def check_key(key: SignatureKey) -> None:
         check_carriers(key)
 
 
-def check_images(images: Tensor, key: SignatureKey) -> None:
+def check_raw_images(images: Tensor, key: SignatureKey) -> None:
     """Refuse images that are not raw, of the key's shape and at least one."""
     check_instance("images", images, Tensor, hint="Of an array torch.from_numpy makes one, of a list of images torch.stack.")
-    hint = " Divide bytes by 255." if images.dtype == torch.uint8 else ""
+    hint = "Divide bytes by 255." if images.dtype == torch.uint8 else ""
     if images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == key.input_shape != tuple(images.shape[1:]):
-        hint += " Channels come first: images.permute(0, 3, 1, 2)."
-    if not images.is_floating_point() or images.ndim != 4 or tuple(images.shape[1:]) != key.input_shape or len(images) == 0:
-        raise ValueError(
-            f"`images` must be floating point of shape (n, {', '.join(map(str, key.input_shape))}) with n >= 1 as the key's "
-            f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}.{hint}"
-        )
+        hint += f"{hint and ' '}Channels come first: images.permute(0, 3, 1, 2)."
+    check_images(images, key, least=1, hint=hint)
     low, high = (float(v) for v in images.detach().aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(

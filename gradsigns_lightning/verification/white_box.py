@@ -26,7 +26,7 @@ from gradsigns_lightning.verification.foreign_modules import (
     shapes_named,
     without_inference_tensors,
 )
-from gradsigns_lightning.verification.images import check_images, check_key, normalise, readable_key, warn_if_unlike
+from gradsigns_lightning.verification.images import check_key, check_raw_images, normalise, readable_key, warn_if_unlike
 
 _BATCH_SIZE = 128  # at most, where nothing is said
 _MOST_BYTES = 4 << 30  # of activations, likewise
@@ -158,7 +158,7 @@ def _read(
     if batch_size is not None:
         check_int("batch_size", batch_size, minimum=1)
     if carrier_layer is None:
-        check_images(images, keys[0])
+        check_raw_images(images, keys[0])
     logits_fn = model if logits is None else logits
     gradient, recognised = _mean_gradient(model, logits_fn, images, keys[0], batch_size, carrier_layer)
     n_queries = images.shape[0]
@@ -171,7 +171,7 @@ def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> tup
     Arguments and errors as for :func:`verify`.
     """
     check_key(key)
-    check_images(images, key)
+    check_raw_images(images, key)
     gradient, recognised = _mean_gradient(model, model, images, key, None)
     return read_z(key, gradient), recognised
 

@@ -28,7 +28,7 @@ from gradsigns_lightning.verification.api.responses import AnswerReader, Values
 from gradsigns_lightning.verification.api.sequential import Evidence, Looks
 from gradsigns_lightning.verification.api.settings import Estimator, Kind, ReadingSettings
 from gradsigns_lightning.verification.foreign_modules import is_module, shapes_named
-from gradsigns_lightning.verification.images import check_images, check_key, pixels_of, readable_key, warn_if_unlike
+from gradsigns_lightning.verification.images import check_key, check_raw_images, pixels_of, readable_key, warn_if_unlike
 
 _LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
 _WORTH_FOLDING = 1.5
@@ -144,7 +144,7 @@ def verify_api(
     )
     key = readable_key(key)
     check_key(key)
-    check_images(images, key)
+    check_raw_images(images, key)
     result, pool = _verify(predict, key, pixels_of(images), settings, partial(Journal, journal) if journal is not None else None)
     warn_if_unlike([result], len(images), key.target_class, n_asked=pool.n_named, stacklevel=2)
     return result
@@ -232,7 +232,7 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
         images that the model takes for the target class, and of how many.
     """
     check_key(key)
-    check_images(images, key)
+    check_raw_images(images, key)
     asker = Asker(
         _oracle(predict, key), AnswerReader(key.target_class), max_queries=max_queries, batch_size=_BATCH_SIZE, transcript=None
     )
