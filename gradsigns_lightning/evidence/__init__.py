@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from gradsigns_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from gradsigns_lightning.evidence.adjusting import GRINDING_BITS
     from gradsigns_lightning.evidence.bundle import Bundle
     from gradsigns_lightning.evidence.commitment import Statement, load_signer, make_statement, signer_pem
-    from gradsigns_lightning.evidence.judging import GRINDING_BITS, Judgement, judge
+    from gradsigns_lightning.evidence.judging import Judgement, judge
     from gradsigns_lightning.evidence.timestamp import check_timestamp, timestamp_request
 
 __all__ = [
@@ -30,9 +31,10 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "adjusting": "GRINDING_BITS",
         "bundle": "Bundle",
         "commitment": "Statement load_signer make_statement signer_pem",
-        "judging": "GRINDING_BITS Judgement judge",
+        "judging": "Judgement judge",
         "timestamp": "check_timestamp timestamp_request",
     },
 )

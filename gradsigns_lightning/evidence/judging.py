@@ -1,20 +1,18 @@
-"""What a third party does with an evidence bundle: derive everything again, replay, and read with images of its own."""
+"""What a third party does with an evidence bundle: derive everything again, replay, and read with images of its own.
+
+The steps are :mod:`.dating`, :mod:`.reading` and :mod:`.adjusting`.
+"""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.key.payload import freedom
-from gradsigns_lightning.core.key.reach import USUAL_GRINDING_BITS
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
 from gradsigns_lightning.core.result import (
     DEFAULT_ALPHA,
@@ -22,24 +20,17 @@ from gradsigns_lightning.core.result import (
     VerificationResult,
     bits_in_words,
     check_alpha,
-    is_recognised,
     recognised_in_words,
     three_lines,
-    verdict_of,
     without_nan,
 )
 from gradsigns_lightning.core.utils.checks import check_instance, check_number
 from gradsigns_lightning.core.utils.text import printable
+from gradsigns_lightning.evidence.adjusting import GRINDING_BITS, Charges, adjust
 from gradsigns_lightning.evidence.bundle import Bundle
-from gradsigns_lightning.evidence.timestamp import check_timestamp
+from gradsigns_lightning.evidence.dating import Dating, date_statement
+from gradsigns_lightning.evidence.reading import Readings, read_all
 from gradsigns_lightning.verification.api.queries import Oracle
-from gradsigns_lightning.verification.api.verify import replay, settings_of
-from gradsigns_lightning.verification.images import FewImagesWarning
-from gradsigns_lightning.verification.suspects import read
-
-GRINDING_BITS = USUAL_GRINDING_BITS
-_CONTROL_ALPHA = 1e-3  # for all controls together
-_SMALLEST_ALPHA = 1e-290
 
 
 @dataclass(frozen=True)
@@ -178,156 +169,33 @@ def judge(
     if images is None and (suspect is not None or controls):
         raise ValueError("`images` must be given to read a suspect or controls: the judge's own, of the key's target class.")
     key = KeyAsRead.of(bundle.key, input_mean=input_mean, input_std=input_std)
-    date = _date(bundle, authority, suspect_since)
-    trials = _Trials.of(bundle, grinding_bits)
-    reading = None
-    if suspect is not None and images is not None:
-        needed = max(_SMALLEST_ALPHA, 10 ** max(-300.0, math.log10(alpha) - trials.log10_factor))
-        reading = read(suspect, key, images, alpha=needed, max_queries=max_queries)
-    transcript = _replayed(bundle)
-    if reading is None and transcript is None:
-        raise ValueError("`suspect` must be given: the bundle holds no transcript that could be replayed.")
-    with _found(reading):
-        readings = _read_controls(controls, bundle.key, images, max_queries)
-    return _judged(bundle, key, date, trials, reading, transcript, readings, alpha)
+    dating = date_statement(bundle.statement, bundle.timestamp, authority=authority, suspect_since=suspect_since)
+    charges = Charges.of(bundle.statement, bundle.key, grinding_bits)
+    level = charges.alpha_left(alpha)
+    readings = read_all(bundle, key, suspect=suspect, controls=controls, images=images, alpha=level, max_queries=max_queries)
+    return _judgement(bundle, dating, charges, readings, alpha)
 
 
-@dataclass(frozen=True)
-class _Trials:
-    """How often the claimant is thought to have tried."""
-
-    n_commitments: int
-    payload_bits: float
-    grinding_bits: float
-    log10_factor: float
-
-    @classmethod
-    def of(cls, bundle: Bundle, grinding_bits: float) -> _Trials:
-        n_commitments = len(set(bundle.statement.commitments))
-        payload_bits, grinding_bits = freedom(bundle.key), max(float(grinding_bits), math.log2(n_commitments))
-        return cls(n_commitments, payload_bits, grinding_bits, (grinding_bits + payload_bits) * math.log10(2))
-
-
-def _judged(
-    bundle: Bundle,
-    key: KeyAsRead,
-    date: tuple[datetime | None, bool | None],
-    trials: _Trials,
-    reading: VerificationResult | None,
-    transcript: VerificationResult | None,
-    controls: Mapping[str, VerificationResult],
-    alpha: float,
-) -> Judgement:
-    evidence = reading or transcript
-    assert evidence is not None
-    objections = _objections(date[1], controls)
-    adjusted = evidence.log10_p_value + trials.log10_factor
-    adjusted = 0.0 if adjusted > 0 else adjusted  # NaN stays: nothing could be decided
+def _judgement(bundle: Bundle, dating: Dating, charges: Charges, readings: Readings, alpha: float) -> Judgement:
+    finding, evidence = adjust(readings, charges, dating, alpha=alpha), readings.evidence
     return Judgement(
         owner=bundle.key.owner,
-        commitment=key.commitment,
+        commitment=readings.key.commitment,
         signer=bundle.statement.signer,
-        n_commitments=trials.n_commitments,
-        committed_at=date[0],
-        precedes_suspect=date[1],
-        reading=reading,
-        transcript=transcript,
-        controls=controls,
-        payload_bits=trials.payload_bits,
-        grinding_bits=trials.grinding_bits,
+        n_commitments=charges.n_commitments,
+        committed_at=dating.committed_at,
+        precedes_suspect=dating.precedes_suspect,
+        reading=readings.suspect,
+        transcript=readings.transcript,
+        controls=readings.controls,
+        payload_bits=charges.payload_bits,
+        grinding_bits=charges.grinding_bits,
         p_value=evidence.p_value,
         log10_p_value=evidence.log10_p_value,
-        adjusted_p_value=10**adjusted,
-        log10_adjusted_p_value=adjusted,
+        adjusted_p_value=10**finding.log10_adjusted_p_value,
+        log10_adjusted_p_value=finding.log10_adjusted_p_value,
         alpha=alpha,
-        verdict=_verdict(reading, 10**adjusted, alpha, objections),
-        objections=objections,
-        remarks=_remarks(bundle, key, reading, transcript, controls),
+        verdict=finding.verdict,
+        objections=finding.objections,
+        remarks=finding.remarks,
     )
-
-
-def _date(bundle: Bundle, authority: bytes | None, suspect_since: datetime | None) -> tuple[datetime | None, bool | None]:
-    """Return when the commitment was stamped, and whether that was before the suspect was there."""
-    since = _aware(suspect_since) if suspect_since is not None else None
-    committed_at = check_timestamp(bundle.timestamp, bundle.statement, authority) if bundle.timestamp and authority else None
-    return committed_at, None if since is None else committed_at is not None and committed_at < since
-
-
-def _replayed(bundle: Bundle) -> VerificationResult | None:
-    if bundle.images is None or bundle.transcript is None:
-        return None
-    return replay(bundle.key, bundle.images, bundle.transcript)
-
-
-@contextmanager
-def _found(reading: VerificationResult | None) -> Iterator[None]:
-    """Call no number of images too small that sufficed to find the mark in the suspect."""
-    with warnings.catch_warnings():
-        if reading is not None and reading.verdict == "owned":
-            warnings.simplefilter("ignore", FewImagesWarning)
-        yield
-
-
-def _read_controls(
-    controls: Mapping[str, nn.Module | Oracle], key: WatermarkKey, images: Tensor | None, max_queries: int
-) -> dict[str, VerificationResult]:
-    if images is None or not controls:
-        return {}
-    raw = KeyAsRead.of(key, input_mean=0.0, input_std=1.0)
-    alpha = _CONTROL_ALPHA / len(controls)
-    return {
-        name: read(model, raw, images, alpha=alpha, argument="controls", max_queries=max_queries)
-        for name, model in controls.items()
-    }
-
-
-def _verdict(
-    reading: VerificationResult | None, adjusted_p_value: float, alpha: float, objections: Sequence[str]
-) -> Verdict | Literal["claimed"]:
-    if reading is None:
-        return "claimed"
-    verdict = verdict_of(adjusted_p_value, alpha, reading.recognised)
-    return "not_proven" if objections and verdict == "owned" else verdict
-
-
-def _objections(precedes: bool | None, controls: Mapping[str, VerificationResult]) -> tuple[str, ...]:
-    found = []
-    if precedes is None:
-        found.append("no trusted time-stamp was held against the time since which the suspect is known")
-    elif not precedes:
-        found.append("the commitment is not known to be older than the suspect")
-    for name, result in controls.items():
-        if result.p_value <= _CONTROL_ALPHA / len(controls):
-            found.append(f"control model {printable(name)!r} shows the signature too (p = {result.p_value:.2g})")
-    return tuple(found)
-
-
-def _remarks(
-    bundle: Bundle,
-    key: KeyAsRead,
-    reading: VerificationResult | None,
-    transcript: VerificationResult | None,
-    controls: Mapping[str, VerificationResult],
-) -> tuple[str, ...]:
-    found = []
-    silent = [name for name, result in controls.items() if result.verdict == "inconclusive"]
-    found += [f"control model {printable(name)!r} answers nothing of use, so it is no control" for name in silent]
-    if reading is not None and len(silent) == len(controls):
-        found.append("no control model of the same task was read, so whether the key fits any such model is not known")
-    if reading is None:
-        found.append("the answers are what the claimant says they were; only a reading of the suspect can decide")
-    if transcript is not None and bundle.transcript is not None and settings_of(bundle.transcript) != bundle.statement.reading:
-        found.append("the transcript was not read as the published commitment announced, so its p-value proves nothing")
-    if reading is not None and not is_recognised(reading.recognised):
-        found.append(
-            "the suspect does not take the images for the key's class as it was read (normalisation "
-            f"{key.input_mean}, {key.input_std}), so its reading says nothing"
-        )
-    return tuple(found)
-
-
-def _aware(time: datetime) -> datetime:
-    check_instance("suspect_since", time, datetime)
-    if time.tzinfo is None:
-        raise ValueError(f"`suspect_since` must have a time zone, got {time.isoformat()}.")
-    return time.astimezone(timezone.utc)

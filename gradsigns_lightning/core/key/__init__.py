@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from gradsigns_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from gradsigns_lightning.core.key.key import WatermarkKey, key_of
+    from gradsigns_lightning.core.key.key import WatermarkKey
+    from gradsigns_lightning.core.key.opening import key_of
 
 __all__ = ["WatermarkKey", "key_of"]
 
 # Lazy, because the modules of this room import each other.
-__getattr__, __dir__ = lazy_names(__name__, {"key": "WatermarkKey key_of"})
+__getattr__, __dir__ = lazy_names(__name__, {"key": "WatermarkKey", "opening": "key_of"})

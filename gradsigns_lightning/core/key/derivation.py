@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 SECRET_BYTES = 32
 COPYS_SECRET_BYTES = 2 * SECRET_BYTES  # what copies share, and what one of them has alone
+CUSTOMER_BYTES = 2
+Purpose = Literal["owner", "customer", "message"]
 
 
 class Secret:
@@ -63,6 +67,17 @@ class Secret:
         raise TypeError("A key's secret cannot be pickled.")
 
 
+def check_hidden(secret: Secret, payload: bytes, *, purpose: Purpose, n_bits: int) -> None:
+    """Refuse a secret or a payload that does not have the length of those of such a key."""
+    if len(payload) * 8 > n_bits:
+        raise ValueError(f"`payload` must have at most n_bits // 8 = {n_bits // 8} bytes, got {len(payload)} bytes.")
+    if purpose == "customer" and len(payload) != CUSTOMER_BYTES:
+        raise ValueError(f"`payload` of a customer's key must have {CUSTOMER_BYTES} bytes, got {len(payload)}.")
+    n_bytes, needed = len(secret.reveal()), SECRET_BYTES if purpose == "owner" else COPYS_SECRET_BYTES
+    if n_bytes != needed:
+        raise ValueError(f"`secret` of a key of purpose {purpose!r} must be {needed} bytes, got {n_bytes} bytes.")
+
+
 class Streams:
     """The streams under one secret.
 
@@ -77,6 +92,10 @@ class Streams:
 
     def __repr__(self) -> str:
         return f"Streams(context={self._context!r}, version={self._version})"
+
+    def under(self, secret: Secret) -> Streams:
+        """Return the streams under another secret, of the same context and version."""
+        return Streams(secret, self._context, self._version)
 
     def bytes(self, label: str, n_bytes: int) -> bytes:
         """Return ``n_bytes`` of the stream that ``label`` names, for example ``"carriers"``."""
@@ -99,3 +118,84 @@ class Streams:
         words = np.frombuffer(self.bytes(label, 8 * size), dtype="<u8")
         order = np.argsort(words, kind="stable")
         return np.sort(order[:n_chosen]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """The parts of one key, derived (docs/key-format.md).
+
+    Attributes:
+        space: streams of what all copies share: carriers and projection.
+        mark: streams of all else: the owner's, or what one copy has alone.
+        purpose: of the key.
+        version: of the derivation.
+    """
+
+    space: Streams
+    mark: Streams
+    purpose: Purpose
+    version: int
+
+    @classmethod
+    def of(cls, secret: Secret, *, purpose: Purpose, context: bytes, version: int) -> Derivation:
+        """Return the derivation of a key's parts from its secret."""
+        mark = Streams(Secret(secret.reveal()[-SECRET_BYTES:]), context, version)
+        if version == 1:
+            return cls(mark, mark, purpose, version)
+        is_owners = purpose == "owner"
+        space = mark.under(Secret(mark.bytes("space", SECRET_BYTES) if is_owners else secret.reveal()[:SECRET_BYTES]))
+        return cls(space, mark, purpose, version)
+
+    def carriers(self, size: int, n_carriers: int) -> npt.NDArray[np.int64]:
+        """Return indices into an input of ``size`` coordinates, ascending; shape ``(c,)``."""
+        return self.space.subset("carriers", size, n_carriers)
+
+    def projection(self, n_bits: int, n_carriers: int) -> npt.NDArray[np.int8]:
+        """Return values +1 and -1; shape ``(N, c)``."""
+        signs = self.space.bits("projection", n_bits * n_carriers).view(np.int8)
+        signs += signs  # in place: a verifier may derive thousands of keys
+        signs -= 1
+        return signs.reshape(n_bits, n_carriers)
+
+    def signature(self, n_bits: int, payload: bytes) -> npt.NDArray[np.uint8]:
+        """Return the keystream XOR the payload, of a customer's key the keystream alone; shape ``(N,)``, values 0 and 1."""
+        if self.purpose == "customer":
+            return self.mark.bits(self._label("customer", int.from_bytes(payload, "little")), n_bits)
+        bits = self.mark.bits(self._label(self.purpose), n_bits)
+        written = np.unpackbits(np.frombuffer(payload, np.uint8), bitorder="little")
+        bits[: len(written)] ^= written
+        return bits
+
+    def customer_signatures(self, n_customers: int, n_bits: int) -> npt.NDArray[np.uint8]:
+        """Return the signatures of the customers' keys of a master; shape ``(n_customers, N)``, values 0 and 1."""
+        marks = self.mark.bytes("mark/customers", SECRET_BYTES * n_customers)
+        streams = [self.mark.under(Secret(marks[i : i + SECRET_BYTES])) for i in range(0, len(marks), SECRET_BYTES)]
+        n_bytes = -(-n_bits // 8)
+        packed = b"".join(stream.bytes(self._label("customer", i), n_bytes) for i, stream in enumerate(streams))
+        rows = np.frombuffer(packed, np.uint8).reshape(n_customers, n_bytes)
+        return np.unpackbits(rows, axis=1, count=n_bits, bitorder="little")
+
+    def copys_secret(self, purpose: Purpose, payload: bytes) -> Secret:
+        """Return the secret of a copy's key that a master makes; a customer's payload is the number."""
+        number = int.from_bytes(payload[:CUSTOMER_BYTES], "little") if purpose == "customer" else 0
+        end = SECRET_BYTES * (number + 1)
+        return Secret(self.mark.bytes("space", SECRET_BYTES) + self.mark.bytes(f"mark/{purpose}s", end)[-SECRET_BYTES:])
+
+    def digest(self, name: str, content: bytes) -> str:
+        """Return SHA-256 of ``content``, salted by a stream of the secret; 64 hexadecimal digits that can be published."""
+        salt = self.mark.bytes(f"{name}-salt", 32)
+        return hashlib.sha256(f"gradsigns/v{self.version}/{name}\n".encode() + salt + content).hexdigest()
+
+    def _label(self, purpose: Purpose, number: int | None = None) -> str:
+        """Return the label of a signature's stream.
+
+        A copy's names the secret of the carriers and the customer. If a copy's two secrets were independent, 2^a of the one and
+        2^b of the other would be 2^(a + b) tries at the price of 2^a + 2^b, and a customer's key could pass for another's.
+        """
+        if purpose == "owner":
+            return "signature"
+        return "/".join(["signature", purpose, *([] if number is None else [str(number)]), self._space_tag])
+
+    @cached_property
+    def _space_tag(self) -> str:
+        return self.space.bytes("tag", 32).hex()

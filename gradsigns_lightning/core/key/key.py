@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing.reduction import ForkingPickler
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,8 @@ from gradsigns_lightning.core.key.checks import (
     warn_if_channels_last,
     warn_if_never_held,
 )
-from gradsigns_lightning.core.key.derivation import COPYS_SECRET_BYTES, SECRET_BYTES, Secret, Streams
+from gradsigns_lightning.core.key.derivation import SECRET_BYTES, Derivation, Purpose, Secret, check_hidden
+from gradsigns_lightning.core.key.public import VERSIONS, arguments_of, as_json, context_of
 from gradsigns_lightning.core.key.reach import warn_if_never_owned
 from gradsigns_lightning.core.utils.canonical import canonical_json
 from gradsigns_lightning.core.utils.checks import check_choice, check_instance, check_int
@@ -36,15 +36,6 @@ if TYPE_CHECKING:
 MIN_BITS, MAX_BITS = 8, 8192
 CARRIERS_PER_BIT = 6  # the ratio of the authors' released key (64 bits on 384 carriers)
 VERSION = 2  # of the keys that are made; those of version 1 are read
-CUSTOMER_BYTES = 2
-Purpose = Literal["owner", "customer", "message"]
-
-_CARRIED = ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")
-_NORMALISATION = ("input_mean", "input_std")
-_PUBLIC_NAMES = {
-    1: {*_CARRIED, *_NORMALISATION},
-    2: {*_CARRIED, *_NORMALISATION, "version", "purpose"},
-}
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +79,7 @@ class WatermarkKey:
     purpose: Purpose = "owner"
 
     def __post_init__(self) -> None:
-        check_choice("version", self.version, _PUBLIC_NAMES)
+        check_choice("version", self.version, VERSIONS)
         check_choice("purpose", self.purpose, get_args(Purpose) if self.version > 1 else ("owner",))
         check_name("owner", self.owner, minimum=1)
         check_name("scope", self.scope, minimum=0)
@@ -98,14 +89,7 @@ class WatermarkKey:
         check_capacity(self.n_bits, self.n_carriers, self.input_shape)
         for name, values in (("input_mean", self.input_mean), ("input_std", self.input_std)):
             check_statistics(name, values, n_channels=self.input_shape[0])
-        if len(self._payload) * 8 > self.n_bits:
-            room = self.n_bits // 8
-            raise ValueError(f"`payload` must have at most n_bits // 8 = {room} bytes, got {len(self._payload)} bytes.")
-        if self.purpose == "customer" and len(self._payload) != CUSTOMER_BYTES:
-            raise ValueError(f"`payload` of a customer's key must have {CUSTOMER_BYTES} bytes, got {len(self._payload)}.")
-        n_bytes, needed = len(self._secret.reveal()), SECRET_BYTES if self.purpose == "owner" else COPYS_SECRET_BYTES
-        if n_bytes != needed:
-            raise ValueError(f"`secret` of a key of purpose {self.purpose!r} must be {needed} bytes, got {n_bytes} bytes.")
+        check_hidden(self._secret, self._payload, purpose=self.purpose, n_bits=self.n_bits)
 
     @classmethod
     def generate(
@@ -176,16 +160,12 @@ class WatermarkKey:
     @cached_property
     def carriers(self) -> Tensor:
         """Indices into the raw input flattened as C, H, W, ascending; shape ``(c,)``, int64."""
-        return _as_tensor(self._space.subset("carriers", math.prod(self.input_shape), self.n_carriers))
+        return _as_tensor(self._derivation.carriers(math.prod(self.input_shape), self.n_carriers))
 
     @cached_property
     def projection(self) -> Tensor:
         """Rademacher matrix E of values +1 and -1; shape ``(N, c)``, int8."""
-        bits = self._space.bits("projection", self.n_bits * self.n_carriers)
-        signs = bits.view(np.int8)
-        signs += signs  # in place: a verifier may derive thousands of keys
-        signs -= 1
-        return _as_tensor(signs.reshape(self.n_bits, self.n_carriers))
+        return _as_tensor(self._derivation.projection(self.n_bits, self.n_carriers))
 
     @cached_property
     def signature(self) -> Tensor:
@@ -194,22 +174,7 @@ class WatermarkKey:
         A keystream XOR the payload; of a customer's key the keystream alone, so that customers' signatures have nothing in common
         with each other, with the owner's or with a message's.
         """
-        number = int.from_bytes(self._payload, "little") if self.purpose == "customer" else None
-        bits = self._mark.bits(self._label(self.purpose, number), self.n_bits)
-        if self.purpose != "customer":
-            payload = np.unpackbits(np.frombuffer(self._payload, np.uint8), bitorder="little")
-            bits[: len(payload)] ^= payload
-        return _as_tensor(bits)
-
-    def _label(self, purpose: Purpose, number: int | None = None) -> str:
-        """Return the label of a signature's stream.
-
-        A copy's names the secret of the carriers and the customer. If a copy's two secrets were independent, 2^a of the one and
-        2^b of the other would be 2^(a + b) tries at the price of 2^a + 2^b, and a customer's key could pass for another's.
-        """
-        if purpose == "owner":
-            return "signature"
-        return "/".join(["signature", purpose, *([] if number is None else [str(number)]), self._space_tag])
+        return _as_tensor(self._derivation.signature(self.n_bits, self._payload))
 
     def customer_signatures(self, n_customers: int) -> npt.NDArray[np.uint8]:
         """Return the signatures of the customers' keys 0 to ``n_customers - 1``; shape ``(n_customers, N)``, values 0 and 1.
@@ -218,20 +183,13 @@ class WatermarkKey:
             ValueError: no copies' keys follow from this key: it is of version 1, or a copy's itself.
         """
         self._check_master()
-        marks = self._mark.bytes("mark/customers", SECRET_BYTES * n_customers)
-        streams = [self._streams(marks[i : i + SECRET_BYTES]) for i in range(0, len(marks), SECRET_BYTES)]
-        n_bytes = -(-self.n_bits // 8)
-        packed = b"".join(stream.bytes(self._label("customer", i), n_bytes) for i, stream in enumerate(streams))
-        rows = np.frombuffer(packed, np.uint8).reshape(n_customers, n_bytes)
-        return np.unpackbits(rows, axis=1, count=self.n_bits, bitorder="little")
+        return self._derivation.customer_signatures(n_customers, self.n_bits)
 
     @cached_property
     def commitment(self) -> str:
         """Public commitment: SHA-256 of the canonical key, salted by a stream of the secret; 64 hexadecimal digits."""
-        salt = self._mark.bytes("commitment-salt", 32)
         secret = {"payload": self._payload.hex(), "secret": self._secret.reveal().hex()}
-        canonical = canonical_json({**self.to_public_dict(), **secret})
-        return hashlib.sha256(f"gradsigns/v{self.version}/commitment\n".encode() + salt + canonical).hexdigest()
+        return self._derivation.digest("commitment", canonical_json({**self.to_public_dict(), **secret}))
 
     def claim(self, signer: str) -> str:
         """Return what a public statement says of this key: that ``signer`` may claim it; 64 hexadecimal digits.
@@ -243,14 +201,11 @@ class WatermarkKey:
             signer: an Ed25519 public key, 64 hexadecimal digits.
         """
         check_instance("signer", signer, str)
-        content = canonical_json({"commitment": self.commitment, "signer": signer})
-        salt = self._mark.bytes("claim-salt", 32)
-        return hashlib.sha256(f"gradsigns/v{self.version}/claim\n".encode() + salt + content).hexdigest()
+        return self._derivation.digest("claim", canonical_json({"commitment": self.commitment, "signer": signer}))
 
     def to_public_dict(self) -> dict[str, Any]:
         """Return the parameters that are not secret, as plain JSON types."""
-        public = {name: getattr(self, name) for name in _PUBLIC_NAMES[self.version]}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in sorted(public.items())}
+        return as_json(self, self.version)
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write the key file (safetensors, mode 0600) in one atomic step.
@@ -292,15 +247,8 @@ class WatermarkKey:
         Raises:
             ValueError: a parameter is missing, unknown or not valid.
         """
-        version = public.get("version", 1)
-        names = _PUBLIC_NAMES.get(version) if isinstance(version, int) else None
-        if names is None:
-            raise ValueError(f"`version` of a key must be one of {sorted(_PUBLIC_NAMES)}, got {repr(version)[:80]}.")
-        if set(public) != names:
-            raise ValueError(f"`public` must have the members {sorted(names)}, got {str(sorted(map(repr, public)))[:400]}.")
         try:
-            sequences = {name: tuple(public[name]) for name in ("input_shape", *_NORMALISATION)}
-            return cls(**{**public, "version": version, **sequences}, _payload=payload, _secret=Secret.of(secret))
+            return cls(**arguments_of(public), _payload=payload, _secret=Secret.of(secret))
         except TypeError as error:
             raise ValueError(f"`public` holds a value of the wrong type: {error}") from error
 
@@ -337,10 +285,7 @@ class WatermarkKey:
         check_choice("purpose", purpose, get_args(Purpose)[1:])
         check_instance("payload", payload, bytes)
         self._check_master()
-        number = int.from_bytes(payload[:CUSTOMER_BYTES], "little") if purpose == "customer" else 0
-        end = SECRET_BYTES * (number + 1)
-        secret = Secret(self._mark.bytes("space", SECRET_BYTES) + self._mark.bytes(f"mark/{purpose}s", end)[-SECRET_BYTES:])
-        return self._replaced(_payload=payload, purpose=purpose, _secret=secret)
+        return self._replaced(_payload=payload, purpose=purpose, _secret=self._derivation.copys_secret(purpose, payload))
 
     @property
     def has_payload(self) -> bool:
@@ -367,30 +312,9 @@ class WatermarkKey:
         return other
 
     @cached_property
-    def _space(self) -> Streams:
-        """Streams of what all copies share: carriers and projection."""
-        if self.version == 1:
-            return self._mark
-        is_owners = self.purpose == "owner"
-        return self._streams(self._mark.bytes("space", SECRET_BYTES) if is_owners else self._secret.reveal()[:SECRET_BYTES])
-
-    @cached_property
-    def _space_tag(self) -> str:
-        return self._space.bytes("tag", 32).hex()
-
-    @cached_property
-    def _mark(self) -> Streams:
-        """Streams of all else: the owner's, or what one copy has alone."""
-        return self._streams(self._secret.reveal()[-SECRET_BYTES:])
-
-    def _streams(self, secret: bytes) -> Streams:
-        return Streams(Secret(secret), self._context, self.version)
-
-    @cached_property
-    def _context(self) -> bytes:
-        bound = _CARRIED if self.version == 1 else (*_CARRIED, *_NORMALISATION)
-        public = self.to_public_dict()
-        return canonical_json({name: public[name] for name in bound})
+    def _derivation(self) -> Derivation:
+        context = context_of(self.to_public_dict(), self.version)
+        return Derivation.of(self._secret, purpose=self.purpose, context=context, version=self.version)
 
     def __copy__(self) -> WatermarkKey:
         return self
@@ -414,33 +338,6 @@ def _as_tensor(array: npt.NDArray[Any]) -> Tensor:
 
     with torch.inference_mode(False):
         return torch.from_numpy(array)
-
-
-class MissingKeyError(FileNotFoundError, ValueError):
-    """There is no key file of that name."""
-
-
-def key_of(key: WatermarkKey | str | PathLike[str], *, argument: str = "key") -> WatermarkKey:
-    """Return a key that was given itself or as its file.
-
-    Args:
-        key: a key, or the path of a key file.
-        argument: what it is called in error messages.
-
-    Raises:
-        ValueError: the file is missing (then it is a :class:`FileNotFoundError` too), damaged or no key file.
-        TypeError: it is neither a key nor a path.
-    """
-    if isinstance(key, WatermarkKey):
-        return key
-    if not isinstance(key, (str, PathLike)):
-        found = "None" if key is None else type(key).__name__  # no value, which may be a secret
-        raise TypeError(f"`{argument}` must be a WatermarkKey or the path of a key file (.gskey), got {found}.")
-    try:
-        return WatermarkKey.load(key)
-    except ValueError as error:
-        kind = MissingKeyError if isinstance(error.__cause__, FileNotFoundError) else ValueError
-        raise kind(str(error).replace("`path`", f"`{argument}`", 1)) from error
 
 
 def _for_another_process(key: WatermarkKey) -> tuple[Callable[..., WatermarkKey], tuple[Any, ...]]:

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradsigns_lightning.core.key.key import CUSTOMER_BYTES, WatermarkKey, key_of
+from gradsigns_lightning.core.key.derivation import CUSTOMER_BYTES
+from gradsigns_lightning.core.key.key import WatermarkKey
+from gradsigns_lightning.core.key.opening import key_of
 from gradsigns_lightning.core.key.reach import USUAL_ALPHA, USUAL_CUSTOMERS, what_is_out_of_reach
 from gradsigns_lightning.core.utils.checks import check_instance, check_int
 from gradsigns_lightning.core.utils.optional import require

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
@@ -156,10 +156,13 @@ def settings_of(lines: Sequence[Any]) -> ReadingSettings:
     Raises:
         ValueError: there is no such header.
     """
-    try:
-        return ReadingSettings.from_dict({entry.name: lines[0][entry.name] for entry in fields(ReadingSettings)})
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError("`lines` must be the lines of a journal, of which the first says what was read and how.") from error
+    names = {entry.name for entry in fields(ReadingSettings)}
+    header = lines[0] if isinstance(lines, Sequence) and lines else None
+    if (
+        not isinstance(header, Mapping) or not names <= header.keys()
+    ):  # looked at, not tried: an error on the way is a fault of ours
+        raise ValueError("`lines` must be the lines of a journal, of which the first says what was read and how.")
+    return ReadingSettings.from_dict({name: header[name] for name in names})
 
 
 def replay(key: SignatureKey, pixels: Tensor, lines: Sequence[Any]) -> ApiVerificationResult:

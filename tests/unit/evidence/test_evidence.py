@@ -33,6 +33,7 @@ from gradsigns_lightning.evidence import (
     timestamp_request,
 )
 from gradsigns_lightning.verification.api.queries import read_journal
+from gradsigns_lightning.verification.api.responses import AnswerReader
 from gradsigns_lightning.verification.api.settings import ReadingSettings
 
 SHAPE, T = (3, 16, 16), 2
@@ -555,6 +556,19 @@ def test_edited_answers_do_not_replay(bundle_file, transcript):
     other = Bundle(key=KEY, statement=STATEMENT, images=images.flip(0), transcript=lines)
     with pytest.raises(ValueError, match="another key, images or settings"):
         judge(other)
+
+
+@pytest.mark.parametrize("error", [KeyError(), IndexError(), TypeError(), MemoryError(), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("fault", [(ReadingSettings, "from_dict"), (AnswerReader, "certainty")], ids=["settings", "answers"])
+def test_a_fault_of_ours_is_not_told_as_a_damaged_transcript(bundle_file, monkeypatch, fault, error):
+    def fail(*_):
+        raise error
+
+    bundle = Bundle.load(bundle_file)
+    monkeypatch.setattr(*fault, fail)
+    with pytest.raises(type(error)) as caught:
+        judge(bundle)
+    assert caught.value is error
 
 
 def test_dates_decide_who_was_first(authority, other_authority, model):

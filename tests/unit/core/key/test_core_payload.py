@@ -104,10 +104,10 @@ def signatures_from(opened: dict):
     pieces.add(bytes(a ^ b for a, b in zip(secret[:32], secret[-32:], strict=True)))
     for label in LABELS:  # and what the format derives from the halves
         for half in (secret[:32], secret[-32:]):
-            pieces.add(key_from(half, public)._mark.bytes(label, 32))
+            pieces.add(key_from(half, public)._derivation.mark.bytes(label, 32))
     for piece in pieces:
         key = key_from(piece, public)
-        yield from (key._mark.bits(label, 128) for label in LABELS)
+        yield from (key._derivation.mark.bits(label, 128) for label in LABELS)
         yield from (as_bits(piece[:16]), as_bits(piece[16:]))
     for half in (secret[:32], secret[-32:]):
         for piece in pieces:

@@ -1,0 +1,114 @@
+"""What readings are worth: charges for all that could be tried, the verdict on what is left, and its words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key.payload import freedom
+from gradsigns_lightning.core.key.reach import USUAL_GRINDING_BITS
+from gradsigns_lightning.core.result import Verdict, VerificationResult, is_recognised, verdict_of
+from gradsigns_lightning.core.utils.text import printable
+from gradsigns_lightning.evidence.commitment import Statement
+from gradsigns_lightning.evidence.dating import Dating
+from gradsigns_lightning.evidence.reading import Readings
+
+GRINDING_BITS = USUAL_GRINDING_BITS
+_SMALLEST_ALPHA = 1e-290
+
+
+@dataclass(frozen=True)
+class Charges:
+    """How often the claimant is thought to have tried.
+
+    Attributes:
+        n_commitments: commitments in the claimant's statement, each of which could have been opened instead.
+        payload_bits: bits of choice that the key's payload left to its maker.
+        grinding_bits: base-2 logarithm of the secrets tried, at least that of ``n_commitments``.
+    """
+
+    n_commitments: int
+    payload_bits: float
+    grinding_bits: float
+
+    @classmethod
+    def of(cls, statement: Statement, key: WatermarkKey, grinding_bits: float) -> Charges:
+        """Return the charges for a key out of a statement, where ``grinding_bits`` are charged at least."""
+        n_commitments = len(set(statement.commitments))
+        return cls(n_commitments, freedom(key), max(float(grinding_bits), math.log2(n_commitments)))
+
+    @property
+    def log10_factor(self) -> float:
+        """Base-10 logarithm of the number of tries, by which a p-value is multiplied."""
+        return (self.grinding_bits + self.payload_bits) * math.log10(2)
+
+    def alpha_left(self, alpha: float) -> float:
+        """Return the level at which to read, so that what is found there is significant at ``alpha`` when it is charged for."""
+        return max(_SMALLEST_ALPHA, 10 ** max(-300.0, math.log10(alpha) - self.log10_factor))
+
+    def adjusted(self, log10_p_value: float) -> float:
+        """Return the base-10 logarithm of the charged p-value, at most 0; NaN stays, for nothing could be decided."""
+        adjusted = log10_p_value + self.log10_factor
+        return 0.0 if adjusted > 0 else adjusted
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is left of the evidence, and what follows; see :class:`Judgement` for the attributes."""
+
+    log10_adjusted_p_value: float
+    verdict: Verdict | Literal["claimed"]
+    objections: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def adjust(readings: Readings, charges: Charges, dating: Dating, *, alpha: float) -> Finding:
+    """Charge for what could be tried, and judge what is left at ``alpha``."""
+    adjusted = charges.adjusted(readings.evidence.log10_p_value)
+    objections = (*_objections_to_date(dating), *_objections_of_controls(readings))
+    verdict = _verdict(readings.suspect, 10**adjusted, alpha, objections)
+    return Finding(adjusted, verdict, objections, _remarks(readings))
+
+
+def _verdict(
+    reading: VerificationResult | None, adjusted_p_value: float, alpha: float, objections: Sequence[str]
+) -> Verdict | Literal["claimed"]:
+    if reading is None:
+        return "claimed"
+    verdict = verdict_of(adjusted_p_value, alpha, reading.recognised)
+    return "not_proven" if objections and verdict == "owned" else verdict
+
+
+def _objections_to_date(dating: Dating) -> list[str]:
+    if dating.precedes_suspect is None:
+        return ["no trusted time-stamp was held against the time since which the suspect is known"]
+    return [] if dating.precedes_suspect else ["the commitment is not known to be older than the suspect"]
+
+
+def _objections_of_controls(readings: Readings) -> list[str]:
+    return [
+        f"control model {printable(name)!r} shows the signature too (p = {result.p_value:.2g})"
+        for name, result in readings.controls.items()
+        if result.p_value <= result.alpha
+    ]
+
+
+def _remarks(readings: Readings) -> tuple[str, ...]:
+    own, controls = readings.suspect, readings.controls
+    silent = [name for name, result in controls.items() if result.verdict == "inconclusive"]
+    found = [f"control model {printable(name)!r} answers nothing of use, so it is no control" for name in silent]
+    if own is not None and len(silent) == len(controls):
+        found.append("no control model of the same task was read, so whether the key fits any such model is not known")
+    if own is None:
+        found.append("the answers are what the claimant says they were; only a reading of the suspect can decide")
+    if not readings.as_announced:
+        found.append("the transcript was not read as the published commitment announced, so its p-value proves nothing")
+    if own is not None and not is_recognised(own.recognised):
+        found.append(
+            "the suspect does not take the images for the key's class as it was read (normalisation "
+            f"{readings.key.input_mean}, {readings.key.input_std}), so its reading says nothing"
+        )
+    return tuple(found)

@@ -1,0 +1,112 @@
+"""What a judge reads: the suspect, the claimant's transcript once more, and control models."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key.signature_key import KeyAsRead
+from gradsigns_lightning.core.result import VerificationResult
+from gradsigns_lightning.evidence.bundle import Bundle
+from gradsigns_lightning.verification.api.queries import Oracle
+from gradsigns_lightning.verification.api.verify import replay, settings_of
+from gradsigns_lightning.verification.images import FewImagesWarning
+from gradsigns_lightning.verification.suspects import read
+
+_CONTROL_ALPHA = 1e-3  # for all controls together
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What was read, before anything is charged for.
+
+    Attributes:
+        key: the opened key as it was read from the suspect, with the suspect's normalisation.
+        suspect: the judge's own reading, or None.
+        transcript: the claimant's reading, replayed from the bundle, or None.
+        as_announced: whether the transcript was read as the published commitment announced; true if there is none.
+        controls: the reading of each control model, at its share of the level for all controls.
+    """
+
+    key: KeyAsRead
+    suspect: VerificationResult | None
+    transcript: VerificationResult | None
+    as_announced: bool
+    controls: Mapping[str, VerificationResult]
+
+    @property
+    def evidence(self) -> VerificationResult:
+        """The reading that is judged: the judge's own, or the transcript where there is no suspect to read."""
+        result = self.suspect or self.transcript
+        assert result is not None
+        return result
+
+
+def read_all(
+    bundle: Bundle,
+    key: KeyAsRead,
+    *,
+    suspect: nn.Module | Oracle | None,
+    controls: Mapping[str, nn.Module | Oracle],
+    images: Tensor | None,
+    alpha: float,
+    max_queries: int,
+) -> Readings:
+    """Read whatever there is to read.
+
+    Args:
+        bundle: the evidence.
+        key: its key, with the suspect's normalisation.
+        suspect: the model in dispute, or None.
+        controls: models that the claimant had no part in, by name; they take raw images.
+        images: the judge's own images; None if there is neither suspect nor control.
+        alpha: significance level at which the suspect is read.
+        max_queries: images that each suspect or control behind an API may be asked about.
+
+    Raises:
+        ValueError: there is neither a suspect nor a transcript, or the transcript is not genuine.
+    """
+    own = None
+    if suspect is not None and images is not None:
+        own = read(suspect, key, images, alpha=alpha, max_queries=max_queries)
+    transcript, as_announced = _replayed(bundle)
+    if own is None and transcript is None:
+        raise ValueError("`suspect` must be given: the bundle holds no transcript that could be replayed.")
+    with _found(own):
+        others = _read_controls(controls, bundle.key, images, max_queries)
+    return Readings(key, own, transcript, as_announced, others)
+
+
+def _replayed(bundle: Bundle) -> tuple[VerificationResult | None, bool]:
+    """Return what the transcript says, and whether it was read as announced."""
+    if bundle.images is None or bundle.transcript is None:
+        return None, True
+    result = replay(bundle.key, bundle.images, bundle.transcript)
+    return result, settings_of(bundle.transcript) == bundle.statement.reading
+
+
+@contextmanager
+def _found(reading: VerificationResult | None) -> Iterator[None]:
+    """Call no number of images too small that sufficed to find the mark in the suspect."""
+    with warnings.catch_warnings():
+        if reading is not None and reading.verdict == "owned":
+            warnings.simplefilter("ignore", FewImagesWarning)
+        yield
+
+
+def _read_controls(
+    controls: Mapping[str, nn.Module | Oracle], key: WatermarkKey, images: Tensor | None, max_queries: int
+) -> dict[str, VerificationResult]:
+    if images is None or not controls:
+        return {}
+    raw = KeyAsRead.of(key, input_mean=0.0, input_std=1.0)
+    alpha = _CONTROL_ALPHA / len(controls)
+    return {
+        name: read(model, raw, images, alpha=alpha, argument="controls", max_queries=max_queries)
+        for name, model in controls.items()
+    }
