@@ -43,24 +43,24 @@ class Pace:
 
 def own_margins(marker: Watermarker) -> Tensor | None:
     """Return the margins in the training images' own gradient, on the host; None if no image of the class came by."""
-    if marker.margins is None or bool(marker.margins.isnan().any()):
+    if marker.state.margins is None or bool(marker.state.margins.isnan().any()):
         return None
-    return marker.margins.float().cpu()
+    return marker.state.margins.float().cpu()
 
 
 def pace_of(marker: Watermarker) -> Pace | None:
     """Return the pace of this fit; None if there were too few embedding steps to tell."""
-    if marker.n_embedded < LEAST_STEPS or marker.first_margins is None or (now := own_margins(marker)) is None:
+    if marker.state.n_embedded < LEAST_STEPS or marker.state.first_margins is None or (now := own_margins(marker)) is None:
         return None
-    first, aim = marker.first_margins.float().cpu(), getattr(marker.objective, "margin", 1.0)
+    first, aim = marker.state.first_margins.float().cpu(), getattr(marker.objective, "margin", 1.0)
     # The margins approach what the objective asks for like a decay, the slower the nearer.
     before, after = (aim - _deciding(margins) for margins in (first, now))
     lost = float((first - now).relu().square().mean().sqrt())
     if after <= aim:
-        return Pace(marker.n_embedded, marker.n_embedded, lost)
+        return Pace(marker.state.n_embedded, marker.state.n_embedded, lost)
     if after >= before:
-        return Pace(marker.n_embedded, math.inf, lost)
-    return Pace(marker.n_embedded, marker.n_embedded * math.log(before / aim) / math.log(before / after), lost)
+        return Pace(marker.state.n_embedded, math.inf, lost)
+    return Pace(marker.state.n_embedded, marker.state.n_embedded * math.log(before / aim) / math.log(before / after), lost)
 
 
 def _deciding(margins: Tensor) -> float:
@@ -77,7 +77,7 @@ def too_slow(trainer: Any, marker: Watermarker, *, n_steps: float) -> str | None
     to_come = sum(1 for step in islice(marker.coming_steps(), math.ceil(wanted)) if step < n_steps)
     if to_come >= wanted:
         return None
-    total = marker.n_embedded + to_come
+    total = marker.state.n_embedded + to_come
     factor = min(pace.needed, _HOPELESS * total) / total
     return (
         f"the fit will be over, after {total} embedding steps, before the mark is there. {_cure(trainer, marker, pace, factor)}"
@@ -107,11 +107,11 @@ def why_idle(trainer: Any, marker: Watermarker, *, automatic: bool) -> str | Non
     target = marker.key.target_class
     if trainer.global_step == 0:
         return "Lightning counted no optimizer step, so nothing was embedded: step by `self.optimizers()`."
-    if marker.n_embedded == 0:
+    if marker.state.n_embedded == 0:
         if automatic:
             return "no step embedded: the strength was 0 all along (`start_epoch`), or no gradient reached the optimizer's step."
         return "no step embedded: `watermark_loss` was not called, or the strength was 0 all along (`start_epoch`)."
-    if not int(marker.n_spoilt) and own_margins(marker) is None:
+    if not int(marker.state.n_spoilt) and own_margins(marker) is None:
         if _n_images(marker):
             return (
                 f"the gradient of class {target} was zero in every embedding step, so nothing was embedded: has the training "
@@ -126,10 +126,10 @@ def why_idle(trainer: Any, marker: Watermarker, *, automatic: bool) -> str | Non
 
 def _why_spoilt(marker: Watermarker) -> str | None:
     """Return that embedding steps were left out; None if none was."""
-    if n_spoilt := int(marker.n_spoilt):
+    if n_spoilt := int(marker.state.n_spoilt):
         return (
-            f"{n_spoilt} of {marker.n_embedded} embedding steps had gradients that are not finite and were left out (a norm or a "
-            "root at zero?)."
+            f"{n_spoilt} of {marker.state.n_embedded} embedding steps had gradients that are not finite and were left out (a "
+            "norm or a root at zero?)."
         )
     return None
 
@@ -183,7 +183,7 @@ def _causes(trainer: Any, pl_module: Any, marker: Watermarker, standing: Standin
 
 def _held_back(marker: Watermarker) -> str | None:
     """Return that the dose was small to the end, because the network has yet to learn; None if it was not."""
-    sure = None if marker.recognised is None or marker.cadence.growth is None else float(marker.recognised)
+    sure = None if marker.state.recognised is None or marker.cadence.growth is None else float(marker.state.recognised)
     if sure is None or not sure < _UNSURE:
         return None
     return (
@@ -207,7 +207,7 @@ def _by_pace(trainer: Any, marker: Watermarker, standing: Standing) -> str:
             "help."
         )
     if pace is None:
-        return f"{marker.n_embedded} embedding steps are too few: train longer."
+        return f"{marker.state.n_embedded} embedding steps are too few: train longer."
     return _few_images(marker) + _cure(trainer, marker, pace, min(pace.factor, _HOPELESS))
 
 

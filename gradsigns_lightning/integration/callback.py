@@ -16,11 +16,13 @@ from typing_extensions import override
 
 from gradsigns_lightning.core.checks import check_int
 from gradsigns_lightning.core.dose import parameters_of
-from gradsigns_lightning.core.engines import AUTO, Engine
+from gradsigns_lightning.core.engines import Engine
 from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.objective import Objective
-from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, StrengthSchedule
+from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
+from gradsigns_lightning.core.settings import DEFAULTS, EmbeddingSettings
 from gradsigns_lightning.core.text import printable
+from gradsigns_lightning.core.trained import only_trained
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.advice import warn_if_not_owned
 from gradsigns_lightning.integration.batches import cure, images_and_labels
@@ -37,7 +39,6 @@ from gradsigns_lightning.integration.release import CHECKPOINT_ENTRY, STATE_PREF
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.standing import Standing
 from gradsigns_lightning.integration.step_patch import StepPatch
-from gradsigns_lightning.integration.trained import only_trained
 from gradsigns_lightning.integration.unlogged import unlogged
 from gradsigns_lightning.integration.weights import lengths_of
 
@@ -84,20 +85,19 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         self,
         key: WatermarkKey | str | PathLike[str],
         *,
-        strength: float | StrengthSchedule = DEFAULT_STRENGTH,
-        objective: str | Objective = "margin",
-        engine: str | Engine = AUTO,
-        cadence: int | Cadence | None = None,
-        n_images: int = 32,
-        momentum: float = 0.5,
+        strength: float | StrengthSchedule = DEFAULTS.strength,
+        objective: str | Objective = DEFAULTS.objective,
+        engine: str | Engine = DEFAULTS.engine,
+        cadence: int | Cadence | None = DEFAULTS.cadence,
+        n_images: int = DEFAULTS.n_images,
+        momentum: float = DEFAULTS.momentum,
         n_val_images: int = 256,
         name: str = "wm",
-        carrier_layer: str | None = None,
+        carrier_layer: str | None = DEFAULTS.carrier_layer,
     ) -> None:
         watch_merging(GradSigns)
         key = key_of(key)
-        self.watermarker = Watermarker(
-            key,
+        settings = EmbeddingSettings(
             strength=strength,
             objective=objective,
             engine=engine,
@@ -106,6 +106,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
             momentum=momentum,
             carrier_layer=carrier_layer,
         )
+        self.watermarker = Watermarker(key, settings)
         self.key = key
         self.name = name
         self.reader = HeldOutReader(
@@ -189,7 +190,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
                 sharded=sharded,
             )
         self._awaited = step
-        pl_module.log(f"{self.name}/loss", marker.value, on_step=True, on_epoch=False)
+        pl_module.log(f"{self.name}/loss", marker.state.value, on_step=True, on_epoch=False)
         return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss
 
     def _embedding_loss_before_step(self, trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
@@ -409,12 +410,12 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         try:
             self.watermarker.check_batch(images, labels)
         except ValueError as error:
-            any_input = self.watermarker.carrier_layer is not None
+            any_input = self.watermarker.settings.carrier_layer is not None
             raise ValueError(f"{error}{cure(images, labels, self.key.input_shape, any_input=any_input)}") from error
         return images, labels
 
     def _try_logits(self, pl_module: Any, images: Tensor, batch: Any) -> None:
-        carrier_layer = self.watermarker.carrier_layer
+        carrier_layer = self.watermarker.settings.carrier_layer
         with unlogged(pl_module):
             check_logits_hook(
                 pl_module,
@@ -464,8 +465,8 @@ class GradSigns(LeavesNoKeyBehind, Callback):
             "target_class": self.key.target_class,
             "strength": str(marker.schedule),
             "objective": str(marker.objective),
-            "engine": marker.engine_name,
+            "engine": marker.settings.engine if isinstance(marker.settings.engine, str) else marker.settings.engine.name,
             "cadence": str(marker.cadence),
             "n_images": marker.buffer.capacity,
-            "momentum": marker.momentum,
+            "momentum": marker.settings.momentum,
         }

@@ -48,7 +48,7 @@ def check_compatible(trainer: Any, module: Any, marker: Watermarker) -> None:
         [
             *_strategy_problems(trainer),
             *_trainer_problems(trainer, module),
-            *_module_problems(module, marker.carrier_layer),
+            *_module_problems(module, marker.settings.carrier_layer),
             *_engine_problems(module, marker.engines, sharded=is_sharded(trainer)),
         ]
     )
@@ -56,7 +56,7 @@ def check_compatible(trainer: Any, module: Any, marker: Watermarker) -> None:
 
 def check_module(module: nn.Module, marker: Watermarker) -> None:
     """Raise one ``ValueError`` that lists all that keeps a network from being signed in a loop without a Trainer."""
-    _refuse([*_module_problems(module, marker.carrier_layer), *_engine_problems(module, marker.engines, sharded=False)])
+    _refuse([*_module_problems(module, marker.settings.carrier_layer), *_engine_problems(module, marker.engines, sharded=False)])
 
 
 def _refuse(problems: list[str]) -> None:

@@ -67,7 +67,7 @@ class EarlyWarnings:
 
     def _compare(self, trainer: Any, margins: list[float], readings: str) -> None:
         marker, now = self._marker, {"step": trainer.global_step, "epoch": trainer.current_epoch}
-        if self._worse_known or marker.n_embedded == 0 or marker.strength_at(**now) != marker.schedule.strength:
+        if self._worse_known or marker.state.n_embedded == 0 or marker.strength_at(**now) != marker.schedule.strength:
             return
         self._wrong = [*self._wrong[-_RISES:], sum(margin <= 0 for margin in margins)]
         if len(self._wrong) > _RISES and all(a < b for a, b in zip(self._wrong, self._wrong[1:], strict=False)):
@@ -87,7 +87,7 @@ class EarlyWarnings:
             self._idle_known = True
             if problem := why_idle(trainer, marker, automatic=automatic):
                 self._warn(trainer, f"after {self._n_due} batches: {problem}")
-        if marker.n_embedded < LEAST_STEPS:
+        if marker.state.n_embedded < LEAST_STEPS:
             return
         n_steps = self._length.n_steps(trainer, automatic=automatic)
         if not self._pace_known and math.isfinite(n_steps) and pace_of(marker) is not None:

@@ -12,10 +12,11 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from gradsigns_lightning.core.dose import parameters_of
 from gradsigns_lightning.core.key import WatermarkKey, key_of
+from gradsigns_lightning.core.settings import EmbeddingSettings
 from gradsigns_lightning.core.signature import LogitsFn
+from gradsigns_lightning.core.trained import only_trained
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.compat import check_module
-from gradsigns_lightning.integration.trained import only_trained
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
@@ -46,7 +47,7 @@ class FabricGradSigns:
         if name not in SUPPORTED_STRATEGIES:
             raise ValueError(f"`fabric` must use one of {', '.join(SUPPORTED_STRATEGIES)} (parameters not sharded), got {name}.")
         self.fabric = fabric
-        self.watermarker = Watermarker(key_of(key), **settings)
+        self.watermarker = Watermarker(key_of(key), EmbeddingSettings(**settings))
         self._prepared = False
         self._step = 0
         self._parameters: set[nn.Parameter] = set()

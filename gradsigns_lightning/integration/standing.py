@@ -129,7 +129,7 @@ def final_standing(
     if images is None or valid is None or current:
         return last_reading(trainer, reader, marker, replaced=known and not current)
     images, valid = images.to(pl_module.device), valid.to(pl_module.device)
-    own = HeldOutReader(marker.key, marker.projector, len(images), marker.carrier_layer)
+    own = HeldOutReader(marker.key, marker.projector, len(images), marker.settings.carrier_layer)
     own.start(pl_module.device)
     labels = torch.where(valid, marker.key.target_class, -1)
     with unlogged(pl_module):
@@ -163,7 +163,7 @@ def _standing_of(
         n_images=reader.n_found,
         recognised=reader.recognised,
         held_out=held_out,
-        n_embedded=marker.n_embedded,
+        n_embedded=marker.state.n_embedded,
         n_steps_since=trainer.global_step - reader.read_at,
         replaced=replaced,
         free_bits=freedom(marker.key),
