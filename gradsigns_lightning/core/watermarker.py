@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from os import PathLike
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from gradsigns_lightning.core.engines import differentiated, make_engines, probe
 from gradsigns_lightning.core.engines.probe import N_IMAGES
 from gradsigns_lightning.core.frozen import frozen_statistics
 from gradsigns_lightning.core.inputs import carrier_inputs
-from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.objective import make_objective
 from gradsigns_lightning.core.preflight import warn_of_lag, warn_of_scale
 from gradsigns_lightning.core.settings import DEFAULTS, EmbeddingSettings
@@ -53,7 +54,9 @@ class Watermarker:
         self.objective.check_key(key)
         self.engines = make_engines(settings.engine)
         self.engine = self.engines[0]
-        self.buffer = TargetBuffer(settings.n_images, key.target_class)
+        # With a carrier layer the inputs may be anything; the layer's output is checked when it is there.
+        input_shape = key.input_shape if settings.carrier_layer is None else None
+        self.buffer = TargetBuffer(settings.n_images, key.target_class, input_shape)
         self.is_prepared = False
         self._projector: SignatureProjector | None = None
         self.reset()
@@ -105,12 +108,15 @@ class Watermarker:
             return self.loss(module, logits_fn, step=step, epoch=epoch, world_size=world_size, sharded=sharded)
 
     def observe(self, images: Tensor, labels: Tensor, *, step: int) -> None:
-        """Keep the target class's images of one batch of optimizer step ``step``; see :meth:`check_batch`.
+        """Keep the target class's images of one batch of optimizer step ``step``.
 
         Between two embedding steps only the last batches before the next one are looked at, which makes the others free. Steps
         that start over begin another training.
+
+        Raises:
+            ValueError: the batch does not fit the key; see :meth:`TargetBuffer.check`.
         """
-        self.check_batch(images, labels)
+        self.buffer.check(images, labels)
         if self.state.last_step is not None and step < self.state.last_step:
             self.state = replace(self.state, first_step=None, last_step=None)
         if self.state.is_near(step, self.cadence):
@@ -133,30 +139,6 @@ class Watermarker:
                 self.state = replace(state, own_length=state.own_length.following(parameters, state.task_gradient, state.share))
         elif state.is_near(step, self.cadence):
             self.state = replace(state, task_gradient=state.task_gradient.noting(optimizer, parameters, sharded=sharded))
-
-    def check_batch(self, images: Tensor, labels: Tensor) -> None:
-        """Refuse a batch that is not floating-point images ``(n, C, H, W)`` and classes ``(n,)``.
-
-        With a carrier layer the inputs may be anything ``(n, ...)``; the layer's output is checked when it is there.
-
-        Raises:
-            ValueError: the images do not have the key's input shape, or the labels are not one class index per image.
-        """
-        takes_images = self.settings.carrier_layer is None
-        if takes_images and (tuple(images.shape[1:]) != self.key.input_shape or not images.is_floating_point()):
-            raise ValueError(
-                f"`images` must be floating point of shape (n, {', '.join(map(str, self.key.input_shape))}) as the key's "
-                f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}."
-            )
-        if labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"`labels` must have shape ({images.shape[0]},), one class index per image, got {tuple(labels.shape)}."
-            )
-        if self.buffer.images is not None and images.shape[1:] != self.buffer.images.shape[1:]:
-            raise ValueError(
-                f"`images` must have one shape in all batches, as the carriers are fixed places of it: got "
-                f"{tuple(images.shape[1:])} after {tuple(self.buffer.images.shape[1:])}. Pad text to a fixed length."
-            )
 
     def strength_at(self, *, step: int, epoch: int) -> float:
         """Return the strength of the embedding loss at an optimizer step."""
@@ -310,3 +292,16 @@ class Watermarker:
             asks_for_margin=hasattr(self.objective, "margin"),
         )
         return strength * times * state.task_gradient.length().to(state.recognised.device)
+
+
+def watermarker_of(key: WatermarkKey | Watermarker | str | PathLike[str], settings: EmbeddingSettings) -> Watermarker:
+    """Return the watermarker that was given, or one of the key that was given, or its file.
+
+    Raises:
+        ValueError: settings are given beside a watermarker, which has its own; the key cannot be embedded with these settings.
+    """
+    if not isinstance(key, Watermarker):
+        return Watermarker(key_of(key), settings)
+    if given := [field.name for field in fields(settings) if getattr(settings, field.name) != getattr(DEFAULTS, field.name)]:
+        raise ValueError(f"`{given[0]}` must not be given beside a `Watermarker`, which has settings of its own: {key.settings}.")
+    return key

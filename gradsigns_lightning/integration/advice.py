@@ -7,13 +7,17 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.key.reach import least_bits, least_matches
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.standing import Standing
+from gradsigns_lightning.integration.undeclared import callbacks_of, is_dev_run
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 _HOPELESS = 10.0  # times the embedding steps: beyond, an estimate says nothing
 LEAST_STEPS = 16  # that a pace is judged by
@@ -68,7 +72,7 @@ def _deciding(margins: Tensor) -> float:
     return float(margins.sort(descending=True).values[least_matches(len(margins)) - 1])
 
 
-def too_slow(trainer: Any, marker: Watermarker, *, n_steps: float) -> str | None:
+def too_slow(trainer: Trainer, marker: Watermarker, *, n_steps: float) -> str | None:
     """Return that a fit of ``n_steps`` optimizer steps will be over before the mark is there, and what helps; None if not."""
     pace = pace_of(marker)
     if pace is None or not math.isfinite(n_steps):
@@ -84,7 +88,7 @@ def too_slow(trainer: Any, marker: Watermarker, *, n_steps: float) -> str | None
     )
 
 
-def _cure(trainer: Any, marker: Watermarker, pace: Pace, factor: float) -> str:
+def _cure(trainer: Trainer, marker: Watermarker, pace: Pace, factor: float) -> str:
     if pace.lost > _LOST:
         return (
             f"In {pace.n_steps} embedding steps bits were lost as fast as others came: the learning rate is too high, or the "
@@ -102,7 +106,7 @@ def _cure(trainer: Any, marker: Watermarker, pace: Pace, factor: float) -> str:
     )
 
 
-def why_idle(trainer: Any, marker: Watermarker, *, automatic: bool) -> str | None:
+def why_idle(trainer: Trainer, marker: Watermarker, *, automatic: bool) -> str | None:
     """Return why nothing has been embedded yet; None if something has."""
     target = marker.key.target_class
     if trainer.global_step == 0:
@@ -135,9 +139,11 @@ def _why_spoilt(marker: Watermarker) -> str | None:
 
 
 def warn_if_not_owned(
-    trainer: Any, pl_module: Any, name: str, marker: Watermarker, standing: Standing | None, *, n_batches: int
+    trainer: Trainer, pl_module: LightningModule, name: str, marker: Watermarker, standing: Standing | None, *, n_batches: int
 ) -> None:
     """Warn at the end of a fit of ``n_batches`` that the model would not be ``owned``, of likely causes and of what helps."""
+    if not marker.schedule.strength or is_dev_run(trainer):
+        return
     if n_batches == 0:
         problem = (
             "this fit trained on no batch, so it embedded and read nothing: are there any, and are `max_epochs`, `max_steps` or "
@@ -157,7 +163,7 @@ def warn_if_not_owned(
         warnings.warn(f"GradSigns {name!r}: {problem}", UserWarning, stacklevel=2)
 
 
-def _causes(trainer: Any, pl_module: Any, marker: Watermarker, standing: Standing) -> Iterator[str]:
+def _causes(trainer: Trainer, pl_module: LightningModule, marker: Watermarker, standing: Standing) -> Iterator[str]:
     if standing.n_bits < least_bits():
         yield f"A key of {standing.n_bits} bits never is: {least_bits()} bits would do, 128 leave room for wrong bits."
     if not standing.is_recognised:
@@ -192,7 +198,7 @@ def _held_back(marker: Watermarker) -> str | None:
     )
 
 
-def _by_pace(trainer: Any, marker: Watermarker, standing: Standing) -> str:
+def _by_pace(trainer: Trainer, marker: Watermarker, standing: Standing) -> str:
     own, pace = own_margins(marker), pace_of(marker)
     n_own = 0 if own is None else int((own > 0).sum())
     if n_own >= least_matches(standing.n_bits) and _has_callback(trainer, "WeightAveraging", "StochasticWeightAveraging"):
@@ -222,7 +228,7 @@ def _n_images(marker: Watermarker) -> int:
     return 0 if marker.buffer.valid is None else int(marker.buffer.valid.sum())
 
 
-def _is_pruned(trainer: Any, module: nn.Module) -> bool:
+def _is_pruned(trainer: Trainer, module: nn.Module) -> bool:
     return _has_callback(trainer, "ModelPruning") or any(
         type(hook).__module__ == "torch.nn.utils.prune"
         for child in module.modules()
@@ -230,5 +236,5 @@ def _is_pruned(trainer: Any, module: nn.Module) -> bool:
     )
 
 
-def _has_callback(trainer: Any, *names: str) -> bool:
-    return any(c.__name__ in names for callback in trainer.callbacks for c in type(callback).__mro__)
+def _has_callback(trainer: Trainer, *names: str) -> bool:
+    return any(c.__name__ in names for callback in callbacks_of(trainer) for c in type(callback).__mro__)

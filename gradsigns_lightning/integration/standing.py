@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -21,6 +21,9 @@ from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.unlogged import unlogged
 from gradsigns_lightning.integration.weights import are_weights_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 _COUNTS = ("images", "held_out", "embedded", "steps_since", "replaced")  # among the figures that are logged
 
@@ -112,7 +115,7 @@ class Standing:
 
 
 def final_standing(
-    trainer: Any, pl_module: Any, logits_fn: LogitsFn, reader: HeldOutReader, marker: Watermarker
+    trainer: Trainer, pl_module: LightningModule, logits_fn: LogitsFn, reader: HeldOutReader, marker: Watermarker
 ) -> Standing | None:
     """Return how the mark stands in the final weights; all ranks must call.
 
@@ -141,18 +144,18 @@ def final_standing(
     )
 
 
-def last_reading(trainer: Any, reader: HeldOutReader, marker: Watermarker, *, replaced: bool = False) -> Standing | None:
+def last_reading(trainer: Trainer, reader: HeldOutReader, marker: Watermarker, *, replaced: bool = False) -> Standing | None:
     """Return how the mark stood when held-out images were read last; None if none were."""
     return _standing_of(trainer, reader, marker, held_out=True, replaced=replaced)
 
 
-def _is_current(trainer: Any, pl_module: Any, reader: HeldOutReader) -> bool:
+def _is_current(trainer: Trainer, pl_module: LightningModule, reader: HeldOutReader) -> bool:
     same = reader.lengths is None or are_weights_of(reader.lengths, pl_module)
     return on_all_ranks(same, device=pl_module.device, world_size=trainer.world_size)
 
 
 def _standing_of(
-    trainer: Any, reader: HeldOutReader, marker: Watermarker, *, held_out: bool, replaced: bool = False
+    trainer: Trainer, reader: HeldOutReader, marker: Watermarker, *, held_out: bool, replaced: bool = False
 ) -> Standing | None:
     if reader.margins is None:
         return None
@@ -170,14 +173,15 @@ def _standing_of(
     )
 
 
-def _close_rich_bar(trainer: Any) -> None:
+def _close_rich_bar(trainer: Trainer) -> None:
     """Close Lightning's bar by rich, which on a terminal wipes out what was logged below it when its own teardown comes."""
     bar = trainer.progress_bar_callback
-    if any(kind.__name__ == "RichProgressBar" for kind in type(bar).__mro__):  # of either of Lightning's packages
+    # Of either of Lightning's packages.
+    if bar is not None and any(kind.__name__ == "RichProgressBar" for kind in type(bar).__mro__):
         bar.teardown(trainer, trainer.lightning_module, "fit")
 
 
-def tell(trainer: Any, name: str, standing: Standing | None) -> None:
+def tell(trainer: Trainer, name: str, standing: Standing | None) -> None:
     """Write the line to rank zero's console, and the figures to the loggers and the Trainer's ``callback_metrics``."""
     if standing is None:
         return
