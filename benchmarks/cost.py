@@ -32,8 +32,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from gradsigns_lightning import Cadence, GradSigns, WatermarkKey
+from gradsigns_lightning.core import EmbeddingSettings, Watermarker
 from gradsigns_lightning.core.signature import SignatureProjector
-from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.models import Classifier, ResNet20, SmallResNet
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -226,7 +226,8 @@ class Cell:
         self.network = SmallResNet(shape[0], n_classes).to(DEVICE)
         self.optimizer = torch.optim.Adam(self.network.parameters(), 1e-3)
         self.batch = move_data_to_device(random_batch(shape, batch, n_classes), DEVICE)
-        self.marker = Watermarker(random_key(n_bits, shape, n_carriers), cadence=1, n_images=n_images, engine="double_backward")
+        settings = EmbeddingSettings(cadence=1, n_images=n_images, engine="double_backward")
+        self.marker = Watermarker(random_key(n_bits, shape, n_carriers), settings)
         images = torch.randn(n_images, *shape, device=DEVICE)
         self.marker.observe(images, torch.zeros(n_images, dtype=torch.long, device=DEVICE), step=0)
         self.ordinary()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gradsigns_lightning.core.key.signature_key import check_images
+
 
 class TargetBuffer:
     """Keeps the last ``capacity`` images of the target class, as the batches stream by.
@@ -15,17 +17,38 @@ class TargetBuffer:
     Args:
         capacity: images kept, at least 1.
         target_class: class T.
+        input_shape: shape of one image, ``(C, H, W)``; None for inputs of any kind, as token ids are.
     """
 
-    def __init__(self, capacity: int, target_class: int) -> None:
+    def __init__(self, capacity: int, target_class: int, input_shape: tuple[int, ...] | None = None) -> None:
         self.capacity = capacity
         self.target_class = target_class
+        self.input_shape = input_shape
         self.images: Tensor | None = None  # (capacity, C, H, W), newest first
         self.valid: Tensor | None = None  # (capacity,) bool; valid slots come first
 
     def clear(self) -> None:
         """Forget all images."""
         self.images = self.valid = None
+
+    def check(self, images: Tensor, labels: Tensor) -> None:
+        """Refuse a batch that is not floating-point images ``(n, C, H, W)`` and classes ``(n,)``.
+
+        Raises:
+            ValueError: the images do not have the input shape, or that of the batches before, or the labels are not one class
+                index per image.
+        """
+        if self.input_shape is not None:
+            check_images(images, self.input_shape)
+        if labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"`labels` must have shape ({images.shape[0]},), one class index per image, got {tuple(labels.shape)}."
+            )
+        if self.images is not None and images.shape[1:] != self.images.shape[1:]:
+            raise ValueError(
+                f"`images` must have one shape in all batches, as the carriers are fixed places of it: got "
+                f"{tuple(images.shape[1:])} after {tuple(self.images.shape[1:])}. Pad text to a fixed length."
+            )
 
     def push(self, images: Tensor, labels: Tensor) -> None:
         """Take the images of the target class from one batch.

@@ -6,7 +6,8 @@ of the other. Nothing here is read back to the host.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradsigns_lightning.core.distributed import global_mean
+from gradsigns_lightning.core.schedule import Cadence
 from gradsigns_lightning.core.signature import LogitsFn, as_logits
 
 _KEPT = 0.9  # of the earlier steps' norms, with each new one
@@ -45,10 +48,11 @@ class Recognition:
             self._first = logits.detach()
         return answer
 
-    def probabilities(self) -> Tensor:
-        """Return the target class's probability for each of the first inputs, shape ``(n,)``, float32."""
+    def mean(self, valid: Tensor, *, world_size: int) -> Tensor:
+        """Return the target class's mean probability for the first inputs that are ``valid``, over all ranks; a scalar."""
         assert self._first is not None
-        return self._first.float().softmax(-1)[:, self._target_class]
+        sure = (valid.float() @ self._first.float().softmax(-1)[:, self._target_class]).view(1)
+        return global_mean(sure, valid.float().sum(), world_size=world_size).squeeze()
 
 
 def most_length(recognised: Tensor, interval: int) -> Tensor:
@@ -81,56 +85,113 @@ def needed_length(share: Tensor, hurry: float) -> Tensor:
     return hurry**haste * ((1 - share) / (1 - SAFE)).clamp(0, 1)
 
 
+def urgency(
+    cadence: Cadence, factor: float, *, recognised: Tensor, share: Tensor, interval: int, asks_for_margin: bool
+) -> Tensor | float:
+    """Return how many times the strength a step's dose is: what is missing, and what the network has room for.
+
+    Args:
+        cadence: of the training; one of fixed intervals has a fixed dose, but for the hurry.
+        factor: how much longer than usual the interval is.
+        recognised: mean probability of the target class for its images, a scalar.
+        share: smallest margin of all bits, in margins asked for, a scalar.
+        interval: steps to the next embedding step, while no bit is safe.
+        asks_for_margin: the objective is satisfied at a margin; one that is not never comes near it.
+    """
+    # More often alone does not turn the last bits of a small network, and more strength alone costs accuracy.
+    hurry: float = max(1.0, 1 / factor) ** 0.75
+    if cadence.growth is None:
+        return hurry
+    most = most_length(recognised, interval)
+    share = share.to(most)
+    return torch.minimum(most, needed_length(share if asks_for_margin else share.clamp(max=SAFE), hurry))
+
+
+@dataclass(frozen=True, eq=False)
 class TaskGradient:
     """The length of the task's gradient over the last steps that were looked at.
 
     Attributes:
         n_noted: steps that were looked at since the start.
+        lengths: by optimizer, scalars on the device.
     """
 
-    def __init__(self) -> None:
-        self.reset()
+    n_noted: int = 0
+    lengths: Mapping[int, Tensor] = field(default_factory=dict)
 
-    def reset(self) -> None:
-        """Forget all steps."""
-        self.n_noted = 0
-        self._lengths: dict[int, Tensor] = {}
-
-    def note(self, optimizer: int, parameters: Iterable[nn.Parameter], *, sharded: bool = False) -> Tensor | None:
-        """Look at the gradients of one optimizer's parameters before its step.
+    def noting(self, optimizer: int, parameters: Iterable[nn.Parameter], *, sharded: bool = False) -> TaskGradient:
+        """Return what is known after a look at the gradients of one optimizer's parameters before its step.
 
         Args:
             optimizer: which of the training's optimizers it is.
             parameters: those of the optimizer.
             sharded: parameters are sharded over the ranks, all of which must call.
-
-        Returns:
-            Their length, a scalar on the device; None if there are none.
         """
         length = total_length([p.grad for p in parameters if p.grad is not None], sharded=sharded)
         if length is None:
-            return None
-        before = self._lengths.get(optimizer, length)
+            return self
+        before = self.lengths.get(optimizer, length)
         # A step that overflowed, or had nothing to learn, says nothing of the next.
         usable = length.isfinite() & (length > 0)
         kept = torch.where(before.isfinite() & (before > 0), before, length)
-        self._lengths[optimizer] = torch.where(usable, _KEPT * kept + (1 - _KEPT) * length, before)
-        self.n_noted += 1
-        return length
+        now = torch.where(usable, _KEPT * kept + (1 - _KEPT) * length, before)
+        return TaskGradient(self.n_noted + 1, {**self.lengths, optimizer: now})
 
     def length(self) -> Tensor:
         """Return the length over all optimizers, a float32 scalar; 0 before there is any usable."""
-        length = torch.stack(list(self._lengths.values())).square().sum().sqrt()
+        length = torch.stack(list(self.lengths.values())).square().sum().sqrt()
         return torch.where(length.isfinite(), length, 0)
 
     def state_dict(self) -> dict[int, float]:
         """Return the lengths by optimizer."""
-        return {optimizer: float(length) for optimizer, length in self._lengths.items()}
+        return {optimizer: float(length) for optimizer, length in self.lengths.items()}
 
-    def load_state_dict(self, state: dict[int, float]) -> None:
-        """Take back what :meth:`state_dict` gave."""
-        self.n_noted = len(state)
-        self._lengths = {optimizer: torch.tensor(length) for optimizer, length in state.items()}
+    @classmethod
+    def from_state_dict(cls, state: Mapping[int, float]) -> TaskGradient:
+        """Return what gave this :meth:`state_dict`."""
+        return cls(len(state), {optimizer: torch.tensor(length) for optimizer, length in state.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class OwnLength:
+    """The length of the objective's own gradient where it comes with the task's, because parameters are sharded.
+
+    Attributes:
+        own: of the objective, as far as it is known; None before the first step.
+        asked: that it was asked to have in the last step.
+    """
+
+    own: Tensor | None = None
+    asked: Tensor | None = None
+
+    def asking(self, length: Tensor) -> OwnLength:
+        """Return what is known when the next step's is asked to have a length."""
+        return OwnLength(torch.ones_like(length) if self.own is None else self.own, length)
+
+    def factor(self) -> Tensor:
+        """Return the factor that gives the objective's gradient the length that was asked for."""
+        assert self.own is not None
+        assert self.asked is not None
+        return self.asked / self.own
+
+    def following(self, parameters: Iterable[nn.Parameter], task: TaskGradient, share: Tensor | None) -> OwnLength:
+        """Return what is known after a step of task and mark, whose gradients are about at right angles; all ranks must call.
+
+        It is followed by a factor of two at most: where the mark is short, the task's own fluctuation is most of the difference.
+
+        Args:
+            parameters: those of the optimizer, with the gradients of both.
+            task: the task's own gradient in the steps before.
+            share: smallest margin of all bits, in margins asked for, a scalar.
+        """
+        both = total_length([p.grad for p in parameters if p.grad is not None], sharded=True)
+        if both is None or self.own is None or self.asked is None or share is None or task.n_noted == 0:
+            return self
+        found = (both.square() - task.length().to(both).square()).clamp_min(0).sqrt() / self.asked.to(both)
+        # Where hardly anything is missing the mark is too short to be told from the task's fluctuation at all.
+        tells = found.isfinite() & (share.to(both) < SAFE)
+        own = self.own.to(both)
+        return replace(self, own=torch.where(tells, own * found.clamp(0.5, 2.0), own))
 
 
 def parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:

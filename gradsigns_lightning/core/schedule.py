@@ -46,7 +46,8 @@ class Cadence:
     Args:
         every_n_steps: interval between embedding steps, at least 1.
         max_backoff: factor by which the interval may grow (it doubles each time that all margins are ample and falls back at
-            once when one is not), at least 1; 1 never backs off.
+            once when one is not), at least 1; 1 never backs off. With ``growth`` it counts from ``every_n_steps / growth``
+            steps on, up to which the interval grows as the training does.
         max_hurry: factor by which it may shrink (it halves each time that a bit is missing), at least 1; 1 never hurries.
         growth: the interval is at most this share of the steps since embedding began, so that a training may end at any time;
             above 0, at most 1; None for a fixed interval.

@@ -7,13 +7,17 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.key.reach import least_bits, least_matches
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.standing import Standing
+from gradsigns_lightning.integration.undeclared import callbacks_of, is_dev_run
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 _HOPELESS = 10.0  # times the embedding steps: beyond, an estimate says nothing
 LEAST_STEPS = 16  # that a pace is judged by
@@ -43,24 +47,24 @@ class Pace:
 
 def own_margins(marker: Watermarker) -> Tensor | None:
     """Return the margins in the training images' own gradient, on the host; None if no image of the class came by."""
-    if marker.margins is None or bool(marker.margins.isnan().any()):
+    if marker.state.margins is None or bool(marker.state.margins.isnan().any()):
         return None
-    return marker.margins.float().cpu()
+    return marker.state.margins.float().cpu()
 
 
 def pace_of(marker: Watermarker) -> Pace | None:
     """Return the pace of this fit; None if there were too few embedding steps to tell."""
-    if marker.n_embedded < LEAST_STEPS or marker.first_margins is None or (now := own_margins(marker)) is None:
+    if marker.state.n_embedded < LEAST_STEPS or marker.state.first_margins is None or (now := own_margins(marker)) is None:
         return None
-    first, aim = marker.first_margins.float().cpu(), getattr(marker.objective, "margin", 1.0)
+    first, aim = marker.state.first_margins.float().cpu(), getattr(marker.objective, "margin", 1.0)
     # The margins approach what the objective asks for like a decay, the slower the nearer.
     before, after = (aim - _deciding(margins) for margins in (first, now))
     lost = float((first - now).relu().square().mean().sqrt())
     if after <= aim:
-        return Pace(marker.n_embedded, marker.n_embedded, lost)
+        return Pace(marker.state.n_embedded, marker.state.n_embedded, lost)
     if after >= before:
-        return Pace(marker.n_embedded, math.inf, lost)
-    return Pace(marker.n_embedded, marker.n_embedded * math.log(before / aim) / math.log(before / after), lost)
+        return Pace(marker.state.n_embedded, math.inf, lost)
+    return Pace(marker.state.n_embedded, marker.state.n_embedded * math.log(before / aim) / math.log(before / after), lost)
 
 
 def _deciding(margins: Tensor) -> float:
@@ -68,7 +72,7 @@ def _deciding(margins: Tensor) -> float:
     return float(margins.sort(descending=True).values[least_matches(len(margins)) - 1])
 
 
-def too_slow(trainer: Any, marker: Watermarker, *, n_steps: float) -> str | None:
+def too_slow(trainer: Trainer, marker: Watermarker, *, n_steps: float) -> str | None:
     """Return that a fit of ``n_steps`` optimizer steps will be over before the mark is there, and what helps; None if not."""
     pace = pace_of(marker)
     if pace is None or not math.isfinite(n_steps):
@@ -77,14 +81,14 @@ def too_slow(trainer: Any, marker: Watermarker, *, n_steps: float) -> str | None
     to_come = sum(1 for step in islice(marker.coming_steps(), math.ceil(wanted)) if step < n_steps)
     if to_come >= wanted:
         return None
-    total = marker.n_embedded + to_come
+    total = marker.state.n_embedded + to_come
     factor = min(pace.needed, _HOPELESS * total) / total
     return (
         f"the fit will be over, after {total} embedding steps, before the mark is there. {_cure(trainer, marker, pace, factor)}"
     )
 
 
-def _cure(trainer: Any, marker: Watermarker, pace: Pace, factor: float) -> str:
+def _cure(trainer: Trainer, marker: Watermarker, pace: Pace, factor: float) -> str:
     if pace.lost > _LOST:
         return (
             f"In {pace.n_steps} embedding steps bits were lost as fast as others came: the learning rate is too high, or the "
@@ -114,16 +118,16 @@ def why_diverged(module: nn.Module) -> str | None:
     return None
 
 
-def why_idle(trainer: Any, marker: Watermarker, *, automatic: bool) -> str | None:
+def why_idle(trainer: Trainer, marker: Watermarker, *, automatic: bool) -> str | None:
     """Return why nothing has been embedded yet; None if something has."""
     target = marker.key.target_class
     if trainer.global_step == 0:
         return "Lightning counted no optimizer step, so nothing was embedded: step by `self.optimizers()`."
-    if marker.n_embedded == 0:
+    if marker.state.n_embedded == 0:
         if automatic:
             return "no step embedded: the strength was 0 all along (`start_epoch`), or no gradient reached the optimizer's step."
         return "no step embedded: `watermark_loss` was not called, or the strength was 0 all along (`start_epoch`)."
-    if not int(marker.n_spoilt) and own_margins(marker) is None:
+    if not int(marker.state.n_spoilt) and own_margins(marker) is None:
         if _n_images(marker):
             return (
                 f"the gradient of class {target} was zero in every embedding step, so nothing was embedded: has the training "
@@ -138,18 +142,20 @@ def why_idle(trainer: Any, marker: Watermarker, *, automatic: bool) -> str | Non
 
 def _why_spoilt(marker: Watermarker) -> str | None:
     """Return that embedding steps were left out; None if none was."""
-    if n_spoilt := int(marker.n_spoilt):
+    if n_spoilt := int(marker.state.n_spoilt):
         return (
-            f"{n_spoilt} of {marker.n_embedded} embedding steps had gradients that are not finite and were left out (a norm or a "
-            "root at zero?)."
+            f"{n_spoilt} of {marker.state.n_embedded} embedding steps had gradients that are not finite and were left out (a "
+            "norm or a root at zero?)."
         )
     return None
 
 
 def warn_if_not_owned(
-    trainer: Any, pl_module: Any, name: str, marker: Watermarker, standing: Standing | None, *, n_batches: int
+    trainer: Trainer, pl_module: LightningModule, name: str, marker: Watermarker, standing: Standing | None, *, n_batches: int
 ) -> None:
     """Warn at the end of a fit of ``n_batches`` that the model would not be ``owned``, of likely causes and of what helps."""
+    if not marker.schedule.strength or is_dev_run(trainer):
+        return
     if n_batches == 0:
         problem = (
             "this fit trained on no batch, so it embedded and read nothing: are there any, and are `max_epochs`, `max_steps` or "
@@ -171,7 +177,7 @@ def warn_if_not_owned(
         warnings.warn(f"GradSigns {name!r}: {problem}", UserWarning, stacklevel=2)
 
 
-def _causes(trainer: Any, pl_module: Any, marker: Watermarker, standing: Standing) -> Iterator[str]:
+def _causes(trainer: Trainer, pl_module: LightningModule, marker: Watermarker, standing: Standing) -> Iterator[str]:
     if standing.n_bits < least_bits():
         yield f"A key of {standing.n_bits} bits never is: {least_bits()} bits would do, 128 leave room for wrong bits."
     if not standing.is_recognised:
@@ -199,7 +205,7 @@ def _causes(trainer: Any, pl_module: Any, marker: Watermarker, standing: Standin
 
 def _left_out(marker: Watermarker) -> str | None:
     """Return that an optimizer stepped in no batch that embeds; None if all did."""
-    if not (left_out := marker.turns.left_out):
+    if not (left_out := marker.state.turns.left_out):
         return None
     return (
         f"Optimizer {left_out[0]} of `self.optimizers()` made no step in a batch that embeds, so its parameters carry nothing of "
@@ -209,7 +215,7 @@ def _left_out(marker: Watermarker) -> str | None:
 
 def _held_back(marker: Watermarker) -> str | None:
     """Return that the dose was small to the end, because the network has yet to learn; None if it was not."""
-    sure = None if marker.recognised is None or marker.cadence.growth is None else float(marker.recognised)
+    sure = None if marker.state.recognised is None or marker.cadence.growth is None else float(marker.state.recognised)
     if sure is None or not sure < _UNSURE:
         return None
     return (
@@ -218,7 +224,7 @@ def _held_back(marker: Watermarker) -> str | None:
     )
 
 
-def _by_pace(trainer: Any, marker: Watermarker, standing: Standing) -> str:
+def _by_pace(trainer: Trainer, marker: Watermarker, standing: Standing) -> str:
     own, pace = own_margins(marker), pace_of(marker)
     n_own = 0 if own is None else int((own > 0).sum())
     if n_own >= least_matches(standing.n_bits) and _has_callback(trainer, "WeightAveraging", "StochasticWeightAveraging"):
@@ -233,7 +239,7 @@ def _by_pace(trainer: Any, marker: Watermarker, standing: Standing) -> str:
             "help."
         )
     if pace is None:
-        return f"{marker.n_embedded} embedding steps are too few: train longer."
+        return f"{marker.state.n_embedded} embedding steps are too few: train longer."
     return _few_images(marker) + _cure(trainer, marker, pace, min(pace.factor, _HOPELESS))
 
 
@@ -248,7 +254,7 @@ def _n_images(marker: Watermarker) -> int:
     return 0 if marker.buffer.valid is None else int(marker.buffer.valid.sum())
 
 
-def _is_pruned(trainer: Any, module: nn.Module) -> bool:
+def _is_pruned(trainer: Trainer, module: nn.Module) -> bool:
     return _has_callback(trainer, "ModelPruning") or any(
         type(hook).__module__ == "torch.nn.utils.prune"
         for child in module.modules()
@@ -256,5 +262,5 @@ def _is_pruned(trainer: Any, module: nn.Module) -> bool:
     )
 
 
-def _has_callback(trainer: Any, *names: str) -> bool:
-    return any(c.__name__ in names for callback in trainer.callbacks for c in type(callback).__mro__)
+def _has_callback(trainer: Trainer, *names: str) -> bool:
+    return any(c.__name__ in names for callback in callbacks_of(trainer) for c in type(callback).__mro__)

@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
-import warnings
-import weakref
-from contextlib import nullcontext
 from functools import partial
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from gradsigns_lightning.core.dose import parameters_of
-from gradsigns_lightning.core.engines import AUTO, Engine
-from gradsigns_lightning.core.key import WatermarkKey, key_of
+from gradsigns_lightning.core.engines import Engine
+from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective
-from gradsigns_lightning.core.schedule import DEFAULT_STRENGTH, Cadence, StrengthSchedule
-from gradsigns_lightning.core.utils.checks import check_int
-from gradsigns_lightning.core.utils.text import printable
-from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
+from gradsigns_lightning.core.settings import DEFAULTS, EmbeddingSettings
+from gradsigns_lightning.core.watermarker import Watermarker, watermarker_of
 from gradsigns_lightning.integration.advice import warn_if_not_owned
-from gradsigns_lightning.integration.batches import cure, images_and_labels
-from gradsigns_lightning.integration.compat import check_compatible
+from gradsigns_lightning.integration.batches import images_and_labels
+from gradsigns_lightning.integration.compat import check_compatible, check_distinct
 from gradsigns_lightning.integration.copies import LeavesNoKeyBehind
 from gradsigns_lightning.integration.early import EarlyWarnings
 from gradsigns_lightning.integration.end import LastWord
-from gradsigns_lightning.integration.hints import check_logits_hook
+from gradsigns_lightning.integration.evaluations import Evaluations
+from gradsigns_lightning.integration.hooks import Hooks
 from gradsigns_lightning.integration.input_watch import InputWatch
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
 from gradsigns_lightning.integration.merging import watch_merging
-from gradsigns_lightning.integration.reading import HeldOutReader
+from gradsigns_lightning.integration.published import published, warn_of_changes
 from gradsigns_lightning.integration.release import CHECKPOINT_ENTRY, STATE_PREFIX
-from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
+from gradsigns_lightning.integration.sharding import is_sharded
 from gradsigns_lightning.integration.standing import Standing
-from gradsigns_lightning.integration.step_patch import StepPatch
-from gradsigns_lightning.integration.trained import only_trained
+from gradsigns_lightning.integration.step_patch import StepWrapper
+from gradsigns_lightning.integration.undeclared import callbacks_of
 from gradsigns_lightning.integration.unlogged import unlogged
-from gradsigns_lightning.integration.weights import lengths_of
+from gradsigns_lightning.integration.validation import ValidationMonitor
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 
 class GradSigns(LeavesNoKeyBehind, Callback):
@@ -54,7 +54,8 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     Override :meth:`images_and_labels` for batches of another form and :meth:`logits` for modules that do not return logits.
 
     Args:
-        key: the owner's key, or its file; batches hold inputs normalised as its ``input_mean`` and ``input_std`` say.
+        key: the owner's key, or its file; batches hold inputs normalised as its ``input_mean`` and ``input_std`` say. Or a
+            :class:`Watermarker`, which has the settings up to ``momentum``, and ``carrier_layer``, already.
         strength: length of the mark's gradient in an embedding step, in lengths of the task's gradient, or a schedule; by default
             up to 4.8 times as much while bits are wrong, and less while the network does not know the class or hardly anything
             is missing; 0 trains exactly as without the callback.
@@ -82,44 +83,29 @@ class GradSigns(LeavesNoKeyBehind, Callback):
 
     def __init__(
         self,
-        key: WatermarkKey | str | PathLike[str],
+        key: WatermarkKey | Watermarker | str | PathLike[str],
         *,
-        strength: float | StrengthSchedule = DEFAULT_STRENGTH,
-        objective: str | Objective = "margin",
-        engine: str | Engine = AUTO,
-        cadence: int | Cadence | None = None,
-        n_images: int = 32,
-        momentum: float = 0.5,
+        strength: float | StrengthSchedule = DEFAULTS.strength,
+        objective: str | Objective = DEFAULTS.objective,
+        engine: str | Engine = DEFAULTS.engine,
+        cadence: int | Cadence | None = DEFAULTS.cadence,
+        n_images: int = DEFAULTS.n_images,
+        momentum: float = DEFAULTS.momentum,
         n_val_images: int = 256,
         name: str = "wm",
-        carrier_layer: str | None = None,
+        carrier_layer: str | None = DEFAULTS.carrier_layer,
     ) -> None:
         watch_merging(GradSigns)
-        key = key_of(key)
-        self.watermarker = Watermarker(
-            key,
-            strength=strength,
-            objective=objective,
-            engine=engine,
-            cadence=cadence,
-            n_images=n_images,
-            momentum=momentum,
-            carrier_layer=carrier_layer,
-        )
-        self.key = key
+        settings = EmbeddingSettings(strength, objective, engine, cadence, n_images, momentum, carrier_layer)
+        self.watermarker = watermarker_of(key, settings)
+        self.key = self.watermarker.key
         self.name = name
-        self.reader = HeldOutReader(
-            key, self.watermarker.projector, check_int("n_val_images", n_val_images, minimum=0), carrier_layer
-        )
         self.brought = False  # by a module, which copies of it shall do too
-        self._patch: StepPatch | None = None
-        self._watch = InputWatch(torch.nn.Module())
-        self._prepared = False
-        self._tried = False
-        self._last_seen: tuple[int, weakref.ref[Tensor]] | None = None
-        self._awaited: int | None = None  # step that embedded and whose gradient no optimizer has taken yet
-        self._warned = False
-        self._unreadable = False
+        self._monitor = ValidationMonitor(name, self.watermarker, n_val_images)
+        self.reader = self._monitor.reader
+        self._wrapper = StepWrapper()
+        self._watch = InputWatch()
+        self._evaluations = Evaluations(self.watermarker)
         self._early = EarlyWarnings(self.watermarker, name)
         self._end = LastWord(name, self.reader, self.watermarker)
 
@@ -144,61 +130,51 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         """
         return images_and_labels(batch, self.key.input_shape)
 
-    def logits(self, pl_module: Any, images: Tensor) -> Tensor:
+    def logits(self, pl_module: LightningModule, images: Tensor) -> Tensor:
         """Return the logits ``(n, n_classes)`` of inputs ``(n, C, H, W)``: by default ``pl_module(images)``.
 
         An object with an attribute ``logits`` (the answer of Hugging Face's models) is taken as well.
         """
         return pl_module(images)  # type: ignore[no-any-return]
 
-    def embedding_loss(self, trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
+    def embedding_loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> Tensor | None:
         """Return the embedding loss if this batch opens an optimizer step that embeds, else None.
 
         The step's first batch carries the whole term, times the number of accumulated batches by which Lightning divides, so that
         gradient accumulation changes nothing.
         """
-        marker, step, epoch = self.watermarker, trainer.global_step, trainer.current_epoch
+        marker, hooks, step = self.watermarker, self._hooks(pl_module), trainer.global_step
         if marker.schedule.strength == 0:
             return None
-        sharded = is_sharded(trainer)
-        if self._awaited is not None and step > self._awaited:
-            # Lightning counted a step that the module's own `optimizer_step` left out.
-            self._take_back()
-        images, labels = self._taken_from(batch)
-        if pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1:
-            self._refuse_second_evaluation(images, step)
-        marker.observe(images, labels, step=step)
-        if not self._prepared:
+        images, labels = hooks.taken_from(batch)
+        self._evaluations.begin(images, step, only=pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1)
+        if not marker.is_prepared:
             self._watch = InputWatch(pl_module)
             with self._watch.recording():
-                self._try_logits(pl_module, images, batch)
-            with unlogged(pl_module):
-                marker.prepare(
-                    pl_module, lambda x: self.logits(pl_module, x), images, world_size=trainer.world_size, sharded=sharded
-                )
-            self._prepared = True
-        if not marker.is_due(step=step, epoch=epoch):
-            return None
-        with unlogged(pl_module), nullcontext() if sharded else only_trained(pl_module, trainer.optimizers):
-            loss = marker.loss(
+                hooks.try_logits(images, batch)
+        with unlogged(pl_module):
+            loss = marker.step(
                 pl_module,
-                lambda x: self.logits(pl_module, x),
+                hooks.logits,
+                images,
+                labels,
                 step=step,
-                epoch=epoch,
+                epoch=trainer.current_epoch,
                 world_size=trainer.world_size,
-                sharded=sharded,
+                sharded=is_sharded(trainer),
+                optimizers=trainer.optimizers,
             )
-        self._awaited = step
-        pl_module.log(f"{self.name}/loss", marker.value, on_step=True, on_epoch=False)
+        if loss is None or marker.state.value is None:
+            return None
+        self._evaluations.embedded(step)
+        pl_module.log(f"{self.name}/loss", marker.state.value, on_step=True, on_epoch=False)
         return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss
 
-    def _embedding_loss_before_step(self, trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
+    def _embedding_loss_before_step(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> Tensor | None:
         if not trainer.training:
             return None  # a validation step that calls the training step
-        first = not self._prepared
         loss = self.embedding_loss(trainer, pl_module, batch)
-        if first:
-            self._watch.watch_the_step()
+        self._watch.watch_the_step()
         return loss
 
     @property
@@ -215,258 +191,114 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         self.watermarker.load_state_dict(state_dict["watermarker"])
 
     @override
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint.setdefault(CHECKPOINT_ENTRY, {})[self.name] = self._public_settings()
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint.setdefault(CHECKPOINT_ENTRY, {})[self.name] = published(self.watermarker)
 
     @override
-    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get(CHECKPOINT_ENTRY, {}).get(self.name)
-        now = self._public_settings()
-        changed = (
-            [f"{k}: {printable(str(saved.get(k)), limit=80)} -> {now[k]}" for k in now if saved.get(k) != now[k]] if saved else []
-        )
-        if changed:
-            warnings.warn(
-                f"GradSigns {self.name!r} differs from the checkpoint: {'; '.join(changed)}.", UserWarning, stacklevel=2
-            )
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        warn_of_changes(self.name, self.watermarker, checkpoint.get(CHECKPOINT_ENTRY, {}).get(self.name))
 
     @override
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.global_step == 0:
             # Maybe another model than last time. Here, because a checkpoint's state is loaded next; a Trainer that goes on
             # counting steps goes on with the state.
-            self._reset()
-        marks = [callback for callback in trainer.callbacks if isinstance(callback, GradSigns)]
-        if (names := [mark.name for mark in marks]).count(self.name) > 1:
-            raise ValueError(
-                f"`name` must be different for every GradSigns callback of a Trainer, got {names}: give the second one its "
-                "own, as in GradSigns(key, name='wm2')."
-            )
-        if (keys := [mark.key.commitment for mark in marks]).count(self.key.commitment) > 1:
-            raise ValueError(f"`key` must be different for every GradSigns callback of a Trainer, got {keys}.")
+            self.watermarker.reset()
+            self._monitor.reset()
+        check_distinct([(mark.name, mark.key) for mark in callbacks_of(trainer) if isinstance(mark, GradSigns)])
 
     @override
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored yet.
-        self._prepared = self._tried = False
-        self._last_seen = self._awaited = None
-        self._unreadable = False
+        self._unwrap()  # of a fit that ended without telling
+        self.watermarker.is_prepared = False
+        self._monitor.start_fit()
+        self._evaluations.start()
         self._end.start()
         self._early.start()
-        self._unpatch()  # of a fit that ended without telling
         if self.watermarker.schedule.strength == 0:
             return
         check_compatible(trainer, pl_module, self.watermarker)
         if pl_module.automatic_optimization:
-            self._wrap_step(trainer, pl_module)
+            extra_loss = partial(self._embedding_loss_before_step, trainer, pl_module)
+            self._wrapper.wrap(pl_module, extra_loss, self._evaluations.take_back)
 
     @override
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        prepare_loggers(trainer, self.name, self._public_settings())
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        prepare_loggers(trainer, self.name, published(self.watermarker))
 
     @override
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._watch.stop()
-        self.watermarker.turns.close_batch()  # the next one may be without `watermark_loss`
+        self.watermarker.close_batch()  # the next one may be without `watermark_loss`
         self._early.after_batch(trainer, pl_module)
-        if self._patch is not None and not self._patch.called:
-            # The module has put another step in the place of the wrapped one, as trainings in phases do.
-            self._patch.remove()
-            self._wrap_step(trainer, pl_module)
-        elif self._patch is not None:
-            self._patch.called = False
+        self._wrapper.renew()
 
     @override
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._early.after_epoch(trainer, pl_module)
 
     @override
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        self._awaited = None
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._evaluations.stepped()
         # Here gradients are whole, unscaled and not clipped yet.
-        if self._prepared:
+        if self.watermarker.is_prepared:
             which = next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
-            self.watermarker.observe_gradients(
-                which, parameters_of(optimizer), step=trainer.global_step, sharded=is_sharded(trainer)
-            )
+            step, sharded = trainer.global_step, is_sharded(trainer)
+            self.watermarker.observe_gradients(which, parameters_of(optimizer), step=step, sharded=sharded)
 
     @override
-    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self.reader.start(pl_module.device)
-
-    @override
-    def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.reader.start(pl_module.device)
 
     @override
     def on_validation_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         # Within the batches, because weight averaging swaps the weights that will be saved in just for them. Before the step,
         # which may take the batch apart.
-        self._read(trainer, pl_module, batch)
+        self._monitor.read(trainer, batch, self._hooks(pl_module))
 
     @override
-    def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._read(trainer, pl_module, batch)
-
-    @override
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._log_reading(trainer, pl_module)
+            self._monitor.log(trainer, pl_module)
+            self._early.after_reading(trainer, self.reader.margins)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_start = on_validation_batch_start
+    on_test_epoch_end = on_validation_epoch_end
 
     @override
-    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._log_reading(trainer, pl_module)
-
-    @override
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.reader.margins is not None:
-            log_margins(trainer, self.name, self.reader.margins)
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        log_margins(trainer, self.name, self.reader.margins)
         if self._early.n_batches:
             self._end.read_after_other_callbacks(trainer, partial(self.logits, pl_module))
 
     @override
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Loggers are still open here.
         self._end.tell(trainer, pl_module, partial(self.logits, pl_module))
-        if self.watermarker.schedule.strength and not trainer.fast_dev_run:
-            warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self.standing, n_batches=self._early.n_batches)
+        warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self.standing, n_batches=self._early.n_batches)
 
     @override
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._unpatch()
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._unwrap()
 
     @override
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # After an exception Lightning calls this and no teardown hook.
-        self._unpatch()
-        self._end.stop(trainer)
-        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit":
-            self._end.tell_last_reading(trainer)
+        self._unwrap()
+        self._end.stop(trainer, exception)
 
     @override
     def _outside_a_fit(self) -> dict[str, Any]:
-        return {"_patch": None, "_watch": InputWatch(torch.nn.Module()), "_last_seen": None}
+        return {"_wrapper": StepWrapper(), "_watch": InputWatch(), "_evaluations": Evaluations(self.watermarker)}
 
-    def _wrap_step(self, trainer: Any, pl_module: Any) -> None:
-        self._patch = StepPatch(
-            pl_module,
-            lambda batch: self._embedding_loss_before_step(trainer, pl_module, batch),
-            self._take_back,
-        )
+    def _hooks(self, pl_module: LightningModule) -> Hooks:
+        return Hooks(pl_module, self.images_and_labels, partial(self.logits, pl_module), self.watermarker)
 
-    def _take_back(self) -> None:
-        self._awaited = None
-        self.watermarker.take_back()
-
-    def _unpatch(self) -> None:
-        self._last_seen = None
+    def _unwrap(self) -> None:
+        self._evaluations.stop()
         self._watch.stop()
-        if self._patch is not None:
-            self._patch.remove()
-            self._patch = None
-
-    def _reset(self) -> None:
-        self.watermarker.reset()
-        self.reader.margins = None
-        self._warned = False
-
-    def _read(self, trainer: Any, pl_module: Any, batch: Any) -> None:
-        together = is_sharded(trainer) and self.reader.n_images > 0
-        if not (self.reader.wants_more or together) or self._unreadable:
-            return
-        try:
-            self._read_batch(trainer, pl_module, batch, together=together)
-        except Exception as error:
-            if self.watermarker.schedule.strength:
-                raise
-            self._unreadable = True
-            warnings.warn(
-                f"GradSigns {self.name!r} has strength 0 and does not read this fit either: {error} (Override "
-                "`GradSigns.images_and_labels` or `GradSigns.logits`, or set `n_val_images=0`.)",
-                UserWarning,
-                stacklevel=2,
-            )
-
-    def _read_batch(self, trainer: Any, pl_module: Any, batch: Any, *, together: bool) -> None:
-        images, labels = self._taken_from(batch)
-        if trainer.sanity_checking:
-            return  # it shall find batches of another form, but nothing is logged
-
-        if self.reader.lengths is None and not is_sharded(trainer):
-            self.reader.lengths = lengths_of(pl_module)
-
-        def read() -> None:
-            if not self._tried:
-                self._try_logits(pl_module, images, batch)
-            self.reader.read(pl_module, lambda x: self.logits(pl_module, x), images, labels, always=together)
-
-        with unlogged(pl_module):
-            inside_forward(trainer, pl_module, read)
-
-    def _taken_from(self, batch: Any) -> tuple[Tensor, Tensor]:
-        images, labels = self.images_and_labels(batch)
-        try:
-            self.watermarker.check_batch(images, labels)
-        except ValueError as error:
-            any_input = self.watermarker.carrier_layer is not None
-            raise ValueError(f"{error}{cure(images, labels, self.key.input_shape, any_input=any_input)}") from error
-        return images, labels
-
-    def _try_logits(self, pl_module: Any, images: Tensor, batch: Any) -> None:
-        carrier_layer = self.watermarker.carrier_layer
-        with unlogged(pl_module):
-            check_logits_hook(
-                pl_module,
-                lambda x: self.logits(pl_module, x),
-                images,
-                batch,
-                self.key,
-                carrier_layer=carrier_layer,
-                sharded=is_sharded(pl_module.trainer),
-            )
-        self._tried = True
-
-    def _log_reading(self, trainer: Any, pl_module: Any) -> None:
-        if self.reader.n_images == 0:
-            return
-        values = None if self._unreadable else self.reader.finish(step=trainer.global_step)
-        if values is None and not self._unreadable:
-            self._warn_once_unread()
-        self._early.after_reading(trainer, self.reader.margins)
-        for name, value in (values or self.reader.missing()).items():
-            pl_module.log(f"{self.name}/{name}", value, sync_dist=trainer.world_size > 1)
-
-    def _refuse_second_evaluation(self, images: Tensor, step: int) -> None:
-        if self._last_seen is not None and self._last_seen[0] == step and self._last_seen[1]() is images:
-            raise ValueError(
-                "The optimizer evaluates the loss more than once a step (as SAM and LBFGS do), and the embedding loss is in the "
-                "first evaluation only: use another optimizer, or manual optimization with GradSignsMixin, which adds "
-                "`watermark_loss` where the gradient is kept."
-            )
-        self._last_seen = (step, weakref.ref(images))
-
-    def _warn_once_unread(self) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"GradSigns {self.name!r}: no usable gradient of class {self.key.target_class} in the validation images (none of "
-                "that class, or gradients all zero or not finite), so nan is logged.",
-                UserWarning,
-                stacklevel=2,
-            )
-
-    def _public_settings(self) -> dict[str, Any]:
-        marker = self.watermarker
-        return {
-            "commitment": self.key.commitment,
-            "n_bits": self.key.n_bits,
-            "target_class": self.key.target_class,
-            "strength": str(marker.schedule),
-            "objective": str(marker.objective),
-            "engine": marker.engine_name,
-            "cadence": str(marker.cadence),
-            "n_images": marker.buffer.capacity,
-            "momentum": marker.momentum,
-        }
+        self._wrapper.remove()

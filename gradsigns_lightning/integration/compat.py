@@ -5,15 +5,19 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradsigns_lightning.core.engines import Engine
+from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.sharding import SHARDING_STRATEGIES, is_sharded
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", *SHARDING_STRATEGIES)
 UNSUPPORTED_SUBCLASSES = ("DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")  # one of them by inheritance only
@@ -39,7 +43,7 @@ KINKED = (
 )
 
 
-def check_compatible(trainer: Any, module: Any, marker: Watermarker) -> None:
+def check_compatible(trainer: Trainer, module: LightningModule, marker: Watermarker) -> None:
     """Raise one ``ValueError`` that lists all that keeps this fit from being signed.
 
     What cannot be seen without a batch is found by :meth:`Watermarker.prepare` on the first one.
@@ -48,7 +52,7 @@ def check_compatible(trainer: Any, module: Any, marker: Watermarker) -> None:
         [
             *_strategy_problems(trainer),
             *_trainer_problems(trainer, module),
-            *_module_problems(module, marker.carrier_layer),
+            *_module_problems(module, marker.settings.carrier_layer),
             *_engine_problems(module, marker.engines, sharded=is_sharded(trainer)),
         ]
     )
@@ -56,7 +60,19 @@ def check_compatible(trainer: Any, module: Any, marker: Watermarker) -> None:
 
 def check_module(module: nn.Module, marker: Watermarker) -> None:
     """Raise one ``ValueError`` that lists all that keeps a network from being signed in a loop without a Trainer."""
-    _refuse([*_module_problems(module, marker.carrier_layer), *_engine_problems(module, marker.engines, sharded=False)])
+    _refuse([*_module_problems(module, marker.settings.carrier_layer), *_engine_problems(module, marker.engines, sharded=False)])
+
+
+def check_distinct(marks: Sequence[tuple[str, WatermarkKey]]) -> None:
+    """Raise a ``ValueError`` if two of a Trainer's callbacks, each with its name and key, have the same name or key."""
+    names, keys = [name for name, _ in marks], [key.commitment for _, key in marks]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"`name` must be different for every GradSigns callback of a Trainer, got {names}: give the second one its "
+            "own, as in GradSigns(key, name='wm2')."
+        )
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"`key` must be different for every GradSigns callback of a Trainer, got {keys}.")
 
 
 def _refuse(problems: list[str]) -> None:
@@ -65,8 +81,8 @@ def _refuse(problems: list[str]) -> None:
         raise ValueError(f"GradSigns cannot sign this model in this Trainer:\n{listing}")
 
 
-def _strategy_problems(trainer: Any) -> Iterator[str]:
-    strategy = trainer.strategy
+def _strategy_problems(trainer: Trainer) -> Iterator[str]:
+    strategy: Any = trainer.strategy
     names = [c.__name__ for c in type(strategy).__mro__]
     if set(names).isdisjoint(SUPPORTED_STRATEGIES) or not set(names).isdisjoint(UNSUPPORTED_SUBCLASSES):
         yield (
@@ -88,7 +104,7 @@ def _strategy_problems(trainer: Any) -> Iterator[str]:
         yield f"precision {trainer.precision!r} is not supported with {names[0]}, use {' or '.join(map(repr, allowed))}."
 
 
-def _trainer_problems(trainer: Any, module: Any) -> Iterator[str]:
+def _trainer_problems(trainer: Trainer, module: LightningModule) -> Iterator[str]:
     if trainer.precision not in SUPPORTED_PRECISIONS:
         yield f"precision {trainer.precision!r} is not supported, use one of {', '.join(map(repr, SUPPORTED_PRECISIONS))}."
     for optimizer in trainer.optimizers:
@@ -103,7 +119,7 @@ def _trainer_problems(trainer: Any, module: Any) -> Iterator[str]:
         )
 
 
-def _module_problems(module: Any, carrier_layer: str | None) -> Iterator[str]:
+def _module_problems(module: nn.Module, carrier_layer: str | None) -> Iterator[str]:
     if carrier_layer is not None and carrier_layer not in (names := [name for name, _ in module.named_modules() if name]):
         close = difflib.get_close_matches(carrier_layer, names, n=3, cutoff=0.3)
         yield f"`carrier_layer` {carrier_layer!r} is no submodule; similar names: {', '.join(close) or 'none'}."

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.advice import LEAST_STEPS, own_margins, pace_of, too_slow, why_diverged, why_idle
 from gradsigns_lightning.integration.length import FitLength
+from gradsigns_lightning.integration.undeclared import is_dev_run
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 _EVERY = 200  # batches, within an epoch that is longer
 _FEWEST, _FEWEST_STEPS = 10, 3  # batches and optimizer steps that say something
@@ -41,7 +45,7 @@ class EarlyWarnings:
         """Batches of this fit."""
         return self._length.n_batches
 
-    def after_batch(self, trainer: Any, pl_module: Any) -> None:
+    def after_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count a batch of training."""
         self._length.after_batch(trainer)
         if self._marker.schedule.strength == 0 or trainer.current_epoch < self._marker.schedule.start_epoch:
@@ -53,21 +57,21 @@ class EarlyWarnings:
             self._half_known = True
             self._look(trainer, pl_module)
 
-    def after_epoch(self, trainer: Any, pl_module: Any) -> None:
+    def after_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what was embedded."""
         self._length.after_epoch()
         if self._n_due >= _FEWEST:
             self._look(trainer, pl_module)
 
-    def after_reading(self, trainer: Any, margins: list[float] | None) -> None:
+    def after_reading(self, trainer: Trainer, margins: list[float] | None) -> None:
         """Compare a reading on held-out images with those before."""
         if margins is not None and trainer.state.fn == "fit":
             self._validated = True
             self._compare(trainer, margins, "readings")
 
-    def _compare(self, trainer: Any, margins: list[float], readings: str) -> None:
+    def _compare(self, trainer: Trainer, margins: list[float], readings: str) -> None:
         marker, now = self._marker, {"step": trainer.global_step, "epoch": trainer.current_epoch}
-        if self._worse_known or marker.n_embedded == 0 or marker.strength_at(**now) != marker.schedule.strength:
+        if self._worse_known or marker.state.n_embedded == 0 or marker.strength_at(**now) != marker.schedule.strength:
             return
         self._wrong = [*self._wrong[-_RISES:], sum(margin < 0 for margin in margins)]
         if len(self._wrong) > _RISES and all(a < b for a, b in zip(self._wrong, self._wrong[1:], strict=False)):
@@ -79,9 +83,9 @@ class EarlyWarnings:
                 "pruning and adversarial training take them away.",
             )
 
-    def _look(self, trainer: Any, pl_module: Any) -> None:
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         marker, automatic = self._marker, pl_module.automatic_optimization
-        if marker.schedule.strength == 0 or trainer.fast_dev_run or (automatic and trainer.global_step < _FEWEST_STEPS):
+        if marker.schedule.strength == 0 or is_dev_run(trainer) or (automatic and trainer.global_step < _FEWEST_STEPS):
             return
         if self._has_diverged:
             return
@@ -93,7 +97,7 @@ class EarlyWarnings:
             self._idle_known = True
             if problem := why_idle(trainer, marker, automatic=automatic):
                 self._warn(trainer, f"after {self._n_due} batches: {problem}")
-        if marker.n_embedded < LEAST_STEPS:
+        if marker.state.n_embedded < LEAST_STEPS:
             return
         n_steps = self._length.n_steps(trainer, automatic=automatic)
         if not self._pace_known and math.isfinite(n_steps) and pace_of(marker) is not None:
@@ -103,6 +107,6 @@ class EarlyWarnings:
         if not (self._validated or self._worse_known) and (margins := own_margins(marker)) is not None:
             self._compare(trainer, margins.tolist(), "looks at the training images")
 
-    def _warn(self, trainer: Any, problem: str) -> None:
+    def _warn(self, trainer: Trainer, problem: str) -> None:
         if trainer.is_global_zero:
             warnings.warn(f"GradSigns {self._name!r}: {problem}", UserWarning, stacklevel=2)

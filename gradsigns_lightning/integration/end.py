@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -14,7 +14,11 @@ from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.sharding import is_sharded
 from gradsigns_lightning.integration.standing import Standing, final_standing, last_reading, tell
+from gradsigns_lightning.integration.undeclared import callbacks_of, drop_callbacks
 from gradsigns_lightning.integration.weights import are_weights_of, lengths_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 
 class LastWord:
@@ -35,19 +39,19 @@ class LastWord:
         self.standing: Standing | None = None
         self._lengths: Tensor | None = None
 
-    def read_after_other_callbacks(self, trainer: Any, logits_fn: LogitsFn) -> None:
+    def read_after_other_callbacks(self, trainer: Trainer, logits_fn: LogitsFn) -> None:
         """Read when all callbacks' ``on_train_end`` are over; to be called from that hook.
 
         Lightning goes through the Trainer's list itself, which therefore may grow meanwhile.
         """
-        trainer.callbacks.append(_Afterwards(self, logits_fn))
+        callbacks_of(trainer).append(_Afterwards(self, logits_fn))
 
-    def read(self, trainer: Any, pl_module: Any, logits_fn: LogitsFn) -> None:
+    def read(self, trainer: Trainer, pl_module: LightningModule, logits_fn: LogitsFn) -> None:
         """Read the mark; all ranks must call."""
         self.standing = final_standing(trainer, pl_module, logits_fn, self._reader, self._marker)
         self._lengths = None if is_sharded(trainer) else lengths_of(pl_module)
 
-    def tell(self, trainer: Any, pl_module: Any, logits_fn: LogitsFn) -> None:
+    def tell(self, trainer: Trainer, pl_module: LightningModule, logits_fn: LogitsFn) -> None:
         """Tell how the mark stands; reads again if the module's own ``on_train_end``, the very last, replaced the weights."""
         if self._lengths is not None and not are_weights_of(self._lengths, pl_module):
             if trainer.world_size == 1:
@@ -56,14 +60,15 @@ class LastWord:
                 self.standing = replace(self.standing, replaced=True)
         tell(trainer, self._name, self.standing)
 
-    def stop(self, trainer: Any) -> None:
-        """Do not read any more in a fit that failed."""
-        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, _Afterwards)]
+    def stop(self, trainer: Trainer, exception: BaseException) -> None:
+        """Do not read any more in a fit that failed; tell what was read last in one that was interrupted.
 
-    def tell_last_reading(self, trainer: Any) -> None:
-        """Tell what was read last in a fit that was interrupted; nothing new is read, as other ranks may be anywhere."""
-        self.standing = last_reading(trainer, self._reader, self._marker)
-        tell(trainer, self._name, self.standing)
+        Nothing new is read there, as other ranks may be anywhere.
+        """
+        drop_callbacks(trainer, [c for c in callbacks_of(trainer) if isinstance(c, _Afterwards)])
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit":
+            self.standing = last_reading(trainer, self._reader, self._marker)
+            tell(trainer, self._name, self.standing)
 
 
 class _Afterwards(Callback):
@@ -71,6 +76,6 @@ class _Afterwards(Callback):
         self._end, self._logits_fn = end, logits_fn
 
     @override
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self]
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        drop_callbacks(trainer, [self])
         self._end.read(trainer, pl_module, self._logits_fn)

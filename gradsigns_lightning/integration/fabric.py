@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import weakref
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from gradsigns_lightning.core.dose import parameters_of
-from gradsigns_lightning.core.key import WatermarkKey, key_of
+from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.settings import EmbeddingSettings
 from gradsigns_lightning.core.signature import LogitsFn
-from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.core.watermarker import Watermarker, watermarker_of
 from gradsigns_lightning.integration.compat import check_module
-from gradsigns_lightning.integration.trained import only_trained
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
@@ -27,9 +30,9 @@ class FabricGradSigns:
 
     Args:
         fabric: the launched Fabric; on one device or with DDP.
-        key: the owner's key, or its file.
-        settings: ``strength``, ``objective``, ``engine``, ``cadence``, ``n_images``, ``momentum`` and ``carrier_layer`` as in
-            :class:`~gradsigns_lightning.GradSigns`.
+        key: the owner's key, or its file, or a :class:`Watermarker`.
+        settings: those of a key: ``strength``, ``objective``, ``engine``, ``cadence``, ``n_images``, ``momentum`` and
+            ``carrier_layer`` as in :class:`~gradsigns_lightning.GradSigns`.
 
     Raises:
         ValueError: the strategy is not supported, or a setting is out of range.
@@ -41,19 +44,24 @@ class FabricGradSigns:
         >>> # loss = task_loss + watermark.loss(model, images, labels, step=step, epoch=epoch); fabric.backward(loss)
     """
 
-    def __init__(self, fabric: Any, key: WatermarkKey | str | PathLike[str], **settings: Any) -> None:
+    def __init__(self, fabric: Fabric, key: WatermarkKey | Watermarker | str | PathLike[str], **settings: Any) -> None:
         name = type(fabric.strategy).__name__
         if name not in SUPPORTED_STRATEGIES:
             raise ValueError(f"`fabric` must use one of {', '.join(SUPPORTED_STRATEGIES)} (parameters not sharded), got {name}.")
         self.fabric = fabric
-        self.watermarker = Watermarker(key_of(key), **settings)
-        self._prepared = False
+        self.watermarker = watermarker_of(key, EmbeddingSettings(**settings))
+        self.watermarker.is_prepared = False
         self._step = 0
         self._parameters: set[nn.Parameter] = set()
         self._optimizers: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         # Fabric's loop has no hook between the task's backward pass and the step, and optimizers are not known here.
         this = weakref.ref(self)
-        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: _note(this(), optimizer))
+
+        def note(optimizer: Optimizer, *_: Any) -> None:
+            if (watermark := this()) is not None:
+                watermark._note(optimizer)
+
+        hook = register_optimizer_step_pre_hook(note)
         weakref.finalize(self, hook.remove)
 
     def loss(
@@ -75,24 +83,24 @@ class FabricGradSigns:
         Raises:
             ValueError: the batch does not fit the key, or no engine works on this model.
         """
-        marker, world_size = self.watermarker, self.fabric.world_size
         # Fabric's wrapper would redirect to the strategy's forward, which has had its one call for this backward pass.
         original = getattr(module, "module", module) if hasattr(module, "_forward_module") else module
-        logits_fn = logits or original
-        zero = torch.zeros((), device=images.device)
-        if marker.schedule.strength == 0:
-            return zero
         self._step = step
-        marker.observe(images, labels, step=step)
-        if not self._prepared:
-            check_module(original, marker)
+        if self.watermarker.schedule.strength and not self.watermarker.is_prepared:
+            self.watermarker.buffer.check(images, labels)
+            check_module(original, self.watermarker)
             self._parameters = set(original.parameters())
-            marker.prepare(original, logits_fn, images, world_size=world_size)
-            self._prepared = True
-        if not marker.is_due(step=step, epoch=epoch):
-            return zero
-        with only_trained(original, self._optimizers):
-            return marker.loss(original, logits_fn, step=step, epoch=epoch, world_size=world_size)
+        loss = self.watermarker.step(
+            original,
+            logits or original,
+            images,
+            labels,
+            step=step,
+            epoch=epoch,
+            world_size=self.fabric.world_size,
+            optimizers=self._optimizers,
+        )
+        return torch.zeros((), device=images.device) if loss is None else loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of schedule, cadence and mean gradient."""
@@ -102,13 +110,9 @@ class FabricGradSigns:
         """Take back what :meth:`state_dict` gave."""
         self.watermarker.load_state_dict(state)
 
-
-def _note(watermark: FabricGradSigns | None, optimizer: Optimizer) -> None:
-    if watermark is None:
-        return
-    known = watermark._optimizers
-    if optimizer not in known:
-        if watermark._parameters.isdisjoint(parameters_of(optimizer)):
-            return
-        known[optimizer] = len(known)
-    watermark.watermarker.observe_gradients(known[optimizer], parameters_of(optimizer), step=watermark._step)
+    def _note(self, optimizer: Optimizer) -> None:
+        if optimizer not in self._optimizers:
+            if self._parameters.isdisjoint(parameters_of(optimizer)):
+                return
+            self._optimizers[optimizer] = len(self._optimizers)
+        self.watermarker.observe_gradients(self._optimizers[optimizer], parameters_of(optimizer), step=self._step)

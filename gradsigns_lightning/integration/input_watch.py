@@ -22,10 +22,11 @@ class InputWatch:
     Augmentation inside the step is let pass: it keeps the range of the images.
 
     Args:
-        module: the LightningModule.
+        module: the LightningModule; None watches nothing.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module | None = None) -> None:
+        module = nn.Module() if module is None else module
         # A compiled network would be compiled anew for a hook.
         compiled = any(
             getattr(m, "_compiled_call_impl", None) or getattr(m, "_compiler_ctx", None) or type(m).__name__ == "OptimizedModule"
@@ -48,7 +49,7 @@ class InputWatch:
 
     def watch_the_step(self) -> None:
         """Compare the layer's next input with the noted one, and warn if it is another."""
-        if self._first is not None:
+        if self._first is not None and self._handle is None:
             self._handle = self._first.register_forward_pre_hook(self._compare)
 
     def stop(self) -> None:

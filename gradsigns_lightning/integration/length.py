@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
+
+from gradsigns_lightning.integration.undeclared import callbacks_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 class FitLength:
@@ -20,7 +25,7 @@ class FitLength:
         self._n_epochs = self._n_batches_then = 0  # epochs that ended, and batches in them
         self._first = (0.0, 0, 0)  # time, optimizer steps and epoch after the first batch, which may take much longer
 
-    def after_batch(self, trainer: Any) -> None:
+    def after_batch(self, trainer: Trainer) -> None:
         """Count a batch of training."""
         self.n_batches += 1
         if self.n_batches == 1:
@@ -30,29 +35,29 @@ class FitLength:
         """Count an epoch."""
         self._n_epochs, self._n_batches_then = self._n_epochs + 1, self.n_batches
 
-    def n_steps(self, trainer: Any, *, automatic: bool) -> float:
+    def n_steps(self, trainer: Trainer, *, automatic: bool) -> float:
         """Return after how many optimizer steps the fit will end; infinite if that is not known yet."""
         return min([math.inf, *self._by_steps(trainer), *self._by_time(trainer), *self._by_epochs(trainer, automatic)])
 
-    def is_half_over(self, trainer: Any) -> bool:
+    def is_half_over(self, trainer: Trainer) -> bool:
         """Return whether half of the steps or of the time is over, if they are limited."""
         ends = [*self._by_steps(trainer), *self._by_time(trainer)]
         return any(trainer.global_step >= end / 2 for end in ends)
 
-    def _by_steps(self, trainer: Any) -> Iterator[float]:
+    def _by_steps(self, trainer: Trainer) -> Iterator[float]:
         if trainer.max_steps != -1:
             yield float(trainer.max_steps)
 
-    def _by_time(self, trainer: Any) -> Iterator[float]:
+    def _by_time(self, trainer: Trainer) -> Iterator[float]:
         began, first_step, _ = self._first
         steps, seconds = trainer.global_step - first_step, time.monotonic() - began
-        timers = [c for c in trainer.callbacks if "Timer" in (kind.__name__ for kind in type(c).__mro__)]
+        timers = [c for c in callbacks_of(trainer) if "Timer" in (kind.__name__ for kind in type(c).__mro__)]
         for timer in timers if steps > 0 and seconds > 0 else []:
             remaining = getattr(timer, "time_remaining", lambda: None)()
             if remaining is not None:
                 yield trainer.global_step + steps / seconds * max(remaining, 0.0)
 
-    def _by_epochs(self, trainer: Any, automatic: bool) -> Iterator[float]:
+    def _by_epochs(self, trainer: Trainer, automatic: bool) -> Iterator[float]:
         has_length = math.isfinite(trainer.num_training_batches)
         if trainer.max_epochs in (None, -1):
             return

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gradsigns_lightning.core.utils.text import printable
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
 _SUMMARIES = {"ber": "min", "log10_p_value": "min", "p_value": "min", "margin": "max"}
 
 
-def prepare_loggers(trainer: Any, name: str, settings: dict[str, Any]) -> None:
+def prepare_loggers(trainer: Trainer, name: str, settings: dict[str, Any]) -> None:
     """Write the public settings (the commitment, never the secret) into each run's configuration."""
     for logger in trainer.loggers:
         logger.log_hyperparams({f"{name}/{k}": printable(v) if isinstance(v, str) else v for k, v in settings.items()})
@@ -22,7 +25,7 @@ def prepare_loggers(trainer: Any, name: str, settings: dict[str, Any]) -> None:
                 define_metric(f"{name}/{metric}", summary=summary)
 
 
-def log_margins(trainer: Any, name: str, margins: list[float]) -> None:
+def log_margins(trainer: Trainer, name: str, margins: list[float] | None) -> None:
     """Log a table of bits and a histogram of margins to the loggers that can take them.
 
     The table tells which bits match and how safely, not what they are.
@@ -30,9 +33,9 @@ def log_margins(trainer: Any, name: str, margins: list[float]) -> None:
     Args:
         trainer: the Trainer.
         name: prefix of the logged names.
-        margins: ``(2 b_j - 1) z_j`` of every bit.
+        margins: ``(2 b_j - 1) z_j`` of every bit; None logs nothing.
     """
-    if not trainer.is_global_zero:
+    if margins is None or not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
         if hasattr(logger, "log_table"):
@@ -41,9 +44,9 @@ def log_margins(trainer: Any, name: str, margins: list[float]) -> None:
         if any(c.__name__ == "WandbLogger" for c in type(logger).__mro__):
             import wandb
 
-            logger.experiment.log({f"{name}/margins": wandb.Histogram(margins)})
+            _experiment(logger).log({f"{name}/margins": wandb.Histogram(margins)})
         elif hasattr(_experiment(logger), "add_histogram"):
-            logger.experiment.add_histogram(f"{name}/margins", torch.tensor(margins), trainer.global_step)
+            _experiment(logger).add_histogram(f"{name}/margins", torch.tensor(margins), trainer.global_step)
 
 
 def _experiment(logger: Any) -> Any:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from gradsigns_lightning.integration.published import published
+
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _MODULE, _CLASS, _METHOD = "trainer.connectors.callback_connector", "_CallbackConnector", "_attach_model_callbacks"
 
@@ -64,7 +66,7 @@ def _refuse_dropped(dropped: list[Any], brought: list[Any]) -> None:
 
 def _settings(callback: Any) -> dict[str, Any]:
     private = {"name": callback.name, "n_val_images": callback.reader.n_images, "carrier_layer": callback.reader.carrier_layer}
-    return {**private, **callback._public_settings()}
+    return {**private, **published(callback.watermarker)}
 
 
 def _differences(callback: Any, other: Any) -> str:

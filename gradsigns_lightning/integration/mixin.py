@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.callback import GradSigns
+from gradsigns_lightning.integration.undeclared import callbacks_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+    from lightning.pytorch import LightningModule as _Base
+else:
+    _Base = object  # a mixin, which may come before any LightningModule of either of Lightning's packages
 
 
-class GradSignsMixin:
+class GradSignsMixin(_Base):
     """Put before ``LightningModule`` in the bases and call :meth:`sign_with` in the constructor.
 
     With automatic optimization nothing else is needed. With manual optimization add :meth:`watermark_loss` to the loss before
@@ -38,13 +46,13 @@ class GradSignsMixin:
                 f"got {', '.join(base.__name__ for base in cls.__bases__)}."
             )
 
-    def sign_with(self, key: WatermarkKey | str | PathLike[str], **settings: Any) -> GradSigns:
+    def sign_with(self, key: WatermarkKey | Watermarker | str | PathLike[str], **settings: Any) -> GradSigns:
         """Sign this module with ``key`` whenever it is fitted; may be called for several keys.
 
         Deep copies of the module sign too. A pickled module (``torch.save(module)``) leaves keys and callbacks behind.
 
         Args:
-            key: the owner's key, or its file.
+            key: the owner's key, or its file, or a :class:`Watermarker`.
             settings: arguments of :class:`GradSigns`.
 
         Returns:
@@ -58,9 +66,9 @@ class GradSignsMixin:
     def _marks(self) -> list[GradSigns]:
         return [mark for mark in self._gradsigns if mark is not None]
 
-    def configure_callbacks(self) -> list[Any]:
+    def configure_callbacks(self) -> list[Callback]:
         """Hand the watermark's callbacks to the Trainer beside the module's own."""
-        own = super().configure_callbacks()  # type: ignore[misc]
+        own = super().configure_callbacks()
         return [*(own if isinstance(own, (list, tuple)) else [own]), *self._marks()]
 
     def on_fit_start(self) -> None:
@@ -69,7 +77,7 @@ class GradSignsMixin:
         Raises:
             ValueError: no key was given, or the module's own ``configure_callbacks`` dropped the watermark's callbacks.
         """
-        super().on_fit_start()  # type: ignore[misc]
+        super().on_fit_start()
         self._signing()
 
     def _signing(self) -> list[GradSigns]:
@@ -78,7 +86,7 @@ class GradSignsMixin:
                 f"This {type(self).__name__} was pickled, and left the key behind that signed it: call `self.sign_with(key)` "
                 "anew before it is fitted."
             )
-        callbacks = [c for c in self.trainer.callbacks if isinstance(c, GradSigns)]  # type: ignore[attr-defined]
+        callbacks = [c for c in callbacks_of(self.trainer) if isinstance(c, GradSigns)]
         if dropped := [mark for mark in self._marks() if mark not in callbacks]:
             raise ValueError(
                 "`configure_callbacks` must return the watermark's callbacks too, or the key "
@@ -94,7 +102,7 @@ class GradSignsMixin:
 
     def _is_tuned(self) -> bool:
         """Return whether a Tuner tries something, for which it takes out all callbacks of the Trainer."""
-        there, marks = self.trainer.callbacks, self._marks()  # type: ignore[attr-defined]
+        there, marks = callbacks_of(self.trainer), self._marks()
         if not marks or any(mark in there for mark in marks):
             return False
         brought = self.configure_callbacks()
@@ -109,11 +117,11 @@ class GradSignsMixin:
         Raises:
             ValueError: optimization is automatic, where the callback adds the loss by itself; or no key is signed.
         """
-        if self.automatic_optimization:  # type: ignore[attr-defined]
+        if self.automatic_optimization:
             raise ValueError("`watermark_loss` is for automatic_optimization=False; otherwise the loss is added by itself.")
-        zero = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
+        zero = torch.zeros((), device=self.device)
         if self._is_tuned():
             return zero
         # All of the Trainer's, whether they came from `sign_with` or were handed to it.
-        losses = [callback.embedding_loss(self.trainer, self, batch) for callback in self._signing()]  # type: ignore[attr-defined]
+        losses = [callback.embedding_loss(self.trainer, self, batch) for callback in self._signing()]
         return sum((loss for loss in losses if loss is not None), start=zero)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from gradsigns_lightning.integration.reading import HeldOutReader
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.unlogged import unlogged
 from gradsigns_lightning.integration.weights import are_weights_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 _COUNTS = ("erasures", "images", "held_out", "embedded", "steps_since", "replaced")  # among the figures that are logged
 
@@ -102,7 +105,7 @@ class Standing(BitCounts):
 
 
 def final_standing(
-    trainer: Any, pl_module: Any, logits_fn: LogitsFn, reader: HeldOutReader, marker: Watermarker
+    trainer: Trainer, pl_module: LightningModule, logits_fn: LogitsFn, reader: HeldOutReader, marker: Watermarker
 ) -> Standing | None:
     """Return how the mark stands in the final weights; all ranks must call.
 
@@ -119,7 +122,7 @@ def final_standing(
     if images is None or valid is None or current:
         return last_reading(trainer, reader, marker, replaced=known and not current)
     images, valid = images.to(pl_module.device), valid.to(pl_module.device)
-    own = HeldOutReader(marker.key, marker.projector, len(images), marker.carrier_layer)
+    own = HeldOutReader(marker.key, marker.projector, len(images), marker.settings.carrier_layer)
     own.start(pl_module.device)
     labels = torch.where(valid, marker.key.target_class, -1)
     with unlogged(pl_module):
@@ -131,18 +134,18 @@ def final_standing(
     )
 
 
-def last_reading(trainer: Any, reader: HeldOutReader, marker: Watermarker, *, replaced: bool = False) -> Standing | None:
+def last_reading(trainer: Trainer, reader: HeldOutReader, marker: Watermarker, *, replaced: bool = False) -> Standing | None:
     """Return how the mark stood when held-out images were read last; None if none were."""
     return _standing_of(trainer, reader, marker, held_out=True, replaced=replaced)
 
 
-def _is_current(trainer: Any, pl_module: Any, reader: HeldOutReader) -> bool:
+def _is_current(trainer: Trainer, pl_module: LightningModule, reader: HeldOutReader) -> bool:
     same = reader.lengths is None or are_weights_of(reader.lengths, pl_module)
     return on_all_ranks(same, device=pl_module.device, world_size=trainer.world_size)
 
 
 def _standing_of(
-    trainer: Any, reader: HeldOutReader, marker: Watermarker, *, held_out: bool, replaced: bool = False
+    trainer: Trainer, reader: HeldOutReader, marker: Watermarker, *, held_out: bool, replaced: bool = False
 ) -> Standing | None:
     if reader.margins is None:
         return None
@@ -152,21 +155,22 @@ def _standing_of(
         n_images=reader.n_found,
         recognised=reader.recognised,
         held_out=held_out,
-        n_embedded=marker.n_embedded,
+        n_embedded=marker.state.n_embedded,
         n_steps_since=trainer.global_step - reader.read_at,
         replaced=replaced,
         free_bits=freedom(marker.key),
     )
 
 
-def _close_rich_bar(trainer: Any) -> None:
+def _close_rich_bar(trainer: Trainer) -> None:
     """Close Lightning's bar by rich, which on a terminal wipes out what was logged below it when its own teardown comes."""
     bar = trainer.progress_bar_callback
-    if any(kind.__name__ == "RichProgressBar" for kind in type(bar).__mro__):  # of either of Lightning's packages
+    # Of either of Lightning's packages.
+    if bar is not None and any(kind.__name__ == "RichProgressBar" for kind in type(bar).__mro__):
         bar.teardown(trainer, trainer.lightning_module, "fit")
 
 
-def tell(trainer: Any, name: str, standing: Standing | None) -> None:
+def tell(trainer: Trainer, name: str, standing: Standing | None) -> None:
     """Write the line to rank zero's console, and the figures to the loggers and the Trainer's ``callback_metrics``."""
     if standing is None:
         return

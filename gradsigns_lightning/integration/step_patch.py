@@ -10,9 +10,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
 
 ExtraLoss = Callable[[Any], Tensor | None]
 
@@ -27,7 +30,7 @@ class StepPatch:
         unused: called when the step returned None and the scalar was not used.
     """
 
-    def __init__(self, module: Any, extra_loss: ExtraLoss, unused: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, module: LightningModule, extra_loss: ExtraLoss, unused: Callable[[], None] = lambda: None) -> None:
         self.called = False  # since whoever asks has set it to False
         self._module = module
         self._active = True
@@ -50,7 +53,7 @@ class StepPatch:
         vars(training_step)["__wrapped__"] = inspect.unwrap(step)
         vars(training_step)["_step_patch"] = self
         self._wrapper = training_step
-        module.training_step = training_step
+        module.training_step = training_step  # type: ignore[method-assign]
         self._state = _PlainState.of(module)
         self._state.patches.append(self)
 
@@ -67,7 +70,36 @@ class StepPatch:
         if self._previous is None:
             del self._module.training_step
         else:
-            self._module.training_step = self._previous
+            self._module.training_step = self._previous  # type: ignore[method-assign]
+
+
+class StepWrapper:
+    """Keeps a module's step wrapped during a fit, also where the module puts another step in its place."""
+
+    def __init__(self) -> None:
+        self._patch: StepPatch | None = None
+        self._made_by: Callable[[], StepPatch] | None = None
+
+    def wrap(self, module: LightningModule, extra_loss: ExtraLoss, unused: Callable[[], None]) -> None:
+        """Wrap the step; see :class:`StepPatch`."""
+        self._made_by = functools.partial(StepPatch, module, extra_loss, unused)
+        self._patch = self._made_by()
+
+    def renew(self) -> None:
+        """Wrap anew after a batch in which another step was called, as trainings in phases do."""
+        if self._patch is None or self._made_by is None:
+            return
+        if self._patch.called:
+            self._patch.called = False
+            return
+        self._patch.remove()
+        self._patch = self._made_by()
+
+    def remove(self) -> None:
+        """Take the wrapper away."""
+        if self._patch is not None:
+            self._patch.remove()
+        self._patch = self._made_by = None
 
 
 class _PlainState:
@@ -76,15 +108,15 @@ class _PlainState:
     Set as ``__getstate__`` on the instance: a wrapper cannot be pickled, and in a deep copy it would train the original.
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: LightningModule) -> None:
         self.patches: list[StepPatch] = []
         self._module = module
         self._previous = vars(module).get("__getstate__")
         self._inherited = getattr(module, "__getstate__", None)  # object has one from Python 3.11 on
-        module.__getstate__ = self
+        module.__getstate__ = self  # type: ignore[method-assign]
 
     @classmethod
-    def of(cls, module: Any) -> _PlainState:
+    def of(cls, module: LightningModule) -> _PlainState:
         there = vars(module).get("__getstate__")
         return there if isinstance(there, cls) else cls(module)
 
@@ -105,10 +137,10 @@ class _PlainState:
             return
         del self._module.__getstate__
         if self._previous is not None:
-            self._module.__getstate__ = self._previous
+            self._module.__getstate__ = self._previous  # type: ignore[method-assign]
 
 
-def _topmost(module: Any) -> StepPatch | None:
+def _topmost(module: LightningModule) -> StepPatch | None:
     return _patch_of(vars(module).get("training_step"))
 
 

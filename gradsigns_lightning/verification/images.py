@@ -46,7 +46,7 @@ def check_raw_images(images: Tensor, key: SignatureKey) -> None:
     hint = "Divide bytes by 255." if images.dtype == torch.uint8 else ""
     if images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == key.input_shape != tuple(images.shape[1:]):
         hint += f"{hint and ' '}Channels come first: images.permute(0, 3, 1, 2)."
-    check_images(images, key, least=1, hint=hint)
+    check_images(images, key.input_shape, least=1, hint=hint)
     low, high = (float(v) for v in images.detach().aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(

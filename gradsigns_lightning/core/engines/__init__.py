@@ -16,12 +16,12 @@ from gradsigns_lightning.core.engines.double_backward import DoubleBackward
 from gradsigns_lightning.core.engines.finite_difference import FiniteDifference
 from gradsigns_lightning.core.engines.forward_over_reverse import ForwardOverReverse
 from gradsigns_lightning.core.engines.probe import probe
+from gradsigns_lightning.core.settings import AUTO
 from gradsigns_lightning.core.utils.checks import check_choice
 
 ENGINES: dict[str, type[DoubleBackward] | type[ForwardOverReverse] | type[FiniteDifference]] = {
     engine.name: engine for engine in (DoubleBackward, ForwardOverReverse, FiniteDifference)
 }
-AUTO = "auto"
 
 
 def make_engines(engine: str | Engine) -> tuple[Engine, ...]:

@@ -63,22 +63,22 @@ class SignatureKey(Protocol):
         ...
 
 
-def check_images(images: Tensor, key: SignatureKey, *, least: int = 0, hint: str = "") -> None:
+def check_images(images: Tensor, input_shape: tuple[int, ...], *, least: int = 0, hint: str = "") -> None:
     """Refuse images that are not floating point of the key's shape, or too few.
 
     Args:
         images: what was given, shape ``(n, C, H, W)``.
-        key: whose ``input_shape`` they must have.
+        input_shape: the key's.
         least: smallest n.
         hint: what the message ends with, a sentence that helps.
 
     Raises:
         ValueError: they are not; the message names dtype and shape.
     """
-    if not images.is_floating_point() or tuple(images.shape[1:]) != tuple(key.input_shape) or len(images) < least:
+    if not images.is_floating_point() or tuple(images.shape[1:]) != tuple(input_shape) or len(images) < least:
         number = f" with n >= {least}" if least else ""
         raise ValueError(
-            f"`images` must be floating point of shape (n, {', '.join(map(str, key.input_shape))}){number} as the key's "
+            f"`images` must be floating point of shape (n, {', '.join(map(str, input_shape))}){number} as the key's "
             f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}.{hint and ' '}{hint}"
         )
 

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 
-from gradsigns_lightning import Cadence, StrengthSchedule, WatermarkKey
+from gradsigns_lightning import Cadence, GradSigns, StrengthSchedule, WatermarkKey
 from gradsigns_lightning.cli import main
 from gradsigns_lightning.runs.build import build, to_plain
 from gradsigns_lightning.runs.config import config_folder, register_schemas
@@ -97,10 +97,16 @@ def test_every_other_group_is_built(group, option):
     assert build(node) is not None
 
 
-def test_the_shipped_cadence_and_strength_are_the_callback_s_own():
-    mark = build_watermark(to_plain(composed()), WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0))
-    assert mark.watermarker.cadence == Cadence.following()
-    assert mark.watermarker.schedule == StrengthSchedule()
+def test_the_shipped_settings_are_the_callback_s_own():
+    key = WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0)
+    marks = [build_watermark(to_plain(composed()), key), GradSigns(key)]
+    shipped, own = ((mark.watermarker, mark.reader.n_images) for mark in marks)
+    assert shipped[0].schedule == own[0].schedule == StrengthSchedule()
+    assert shipped[0].cadence == own[0].cadence == Cadence.following()
+    assert shipped[0].objective == own[0].objective
+    for name in ("engine", "n_images", "momentum", "carrier_layer"):
+        assert getattr(shipped[0].settings, name) == getattr(own[0].settings, name)
+    assert shipped[1] == own[1]
 
 
 @pytest.mark.parametrize("command", ["verify", "trace", "judge"])

@@ -86,7 +86,7 @@ class TestDefaults:
         trainer = make_trainer(mark, **settings)
         trainer.fit(model, train_loader())
         assert verify(model, mark.key, held_out_target_images()).bit_error_rate <= 1 / 16
-        assert mark.watermarker.n_embedded < 0.5 * trainer.global_step
+        assert mark.watermarker.state.n_embedded < 0.5 * trainer.global_step
 
     def test_early_stopping_after_few_of_a_thousand_epochs(self):
         class Stop(L.Callback):

@@ -92,12 +92,12 @@ def test_a_step_that_no_optimizer_makes_does_not_count_as_embedded():
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            if self.watermarker._last_step == trainer.global_step - 1:
-                embedded.append(self.watermarker._last_step)
+            if self.watermarker.state.last_step == trainer.global_step - 1:
+                embedded.append(self.watermarker.state.last_step)
 
     embedded, model, mark = [], EverySecond(), Watch(make_key(), cadence=2)
     make_trainer(mark, max_epochs=8).fit(model, train_loader())
-    assert len(set(made) & set(embedded)) == mark.watermarker.n_embedded > 50
+    assert len(set(made) & set(embedded)) == mark.watermarker.state.n_embedded > 50
     assert verify(model, make_key(), held_out_target_images()).bit_error_rate == 0
 
 
@@ -138,7 +138,7 @@ def test_what_no_optimizer_steps_in_a_fabric_loop_is_as_good_as_frozen():
             optimizer.zero_grad()
             (F.cross_entropy(net(images), labels) + watermark.loss(net, images, labels, step=step)).backward()
             optimizer.step()
-        assert watermark.watermarker.n_embedded > 5
+        assert watermark.watermarker.state.n_embedded > 5
         nets.append(net)
     assert same_weights(*nets)
 
@@ -170,7 +170,7 @@ def test_optimizers_of_other_networks_are_not_measured():
         (factor * F.cross_entropy(network(images), labels)).backward()
         optimizer.step()
     own = torch.cat([p.grad.flatten() for p in net.parameters()]).norm()
-    torch.testing.assert_close(watermark.watermarker.task.length(), own)
+    torch.testing.assert_close(watermark.watermarker.state.task_gradient.length(), own)
 
 
 def test_a_watermark_that_is_gone_hooks_nothing():
@@ -182,4 +182,4 @@ def test_a_watermark_that_is_gone_hooks_nothing():
     del watermark
     F.cross_entropy(net(images), labels).backward()
     torch.optim.SGD(net.parameters(), 0.0).step()
-    assert marker.task.n_noted == 0
+    assert marker.state.task_gradient.n_noted == 0

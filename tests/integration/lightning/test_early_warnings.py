@@ -1,5 +1,7 @@
 """A fit that will leave the model unsigned says so early, and each thing once."""
 
+from dataclasses import replace
+
 import lightning.pytorch as L
 import pytest
 import torch
@@ -8,6 +10,7 @@ from signed_digits import TARGET, Net, Trained, make_key, make_mark, make_traine
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from gradsigns_lightning import Cadence, GradSigns, GradSignsMixin, StrengthSchedule
+from gradsigns_lightning.core import EmbeddingState
 from gradsigns_lightning.integration import length
 from gradsigns_lightning.integration.early import EarlyWarnings
 
@@ -212,7 +215,7 @@ def test_an_endless_fit_without_a_limit_has_no_end_to_miss(recwarn):
 class TestGettingWorse:
     def readings(self, recwarn, wrong, *, schedule=1.0, fn="fit"):
         mark = make_mark(strength=schedule)
-        mark.watermarker.n_embedded = 5
+        mark.watermarker.state = EmbeddingState(n_embedded=5)
         early, trainer = EarlyWarnings(mark.watermarker, "wm"), make_trainer()
         trainer.state.fn = fn
         for n in wrong:
@@ -230,7 +233,7 @@ class TestGettingWorse:
         class Spoil(L.Callback):
             def on_train_epoch_end(self, trainer, pl_module):
                 wrong = torch.arange(32) < trainer.current_epoch
-                mark.watermarker.margins = torch.where(wrong, -1.0, 1.0)
+                mark.watermarker.state = replace(mark.watermarker.state, margins=torch.where(wrong, -1.0, 1.0))
 
         make_trainer(Spoil(), mark, max_epochs=6).fit(Net(), train_loader(), val_loader() if validate else None)
         found = [message for message in told(recwarn) if "getting worse" in message]

@@ -99,7 +99,7 @@ def test_it_is_read_on_the_held_out_images_of_the_last_validation(lines, recwarn
     make_trainer(mark).fit(model, train_loader(), val_loader())
     assert_equals(mark.standing, verify(model, mark.key, held_out_target_images()))
     assert (mark.standing.held_out, mark.standing.n_images, mark.standing.n_steps_since) == (True, 50, 0)
-    assert mark.standing.n_embedded == mark.watermarker.n_embedded
+    assert mark.standing.n_embedded == mark.watermarker.state.n_embedded
     (line,) = lines
     assert line == f"GradSigns 'wm': {mark.standing}."
     assert "32 of 32 bits held, p = 2.3e-10 (log10 -9.6), smallest margin +0." in line
@@ -311,7 +311,7 @@ class TestWarnings:
     def test_a_network_that_does_not_know_its_class_yet(self, seeded, recwarn, cadence):
         mark = GradSigns(make_key(), cadence=cadence)
         found = self.message(recwarn, Net(), mark, max_epochs=1, max_steps=20)
-        sure = float(mark.watermarker.recognised)
+        sure = float(mark.watermarker.state.recognised)
         assert sure < 0.6
         said = f"a probability of only {sure:.2f} for it at the end, so the mark was held back"
         assert (said in found) is (cadence is None)  # a fixed cadence holds nothing back

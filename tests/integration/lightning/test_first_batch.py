@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from gradsigns_lightning import GradSigns, WatermarkKey, verify
+from gradsigns_lightning.integration.hooks import Hooks
 from gradsigns_lightning.integration.input_watch import InputWatch
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -29,7 +30,11 @@ pytestmark = pytest.mark.usefixtures("seeded")
 
 def taken(images, labels, input_shape):
     """Take a batch as the callback does."""
-    return GradSigns(WatermarkKey.generate("A", 16, input_shape=input_shape, target_class=0))._taken_from((images, labels))
+    return taken_from(GradSigns(WatermarkKey.generate("A", 16, input_shape=input_shape, target_class=0)), (images, labels))
+
+
+def taken_from(mark, batch):
+    return Hooks(Net(), mark.images_and_labels, None, mark.watermarker).taken_from(batch)
 
 
 def named(items):
@@ -248,7 +253,7 @@ ZEROS = torch.zeros(6)
 def test_a_batch_of_another_form_comes_with_the_line_that_takes_it_apart(batch, code):
     mark = GradSigns(WatermarkKey.generate("A", 16, input_shape=(1, 8, 8), target_class=0))
     with pytest.raises(TypeError, match=r"must be two tensors .*, for example:\n    def images_and_labels") as caught:
-        mark._taken_from(batch)
+        taken_from(mark, batch)
     assert str(caught.value).endswith(f"return {code}")
     x, y = eval(code, {"batch": batch})
     assert torch.equal(x, X)
@@ -258,7 +263,7 @@ def test_a_batch_of_another_form_comes_with_the_line_that_takes_it_apart(batch, 
 @pytest.mark.parametrize("batch", [(X, ZEROS, ZEROS), X, 3, {"image": X, "label": "none"}, (X, Y[:3], "a")])
 def test_a_batch_without_class_indices_comes_without_an_example(batch):
     with pytest.raises(TypeError, match=r"for batches of another form\.$"):
-        GradSigns(WatermarkKey.generate("A", 16, input_shape=(1, 8, 8), target_class=0))._taken_from(batch)
+        taken_from(GradSigns(WatermarkKey.generate("A", 16, input_shape=(1, 8, 8), target_class=0)), batch)
 
 
 def test_labels_that_come_first_are_changed_round():

@@ -105,7 +105,7 @@ def test_optimizers_that_take_turns_all_carry_the_mark(turns, recwarn):
     mark = model.sign_with(make_key())
     make_trainer(max_epochs=16).fit(model, train_loader())
     assert errors(model) == 0
-    assert mark.watermarker.turns.left_out == []
+    assert mark.watermarker.state.turns.left_out == []
     assert not told(recwarn)
 
 
@@ -117,7 +117,7 @@ def test_an_optimizer_whose_batches_are_without_the_loss_is_named():
     model = OneSided("batches")
     mark = model.sign_with(make_key())
     make_trainer(max_epochs=2).fit(model, train_loader())
-    assert mark.watermarker.turns.left_out == [1]
+    assert mark.watermarker.state.turns.left_out == [1]
     assert "Optimizer 1 of `self.optimizers()` made no step in a batch that embeds" in advice._left_out(mark.watermarker)
 
 

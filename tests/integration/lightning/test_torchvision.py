@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gradsigns_lightning import WatermarkKey, verify
-from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.core import EmbeddingSettings, Watermarker
 from gradsigns_lightning.models import torchvision_model
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -28,7 +28,7 @@ def prepared(name, size=64):
     network = torchvision_model(name, n_classes=4)
     key = WatermarkKey.generate("Acme", 8, input_shape=(3, size, size), target_class=0, secret=bytes(32))
     images = torch.rand(8, 3, size, size)
-    marker = Watermarker(key, n_images=8, cadence=1, momentum=0.0)
+    marker = Watermarker(key, EmbeddingSettings(n_images=8, cadence=1, momentum=0.0))
     marker.observe(images, torch.zeros(8, dtype=torch.long), step=0)
     task = torch.nn.Parameter(torch.zeros(1))
     task.grad = torch.ones(1)
@@ -44,7 +44,7 @@ def test_signs_the_images_that_it_embeds(name):
     for step in range(30):
         optimizer.zero_grad()
         loss = marker.loss(network, network, step=step, epoch=0)
-        if marker.value < 0.1:  # a wrong bit alone would make 1 / sqrt(8)
+        if marker.state.value < 0.1:  # a wrong bit alone would make 1 / sqrt(8)
             break
         loss.backward()
         assert all(p.grad is not None for p in network.parameters())

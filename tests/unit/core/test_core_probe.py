@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradsigns_lightning import WatermarkKey
+from gradsigns_lightning.core import EmbeddingSettings, Watermarker
 from gradsigns_lightning.core.engines import DoubleBackward, FiniteDifference, ForwardOverReverse, probe
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
-from gradsigns_lightning.core.watermarker import Watermarker
 
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 KEY = WatermarkKey.generate("Acme Vision", 8, input_shape=(1, 8, 8), target_class=1)
@@ -155,7 +155,7 @@ class OnceOnly(torch.autograd.Function):
 
 
 def prepare(model, logits=None, **settings):
-    marker = Watermarker(KEY, **settings)
+    marker = Watermarker(KEY, EmbeddingSettings(**settings))
     marker.prepare(model, logits or model, IMAGES)
     return marker.engine.name
 

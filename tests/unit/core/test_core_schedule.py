@@ -1,5 +1,7 @@
 """Strength over training and the cadence with its back-off."""
 
+import dataclasses
+
 import pytest
 
 from gradsigns_lightning import Cadence, StrengthSchedule
@@ -103,3 +105,21 @@ def test_bad_growths_are_named(growth, error):
 def test_bad_cadences_are_named(name, value, error):
     with pytest.raises(error, match=f"`{name}` must be an integer"):
         Cadence(**{name: value})
+
+
+def steps_of(cadence, outcomes):
+    """The steps that embed, if this is found after each of them."""
+    steps = [0]
+    for factor in factors(cadence, *outcomes):
+        steps.append(steps[-1] + cadence.interval(steps[-1], factor))
+    return steps
+
+
+@pytest.mark.parametrize("cadence", [Cadence.following(), Cadence(80, max_hurry=8)])
+@pytest.mark.parametrize(
+    "other",
+    [{"every_n_steps": 40}, {"max_backoff": 1}, {"max_backoff": 2}, {"max_backoff": 8}, {"max_hurry": 2}, {"growth": 0.04}],
+)
+def test_no_number_of_a_cadence_is_ignored(cadence, other):
+    outcomes = ["missing"] * 30 + ["satisfied"] * 100
+    assert steps_of(cadence, outcomes) != steps_of(dataclasses.replace(cadence, **other), outcomes)

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gradsigns_lightning import Cadence, MarginObjective, PaperObjective, StrengthSchedule, WatermarkKey
-from gradsigns_lightning.core import Watermarker
+from gradsigns_lightning.core import EmbeddingSettings, EmbeddingState, Watermarker
 from gradsigns_lightning.core.distributed import global_mean
+from gradsigns_lightning.core.dose import OwnLength, TaskGradient
 from gradsigns_lightning.core.signature import SignatureProjector, input_gradients
 
 SHAPE = (1, 6, 6)
@@ -27,7 +29,7 @@ def make(key=KEY, **changes) -> Watermarker:
         "n_images": 5,
         "momentum": 0.0,
     }
-    return Watermarker(key, **{**arguments, **changes})
+    return Watermarker(key, EmbeddingSettings(**{**arguments, **changes}))
 
 
 def network(seed=0) -> nn.Module:
@@ -70,7 +72,7 @@ def run(watermarker, model, steps, satisfied, missing=False):
     for step in steps:
         if watermarker.is_due(step=step, epoch=0):
             embed(watermarker, model, step)
-            watermarker._state = torch.tensor([missing, satisfied, satisfied])
+            watermarker.state = replace(watermarker.state, findings=torch.tensor([missing, satisfied, satisfied]))
             taken.append(step)
     return taken
 
@@ -312,6 +314,33 @@ def test_the_projector_is_derived_once_for_a_device_and_dtype():
     assert watermarker.projector(torch.device("cpu"), torch.float64).signs.dtype == torch.float64
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.0])
+def test_a_step_looks_at_the_batch_and_gives_the_loss_when_it_is_due(strength):
+    model, watermarker, reference = network(), make(strength=strength, momentum=0.5), fed(momentum=0.5)
+    settings = {"step": 0, "epoch": 0, "optimizers": [torch.optim.SGD(model.parameters(), 0.1)]}
+    assert watermarker.step(model, model, *batch(), **settings) is None
+    assert watermarker.is_prepared == (strength > 0)
+    note(watermarker, 1.0, step=0)
+    losses = [watermarker.step(model, model, *batch(), **settings | {"step": step}) for step in range(1, 6)]
+    if strength == 0:
+        assert losses == [None] * 5
+        assert watermarker.buffer.images is None
+        return
+    reference.observe(*batch(), step=1)
+    first = embed(reference, model, 1)
+    assert [loss is None for loss in losses] == [False, True, True, True, False]
+    assert torch.equal(losses[0], first)
+
+
+def test_parameters_that_no_optimizer_steps_are_left_out_of_a_step():
+    model, watermarker = network(), fed()
+    optimizer = torch.optim.SGD(model[5].parameters(), 0.1)
+    watermarker.step(model, model, *batch(), step=1, optimizers=[optimizer]).backward()
+    assert model[0].weight.grad is None
+    assert float(length(model)) == pytest.approx(1.0, rel=1e-4)
+    assert model[0].weight.requires_grad
+
+
 # --- when it embeds
 
 
@@ -355,9 +384,10 @@ def test_a_satisfied_objective_is_what_backs_off():
 
     for objective, state in ((Satisfied([]), [False, True, True]), (_Spy([]), [False, True, False])):
         watermarker = fed(objective=objective)
-        watermarker._state_of = lambda margins, satisfied: torch.stack([torch.tensor(False), torch.tensor(True), satisfied])
         embed(watermarker, network(), 0)
-        assert watermarker._state.tolist() == state
+        found = watermarker.state.findings.tolist()
+        watermarker.state = replace(watermarker.state, findings=torch.tensor([False, True, found[2]]))
+        assert watermarker.state.findings.tolist() == state
         assert due(watermarker, range(1, 9))[0] == (8 if state[2] else 4)
 
 
@@ -373,10 +403,10 @@ def test_a_satisfied_objective_is_what_backs_off():
     ],
 )
 def test_missing_safe_and_ample_margins(margin, smallest, state):
-    watermarker = make(objective=MarginObjective(margin))
     margins = torch.tensor([2.0, smallest, 1.0])
-    assert watermarker._state_of(margins, satisfied=torch.tensor(False)).tolist() == state
-    assert watermarker._state_of(margins, satisfied=torch.tensor(True)).tolist() == [*state[:2], True]
+    for satisfied in (False, True):
+        found = EmbeddingState().having_found(margins, asked=margin, satisfied=torch.tensor(satisfied))
+        assert found.findings.tolist() == [*state[:2], state[2] or satisfied]
 
 
 def test_the_state_is_that_of_the_bits_themselves():
@@ -387,8 +417,8 @@ def test_the_state_is_that_of_the_bits_themselves():
             for parameter in model.parameters():
                 parameter -= 0.02 * parameter.grad
                 parameter.grad = None
-        smallest = float(watermarker.margins.min())
-        assert watermarker._state.tolist() == [smallest < 0.15, smallest >= 0.21, smallest >= 0.3]
+        smallest = float(watermarker.state.margins.min())
+        assert watermarker.state.findings.tolist() == [smallest < 0.15, smallest >= 0.21, smallest >= 0.3]
     assert smallest > 0.15
 
 
@@ -443,21 +473,22 @@ def test_the_dose_falls_with_what_is_missing(objective, cadence, share, times):
     watermarker, model = fed(objective=objective, cadence=cadence, strength=3.0), network()
     with torch.no_grad():
         model[-1].bias[KEY.target_class] += 20  # it knows the class
-    watermarker._first_step, watermarker._last_step, watermarker._factor = 0, 1000, 1 / 8
-    watermarker._share_of = lambda margins: torch.tensor(share)
+    watermarker.state = replace(watermarker.state, first_step=0, last_step=1000, factor=1 / 8)
+    length_of = watermarker._length
+    watermarker._length = lambda state, strength: length_of(replace(state, share=torch.tensor(share)), strength)
     embed(watermarker, model, 1010).backward()
     assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)
 
 
 @pytest.mark.parametrize(("share", "own"), [(0.6, 2.0), (0.8, 1.0)])
 def test_where_hardly_anything_is_missing_a_sharded_marks_length_is_not_followed(share, own):
-    watermarker, parameter = fed(), torch.nn.Parameter(torch.ones(1))
+    parameter = torch.nn.Parameter(torch.ones(1))
     parameter.grad = torch.ones(1)
-    watermarker.task.note(0, [parameter])
-    watermarker._own, watermarker._asked, watermarker._share = torch.ones(()), torch.tensor(0.1), torch.tensor(share)
+    task = TaskGradient().noting(0, [parameter])
     parameter.grad = torch.full((1,), 5.0)  # of task and mark together
-    watermarker._note_own([parameter])
-    assert float(watermarker._own) == own
+    known = OwnLength().asking(torch.tensor(0.1)).following([parameter], task, torch.tensor(share))
+    assert float(known.own) == own
+    assert float(known.factor()) == pytest.approx(0.1 / own)
 
 
 @pytest.mark.parametrize("engine", ["double_backward", "forward_over_reverse", "finite_difference"])
@@ -476,7 +507,7 @@ def test_a_network_that_does_not_know_its_class_is_left_room_to_learn(engine, ca
     watermarker = fed(cadence=cadence, strength=3.0, engine=engine)
     embed(watermarker, model).backward()
     assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)
-    assert float(watermarker.recognised) == pytest.approx(float(sure > 0), abs=1e-3)
+    assert float(watermarker.state.recognised) == pytest.approx(float(sure > 0), abs=1e-3)
 
 
 def test_how_sure_the_network_is_is_the_mean_over_the_images_at_hand():
@@ -487,7 +518,7 @@ def test_how_sure_the_network_is_is_the_mean_over_the_images_at_hand():
     embed(watermarker, model)
     with torch.no_grad():
         expected = model(images)[labels == KEY.target_class].softmax(1)[:, KEY.target_class].mean()
-    assert float(watermarker.recognised) == pytest.approx(float(expected), rel=1e-5)
+    assert float(watermarker.state.recognised) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_training_that_may_end_at_any_time_embeds_early_and_ever_less():
@@ -509,7 +540,7 @@ def test_the_steps_to_come_are_those_that_embed_while_bits_are_missing(cadence):
     n = sum(step < 50 for step in before)
     assert run(watermarker, model, range(50), satisfied=False, missing=True) == before[:n]
     assert list(itertools.islice(watermarker.coming_steps(), len(before) - n)) == before[n:]
-    assert watermarker._last_step == before[n - 1]
+    assert watermarker.state.last_step == before[n - 1]
 
 
 STEPPED = {
@@ -551,10 +582,10 @@ def test_with_several_optimizers_too_the_steps_to_come_are_those_that_embed(cade
 
 def test_the_margins_of_the_first_and_last_embedding_step_are_kept():
     watermarker, model = fed(), network()
-    assert watermarker.margins is watermarker.first_margins is None
+    assert watermarker.state.margins is watermarker.state.first_margins is None
     embed(watermarker, model, 0)
-    first = watermarker.margins
-    assert torch.equal(first, watermarker.first_margins)
+    first = watermarker.state.margins
+    assert torch.equal(first, watermarker.state.first_margins)
     projector = SignatureProjector.from_key(KEY)
     images, valid = watermarker.buffer.images, watermarker.buffer.valid
     mean = input_gradients(model.eval(), images, 1).flatten(1)[valid] / 0.5
@@ -564,17 +595,17 @@ def test_the_margins_of_the_first_and_last_embedding_step_are_kept():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))
     embed(watermarker, model, 4)
-    assert not torch.equal(watermarker.margins, first)
-    last = watermarker.margins
+    assert not torch.equal(watermarker.state.margins, first)
+    last = watermarker.state.margins
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
     embed(watermarker, model, 8)
-    assert torch.equal(watermarker.margins, last)  # of a step that overflowed nothing is kept
-    assert torch.equal(watermarker.first_margins, first)
+    assert torch.equal(watermarker.state.margins, last)  # of a step that overflowed nothing is kept
+    assert torch.equal(watermarker.state.first_margins, first)
     assert "margins" not in str(watermarker.state_dict().keys())
     watermarker.reset()
-    assert watermarker.margins is watermarker.first_margins is None
+    assert watermarker.state.margins is watermarker.state.first_margins is None
 
 
 def test_strength_zero_is_never_due():
@@ -644,10 +675,73 @@ def test_the_state_is_plain_and_tells_nothing_about_the_key():
     assert not state["mean_gradient"].requires_grad
 
 
-def test_saving_settles_what_the_last_step_found():
+def test_a_saved_state_has_what_the_last_step_found():
     watermarker = fed(cadence=Cadence(2, max_backoff=4))
     run(watermarker, network(), [0], satisfied=True)
     assert watermarker.state_dict()["factor"] == 2
+
+
+def looked_at(ask):
+    """The batches of 40 whose images are kept, and those that embed, if the watermarker is asked something after each."""
+    watermarker, model = fed(cadence=Cadence(20, max_backoff=4)), network()
+    run(watermarker, model, [0], satisfied=True)
+    kept, embedded = [], []
+    for step in range(1, 60):
+        before = watermarker.buffer.images
+        watermarker.observe(*batch(seed=step), step=step)
+        kept += [step] if watermarker.buffer.images is not before else []
+        embedded += run(watermarker, model, [step], satisfied=True)
+        ask(watermarker, step)
+    return kept, embedded
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda watermarker, step: watermarker.state_dict(),
+        lambda watermarker, step: [watermarker.is_due(step=s, epoch=0) for s in range(step, step + 100)],
+        lambda watermarker, step: next(watermarker.coming_steps()),
+        lambda watermarker, step: watermarker.strength_at(step=step, epoch=0),
+    ],
+    ids=["state_dict", "is_due", "coming_steps", "strength_at"],
+)
+def test_asking_changes_nothing(ask):
+    assert looked_at(ask) == looked_at(lambda watermarker, step: None)
+
+
+def test_what_the_last_step_found_is_read_once():
+    class Counted(torch.Tensor):
+        n_read = 0
+
+        def tolist(self):
+            Counted.n_read += 1
+            return super().tolist()
+
+    watermarker = fed(cadence=Cadence(4, max_backoff=4))
+    embed(watermarker, network(), 0)
+    watermarker.state = replace(watermarker.state, findings=torch.tensor([False, True, True]).as_subclass(Counted))
+    for step in range(1, 9):
+        watermarker.observe(*batch(), step=step)
+        assert watermarker.is_due(step=step, epoch=0) == (step == 8)
+        assert Counted.n_read == (step >= 4), "in the first step that may embed, by when the device has long computed it"
+
+
+def test_a_step_makes_a_new_state_and_leaves_the_old_one():
+    watermarker, model = fed(momentum=0.5), network()
+    embed(watermarker, model, 0)
+    before = watermarker.state
+    fields = copy.deepcopy(vars(before))
+    watermarker.observe(*batch(seed=1), step=4)
+    note(watermarker, 3.0, step=4)
+    embed(watermarker, model, 4)
+    after = vars(before)
+    assert before is not watermarker.state
+    assert watermarker.state.n_embedded == 2
+    for name, value in fields.items():
+        same = torch.equal(value, after[name]) if isinstance(value, torch.Tensor) else str(value) == str(after[name])
+        assert same, name
+    watermarker.state = before
+    assert watermarker.is_due(step=4, epoch=0)
 
 
 def test_reset_forgets_everything():
@@ -663,7 +757,7 @@ def test_reset_forgets_everything():
 
 @pytest.mark.parametrize("momentum", [0, 0.0, 0.5, 0.999])
 def test_momentum_from_zero_below_one(momentum):
-    assert make(momentum=momentum).momentum == momentum
+    assert make(momentum=momentum).settings.momentum == momentum
 
 
 @pytest.mark.parametrize(
@@ -735,12 +829,11 @@ def test_global_mean_of_two_ranks(monkeypatch, own, other):
 
 
 def test_one_overflowed_step_does_not_spoil_the_smoothed_gradient():
-    marker = make(momentum=0.5)
     first = torch.ones(4)
-    marker._smooth(first)
-    marker._smooth(torch.full((4,), torch.nan))
-    assert torch.equal(marker._mean_gradient, first)
-    assert torch.equal(marker._smooth(3 * first), 2 * first)
+    _, state = EmbeddingState().smoothing(first, 0.5)
+    _, state = state.smoothing(torch.full((4,), torch.nan), 0.5)
+    assert torch.equal(state.mean_gradient, first)
+    assert torch.equal(state.smoothing(3 * first, 0.5)[0], 2 * first)
 
 
 def test_steps_that_start_over_are_another_training():
@@ -773,14 +866,14 @@ def test_a_step_that_is_not_finite_adds_nothing_and_is_counted():
     loss.backward()
     assert loss == 0
     assert all(not p.grad.any() for p in model.parameters())
-    assert (watermarker.n_embedded, int(watermarker.n_spoilt)) == (1, 1)
+    assert (watermarker.state.n_embedded, int(watermarker.state.n_spoilt)) == (1, 1)
     embed(watermarker, network(), 4)
-    assert (watermarker.n_embedded, int(watermarker.n_spoilt)) == (2, 1)
+    assert (watermarker.state.n_embedded, int(watermarker.state.n_spoilt)) == (2, 1)
     watermarker.take_back()
-    assert (watermarker.n_embedded, int(watermarker.n_spoilt)) == (1, 1)
+    assert (watermarker.state.n_embedded, int(watermarker.state.n_spoilt)) == (1, 1)
     embed(watermarker, Root(), 8)
     watermarker.take_back()
-    assert (watermarker.n_embedded, int(watermarker.n_spoilt)) == (1, 1)
+    assert (watermarker.state.n_embedded, int(watermarker.state.n_spoilt)) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from gradsigns_lightning import WatermarkKey
-from gradsigns_lightning.core import Watermarker
+from gradsigns_lightning.core import EmbeddingSettings, Watermarker
 from gradsigns_lightning.metrics import BitErrorRate, MeanInputGradient, OwnershipPValue, SmallestMargin
 
 SHAPE = (1, 6, 6)
@@ -37,9 +37,8 @@ def target_images(n: int) -> torch.Tensor:
 def embedding_gradients(images: torch.Tensor, objective: str, world_size: int) -> list[torch.Tensor]:
     """Loss and parameter gradients of a model that has seen these target images and one of another class."""
     key = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=1, n_carriers=30, secret=bytes(32))
-    watermarker = Watermarker(
-        key, strength=1.0, objective=objective, engine="double_backward", cadence=1, n_images=8, momentum=0.5
-    )
+    settings = EmbeddingSettings(objective=objective, engine="double_backward", cadence=1, n_images=8)
+    watermarker = Watermarker(key, settings)
     watermarker.observe(torch.cat([images, torch.ones(1, *SHAPE)]).double(), torch.tensor([1] * len(images) + [0]), step=0)
     task = nn.Parameter(torch.zeros(1))
     task.grad = torch.ones(1)

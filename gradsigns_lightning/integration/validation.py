@@ -1,0 +1,101 @@
+"""Reads the mark on held-out images while Lightning validates or tests, and logs how it stands."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from gradsigns_lightning.core.utils.checks import check_int
+from gradsigns_lightning.core.watermarker import Watermarker
+from gradsigns_lightning.integration.hooks import Hooks
+from gradsigns_lightning.integration.reading import HeldOutReader
+from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
+from gradsigns_lightning.integration.unlogged import unlogged
+from gradsigns_lightning.integration.weights import lengths_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+class ValidationMonitor:
+    """Takes the class's images from the batches of a validation or test, and logs what is read when it ends.
+
+    Args:
+        name: prefix of the logged names.
+        marker: the watermarker.
+        n_images: images that are read on each rank; 0 reads none.
+
+    Attributes:
+        reader: has the last reading.
+
+    Raises:
+        ValueError: ``n_images`` is out of range.
+    """
+
+    def __init__(self, name: str, marker: Watermarker, n_images: int) -> None:
+        check_int("n_val_images", n_images, minimum=0)
+        self.reader = HeldOutReader(marker.key, marker.projector, n_images, marker.settings.carrier_layer)
+        self._is_hook_tried = False
+        self._name, self._marker = name, marker
+        self._is_unreadable = False  # in this fit, which is not signed either
+        self._has_warned = False
+
+    def reset(self) -> None:
+        """Forget the readings of another training."""
+        self.reader.margins = None
+        self._has_warned = False
+
+    def start_fit(self) -> None:
+        """Expect another module."""
+        self._is_hook_tried = self._is_unreadable = False
+
+    def read(self, trainer: Trainer, batch: Any, hooks: Hooks) -> None:
+        """Read the class's images of a batch, as long as images are still missing."""
+        together = is_sharded(trainer) and self.reader.n_images > 0
+        if not (self.reader.wants_more or together) or self._is_unreadable:
+            return
+        try:
+            self._read(trainer, batch, hooks, together=together)
+        except Exception as error:
+            if self._marker.schedule.strength:
+                raise
+            self._is_unreadable = True
+            warnings.warn(
+                f"GradSigns {self._name!r} has strength 0 and does not read this fit either: {error} (Override "
+                "`GradSigns.images_and_labels` or `GradSigns.logits`, or set `n_val_images=0`.)",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what was read; NaN where nothing could be."""
+        if self.reader.n_images == 0:
+            return
+        values = None if self._is_unreadable else self.reader.finish(step=trainer.global_step)
+        if values is None and not self._is_unreadable and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"GradSigns {self._name!r}: no usable gradient of class {self._marker.key.target_class} in the validation images "
+                "(none of that class, or gradients all zero or not finite), so nan is logged.",
+                UserWarning,
+                stacklevel=2,
+            )
+        for name, value in (values or self.reader.missing()).items():
+            pl_module.log(f"{self._name}/{name}", value, sync_dist=trainer.world_size > 1)
+
+    def _read(self, trainer: Trainer, batch: Any, hooks: Hooks, *, together: bool) -> None:
+        images, labels = hooks.taken_from(batch)
+        if trainer.sanity_checking:
+            return  # it shall find batches of another form, but nothing is logged
+        pl_module = hooks.pl_module
+        if self.reader.lengths is None and not is_sharded(trainer):
+            self.reader.lengths = lengths_of(pl_module)
+
+        def read() -> None:
+            if not (self._is_hook_tried or self._marker.is_prepared):  # training has called it
+                hooks.try_logits(images, batch)
+                self._is_hook_tried = True
+            self.reader.read(pl_module, hooks.logits, images, labels, always=together)
+
+        with unlogged(pl_module):
+            inside_forward(trainer, pl_module, read)
