@@ -575,9 +575,9 @@ def test_with_several_optimizers_too_the_steps_to_come_are_those_that_embed(cade
     model, before = network(), trained(make(cadence=cadence), network(), range(120), stepped)
     n = len(trained(watermarker, model, range(40), stepped))
     assert list(itertools.islice(watermarker.coming_steps(), len(before) - n)) == before[n:]
-    assert watermarker.turns.left_out == []
+    assert watermarker.state.turns.left_out == []
     # The mark's own gradient, a hundred times as long here, is never taken for the task's.
-    assert all(float(length) == pytest.approx(2**0.5) for length in watermarker.task.state_dict().values())
+    assert all(float(length) == pytest.approx(2**0.5) for length in watermarker.state.task_gradient.state_dict().values())
 
 
 def test_the_margins_of_the_first_and_last_embedding_step_are_kept():

@@ -28,6 +28,6 @@ def test_images_of_another_kind_are_refused_with_the_keys_shape(images, came):
 def test_too_few_are_refused_where_some_are_needed_and_the_hint_comes_last():
     none = torch.rand(0, 1, 8, 8)
     check_images(none, KEY.input_shape)
-    check_images(torch.rand(1, 1, 8, 8).half(), KEY, least=1)
+    check_images(torch.rand(1, 1, 8, 8).half(), KEY.input_shape, least=1)
     with pytest.raises(ValueError, match=r"\(n, 1, 8, 8\) with n >= 1 as .*shape \(0, 1, 8, 8\)\. Bring some\.$"):
         check_images(none, KEY.input_shape, least=1, hint="Bring some.")
