@@ -18,8 +18,8 @@ from gradsigns_lightning.core.key.reach import USUAL_GRINDING_BITS
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
 from gradsigns_lightning.core.result import (
     DEFAULT_ALPHA,
+    ReadingResult,
     Verdict,
-    VerificationResult,
     bits_in_words,
     check_alpha,
     is_recognised,
@@ -33,7 +33,7 @@ from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.evidence.bundle import Bundle
 from gradsigns_lightning.evidence.timestamp import check_timestamp
 from gradsigns_lightning.verification.api.queries import Oracle
-from gradsigns_lightning.verification.api.verify import replay, settings_of
+from gradsigns_lightning.verification.api.verify import ApiVerificationResult, replay, settings_of
 from gradsigns_lightning.verification.images import FewImagesWarning
 from gradsigns_lightning.verification.suspects import read
 
@@ -81,9 +81,9 @@ class Judgement:
     n_commitments: int
     committed_at: datetime | None
     precedes_suspect: bool | None
-    reading: VerificationResult | None
-    transcript: VerificationResult | None
-    controls: Mapping[str, VerificationResult]
+    reading: ReadingResult | None
+    transcript: ApiVerificationResult | None
+    controls: Mapping[str, ReadingResult]
     payload_bits: float
     grinding_bits: float
     p_value: float
@@ -213,9 +213,9 @@ def _judged(
     key: KeyAsRead,
     date: tuple[datetime | None, bool | None],
     trials: _Trials,
-    reading: VerificationResult | None,
-    transcript: VerificationResult | None,
-    controls: Mapping[str, VerificationResult],
+    reading: ReadingResult | None,
+    transcript: ApiVerificationResult | None,
+    controls: Mapping[str, ReadingResult],
     alpha: float,
 ) -> Judgement:
     evidence = reading or transcript
@@ -253,14 +253,14 @@ def _date(bundle: Bundle, authority: bytes | None, suspect_since: datetime | Non
     return committed_at, None if since is None else committed_at is not None and committed_at < since
 
 
-def _replayed(bundle: Bundle) -> VerificationResult | None:
+def _replayed(bundle: Bundle) -> ApiVerificationResult | None:
     if bundle.images is None or bundle.transcript is None:
         return None
     return replay(bundle.key, bundle.images, bundle.transcript)
 
 
 @contextmanager
-def _found(reading: VerificationResult | None) -> Iterator[None]:
+def _found(reading: ReadingResult | None) -> Iterator[None]:
     """Call no number of images too small that sufficed to find the mark in the suspect."""
     with warnings.catch_warnings():
         if reading is not None and reading.verdict == "owned":
@@ -270,7 +270,7 @@ def _found(reading: VerificationResult | None) -> Iterator[None]:
 
 def _read_controls(
     controls: Mapping[str, nn.Module | Oracle], key: WatermarkKey, images: Tensor | None, max_queries: int
-) -> dict[str, VerificationResult]:
+) -> dict[str, ReadingResult]:
     if images is None or not controls:
         return {}
     raw = KeyAsRead.of(key, input_mean=0.0, input_std=1.0)
@@ -282,7 +282,7 @@ def _read_controls(
 
 
 def _verdict(
-    reading: VerificationResult | None, adjusted_p_value: float, alpha: float, objections: Sequence[str]
+    reading: ReadingResult | None, adjusted_p_value: float, alpha: float, objections: Sequence[str]
 ) -> Verdict | Literal["claimed"]:
     if reading is None:
         return "claimed"
@@ -290,7 +290,7 @@ def _verdict(
     return "not_proven" if objections and verdict == "owned" else verdict
 
 
-def _objections(precedes: bool | None, controls: Mapping[str, VerificationResult]) -> tuple[str, ...]:
+def _objections(precedes: bool | None, controls: Mapping[str, ReadingResult]) -> tuple[str, ...]:
     found = []
     if precedes is None:
         found.append("no trusted time-stamp was held against the time since which the suspect is known")
@@ -305,9 +305,9 @@ def _objections(precedes: bool | None, controls: Mapping[str, VerificationResult
 def _remarks(
     bundle: Bundle,
     key: KeyAsRead,
-    reading: VerificationResult | None,
-    transcript: VerificationResult | None,
-    controls: Mapping[str, VerificationResult],
+    reading: ReadingResult | None,
+    transcript: ApiVerificationResult | None,
+    controls: Mapping[str, ReadingResult],
 ) -> tuple[str, ...]:
     found = []
     silent = [name for name, result in controls.items() if result.verdict == "inconclusive"]

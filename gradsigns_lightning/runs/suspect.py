@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.signature_key import SignatureKey
-from gradsigns_lightning.core.result import VerificationResult
+from gradsigns_lightning.core.result import ReadingResult
 from gradsigns_lightning.data.decoding import MAX_VALUES, read_folder
 from gradsigns_lightning.lazy import in_pythons_folder
 from gradsigns_lightning.oracles import HttpOracle, OnnxOracle, normalised
@@ -133,7 +133,7 @@ def open_control(path: str, key: WatermarkKey) -> nn.Module | Oracle:
     return RawInputs(control.model, input_mean=control.input_mean, input_std=control.input_std)
 
 
-def read(suspect: Suspect, key: WatermarkKey, images: Tensor, settings: dict[str, Any]) -> VerificationResult:
+def read(suspect: Suspect, key: WatermarkKey, images: Tensor, settings: dict[str, Any]) -> ReadingResult:
     """Read a key from a checkpoint's weights, or through what answers for the model."""
     with options(api_names(settings)):
         return suspects.read(suspect.model, key, images, alpha=settings["alpha"], **settings["api"])
