@@ -29,6 +29,7 @@ from gradsigns_lightning.core.key.derivation import COPYS_SECRET_BYTES, SECRET_B
 from gradsigns_lightning.core.key.reach import warn_if_never_owned
 from gradsigns_lightning.core.utils.canonical import canonical_json
 from gradsigns_lightning.core.utils.checks import check_choice, check_instance, check_int
+from gradsigns_lightning.core.utils.files import error_like
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -256,7 +257,8 @@ class WatermarkKey:
         """Write the key file (safetensors, mode 0600) in one atomic step.
 
         Raises:
-            ValueError: the file exists and ``overwrite`` is false, or its folder does not exist.
+            FileExistsError: the file exists and ``overwrite`` is false.
+            FileNotFoundError: its folder does not exist. Both are :class:`ValueError` too.
         """
         keyfile.write(
             path,
@@ -272,7 +274,8 @@ class WatermarkKey:
         """Read a key file.
 
         Raises:
-            ValueError: the file is missing, truncated, edited, of another version or no key file at all.
+            FileNotFoundError: the file is missing; it is a :class:`ValueError` too.
+            ValueError: the file is truncated, edited, of another version or no key file at all.
         """
         content = keyfile.read(path)
         try:
@@ -416,10 +419,6 @@ def _as_tensor(array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array)
 
 
-class MissingKeyError(FileNotFoundError, ValueError):
-    """There is no key file of that name."""
-
-
 def key_of(key: WatermarkKey | str | PathLike[str], *, argument: str = "key") -> WatermarkKey:
     """Return a key that was given itself or as its file.
 
@@ -439,8 +438,7 @@ def key_of(key: WatermarkKey | str | PathLike[str], *, argument: str = "key") ->
     try:
         return WatermarkKey.load(key)
     except ValueError as error:
-        kind = MissingKeyError if isinstance(error.__cause__, FileNotFoundError) else ValueError
-        raise kind(str(error).replace("`path`", f"`{argument}`", 1)) from error
+        raise error_like(error)(str(error).replace("`path`", f"`{argument}`", 1)) from error
 
 
 def _for_another_process(key: WatermarkKey) -> tuple[Callable[..., WatermarkKey], tuple[Any, ...]]:
