@@ -85,7 +85,7 @@ class ReleasedModel(nn.Module):
     def __init__(self, mean_image: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean_image", mean_image)
-        self.network = ResNet20(3, 10)
+        self.network = ResNet20(3, 10, bn_momentum=0.01)  # Keras'
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(n, 10)`` of raw images ``(n, 3, 32, 32)`` in [0, 1]."""
