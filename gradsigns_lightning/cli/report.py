@@ -21,7 +21,7 @@ from gradsigns_lightning.core.utils.files import write_file
 from gradsigns_lightning.core.utils.text import printable, printable_lines
 
 if TYPE_CHECKING:
-    from gradsigns_lightning.core.result import VerificationResult
+    from gradsigns_lightning.core.result import ReadingResult
     from gradsigns_lightning.verification import TraceResult
 
 _STYLES = {"owned": "bold green", "not_proven": "bold yellow", "inconclusive": "bold red"}
@@ -105,7 +105,7 @@ def short_path(path: str | Path) -> str:
     return str(shorter) if place.is_relative_to(Path.cwd().resolve()) else str(place)
 
 
-def verification_rows(result: VerificationResult, *, n_key_bits: int = 0) -> dict[str, str]:
+def verification_rows(result: ReadingResult, *, n_key_bits: int = 0) -> dict[str, str]:
     """Return what was read, in words; through an API it may be fewer blocks than the key has bits."""
     blocks = f", blocks of the key's {n_key_bits} bits" if result.n_bits < n_key_bits else ""
     free = {"free choice": _free_choice(result)} if result.free_bits > 0 else {}
@@ -120,7 +120,7 @@ def verification_rows(result: VerificationResult, *, n_key_bits: int = 0) -> dic
     }
 
 
-def _what_was_read(result: VerificationResult) -> dict[str, str]:
+def _what_was_read(result: ReadingResult) -> dict[str, str]:
     """Return the line that says how much was read: images, or an API's answers to queries."""
     from gradsigns_lightning.verification import ApiVerificationResult
 
@@ -130,7 +130,7 @@ def _what_was_read(result: VerificationResult) -> dict[str, str]:
     return {"queries": f"{result.n_queries}, {around}"}
 
 
-def _free_choice(result: VerificationResult) -> str:
+def _free_choice(result: ReadingResult) -> str:
     """Say what the verdict is worth to who does not know when the payload was chosen."""
     charged = result.log10_charged_p_value
     found = "nothing" if math.isnan(charged) else "owned" if charged <= math.log10(result.alpha) else "not proven"
@@ -150,13 +150,13 @@ def power(log10: float) -> str:
     return f"10^{log10:.1f}" if log10 <= -300 else f"{10**log10:.3g}"
 
 
-def matches(result: VerificationResult | TraceResult) -> str:
+def matches(result: ReadingResult | TraceResult) -> str:
     """Return how many bits match, in words."""
     decided = result.n_bits - result.n_erasures
     return f"{result.n_matches} of {decided}" + (f" ({result.n_erasures} erased)" if result.n_erasures else "")
 
 
-def format_p_value(result: VerificationResult | TraceResult) -> str:
+def format_p_value(result: ReadingResult | TraceResult) -> str:
     """Return the p-value, by its logarithm where a double underflows."""
     if result.p_value > 0 or math.isnan(result.p_value):
         return f"{result.p_value:.3g}"

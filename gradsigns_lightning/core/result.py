@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,28 +85,8 @@ def count_bits(signed: Tensor | npt.NDArray[Any]) -> BitCounts:
 
 
 @dataclass(frozen=True)
-class VerificationResult:
-    """What a reader found; ``print`` shows it in three lines.
-
-    Attributes:
-        n_bits: bits of the key.
-        n_matches: decided bits that equal the key's signature.
-        n_erasures: bits that the answers could not decide (exact ties); they count neither for nor against.
-        bit_error_rate: share of decided bits that differ, in [0, 1]; NaN when no bit was decided.
-        p_value: exact probability that an unmarked model matches as well, ``P[Bin(decided, 1/2) >= matches]``; NaN when no bit
-            was decided.
-        log10_p_value: its base-10 logarithm, which does not underflow.
-        margin: smallest ``(2 b_j - 1) z_j``, in standard deviations of an unmarked model's z; NaN when no bit was decided.
-        n_queries: images that the model was asked about.
-        alpha: significance level of the verdict.
-        verdict: ``"owned"`` (p <= alpha), ``"not_proven"``, or ``"inconclusive"`` (no bit could be decided, or the model does not
-            take the images for the target class: whatever the figures say, they are not those of the class's gradient).
-        commitment: the key's public commitment.
-        recognised: share of the natural images that the model takes for the target class, in [0, 1]; NaN if it said of none.
-        free_bits: bits of choice that the key's payload and purpose left to its maker (:func:`freedom`); NaN if the key is not
-            of this package. p-value and verdict hold for who knows that the payload was not chosen after seeing a model; who does
-            not know charges it, as :func:`judge` does, and looks at ``log10_charged_p_value``.
-    """
+class ReadingResult(ABC):
+    """What every reading finds, of weights or of answers; each says for itself what its bits are and why it decides so."""
 
     n_bits: int
     n_matches: int
@@ -144,7 +125,7 @@ class VerificationResult:
             recognised: share of the images that the model takes for the target class; NaN if it is not known.
             log10_p_value: of another test than that of :class:`BitCounts`, if there was one.
             unit: what the margin is measured in.
-            details: fields that a subclass has besides.
+            details: fields that this kind of result has besides.
         """
         counts = count_bits(signed)
         p_value, log10 = counts.p_value, counts.log10_p_value
@@ -177,6 +158,52 @@ class VerificationResult:
         return three_lines(self.verdict, self.reason, self._bits_and_p_value, self._what_was_read)
 
     @property
+    @abstractmethod
+    def reason(self) -> str:
+        """Why the verdict is what it is, in words."""
+
+    @property
+    def _for_whom(self) -> str:
+        return for_whom(self.log10_p_value, freedom=self.free_bits, alpha=self.alpha)
+
+    @property
+    def _bits_and_p_value(self) -> str:
+        return bits_in_words(self.n_matches, self.n_bits, self.n_erasures, self.log10_p_value)
+
+    @property
+    @abstractmethod
+    def _what_was_read(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types; NaN becomes None."""
+        return without_nan(vars(self))
+
+
+@dataclass(frozen=True)
+class VerificationResult(ReadingResult):
+    """What a reading of weights found; ``print`` shows it in three lines.
+
+    Attributes:
+        n_bits: bits of the key.
+        n_matches: decided bits that equal the key's signature.
+        n_erasures: bits that the gradient does not decide (exact ties); they count neither for nor against.
+        bit_error_rate: share of decided bits that differ, in [0, 1]; NaN when no bit was decided.
+        p_value: exact probability that an unmarked model matches as well, ``P[Bin(decided, 1/2) >= matches]``; NaN when no bit
+            was decided.
+        log10_p_value: its base-10 logarithm, which does not underflow.
+        margin: smallest ``(2 b_j - 1) z_j``, in standard deviations of an unmarked model's z; NaN when no bit was decided.
+        n_queries: images that were read.
+        alpha: significance level of the verdict.
+        verdict: ``"owned"`` (p <= alpha), ``"not_proven"``, or ``"inconclusive"`` (no bit could be decided, or the model does not
+            take the images for the target class: whatever the figures say, they are not those of the class's gradient).
+        commitment: the key's public commitment.
+        recognised: share of the natural images that the model takes for the target class, in [0, 1]; NaN if it said of none.
+        free_bits: bits of choice that the key's payload and purpose left to its maker (:func:`freedom`); NaN if the key is not
+            of this package. p-value and verdict hold for who knows that the payload was not chosen after seeing a model; who does
+            not know charges it, as :func:`judge` does, and looks at ``log10_charged_p_value``.
+    """
+
+    @property
     def reason(self) -> str:
         """Why the verdict is what it is, in words."""
         if self.verdict == "inconclusive":
@@ -184,10 +211,6 @@ class VerificationResult:
         if self.verdict == "owned":
             return f"p <= alpha = {self.alpha:g}{self._for_whom}"
         return f"p > alpha = {self.alpha:g}, {self._what_it_takes}"
-
-    @property
-    def _for_whom(self) -> str:
-        return for_whom(self.log10_p_value, freedom=self.free_bits, alpha=self.alpha)
 
     @property
     def _what_it_takes(self) -> str:
@@ -198,16 +221,8 @@ class VerificationResult:
         return f"which takes {needed} of {n_decided} bits"
 
     @property
-    def _bits_and_p_value(self) -> str:
-        return bits_in_words(self.n_matches, self.n_bits, self.n_erasures, self.log10_p_value)
-
-    @property
     def _what_was_read(self) -> str:
         return f"{self.n_queries} images read{recognised_in_words(self.recognised)}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types; NaN becomes None."""
-        return without_nan(vars(self))
 
 
 def three_lines(verdict: str, reason: str, bits: str, read: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradsigns_lightning.core.utils.files import MissingFileError
 from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.core.utils.pickles import Outline, PickleWalk
 from gradsigns_lightning.data.base import ImageDataModule
@@ -70,7 +71,7 @@ class CIFAR10(ImageDataModule):
         paths = self._find(train)
         if paths is None:
             names = ", ".join(_BATCHES[train])
-            raise ValueError(
+            raise MissingFileError(
                 f"`root` must hold cifar-10-batches-bin (with {names}, each ending in .bin) or cifar-10-batches-py "
                 f"(with {names}), got root={self.root}. Set `download=True` to get the latter."
             )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradsigns_lightning.core.utils.files import error_about
 from gradsigns_lightning.core.utils.optional import require
 
 # By content, whatever a file's name says: Pillow would hand an EPS file to Ghostscript.
@@ -95,7 +96,7 @@ def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
     path = Path(folder).expanduser()
     if not path.is_dir():
         found = "a file" if path.exists() else "not there"
-        raise ValueError(f"`images` must name a folder, got {str(folder)!r}, which is {found}.")
+        raise error_about(path)(f"`images` must name a folder, got {str(folder)!r}, which is {found}.")
     files = image_files(path, below=False)
     if not files:
         raise ValueError(f"`images` must name a folder with images ({', '.join(SUFFIXES)}), got {str(folder)!r} without any.")

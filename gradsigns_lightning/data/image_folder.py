@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gradsigns_lightning.core.utils.files import error_about
 from gradsigns_lightning.data.decoding import image_files
 from gradsigns_lightning.data.folder import IMAGENET_MEAN, IMAGENET_STD, FolderDataModule, LabelledFile, subfolders
 from gradsigns_lightning.data.sources import ImageSource
@@ -80,5 +81,7 @@ class ImageFolder(FolderDataModule):
 def _existing(root: Path, name: str) -> Path:
     folder = root / name
     if not folder.is_dir():
-        raise ValueError(f"`root` must hold train/<class>/ and test/<class>/ or val/<class>/, got root={root} without {name}.")
+        raise error_about(folder)(
+            f"`root` must hold train/<class>/ and test/<class>/ or val/<class>/, got root={root} without {name}."
+        )
     return folder

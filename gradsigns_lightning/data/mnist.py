@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from gradsigns_lightning.core.utils.files import MissingFileError
 from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.data.base import ImageDataModule
 from gradsigns_lightning.data.idx import find_idx, read_idx
@@ -69,7 +70,7 @@ class MNIST(ImageDataModule):
         """
         images, labels = self._find(train)
         if images is None or labels is None:
-            raise ValueError(self._missing(train))
+            raise MissingFileError(self._missing(train))
         pixels = read_idx(images, sides=self.input_shape[1:], max_bytes=_LARGEST)
         return TensorImages(pixels.unsqueeze(1), read_idx(labels, sides=(), max_bytes=_LARGEST))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gradsigns_lightning.core.utils.files import error_about
 from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.data.base import ImageDataModule
 from gradsigns_lightning.data.matlab import read_arrays
@@ -64,7 +65,7 @@ class SVHN(ImageDataModule):
         """
         path = self._path(train)
         if not path.is_file():
-            raise ValueError(f"`root` must hold {path.name}, got root={self.root}. Set `download=True` to get it.")
+            raise error_about(path)(f"`root` must hold {path.name}, got root={self.root}. Set `download=True` to get it.")
         return _read_mat(path)
 
     def origin(self, train: bool) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsigns_lightning.core.utils.checks import check_int
+from gradsigns_lightning.core.utils.files import error_about
 from gradsigns_lightning.data.decoding import image_files
 from gradsigns_lightning.data.folder import IMAGENET_MEAN, IMAGENET_STD, FolderDataModule, LabelledFile, subfolders
 from gradsigns_lightning.data.sources import ImageSource
@@ -75,7 +76,7 @@ class YouTubeFaces(FolderDataModule):
 def _videos_by_person(root: Path) -> dict[str, list[Path]]:
     folder = root / _FOLDER
     if not folder.is_dir():
-        raise ValueError(
+        raise error_about(folder)(
             f"`root` must hold {_FOLDER}/<person>/<video>/<video>.<frame>.jpg, got root={root}. "
             "Ask the authors of the data set for the aligned frames and unpack them there."
         )

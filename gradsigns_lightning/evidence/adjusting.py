@@ -10,7 +10,7 @@ from typing import Literal
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import freedom
 from gradsigns_lightning.core.key.reach import USUAL_GRINDING_BITS
-from gradsigns_lightning.core.result import Verdict, VerificationResult, is_recognised, verdict_of
+from gradsigns_lightning.core.result import ReadingResult, Verdict, is_recognised, verdict_of
 from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.evidence.commitment import Statement
 from gradsigns_lightning.evidence.dating import Dating
@@ -74,7 +74,7 @@ def adjust(readings: Readings, charges: Charges, dating: Dating, *, alpha: float
 
 
 def _verdict(
-    reading: VerificationResult | None, adjusted_p_value: float, alpha: float, objections: Sequence[str]
+    reading: ReadingResult | None, adjusted_p_value: float, alpha: float, objections: Sequence[str]
 ) -> Verdict | Literal["claimed"]:
     if reading is None:
         return "claimed"

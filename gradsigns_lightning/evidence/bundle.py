@@ -63,7 +63,9 @@ class Bundle:
         """Write the signed bundle in one atomic step, mode 0600.
 
         Raises:
-            ValueError: the signer is not the one in the statement, the file exists, or its folder does not.
+            FileExistsError: the file exists.
+            FileNotFoundError: its folder does not exist. Both are :class:`ValueError` too.
+            ValueError: the signer is not the one in the statement.
         """
         check_instance("signer", signer, Ed25519PrivateKey)
         if public_hex(signer.public_key()) != self.statement.signer:
@@ -78,8 +80,9 @@ class Bundle:
         """Read a bundle and check its form, signature and commitment.
 
         Raises:
-            ValueError: the file is missing, too large, no bundle, edited, signed by somebody else, or its key is not the one
-                that was committed to.
+            FileNotFoundError: the file is missing; it is a :class:`ValueError` too.
+            ValueError: it is too large, no bundle, edited, signed by somebody else, or its key is not the one that was
+                committed to.
         """
         return cls.from_bytes(read_file(path, argument="bundle", kind="file", max_bytes=_MAX_FILE_BYTES))
 

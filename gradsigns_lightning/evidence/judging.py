@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
 from gradsigns_lightning.core.result import (
     DEFAULT_ALPHA,
+    ReadingResult,
     Verdict,
-    VerificationResult,
     bits_in_words,
     check_alpha,
     recognised_in_words,
@@ -72,9 +72,9 @@ class Judgement:
     n_commitments: int
     committed_at: datetime | None
     precedes_suspect: bool | None
-    reading: VerificationResult | None
-    transcript: VerificationResult | None
-    controls: Mapping[str, VerificationResult]
+    reading: ReadingResult | None
+    transcript: ApiVerificationResult | None
+    controls: Mapping[str, ReadingResult]
     payload_bits: float
     grinding_bits: float
     p_value: float

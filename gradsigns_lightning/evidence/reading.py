@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
-from gradsigns_lightning.core.result import VerificationResult
+from gradsigns_lightning.core.result import ReadingResult
 from gradsigns_lightning.evidence.bundle import Bundle
 from gradsigns_lightning.verification.api.queries import Oracle
-from gradsigns_lightning.verification.api.verify import replay, settings_of
+from gradsigns_lightning.verification.api.verify import ApiVerificationResult, replay, settings_of
 from gradsigns_lightning.verification.images import FewImagesWarning
 from gradsigns_lightning.verification.suspects import read
 
@@ -34,13 +34,13 @@ class Readings:
     """
 
     key: KeyAsRead
-    suspect: VerificationResult | None
-    transcript: VerificationResult | None
+    suspect: ReadingResult | None
+    transcript: ApiVerificationResult | None
     as_announced: bool
-    controls: Mapping[str, VerificationResult]
+    controls: Mapping[str, ReadingResult]
 
     @property
-    def evidence(self) -> VerificationResult:
+    def evidence(self) -> ReadingResult:
         """The reading that is judged: the judge's own, or the transcript where there is no suspect to read."""
         result = self.suspect or self.transcript
         assert result is not None
@@ -82,7 +82,7 @@ def read_all(
     return Readings(key, own, transcript, as_announced, others)
 
 
-def _replayed(bundle: Bundle) -> tuple[VerificationResult | None, bool]:
+def _replayed(bundle: Bundle) -> tuple[ApiVerificationResult | None, bool]:
     """Return what the transcript says, and whether it was read as announced."""
     if bundle.images is None or bundle.transcript is None:
         return None, True
@@ -91,7 +91,7 @@ def _replayed(bundle: Bundle) -> tuple[VerificationResult | None, bool]:
 
 
 @contextmanager
-def _found(reading: VerificationResult | None) -> Iterator[None]:
+def _found(reading: ReadingResult | None) -> Iterator[None]:
     """Call no number of images too small that sufficed to find the mark in the suspect."""
     with warnings.catch_warnings():
         if reading is not None and reading.verdict == "owned":
@@ -101,7 +101,7 @@ def _found(reading: VerificationResult | None) -> Iterator[None]:
 
 def _read_controls(
     controls: Mapping[str, nn.Module | Oracle], key: WatermarkKey, images: Tensor | None, max_queries: int
-) -> dict[str, VerificationResult]:
+) -> dict[str, ReadingResult]:
     if images is None or not controls:
         return {}
     raw = KeyAsRead.of(key, input_mean=0.0, input_std=1.0)

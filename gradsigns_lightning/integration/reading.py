@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.result import count_bits, is_readable, signed_by
+from gradsigns_lightning.core.result import is_readable, signed_by
 from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, as_logits, input_gradients, read_z
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics, gradients_enabled, twice_differentiable_kernels
+from gradsigns_lightning.core.torch_state.precision import widest_float
 from gradsigns_lightning.metrics import MeanInputGradient
+from gradsigns_lightning.metrics.functional import bit_error_rate, bits_of, ownership_p_value, smallest_margin
 
 METRICS = ("ber", "log10_p_value", "p_value", "margin")  # loggers round 1e-39 to 0
 ProjectorFn = Callable[[torch.device, torch.dtype], SignatureProjector]
@@ -96,18 +98,16 @@ class HeldOutReader:
         z = read_z(self.key, gradient)
         if not bool(is_readable(z)):
             return None
-        margins = signed_by(z, self.key.signature)
-        self.margins = margins.tolist()
-        counts = count_bits(margins)
+        signature, bits = self.key.signature, bits_of(z)
+        self.margins = signed_by(z, signature).tolist()
         figures = {
-            "ber": counts.bit_error_rate,
-            "log10_p_value": counts.log10_p_value,
-            "p_value": counts.p_value,
-            "margin": float(margins.min()),
+            "ber": bit_error_rate(bits, signature),
+            "log10_p_value": ownership_p_value(bits, signature, log10=True),
+            "p_value": ownership_p_value(bits, signature),
+            "margin": smallest_margin(z, signature),
         }
-        return {
-            name: torch.tensor(value, dtype=_widest(gradient.device), device=gradient.device) for name, value in figures.items()
-        }
+        place = {"device": gradient.device, "dtype": widest_float(gradient.device)}
+        return {name: figure.to(**place) for name, figure in figures.items()}
 
     def missing(self) -> dict[str, Tensor]:
         """Return the figures of a reading that found nothing: all NaN."""
@@ -140,7 +140,3 @@ class _CountedGradient(MeanInputGradient):
         self.n_found = int(self.n_images)  # summed over the ranks only here
         self.recognised = int(self.n_taken) / self.n_found if self.n_found else math.nan
         return super().compute()
-
-
-def _widest(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64

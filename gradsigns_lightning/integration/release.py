@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gradsigns_lightning.core.utils.archive import check_archive
-from gradsigns_lightning.core.utils.files import check_target, write_file
+from gradsigns_lightning.core.utils.files import check_target, error_about, write_file
 
 CHECKPOINT_ENTRY = "gradsigns"
 STATE_PREFIX = "GradSigns["
@@ -59,7 +59,7 @@ def strip(checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrit
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         found = "a folder" if file.is_dir() else "not there"
-        raise ValueError(f"`checkpoint` must name a checkpoint file, got {str(file)!r}, which is {found}.")
+        raise error_about(file)(f"`checkpoint` must name a checkpoint file, got {str(file)!r}, which is {found}.")
     try:
         check_archive(file, trusted=_trusted())
         content = torch.load(file, map_location="cpu", weights_only=True)

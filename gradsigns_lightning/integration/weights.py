@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from gradsigns_lightning.core.torch_state.precision import widest_float
+
 _TOLERANCE = 1e-9  # relative; another device adds in another order
 
 
@@ -15,7 +17,7 @@ def lengths_of(module: nn.Module) -> Tensor:
     tensors = [t.detach() for t in (*module.parameters(), *statistics) if t is not None and t.is_floating_point()]
     if not tensors:
         return torch.zeros(0)
-    if tensors[0].device.type == "mps":  # has no float64
+    if widest_float(tensors[0].device) != torch.float64:
         tensors = [t.cpu() for t in tensors]
     norms = [torch.linalg.vector_norm(t, order, dtype=torch.float64) for t in tensors for order in (1, 2)]
     return torch.stack([norm.to(norms[0].device) for norm in norms])

@@ -15,7 +15,7 @@ from gradsigns_lightning.metrics.functional.watermark import count_matches, deci
 class BitErrorRate(BinaryHammingDistance):
     """Share of decided bits that differ; see :func:`~gradsigns_lightning.metrics.functional.bit_error_rate`.
 
-    ``update(bits, signature)`` takes ``(..., N)`` bits and the true bits.
+    ``update(preds, target)`` takes ``(..., N)`` bits (-1 for an erasure) and the signature's.
 
     Args:
         kwargs: arguments of :class:`torchmetrics.classification.BinaryHammingDistance`.
@@ -32,12 +32,12 @@ class BitErrorRate(BinaryHammingDistance):
         super().__init__(**kwargs)
         self.add_state("n_decided", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, bits: Tensor, signature: Tensor) -> None:
+    def update(self, preds: Tensor, target: Tensor) -> None:
         """Count the differences in one reading."""
-        bits, signature = decided(bits, signature)
-        self.n_decided += bits.numel()
-        if bits.numel():
-            super().update(bits, signature)
+        preds, target = decided(preds, target)
+        self.n_decided += preds.numel()
+        if preds.numel():
+            super().update(preds, target)
 
     def compute(self) -> Tensor:
         """Return the share over all bits seen; NaN if none was decided."""
@@ -48,8 +48,13 @@ class BitErrorRate(BinaryHammingDistance):
 class OwnershipPValue(Metric):
     """Exact p-value of an ownership claim; see :func:`~gradsigns_lightning.metrics.functional.ownership_p_value`.
 
-    Bits of all updates and ranks are pooled: give every independent bit once. ``update(bits, signature)`` takes ``(..., N)``
-    bits (-1 for an erasure) and the true bits; ``compute()`` returns a float64 scalar.
+    Bits of all updates and ranks are pooled: give every independent bit once. ``update(preds, target)`` takes ``(..., N)``
+    bits (-1 for an erasure) and the signature's; ``compute()`` returns a float64 scalar, float32 on a device that has nothing
+    wider.
+
+    Args:
+        log10: give the p-value's base-10 logarithm, which does not underflow.
+        kwargs: arguments of :class:`torchmetrics.Metric`.
 
     Example:
         >>> metric = OwnershipPValue()
@@ -60,36 +65,36 @@ class OwnershipPValue(Metric):
     is_differentiable = False
     higher_is_better = False
     full_state_update = False
-    plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
     n_matches: Tensor
     n_decided: Tensor
     n_bits: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, log10: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.log10 = log10
         self.add_state("n_matches", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("n_decided", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("n_bits", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, bits: Tensor, signature: Tensor) -> None:
+    def update(self, preds: Tensor, target: Tensor) -> None:
         """Count the matches of one reading."""
-        n_matches, n_decided = count_matches(bits, signature)
+        n_matches, n_decided = count_matches(preds, target)
         self.n_matches += n_matches
         self.n_decided += n_decided
-        self.n_bits += bits.numel()
+        self.n_bits += preds.numel()
 
     def compute(self) -> Tensor:
         """Return the p-value of all bits seen."""
-        return p_value_of_counts(self.n_matches, self.n_decided, self.n_bits)
+        return p_value_of_counts(self.n_matches, self.n_decided, self.n_bits, log10=self.log10)
 
 
 class SmallestMargin(Metric):
     """Distance of the worst bit from the wrong side; see :func:`~gradsigns_lightning.metrics.functional.smallest_margin`.
 
-    ``update(projections, signature)`` takes ``(..., N)`` projections of a unit-length gradient and the true bits; ``compute()``
-    is the smallest over all updates and ranks, infinite before the first.
+    ``update(preds, target)`` takes ``(..., N)`` projections of a unit-length gradient, not bits, and the signature's bits;
+    ``compute()`` is the smallest over all updates and ranks, infinite before the first.
 
     Example:
         >>> metric = SmallestMargin()
@@ -107,9 +112,9 @@ class SmallestMargin(Metric):
         super().__init__(**kwargs)
         self.add_state("smallest", torch.tensor(torch.inf), dist_reduce_fx="min")
 
-    def update(self, projections: Tensor, signature: Tensor) -> None:
+    def update(self, preds: Tensor, target: Tensor) -> None:
         """Take the margins of one reading."""
-        self.smallest = torch.minimum(self.smallest, smallest_margin(projections, signature))
+        self.smallest = torch.minimum(self.smallest, smallest_margin(preds, target))
 
     def compute(self) -> Tensor:
         """Return the smallest margin seen."""
@@ -136,7 +141,7 @@ class MeanInputGradient(Metric):
 
     def __init__(self, input_shape: tuple[int, ...], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("total", torch.zeros(input_shape), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(input_shape, dtype=torch.float32), dist_reduce_fx="sum")
         self.add_state("n_images", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, gradients: Tensor) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradsigns_lightning.core.utils.files import MissingFileError, error_like
 from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.models import ResNet20
 
@@ -84,7 +85,7 @@ class ReleasedModel(nn.Module):
     def __init__(self, mean_image: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean_image", mean_image)
-        self.network = ResNet20(3, 10)
+        self.network = ResNet20(3, 10, bn_momentum=0.01)  # Keras'
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(n, 10)`` of raw images ``(n, 3, 32, 32)`` in [0, 1]."""
@@ -104,7 +105,8 @@ def load_2021(folder: str | PathLike[str], *, mean_image: Tensor | None = None) 
         The key and the model in evaluation mode; the model takes raw images.
 
     Raises:
-        ValueError: a file is missing, damaged or does not have the released shape.
+        FileNotFoundError: a file is missing; it is a :class:`ValueError` too.
+        ValueError: a file is damaged or does not have the released shape.
         TypeError: ``mean_image`` is no tensor.
         ImportError: h5py is not installed.
     """
@@ -150,7 +152,8 @@ def _read_array(path: Path) -> np.ndarray[Any, Any]:
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
     except Exception as error:  # a forged header makes NumPy raise more than it documents
-        raise ValueError(f"`folder` must hold the authors' released arrays; {str(path)!r} is missing or damaged.") from error
+        message = f"`folder` must hold the authors' released arrays; {str(path)!r} is missing or damaged."
+        raise error_like(error)(message) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf" or array.dtype.itemsize > 8 or array.ndim > 2:
         raise ValueError(f"`folder` must hold the authors' released arrays; {str(path)!r} is not one of numbers.")
     return array
@@ -161,7 +164,8 @@ def _read_keras(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
     h5py = require("h5py", extra="legacy")
     files = sorted(folder.glob("*.hdf5"))
     if len(files) != 1:
-        raise ValueError(f"`folder` must hold one Keras model *.hdf5, got {len(files)} in {str(folder)!r}.")
+        kind = ValueError if files else MissingFileError
+        raise kind(f"`folder` must hold one Keras model *.hdf5, got {len(files)} in {str(folder)!r}.")
     try:
         with h5py.File(files[0], "r") as file:
             return _converted(lambda source, shape: _read_weight(h5py, file, source, shape), expected)

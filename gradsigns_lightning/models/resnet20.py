@@ -18,21 +18,22 @@ class ResNet20(nn.Module):
 
     It is the 20-layer CIFAR network of He et al. (2016) with the details of the Keras example: every convolution has a bias;
     the shortcuts of the second and third stack are 1x1 convolutions of stride 2 without normalisation; "same" padding is
-    TensorFlow's; batch normalisation has epsilon 1e-3; weights are he_normal.
+    TensorFlow's; batch normalisation has epsilon 1e-3 and, unless told otherwise, PyTorch's momentum; weights are he_normal.
     With 3 channels and 10 classes it has 273,066 trainable parameters and 1,376 running statistics.
 
     Args:
         in_channels: channels of the images, >= 1.
         n_classes: number of classes, >= 2.
-        bn_momentum: share of a batch in batch normalisation's running statistics, above 0, at most 1. Keras' 0.99 is 0.01 here;
-            such statistics follow the weights a hundred steps late, and the mark is embedded in the network that they describe.
+        bn_momentum: share of a batch in batch normalisation's running statistics, above 0, at most 1. Keras' 0.99 is 0.01
+            here; such statistics follow the weights a hundred steps late, and the mark is embedded in the network that they
+            describe.
 
     Raises:
         TypeError: an argument is not a number.
         ValueError: an argument is out of its range.
     """
 
-    def __init__(self, in_channels: int = 3, n_classes: int = 10, *, bn_momentum: float = 0.01) -> None:
+    def __init__(self, in_channels: int = 3, n_classes: int = 10, *, bn_momentum: float = 0.1) -> None:
         super().__init__()
         check_int("in_channels", in_channels, minimum=1)
         check_int("n_classes", n_classes, minimum=2)

@@ -8,6 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from gradsigns_lightning.core.utils.files import error_about
 from gradsigns_lightning.core.utils.optional import require
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
@@ -33,7 +34,7 @@ def checked_content(file: Path) -> bytes:
     """
     onnx = require("onnx", extra="onnx")
     if not file.is_file():
-        raise ValueError(f"`path` must name an ONNX file, got {str(file)!r}, which is not there.")
+        raise error_about(file)(f"`path` must name an ONNX file, got {str(file)!r}, which is not there.")
     if file.stat().st_size > _LARGEST:
         raise ValueError(f"`path` must name an ONNX file below 2 GiB, got {str(file)!r} of {file.stat().st_size} bytes.")
     model = _parsed(file, onnx.ModelProto)

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pkgutil import resolve_name
 from typing import Any
 
+from gradsigns_lightning.core.utils.files import USER_ERRORS, error_like
 from gradsigns_lightning.lazy import in_pythons_folder
 from gradsigns_lightning.runs.options import spoken
 
@@ -49,9 +50,9 @@ def build(config: Any, /, *, option: str = "", names: Mapping[str, str] | None =
         cause = error.__cause__
         if cause is None or isinstance(cause, InstantiationException):
             raise
-        if isinstance(cause, ImportError) or (_is_own(plain) and type(cause) not in (TypeError, ValueError)):
+        if isinstance(cause, ImportError) or (_is_own(plain) and type(cause) not in USER_ERRORS):
             raise cause from error
-        kind = TypeError if isinstance(cause, TypeError) else ValueError
+        kind = TypeError if isinstance(cause, TypeError) else error_like(cause)
         raise kind(_explained(str(cause), plain, option, names or {})) from error
 
 

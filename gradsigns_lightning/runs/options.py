@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradsigns_lightning.core.utils.files import USER_ERRORS, error_about
+
 if TYPE_CHECKING:
     from gradsigns_lightning.core.key import WatermarkKey
 
@@ -40,7 +42,7 @@ def options(names: Mapping[str, str]) -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         message = spoken(str(error), names)
-        if type(error) not in (ValueError, TypeError) or message == str(error):
+        if type(error) not in USER_ERRORS or message == str(error):
             raise
         raise type(error)(message) from error
 
@@ -76,7 +78,7 @@ def check_is_file(option: str, path: str, kind: str) -> None:
     if file.is_dir():
         raise ValueError(f"`{option}` must name {kind}, got {path!r}, which is a folder.{_hugging_face(file, option)}")
     if not file.is_file():
-        raise ValueError(f"`{option}` must name {kind}, got {path!r}, which is not there.")
+        raise error_about(file)(f"`{option}` must name {kind}, got {path!r}, which is not there.")
 
 
 def _hugging_face(folder: Path, option: str) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.signature_key import SignatureKey
-from gradsigns_lightning.core.result import VerificationResult
+from gradsigns_lightning.core.result import ReadingResult
+from gradsigns_lightning.core.utils.files import error_like
 from gradsigns_lightning.data.decoding import MAX_VALUES, read_folder
 from gradsigns_lightning.lazy import in_pythons_folder
 from gradsigns_lightning.oracles import HttpOracle, OnnxOracle, normalised
@@ -133,7 +134,7 @@ def open_control(path: str, key: WatermarkKey) -> nn.Module | Oracle:
     return RawInputs(control.model, input_mean=control.input_mean, input_std=control.input_std)
 
 
-def read(suspect: Suspect, key: WatermarkKey, images: Tensor, settings: dict[str, Any]) -> VerificationResult:
+def read(suspect: Suspect, key: WatermarkKey, images: Tensor, settings: dict[str, Any]) -> ReadingResult:
     """Read a key from a checkpoint's weights, or through what answers for the model."""
     with options(api_names(settings)):
         return suspects.read(suspect.model, key, images, alpha=settings["alpha"], **settings["api"])
@@ -198,5 +199,5 @@ def _test_images(data: Any, key: WatermarkKey, settings: dict[str, Any]) -> Imag
     except ValueError as error:
         if data.root is not None or settings["paths"]["data"] is not None:
             raise
-        raise ValueError(f"{error} {_WHERE}") from error
+        raise error_like(error)(f"{error} {_WHERE}") from error
     return Images(pixels, data.origin(train=False))

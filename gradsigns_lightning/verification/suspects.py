@@ -9,7 +9,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.key.signature_key import SignatureKey
-from gradsigns_lightning.core.result import VerificationResult, readable
+from gradsigns_lightning.core.result import ReadingResult, readable
 from gradsigns_lightning.verification.api.queries import Oracle
 from gradsigns_lightning.verification.api.verify import read_rows, verify_api
 from gradsigns_lightning.verification.foreign_modules import is_module
@@ -18,7 +18,7 @@ from gradsigns_lightning.verification.white_box import read_projections, verify
 
 def read(
     suspect: nn.Module | Oracle, key: SignatureKey, images: Tensor, *, alpha: float, argument: str = "suspect", **api: Any
-) -> VerificationResult:
+) -> ReadingResult:
     """Read a key from a suspect; see :func:`verify` and :func:`verify_api`.
 
     Args:

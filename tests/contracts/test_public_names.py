@@ -6,6 +6,7 @@ import pytest
 
 import gradsigns_lightning
 from gradsigns_lightning import (
+    ApiVerificationResult,
     GradSigns,
     VerificationResult,
     WatermarkKey,
@@ -65,6 +66,10 @@ SIGNATURES = {
     VerificationResult: (
         "n_bits, n_matches, n_erasures, bit_error_rate, p_value, log10_p_value, margin, n_queries, alpha, verdict, commitment, "
         "recognised, free_bits"
+    ),
+    ApiVerificationResult: (
+        "n_bits, n_matches, n_erasures, bit_error_rate, p_value, log10_p_value, margin, n_queries, alpha, verdict, commitment, "
+        "recognised, free_bits, answers, estimator, alignment, step, n_images, n_looks, stopped"
     ),
 }
 

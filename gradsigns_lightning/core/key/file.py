@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 from gradsigns_lightning.core.key.derivation import Secret
 from gradsigns_lightning.core.utils.canonical import json_of
 from gradsigns_lightning.core.utils.checks import check_instance
-from gradsigns_lightning.core.utils.files import check_target, read_file, write_file
+from gradsigns_lightning.core.utils.files import ExistingFileError, check_target, read_file, write_file
 
 FORMAT = "gradsigns-key"
 VERSIONS = ("1", "2")  # of the key's derivation
@@ -39,11 +39,12 @@ def write(
     """Write a key file with mode 0600; a reader sees the old file or the whole new one, never a part.
 
     Raises:
-        ValueError: the file exists and ``overwrite`` is false, or its folder does not exist.
+        FileExistsError: the file exists and ``overwrite`` is false.
+        FileNotFoundError: its folder does not exist. Both are :class:`ValueError` too.
     """
     check_instance("path", path, (str, PathLike))
     if Path(path).expanduser().exists() and not overwrite:
-        raise ValueError(
+        raise ExistingFileError(
             f"`path` must not name an existing key file unless overwrite=True, got {str(path)!r}. WatermarkKey.load reads it."
         )
     version = str(public.get("version", 1))

@@ -211,7 +211,8 @@ class WatermarkKey:
         """Write the key file (safetensors, mode 0600) in one atomic step.
 
         Raises:
-            ValueError: the file exists and ``overwrite`` is false, or its folder does not exist.
+            FileExistsError: the file exists and ``overwrite`` is false.
+            FileNotFoundError: its folder does not exist. Both are :class:`ValueError` too.
         """
         keyfile.write(
             path,
@@ -227,7 +228,8 @@ class WatermarkKey:
         """Read a key file.
 
         Raises:
-            ValueError: the file is missing, truncated, edited, of another version or no key file at all.
+            FileNotFoundError: the file is missing; it is a :class:`ValueError` too.
+            ValueError: the file is truncated, edited, of another version or no key file at all.
         """
         content = keyfile.read(path)
         try:

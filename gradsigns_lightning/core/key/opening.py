@@ -5,10 +5,7 @@ from __future__ import annotations
 from os import PathLike
 
 from gradsigns_lightning.core.key.key import WatermarkKey
-
-
-class MissingKeyError(FileNotFoundError, ValueError):
-    """There is no key file of that name."""
+from gradsigns_lightning.core.utils.files import error_like
 
 
 def key_of(key: WatermarkKey | str | PathLike[str], *, argument: str = "key") -> WatermarkKey:
@@ -19,7 +16,8 @@ def key_of(key: WatermarkKey | str | PathLike[str], *, argument: str = "key") ->
         argument: what it is called in error messages.
 
     Raises:
-        ValueError: the file is missing (then it is a :class:`FileNotFoundError` too), damaged or no key file.
+        FileNotFoundError: the file is missing; it is a :class:`ValueError` too.
+        ValueError: the file is damaged or no key file.
         TypeError: it is neither a key nor a path.
     """
     if isinstance(key, WatermarkKey):
@@ -30,5 +28,4 @@ def key_of(key: WatermarkKey | str | PathLike[str], *, argument: str = "key") ->
     try:
         return WatermarkKey.load(key)
     except ValueError as error:
-        kind = MissingKeyError if isinstance(error.__cause__, FileNotFoundError) else ValueError
-        raise kind(str(error).replace("`path`", f"`{argument}`", 1)) from error
+        raise error_like(error)(str(error).replace("`path`", f"`{argument}`", 1)) from error

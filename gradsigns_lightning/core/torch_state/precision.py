@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 HALF = (torch.float16, torch.bfloat16)
+_WITHOUT_FLOAT64 = ("mps",)
 NetworkFn = Callable[[Tensor], Tensor]
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 for a device that has none (Apple's GPUs)."""
+    return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
 
 
 @contextmanager

@@ -11,6 +11,29 @@ from pathlib import Path
 from gradsigns_lightning.core.utils.checks import check_instance
 
 
+class MissingFileError(FileNotFoundError, ValueError):
+    """A file or folder that an argument names is not there, which is the user's error and the system's."""
+
+
+class ExistingFileError(FileExistsError, ValueError):
+    """A file that an argument names must not be replaced."""
+
+
+USER_ERRORS = (ValueError, TypeError, MissingFileError, ExistingFileError)  # exactly these are about what was given
+
+
+def error_about(path: str | PathLike[str]) -> type[ValueError]:
+    """Return what to raise for a path at which there is not what should be: a :class:`MissingFileError` if there is nothing."""
+    return ValueError if os.path.exists(path) else MissingFileError
+
+
+def error_like(error: BaseException) -> type[ValueError]:
+    """Return what to raise in place of ``error`` with a message that names the argument."""
+    if isinstance(error, FileExistsError):
+        return ExistingFileError
+    return MissingFileError if isinstance(error, FileNotFoundError) else ValueError
+
+
 def read_file(path: str | PathLike[str], *, argument: str, kind: str, max_bytes: int) -> bytes:
     """Read a small file that may come from a stranger; a pipe or a device is none.
 
@@ -21,7 +44,8 @@ def read_file(path: str | PathLike[str], *, argument: str, kind: str, max_bytes:
         max_bytes: its largest size.
 
     Raises:
-        ValueError: it is missing, no regular file, cannot be read, or is larger.
+        MissingFileError: it is missing.
+        ValueError: it is no regular file, cannot be read, or is larger.
         TypeError: ``path`` is no path.
     """
     check_instance(argument, path, (str, PathLike))
@@ -33,7 +57,8 @@ def read_file(path: str | PathLike[str], *, argument: str, kind: str, max_bytes:
         with file.open("rb") as opened:
             data = opened.read(max_bytes + 1)
     except OSError as error:
-        raise ValueError(f"`{argument}` must name a readable {kind}, got {str(path)!r}: {error.strerror}.") from error
+        message = f"`{argument}` must name a readable {kind}, got {str(path)!r}: {error.strerror}."
+        raise error_like(error)(message) from error
     if len(data) > max_bytes:
         raise ValueError(f"`{argument}` must name a {kind} of at most {max_bytes} bytes; {str(path)!r} is larger.")
     return data
@@ -44,9 +69,9 @@ def check_target(path: str | PathLike[str], *, argument: str, overwrite: bool) -
     check_instance(argument, path, (str, PathLike))
     target = Path(path).expanduser()
     if os.path.lexists(target) and not overwrite:
-        raise ValueError(_existing(argument, target))
+        raise _existing(argument, target)
     if not os.path.isdir(target.parent) or (os.path.exists(target) and not os.path.isfile(target)):  # a folder, or a device
-        raise ValueError(f"`{argument}` must name a file in an existing folder, got {str(target)!r}.")
+        raise error_about(target.parent)(f"`{argument}` must name a file in an existing folder, got {str(target)!r}.")
     return target
 
 
@@ -64,14 +89,17 @@ def write_file(path: str | PathLike[str], data: bytes, *, argument: str, overwri
         mode: its permissions; at no time are they wider.
 
     Raises:
-        ValueError: the file exists and must not be replaced, or its folder does not exist or cannot be written to.
+        ExistingFileError: the file exists and must not be replaced.
+        MissingFileError: its folder does not exist.
+        ValueError: its folder cannot be written to.
         OSError: writing failed, for example because the disk is full; all is as before.
     """
     target = check_target(path, argument=argument, overwrite=overwrite)
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # created with mode 0600
     except OSError as error:
-        raise ValueError(f"`{argument}` must name a file in a folder that can be written to, got {str(target)!r}.") from error
+        message = f"`{argument}` must name a file in a folder that can be written to, got {str(target)!r}."
+        raise error_like(error)(message) from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -80,7 +108,7 @@ def write_file(path: str | PathLike[str], data: bytes, *, argument: str, overwri
         os.chmod(temporary, mode)
         os.replace(temporary, target) if overwrite else _move_to_new(temporary, target)
     except FileExistsError as error:
-        raise ValueError(_existing(argument, target)) from error
+        raise _existing(argument, target) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -97,10 +125,10 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _existing(argument: str, target: Path) -> str:
+def _existing(argument: str, target: Path) -> ValueError:
     if os.path.isdir(target):
-        return f"`{argument}` must name a file, got {str(target)!r}, which is a folder."
-    return f"`{argument}` must not name an existing file, got {str(target)!r}."
+        return ValueError(f"`{argument}` must name a file, got {str(target)!r}, which is a folder.")
+    return ExistingFileError(f"`{argument}` must not name an existing file, got {str(target)!r}.")
 
 
 def _move_to_new(temporary: str, target: Path) -> None:

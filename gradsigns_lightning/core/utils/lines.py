@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from gradsigns_lightning.core.utils.files import sync_folder
+from gradsigns_lightning.core.utils.files import error_about, sync_folder
 
 MAX_BYTES = 1 << 28  # as of an evidence bundle, which may have to hold it
 MAX_LINES = 1 << 20  # a line takes far more memory than its bytes
@@ -31,7 +31,7 @@ def read_lines(path: Path) -> tuple[list[bytes], bytes]:
         OSError: it cannot be read.
     """
     if not path.is_file():
-        raise ValueError("it is no file")
+        raise error_about(path)("it is no file")
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:

@@ -7,8 +7,10 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_hamming_distance
 
 from gradsigns_lightning.core.result import BitCounts, is_readable, readable, signed_by
+from gradsigns_lightning.core.torch_state.precision import widest_float
 
 ERASED = -1  # among bits: one that could not be decided
+_BITS = (0, 1)
 
 
 def bits_of(projections: Tensor) -> Tensor:
@@ -28,15 +30,15 @@ def bits_of(projections: Tensor) -> Tensor:
     return torch.where(z == 0, ERASED, (z > 0).to(torch.int8))
 
 
-def bit_error_rate(bits: Tensor, signature: Tensor) -> Tensor:
+def bit_error_rate(preds: Tensor, target: Tensor) -> Tensor:
     r"""Share of decided bits that differ.
 
     .. math:: \text{BER} = \frac{1}{N} \sum_{j=1}^{N} [\hat b_j \neq b_j]
 
     Args:
-        bits: bits read, ``(..., N)``, integer 0 or 1, or -1 for an erasure (:func:`bits_of`), which does not count; or scores in
+        preds: bits read, ``(..., N)``, integer 0 or 1, or -1 for an erasure (:func:`bits_of`), which does not count; or scores in
             [0, 1] that are thresholded at 0.5.
-        signature: true bits, same shape, integer 0 or 1.
+        target: the signature's bits, same shape, integer 0 or 1.
 
     Returns:
         Scalar float in [0, 1]; NaN when no bit was decided.
@@ -48,74 +50,93 @@ def bit_error_rate(bits: Tensor, signature: Tensor) -> Tensor:
         >>> bit_error_rate(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
         tensor(0.2500)
     """
-    bits, signature = decided(bits, signature)
-    return binary_hamming_distance(bits, signature) if bits.numel() else torch.tensor(torch.nan, device=bits.device)
+    preds, target = decided(preds, target)
+    return binary_hamming_distance(preds, target) if preds.numel() else torch.tensor(torch.nan, device=preds.device)
 
 
-def ownership_p_value(bits: Tensor, signature: Tensor) -> Tensor:
+def ownership_p_value(preds: Tensor, target: Tensor, *, log10: bool = False) -> Tensor:
     r"""Exact probability that an unmarked model matches at least as many bits.
 
     .. math:: p = P[\text{Bin}(N, 1/2) \geq \text{matches}]
 
     Args:
-        bits: bits read, ``(..., N)``, integer 0 or 1, or -1 for an erasure (:func:`bits_of`), which does not count.
-        signature: true bits, same shape, integer 0 or 1.
+        preds: bits read, ``(..., N)``, 0 or 1, or -1 for an erasure (:func:`bits_of`), which does not count.
+        target: the signature's bits, same shape, 0 or 1.
+        log10: return its base-10 logarithm, which does not underflow.
 
     Returns:
-        Scalar float64; float32 would underflow from 150 bits on. NaN when all bits are erasures.
+        Scalar float64, because float32 underflows from 150 bits on; float32 on a device that has nothing wider. NaN when all bits
+        are erasures.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, or a value is no bit.
 
     Example:
         >>> ownership_p_value(torch.ones(32, dtype=torch.int), torch.ones(32, dtype=torch.int))
         tensor(2.3283e-10, dtype=torch.float64)
     """
-    return p_value_of_counts(*count_matches(bits, signature), torch.tensor(bits.numel()))
+    return p_value_of_counts(*count_matches(preds, target), torch.tensor(preds.numel()), log10=log10)
 
 
-def smallest_margin(projections: Tensor, signature: Tensor) -> Tensor:
+def smallest_margin(preds: Tensor, target: Tensor) -> Tensor:
     r"""Distance of the worst bit from the wrong side; negative if a bit is wrong.
 
     .. math:: \min_j (2 b_j - 1) z_j
 
     Args:
-        projections: z, ``(..., N)``, floating point, of a unit-length gradient.
-        signature: true bits, same shape, integer 0 or 1.
+        preds: projections z, not bits, ``(..., N)``, floating point, of a unit-length gradient.
+        target: the signature's bits, same shape, 0 or 1.
 
     Returns:
-        Scalar, dtype of ``projections``; NaN when no bit is decided.
+        Scalar, dtype of ``preds``; NaN when no bit is decided.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, or ``target`` holds a value that is no bit.
+        TypeError: ``preds`` is not floating point.
 
     Example:
         >>> smallest_margin(torch.tensor([-0.5, 1.5]), torch.tensor([0, 1]))
         tensor(0.5000)
     """
-    _check_same_shape("projections", projections, signature)
-    return torch.where(is_readable(projections), signed_by(projections, signature).min(), torch.nan)
+    _check_same_shape(preds, target)
+    _check_among("target", target, _BITS)
+    if not preds.is_floating_point():
+        raise TypeError(f"`preds` must be floating-point projections z, not bits, got {preds.dtype}.")
+    return torch.where(is_readable(preds), signed_by(preds, target).min(), torch.nan)
 
 
-def decided(bits: Tensor, signature: Tensor) -> tuple[Tensor, Tensor]:
+def decided(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return bits and true bits without the erasures, flat if there are any."""
-    _check_same_shape("bits", bits, signature)
-    known = bits != ERASED
-    return (bits, signature) if bool(known.all()) else (bits[known], signature[known])
+    _check_same_shape(preds, target)
+    known = preds != ERASED
+    return (preds, target) if bool(known.all()) else (preds[known], target[known])
 
 
-def count_matches(bits: Tensor, signature: Tensor) -> tuple[Tensor, Tensor]:
+def count_matches(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return matching bits and decided bits as int64 scalars."""
-    _check_same_shape("bits", bits, signature)
-    return (bits == signature).sum(), (bits != ERASED).sum()
+    _check_same_shape(preds, target)
+    _check_among("preds", preds, (*_BITS, ERASED))
+    _check_among("target", target, _BITS)
+    return (preds == target).sum(), (preds != ERASED).sum()
 
 
-def p_value_of_counts(n_matches: Tensor, n_decided: Tensor, n_bits: Tensor) -> Tensor:
-    """Return the p-value of integer scalars as a float64 scalar on their device; 1 where no bit was even given."""
+def p_value_of_counts(n_matches: Tensor, n_decided: Tensor, n_bits: Tensor, *, log10: bool = False) -> Tensor:
+    """Return the p-value of integer scalars, or its logarithm, as a scalar on their device; of no bit at all it is 1."""
     counts = BitCounts(int(n_bits), int(n_matches), int(n_bits) - int(n_decided))
-    return torch.tensor(counts.p_value if counts.n_bits else 1.0, dtype=torch.float64, device=n_matches.device)
+    value = counts.log10_p_value if log10 else counts.p_value
+    if not counts.n_bits:
+        value = 0.0 if log10 else 1.0
+    return torch.tensor(value, dtype=widest_float(n_matches.device), device=n_matches.device)
 
 
-def _check_same_shape(name: str, value: Tensor, signature: Tensor) -> None:
-    if value.shape != signature.shape:
-        raise ValueError(f"`{name}` must have the signature's shape {tuple(signature.shape)}, got {tuple(value.shape)}.")
+def _check_same_shape(preds: Tensor, target: Tensor) -> None:
+    if preds.shape != target.shape:
+        raise ValueError(f"`preds` must have the shape of `target`, {tuple(target.shape)}, got {tuple(preds.shape)}.")
+
+
+def _check_among(name: str, value: Tensor, allowed: tuple[int, ...]) -> None:
+    """Refuse signs for bits, and projections for bits, which would be counted without an error."""
+    others = value[(value.unsqueeze(-1) != torch.tensor(allowed, device=value.device)).all(-1)]
+    if others.numel():
+        erasure = ", or -1 for an erasure (`bits_of` makes them of projections)" if ERASED in allowed else ""
+        raise ValueError(f"`{name}` must hold bits, 0 or 1{erasure}, got {others[0].item():g}.")

@@ -18,6 +18,7 @@ from torch import Tensor
 from gradsigns_lightning.core.key.signature_key import SignatureKey
 from gradsigns_lightning.core.utils.canonical import json_of
 from gradsigns_lightning.core.utils.checks import check_int
+from gradsigns_lightning.core.utils.files import error_like
 from gradsigns_lightning.core.utils.lines import LineFile, is_left_of, read_lines
 from gradsigns_lightning.verification.api.responses import AnswerReader, Values
 from gradsigns_lightning.verification.images import normalise
@@ -106,7 +107,8 @@ class Journal(Transcript):
         try:
             self._file = LineFile(Path(path).expanduser())
         except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"`journal` must name a file in a writable folder, got {str(path)!r}: {_why(error)}.") from error
+            message = f"`journal` must name a file in a writable folder, got {str(path)!r}: {_why(error)}."
+            raise error_like(error)(message) from error
         try:
             super().__init__(_parse(self._file.lines, path), reading, name=str(path))
             self._n_kept = max(0, len(self._file.lines) - 1)
@@ -160,12 +162,13 @@ def read_journal(path: str | PathLike[str]) -> list[Any]:
     """Return the lines of a journal as JSON types, without one that was cut off.
 
     Raises:
-        ValueError: the file cannot be read, is no journal, or is too large for one.
+        FileNotFoundError: there is no such file; it is a :class:`ValueError` too.
+        ValueError: it cannot be read, is no journal, or is too large for one.
     """
     try:
         lines, _ = read_lines(Path(path).expanduser())
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"`journal` must name a journal, got {str(path)!r}: {_why(error)}.") from error
+        raise error_like(error)(f"`journal` must name a journal, got {str(path)!r}: {_why(error)}.") from error
     return _parse(lines, path)
 
 

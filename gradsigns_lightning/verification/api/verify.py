@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.key.reach import least_bits
 from gradsigns_lightning.core.key.signature_key import SignatureKey
-from gradsigns_lightning.core.result import DEFAULT_ALPHA, VerificationResult, recognised_in_words, why_inconclusive
+from gradsigns_lightning.core.result import DEFAULT_ALPHA, ReadingResult, recognised_in_words, why_inconclusive
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 from gradsigns_lightning.verification.api.boundary import ImagePool
 from gradsigns_lightning.verification.api.estimators import FIRST_STEP, CoordinateReading, RowReading
@@ -42,14 +42,19 @@ _WHY_STOPPED: dict[Stopped, str] = {
 
 
 @dataclass(frozen=True)
-class ApiVerificationResult(VerificationResult):
-    """What a black-box reading found; see :class:`VerificationResult`, with these differences.
+class ApiVerificationResult(ReadingResult):
+    """What a black-box reading found; ``print`` shows it in three lines.
 
-    With ``estimator="blocks"`` a bit may be the sign of a block of the key's bits, and ``n_bits`` the number of blocks. The
-    p-value weighs each bit by how clearly it was read (:func:`sign_flip_p_value`) and is corrected for every look at the evidence
-    and every alignment; the margin is in root mean squares of the evidence.
+    It has all attributes of :class:`VerificationResult`; those that say something else here come first.
 
     Attributes:
+        n_bits: signs that were compared: one for each block of the key's bits where ``estimator="blocks"`` folds them, else one
+            for each bit.
+        n_erasures: signs that the answers could not decide.
+        p_value: exact probability that an unmarked model matches as well, each sign weighted by how clearly it was read
+            (:func:`sign_flip_p_value`), corrected for every look at the evidence and every alignment.
+        margin: the least evidence for a sign, negative where it is wrong, in root mean squares of the evidence.
+        n_queries: images that the model was asked about.
         answers: kind of the answers that were read, None if there were none.
         estimator: how it was asked.
         alignment: geometry of the server that fits best.

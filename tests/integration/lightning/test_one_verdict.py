@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gradsigns_lightning import GradSigns, WatermarkKey, verify
 from gradsigns_lightning.core.statistics import ownership_p_value
-from gradsigns_lightning.integration.reading import METRICS
+from gradsigns_lightning.core.torch_state import precision
+from gradsigns_lightning.integration.reading import METRICS, HeldOutReader
 from gradsigns_lightning.integration.standing import last_reading
 from gradsigns_lightning.metrics import BitErrorRate, OwnershipPValue, SmallestMargin
 from gradsigns_lightning.metrics import functional as M
@@ -114,3 +115,15 @@ def test_the_examples_hold_ties_and_a_mark():
     assert 0 < result.n_erasures < N_BITS
     assert result.p_value == ownership_p_value(result.n_matches, N_BITS - result.n_erasures)
     assert verify(Linear(0.01 * PLANTED, 5.0), KEY, IMAGES).verdict == "owned"
+
+
+def test_what_is_logged_is_float32_where_a_device_has_no_float64(monkeypatch):
+    monkeypatch.setattr(precision, "_WITHOUT_FLOAT64", ("cpu",))
+    reader, model = HeldOutReader(KEY, GradSigns(KEY).watermarker.projector, len(IMAGES), None), Linear(0.01 * PLANTED, 5.0)
+    reader.start(torch.device("cpu"))
+    reader.read(model, model, IMAGES, torch.full((len(IMAGES),), T))
+    figures = reader.finish(step=0)
+    assert {figure.dtype for figure in figures.values()} == {torch.float32}
+    result = verify(model, KEY, IMAGES)
+    for name, expected in (("ber", result.bit_error_rate), ("log10_p_value", result.log10_p_value), ("margin", result.margin)):
+        assert same(float(figures[name]), expected)

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
+from torchmetrics import MetricCollection
+from torchmetrics.classification import BinaryAccuracy, BinaryHammingDistance
+from torchmetrics.regression import MeanAbsoluteError
 
+from gradsigns_lightning.core.torch_state import precision
 from gradsigns_lightning.metrics import BitErrorRate, MeanInputGradient, OwnershipPValue, SmallestMargin
 from gradsigns_lightning.metrics import functional as M
 from gradsigns_lightning.metrics.functional.watermark import count_matches
@@ -111,10 +115,84 @@ def test_other_shapes_are_refused(metric_class, function, reference, batches):
             update(left, right[:, :7])
 
 
-@pytest.mark.parametrize(("function", "name"), [(M.ownership_p_value, "bits"), (M.smallest_margin, "projections")])
-def test_the_refusal_names_the_argument_and_both_shapes(function, name):
-    with pytest.raises(ValueError, match=rf"`{name}` must have the signature's shape \(8,\), got \(1,\)"):
+@pytest.mark.parametrize("function", [M.bit_error_rate, M.ownership_p_value, M.smallest_margin])
+def test_the_refusal_names_the_argument_and_both_shapes(function):
+    with pytest.raises(ValueError, match=r"`preds` must have the shape of `target`, \(8,\), got \(1,\)"):
         function(torch.ones(1), torch.ones(8))
+
+
+@cases
+def test_arguments_are_named_as_torchmetrics_names_them(metric_class, function, reference, batches):
+    batch = batches()[0]
+    preds, target = tensors(batch)
+    expected = pytest.approx(reference(*batch), rel=1e-6)
+    updated = metric_class()
+    updated.update(preds=preds, target=target)
+    by_name = function(preds=preds, target=target), updated.compute(), metric_class()(preds=preds, target=target)
+    assert [value.item() for value in by_name] == [expected] * 3
+
+
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_bits_go_through_a_collection_with_other_metrics(by_keyword):
+    ours = {"ber": BitErrorRate(), "p": OwnershipPValue(), "log10": OwnershipPValue(log10=True)}
+    metrics = MetricCollection({"accuracy": BinaryAccuracy(), "hamming": BinaryHammingDistance(), **ours})
+    for preds, target in map(tensors, bit_batches()):
+        metrics.update(**{"preds": preds, "target": target}) if by_keyword else metrics.update(preds, target)
+    values, (bits, signature) = metrics.compute(), all_of(bit_batches())
+    ber, p_value = reference_ber(bits, signature), reference_p_value(bits, signature)
+    expected = {"accuracy": 1 - ber, "hamming": ber, "ber": ber, "p": p_value, "log10": math.log10(p_value)}
+    assert {name: value.item() for name, value in values.items()} == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_projections_go_through_a_collection_with_other_metrics(by_keyword):
+    metrics = MetricCollection([SmallestMargin(), MeanAbsoluteError()])
+    for preds, target in map(tensors, margin_batches()):
+        metrics.update(**{"preds": preds, "target": target}) if by_keyword else metrics.update(preds, target)
+    assert metrics.compute()["SmallestMargin"].item() == pytest.approx(reference_margin(*all_of(margin_batches())))
+
+
+def test_gradients_go_through_a_collection_by_keyword():
+    metrics = MetricCollection([BitErrorRate(), MeanInputGradient(SHAPE)])
+    metrics.update(preds=torch.tensor([1, 0]), target=torch.tensor([1, 1]), gradients=torch.ones(3, *SHAPE))
+    assert torch.equal(metrics.compute()["MeanInputGradient"], torch.ones(SHAPE))
+    assert metrics.compute()["BitErrorRate"] == 0.5
+
+
+@pytest.mark.parametrize("update", [M.ownership_p_value, OwnershipPValue().update])
+@pytest.mark.parametrize(
+    ("preds", "target", "found"),
+    [
+        ([0.3, 1.0], [0, 1], "`preds` .*, got 0.3"),
+        ([1, 2], [0, 1], "`preds` .*, got 2"),
+        ([1, -1], [1, -1], "`target` .*, got -1"),
+    ],
+)
+def test_what_is_no_bit_is_not_counted(update, preds, target, found):
+    with pytest.raises(ValueError, match=found):
+        update(torch.tensor(preds), torch.tensor(target))
+
+
+def test_a_margin_is_of_projections_and_bits():
+    with pytest.raises(TypeError, match=r"`preds` must be floating-point projections z, not bits, got torch.int64"):
+        M.smallest_margin(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="`target` must hold bits, 0 or 1, got -1"):
+        M.smallest_margin(torch.tensor([0.5, 1.0]), torch.tensor([-1, 1]))
+
+
+def test_a_device_without_float64_gets_float32(monkeypatch):
+    bits = torch.ones(1000, dtype=torch.int)
+    monkeypatch.setattr(precision, "_WITHOUT_FLOAT64", ("cpu",))
+    for log10, expected in ((False, 0.0), (True, -1000 * math.log10(2))):
+        for value in (M.ownership_p_value(bits, bits, log10=log10), OwnershipPValue(log10=log10)(bits, bits)):
+            assert value.dtype == torch.float32
+            assert value.item() == pytest.approx(expected)
+
+
+def test_the_logarithm_of_no_bit_and_of_erasures_alone():
+    nothing, erased = torch.zeros(0), torch.full((4,), -1)
+    assert M.ownership_p_value(nothing, nothing, log10=True) == 0
+    assert math.isnan(M.ownership_p_value(erased, torch.ones(4), log10=True))
 
 
 def test_p_value_is_exact_where_float32_underflows():
@@ -222,6 +300,12 @@ def test_mean_gradient_adds_up_in_float32(dtype):
     metric.update(tiny)
     assert metric.compute().dtype == torch.float32
     torch.testing.assert_close(metric.compute(), tiny[0].float())
+
+
+def test_mean_gradient_adds_up_in_float32_whatever_the_default_is():
+    with precision.default_dtype(torch.bfloat16):
+        metric = MeanInputGradient(SHAPE)
+    assert metric.total.dtype == torch.float32
 
 
 def test_mean_gradient_holds_no_graph():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import time
+from importlib.resources import files
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
+import gradsigns_lightning.models
 from gradsigns_lightning.models import MLP, Classifier, ResNet20, SmallResNet, ViT
 from gradsigns_lightning.models.catalogue import described_network
 from gradsigns_lightning.models.foreign import shown
@@ -32,6 +36,15 @@ VISION = {
     "theirs": {"_target_": "torchvision.models.resnet18", "num_classes": 10, "weights": None},
     "bare": {"_target_": "torchvision.models.squeezenet1_1"},
 }
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet20", "small_resnet", "vit"])
+def test_a_networks_defaults_are_those_of_its_configuration(name):
+    configured = yaml.safe_load((files("gradsigns_lightning.conf") / "model" / f"{name}.yaml").read_text())
+    parameters = inspect.signature(getattr(gradsigns_lightning.models, configured.pop("_target_").rpartition(".")[2])).parameters
+    own = {option: value for option, value in configured.items() if "${" not in str(value)}
+    defaults = {option: parameters[option].default for option in own}
+    assert {option: list(value) if isinstance(value, tuple) else value for option, value in defaults.items()} == own
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -52,7 +52,7 @@ def test_resnet20_has_the_parameters_of_keras():
 
 
 def test_resnet20_has_the_layers_of_keras():
-    model = ResNet20(3, 10)
+    model = ResNet20(3, 10, bn_momentum=0.01)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == 1 + 18 + 2
     assert all(m.bias is not None for m in convolutions)

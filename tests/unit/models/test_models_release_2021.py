@@ -79,6 +79,7 @@ def test_weights_come_back_in_the_layout_of_torch(tmp_path):
     assert np.array_equal(network.head.weight.detach(), weights["dense_1/kernel"].T)
     assert np.array_equal(network.blocks[3].shortcut.bias.detach(), weights["conv2d_10/bias"])
     assert np.array_equal(network.blocks[8].residual[4].running_var, weights["batch_normalization_19/moving_variance"])
+    assert network.blocks[8].residual[4].momentum == 0.01  # Keras, whose 0.99 is the share of what was before
     assert not model.training
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 

@@ -5,7 +5,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import nn
 
-from gradsigns_lightning import ApiVerificationResult, WatermarkKey, read_message, trace, verify, verify_api
+from gradsigns_lightning import ApiVerificationResult, VerificationResult, WatermarkKey, read_message, trace, verify, verify_api
 from gradsigns_lightning.evidence import Bundle, judge, make_statement
 from gradsigns_lightning.verification.images import pixels_of
 from gradsigns_lightning.verification.suspects import read, read_evidence
@@ -31,6 +31,7 @@ def test_a_module_is_read_from_its_weights_and_anything_else_by_its_answers(mode
     assert read(model, KEY, IMAGES, alpha=1e-9, max_queries=50) == verify(model, KEY, IMAGES)
     answers = read(lambda x: model(x).detach(), KEY, IMAGES, alpha=1e-9, max_queries=50)
     assert isinstance(answers, ApiVerificationResult)
+    assert not isinstance(answers, VerificationResult)  # whose `n_bits` are the key's
     assert answers == verify_api(lambda x: model(x).detach(), KEY, IMAGES, max_queries=50)
     evidence, n_asked, recognised, n_named = read_evidence(model, KEY, IMAGES, max_queries=50)
     assert (n_asked, n_named, recognised) == (20, 20, read(model, KEY, IMAGES, alpha=1e-9).recognised)
