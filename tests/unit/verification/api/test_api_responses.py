@@ -32,7 +32,7 @@ KINDS = {
     "their logarithms": (np.log(PROBABILITIES), "log_probabilities", [log_odds(0.625), log_odds(0.125)]),
     "logits": ([[0.0, 1.0, 3.0], [2.0, 2.0, -1.0]], "logits", [3 - math.log(1 + math.e), -3 - math.log(2)]),
     "negative logits": ([[-1.0, -0.5, -0.25]], "logits", [-0.25 - math.log(math.exp(-1) + math.exp(-0.5))]),
-    "a logit above zero": ([[0.0025, -9.0, -9.0]], "logits", [-9 - math.log(math.exp(0.0025) + math.exp(-9))]),
+    "a logit above zero": ([[0.0025, -8.0, -9.0]], "logits", [-9 - math.log(math.exp(0.0025) + math.exp(-8))]),
     "shares of a hundred": ([[10.0, 20.0, 70.0]], "logits", [50.0]),
     "labels": ([2, 0, 1, 2], "labels", [1, 0, 0, 1]),
     "one-hot": ([[0, 0, 1], [1, 0, 0]], "labels", [1, 0]),
