@@ -1,7 +1,7 @@
 """What prediction APIs make of a model's probabilities, for benchmarks and tests.
 
-All but :func:`scores_of` take ``scores``, from raw images ``(n, C, H, W)`` to probabilities ``(n, n_classes)``, and return what the
-API answers.
+All but :func:`scores_of` take ``scores``, from raw images ``(n, C, H, W)`` to probabilities ``(n, n_classes)``, and
+return what the API answers.
 """
 
 from __future__ import annotations
