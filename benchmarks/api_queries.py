@@ -10,13 +10,13 @@ that end with "owned", and how many do.
 from __future__ import annotations
 
 import argparse
-import io
 import warnings
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from behaviours import Predict, best, labels, logarithms, noisy, resized, rounded, scores_of, tempered, through_files
+from torch import Tensor
 
 from gradsigns_lightning import WatermarkKey, verify_api
 from gradsigns_lightning.core.key.signature_key import SignatureKey
@@ -24,65 +24,30 @@ from gradsigns_lightning.data.decoding import read_folder
 from gradsigns_lightning.models.release_2021 import load_2021
 from gradsigns_lightning.runs.build import build
 from gradsigns_lightning.runs.checkpoint import description_of, load_classifier, read_checkpoint
-from gradsigns_lightning.verification.images import normalise
 
-Predict = Callable[[Tensor], Tensor]
 N_IMAGES = 100
 
 
 def behaviours(scores: Predict) -> dict[str, Predict]:
-    """Return what APIs make of a model's probabilities."""
+    """Return what is measured, by the name that the table gives it."""
     generator = torch.Generator().manual_seed(0)
-
-    def noisy(deviation: float) -> Predict:
-        return lambda x: scores(x) + deviation * torch.randn(len(x), 10, generator=generator)
-
-    def best(count: int) -> Predict:
-        def answer(x: Tensor) -> Tensor:
-            top = scores(x).topk(count, 1)
-            return torch.full((len(x), 10), torch.nan, dtype=top.values.dtype).scatter(1, top.indices, top.values)
-
-        return answer
-
-    def tempered(temperature: float) -> Predict:
-        return lambda x: (scores(x).log() / temperature).softmax(1)
-
+    jpeg = partial(through_files, scores, format="JPEG")
     return {
         "exact probabilities": scores,
-        **{f"rounded to {n} decimals": (lambda x, n=n: scores(x).round(decimals=n)) for n in (4, 3, 2, 1)},
-        "noise of 0.01 on probabilities": noisy(0.01),
-        "noise of 0.1 on probabilities": noisy(0.1),
-        "top 3 only": best(3),
-        "top 1 only": best(1),
-        "temperature 5": tempered(5),
-        "temperature 0.2": tempered(0.2),
-        "log-probabilities": lambda x: scores(x).log(),
-        "JPEG upload (quality 100)": lambda x: scores(as_jpeg(x, 100, subsampling=0)),
-        "recompressed as JPEG, quality 95, all colours": lambda x: scores(as_jpeg(x, 95, subsampling=0)),
-        "recompressed as JPEG, quality 95": lambda x: scores(as_jpeg(x, 95)),
-        "resized to twice the size and back": lambda x: scores(resized(x)),
-        "labels only": lambda x: scores(x).argmax(1),
+        **{f"rounded to {n} decimals": rounded(scores, n) for n in (4, 3, 2, 1)},
+        "noise of 0.01 on probabilities": noisy(scores, 0.01, generator),
+        "noise of 0.1 on probabilities": noisy(scores, 0.1, generator),
+        "top 3 only": best(scores, 3),
+        "top 1 only": best(scores, 1),
+        "temperature 5": tempered(scores, 5),
+        "temperature 0.2": tempered(scores, 0.2),
+        "log-probabilities": logarithms(scores),
+        "JPEG upload (quality 100)": jpeg(quality=100, subsampling=0),
+        "recompressed as JPEG, quality 95, all colours": jpeg(quality=95, subsampling=0),
+        "recompressed as JPEG, quality 95": jpeg(quality=95, subsampling=2),  # keeps a quarter of the colours
+        "resized to twice the size and back": resized(scores),
+        "labels only": labels(scores),
     }
-
-
-def as_jpeg(images: Tensor, quality: int, subsampling: int = 2) -> Tensor:
-    """Return images as JPEG keeps them; a subsampling of 2 keeps a quarter of the colours, 0 all."""
-    from PIL import Image
-
-    arrays = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).squeeze(3).numpy()
-    received = []
-    for array in arrays:
-        file = io.BytesIO()
-        Image.fromarray(array).save(file, format="JPEG", quality=quality, subsampling=subsampling)
-        received.append(np.array(Image.open(file)))
-    stack = torch.from_numpy(np.stack(received)).float() / 255
-    return stack.permute(0, 3, 1, 2) if stack.ndim == 4 else stack[:, None]
-
-
-def resized(images: Tensor) -> Tensor:
-    """Return images that a server has scaled up and down again."""
-    large = nn.functional.interpolate(images, scale_factor=2, mode="bilinear", antialias=True)
-    return nn.functional.interpolate(large, scale_factor=0.5, mode="bilinear", antialias=True)
 
 
 def load(arguments: argparse.Namespace) -> tuple[Predict, SignatureKey, Tensor]:
@@ -99,17 +64,6 @@ def load(arguments: argparse.Namespace) -> tuple[Predict, SignatureKey, Tensor]:
 
 
 DATA = {"fashion_mnist": "gradsigns_lightning.data.FashionMNIST", "digits": "gradsigns_lightning.data.Digits"}
-
-
-def scores_of(model: nn.Module, key: SignatureKey) -> Predict:
-    """Return the function from raw images to probabilities."""
-    model.eval()
-
-    @torch.inference_mode()
-    def scores(images: Tensor) -> Tensor:
-        return model(normalise(images, key)).double().softmax(1)
-
-    return scores
 
 
 def main() -> None:

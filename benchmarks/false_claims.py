@@ -18,13 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from behaviours import scores_of
 from scipy.stats import binom
 from torch import Tensor, nn
 
 from gradsigns_lightning import WatermarkKey, verify_api, verify_many
 from gradsigns_lightning.runs.build import build
 from gradsigns_lightning.runs.checkpoint import description_of, load_classifier, read_checkpoint
-from gradsigns_lightning.verification.images import normalise
 
 ALPHAS = (1e-2, 1e-3)
 N_IMAGES, MAX_QUERIES, CHUNK = 100, 100, 500
@@ -51,11 +51,7 @@ def from_weights(model: nn.Module, images: Tensor, keys: list[WatermarkKey], alp
 
 def from_probabilities(model: nn.Module, images: Tensor, keys: list[WatermarkKey], alpha: float) -> int:
     """Count owned keys, read through probabilities."""
-
-    @torch.inference_mode()
-    def predict(probes: Tensor) -> Tensor:
-        return model(normalise(probes, keys[0])).softmax(1)
-
+    predict = scores_of(model, keys[0])
     results = (verify_api(predict, key, images, alpha=alpha, max_queries=MAX_QUERIES, batch_size=64) for key in keys)
     return sum(result.verdict == "owned" for result in results)
 

@@ -21,11 +21,7 @@ SMALL = {"runs": 10, "customers": 1000, "seed": "test"}
 
 @pytest.fixture(scope="module")
 def collusion():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        return importlib.import_module("collusion")
-    finally:
-        sys.path.pop(0)
+    return importlib.import_module("collusion")
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """Reading the signature from a prediction API."""
 
-import io
 import json
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from behaviours import best, labels, logarithms, noisy, one_hot, resized, rounded, tempered, through_files
 from scipy import stats
 from torch import nn
 
@@ -39,53 +39,21 @@ def probabilities(model, temperature=1.0):
     return lambda x: (model(x).double() / temperature).softmax(1).detach()
 
 
-def with_noise(predict, deviation):
-    generator = torch.Generator().manual_seed(5)
-    return lambda x: predict(x) + deviation * torch.randn(len(x), 3, generator=generator)
-
-
-def only_best(predict, count):
-    def answer(x):
-        best = predict(x).topk(count, 1)
-        return torch.full((len(x), 3), torch.nan, dtype=best.values.dtype).scatter(1, best.indices, best.values)
-
-    return answer
-
-
-def through_files(predict, **options):
-    from PIL import Image
-
-    def answer(x):
-        arrays = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        received = []
-        for array in arrays:
-            file = io.BytesIO()
-            Image.fromarray(array).save(file, **options)
-            received.append(np.asarray(Image.open(file)))
-        return predict(torch.from_numpy(np.stack(received)).permute(0, 3, 1, 2).float() / 255)
-
-    return answer
-
-
-def resized(predict):
-    return lambda x: predict(nn.functional.interpolate(nn.functional.interpolate(x, scale_factor=2), scale_factor=0.5))
-
-
 BEHAVIOURS = {
     "probabilities": lambda p, m: p,
-    "4 decimals": lambda p, m: lambda x: p(x).round(decimals=4),
-    "3 decimals": lambda p, m: lambda x: p(x).round(decimals=3),
-    "2 decimals": lambda p, m: lambda x: p(x).round(decimals=2),
-    "1 decimal": lambda p, m: lambda x: p(x).round(decimals=1),
-    "noise": lambda p, m: with_noise(p, 0.02),
-    "top 1": lambda p, m: only_best(p, 1),
-    "top 2": lambda p, m: only_best(p, 2),
-    "high temperature": lambda p, m: probabilities(m, 5),
-    "low temperature": lambda p, m: probabilities(m, 0.2),
+    "4 decimals": lambda p, m: rounded(p, 4),
+    "3 decimals": lambda p, m: rounded(p, 3),
+    "2 decimals": lambda p, m: rounded(p, 2),
+    "1 decimal": lambda p, m: rounded(p, 1),
+    "noise": lambda p, m: noisy(p, 0.02, torch.Generator().manual_seed(5)),
+    "top 1": lambda p, m: best(p, 1),
+    "top 2": lambda p, m: best(p, 2),
+    "high temperature": lambda p, m: tempered(p, 5),
+    "low temperature": lambda p, m: tempered(p, 0.2),
     "logits": lambda p, m: lambda x: m(x).detach(),
-    "log-probabilities": lambda p, m: lambda x: p(x).log(),
-    "labels": lambda p, m: lambda x: p(x).argmax(1),
-    "labels as a list": lambda p, m: lambda x: p(x).argmax(1).tolist(),
+    "log-probabilities": lambda p, m: logarithms(p),
+    "labels": lambda p, m: labels(p),
+    "labels as a list": lambda p, m: lambda x: labels(p)(x).tolist(),
     "scores as an array": lambda p, m: lambda x: p(x).numpy(),
     "PNG": lambda p, m: through_files(p, format="PNG"),
     "JPEG": lambda p, m: through_files(p, format="JPEG", quality=90, subsampling=0),
@@ -146,16 +114,12 @@ def test_modes_and_weights_of_a_module_are_left_alone(model):
 # --- scores that are labels in disguise
 
 
-def one_hot(predict, low=0.0, high=1.0):
-    return lambda x: low + (high - low) * nn.functional.one_hot(predict(x).argmax(1), 3).double()
-
-
 IN_DISGUISE = {
     "one-hot": one_hot,
     "minus one and one": lambda p: one_hot(p, -1.0),
     "smoothed": lambda p: one_hot(p, 0.05, 0.9),
-    "their logarithms": lambda p: lambda x: one_hot(p)(x).log(),
-    "only the best, rounded": lambda p: only_best(one_hot(p), 1),
+    "their logarithms": lambda p: logarithms(one_hot(p)),
+    "only the best, rounded": lambda p: best(one_hot(p), 1),
 }
 
 
@@ -163,14 +127,14 @@ IN_DISGUISE = {
 @pytest.mark.parametrize("disguise", IN_DISGUISE)
 def test_scores_of_two_values_are_read_as_labels(model, disguise, batch_size):
     predict = probabilities(model)
-    by_labels = verify_api(lambda x: predict(x).argmax(1), KEY, IMAGES)
+    by_labels = verify_api(labels(predict), KEY, IMAGES)
     by_scores = verify_api(IN_DISGUISE[disguise](predict), KEY, IMAGES, batch_size=batch_size)
     assert by_scores == by_labels
     assert (by_scores.verdict, by_scores.answers) == ("owned", "labels")
 
 
 def test_probabilities_rounded_to_whole_numbers_are_read_as_labels(model):
-    result = verify_api(lambda x: probabilities(model)(x).round(), KEY, IMAGES)
+    result = verify_api(rounded(probabilities(model)), KEY, IMAGES)
     assert (result.verdict, result.answers) == ("owned", "labels")
     assert result.n_queries < 300
 
@@ -192,7 +156,7 @@ def test_a_sure_models_rounded_probabilities_stay_probabilities(model, decimals,
     whole = sure(IMAGES).round(decimals=4)
     images = IMAGES[(whole == whole.round()).all(1)]
     assert len(images) > 30
-    result = verify_api(lambda x: sure(x).round(decimals=decimals), KEY, images, batch_size=batch_size)
+    result = verify_api(rounded(sure, decimals), KEY, images, batch_size=batch_size)
     assert (result.verdict, result.answers) == ("owned", "probabilities")
 
 
@@ -228,7 +192,7 @@ def test_a_reading_of_scores_in_disguise_goes_on_from_its_journal_and_is_replaye
 
 def test_scores_may_be_called_labels(model):
     result = verify_api(probabilities(model), KEY, IMAGES, answers="labels")
-    assert result == verify_api(lambda x: probabilities(model)(x).argmax(1), KEY, IMAGES, answers="labels")
+    assert result == verify_api(labels(probabilities(model)), KEY, IMAGES, answers="labels")
 
 
 # --- what is asked
@@ -279,7 +243,7 @@ def test_the_budget_is_kept(model, max_queries, estimator):
     def predict(x):
         nonlocal asked
         asked += len(x)
-        return probabilities(model)(x).round(decimals=1)
+        return rounded(probabilities(model), 1)(x)
 
     result = verify_api(predict, key_number(300), IMAGES, max_queries=max_queries, estimator=estimator)
     assert asked == result.n_queries <= max_queries
@@ -397,9 +361,9 @@ def test_more_alignments_cost_their_number(model):
 
 
 @pytest.mark.parametrize("estimator", ["blocks", "rows"])
-@pytest.mark.parametrize("labels", [False, True])
-def test_the_share_of_false_claims_keeps_alpha(model, estimator, labels):
-    predict = (lambda x: model(x).argmax(1)) if labels else (lambda x: model(x).detach())
+@pytest.mark.parametrize("only_labels", [False, True])
+def test_the_share_of_false_claims_keeps_alpha(model, estimator, only_labels):
+    predict = labels(model) if only_labels else (lambda x: model(x).detach())
     alpha, n_keys = 0.05, 120
     owned = sum(
         verify_api(predict, key_number(1000 + i), IMAGES, alpha=alpha, estimator=estimator, max_queries=150).verdict == "owned"
@@ -463,7 +427,7 @@ def test_answers_of_the_wrong_form_are_named(answer, message):
 def test_answers_that_change_their_form_are_named(model):
     turn = iter(range(1000))
     with pytest.raises(ValueError, match="must return labels throughout"):
-        verify_api(lambda x: model(x).argmax(1) if next(turn) < 3 else model(x).detach(), KEY, IMAGES)
+        verify_api(lambda x: labels(model)(x) if next(turn) < 3 else model(x).detach(), KEY, IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -521,13 +485,13 @@ def test_a_reading_goes_on_where_the_server_died(model, tmp_path, n_batches):
 
 def test_a_finished_journal_is_read_without_the_server(model, tmp_path):
     journal = tmp_path / "reading.jsonl"
-    labels = verify_api(lambda x: model(x).argmax(1), KEY, IMAGES, journal=journal)
-    assert verify_api(DyingServer(model, 0), KEY, IMAGES, journal=journal) == labels
+    first = verify_api(labels(model), KEY, IMAGES, journal=journal)
+    assert verify_api(DyingServer(model, 0), KEY, IMAGES, journal=journal) == first
 
 
 def test_unanswered_scores_survive_the_journal(model, tmp_path):
     journal = tmp_path / "reading.jsonl"
-    first = verify_api(only_best(probabilities(model), 1), KEY, IMAGES, journal=journal)
+    first = verify_api(best(probabilities(model), 1), KEY, IMAGES, journal=journal)
     assert verify_api(DyingServer(model, 0), KEY, IMAGES, journal=journal) == first
 
 
