@@ -145,7 +145,8 @@ def _with_value(name: str, value: Any) -> str:
 def _choices(command: str) -> dict[str, str | None]:
     """Return the groups of a command and what is taken of them by default."""
     entries = _read(f"{command}.yaml")["defaults"]
-    return {name: option for entry in entries if isinstance(entry, dict) for name, option in entry.items() if name != "paths"}
+    groups = {name: option for entry in entries if isinstance(entry, dict) for name, option in entry.items()}
+    return {name: option for name, option in groups.items() if not name.startswith("override ")}
 
 
 def _options(group: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 from pathlib import Path
@@ -11,20 +12,22 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
+from omegaconf import OmegaConf
 
 from gradsigns_lightning import Cadence, StrengthSchedule, WatermarkKey
 from gradsigns_lightning.cli import main
 from gradsigns_lightning.runs.build import build, to_plain
-from gradsigns_lightning.runs.config import config_folder, register_schemas
+from gradsigns_lightning.runs.config import SCHEMAS, TrainConfig, config_folder, register_schemas
 from gradsigns_lightning.runs.fit import build_watermark
 
+ROOT = Path(__file__).parents[3]
 CONF = Path(config_folder())
 OUT = "paths.output_dir=."
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 GROUPS = sorted(
     (folder.name, file.stem)
     for folder in CONF.iterdir()
-    if folder.name not in ("experiment", "callbacks", "paths", "sweep", "data", "protocol") and folder.is_dir()
+    if folder.name not in ("experiment", "callbacks", "paths", "data", "protocol") and folder.is_dir()
     for file in folder.glob("*.yaml")
 )
 DATA = sorted(file.stem for file in (CONF / "data").glob("*.yaml"))
@@ -62,6 +65,34 @@ def unknown_arguments(node):
 
 
 WANDB_INIT = {"group", "job_type", "tags"}  # WandbLogger hands these to wandb.init
+
+
+@pytest.mark.parametrize("command", SCHEMAS)
+def test_every_command_begins_with_the_one_base(command):
+    root = yaml.safe_load((CONF / f"{command}.yaml").read_text())
+    assert root["defaults"][:2] == [f"{command}_schema", "base"]
+    assert root["hydra"]["job"] == {"name": command}
+    assert (root["hydra"].keys() == {"job"}) == (command != "train")
+    register_schemas()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        hydra = OmegaConf.to_container(compose(command, return_hydra_config=True).hydra, resolve=False)
+    assert (hydra["run"]["dir"] == ".") == (command != "train")
+    assert hydra["output_subdir"] == (".hydra" if command == "train" else None)
+    assert hydra["sweep"]["dir"].startswith("multirun/${hydra:job.name}/")
+
+
+def test_train_yaml_shows_every_key_with_its_default():
+    root = yaml.safe_load((CONF / "train.yaml").read_text())
+    groups = [name for entry in root["defaults"] if isinstance(entry, dict) for name in entry]
+    keys = {entry.name for entry in dataclasses.fields(TrainConfig)}
+    shown = root.keys() - {"defaults", "hydra"}
+    assert not shown & set(groups)
+    assert keys == (shown | set(groups) | {"paths"}) - {"experiment"}
+    own = TrainConfig()
+    assert {name: float(root[name]) if name == "alpha" else root[name] for name in shown} == {n: getattr(own, n) for n in shown}
+    lines = (CONF / "train.yaml").read_text().splitlines()
+    assert [n for n in shown if not lines[[line.partition(":")[0] for line in lines].index(n) - 1].startswith("#")] == []
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -193,7 +224,7 @@ def test_an_absent_optional_package_names_its_extra(monkeypatch, capsys):
 
 
 def test_the_sweep_file_makes_command_lines_that_compose():
-    sweep = yaml.safe_load((CONF / "sweep" / "wandb.yaml").read_text())
+    sweep = yaml.safe_load((ROOT / "docs" / "wandb-sweep.yaml").read_text())
     assert sweep["command"] == ["${env}", "${program}", "train", "${args_no_hyphens}"]
     assert sweep["metric"] == {"name": "wm/ber", "goal": "minimize"}
     choices = {name: entry.get("values", [entry.get("value")]) for name, entry in sweep["parameters"].items()}
