@@ -12,9 +12,7 @@ from typing import Any
 _EXTRAS = {"wandb": "wandb", "torchvision": "vision", "PIL": "vision", "hydra_plugins": "sweep", "joblib": "sweep"}
 # What people write, and what it is called here.
 _ALIASES = {
-    "lambda": "schedule.strength",
-    "lamda": "schedule.strength",
-    "strength": "schedule.strength",
+    **dict.fromkeys(("lambda", "lamda", "strength"), "watermark.strength"),
     "epochs": "trainer.max_epochs",
     "max_epochs": "trainer.max_epochs",
     "lr": "optimizer.lr",
@@ -22,6 +20,13 @@ _ALIASES = {
     "kee": "key",
     "dataset": "data",
     "batch_size": "data.module.batch_size",
+    # What they were called here before.
+    **{name: f"watermark.{name}" for name in ("objective", "engine", "cadence", "n_images", "momentum", "n_val_images")},
+    **dict.fromkeys(
+        ("schedule", *(f"schedule.{name}" for name in ("strength", "warmup_steps", "start_epoch"))), "watermark.strength"
+    ),
+    **{f"cadence.{name}": "watermark.cadence" for name in ("every_n_steps", "max_backoff", "max_hurry", "growth")},
+    "objective.margin": "watermark.objective",
 }
 # What to give where a part of the configuration leaves it open.
 _TO_GIVE = {
@@ -101,7 +106,9 @@ def no_choice(words: list[str]) -> str:
         folder = Path(config_folder(), group)
         if group.isidentifier() and folder.is_dir() and _NO_CHOICE.fullmatch(value):
             options = sorted(file.stem for file in folder.glob("*.yaml"))
-            return f"`{group}` must be one of {', '.join(options)}, got {value}."
+            meant = {"true": "default", "false": "none", "null": "none"}.get(value.lower())
+            hint = f" Did you mean `{group}={meant}`?" if meant in options else ""
+            return f"`{group}` must be one of {', '.join(options)}, got {value}.{hint}"
     return ""
 
 

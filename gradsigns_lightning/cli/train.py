@@ -28,6 +28,7 @@ from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.runs import fit
 from gradsigns_lightning.runs.build import build, to_plain
 from gradsigns_lightning.runs.callbacks import KeyKeeper
+from gradsigns_lightning.runs.key import check_key_fits
 from gradsigns_lightning.runs.options import options, train_names
 from gradsigns_lightning.runs.train import Arm, train
 
@@ -47,7 +48,7 @@ def run(config: Any) -> Outcome:
     _tell_place(folder)
     seed_everything(settings["seed"], verbose=False)
     data = build(settings["data"]["module"], option="data.module")
-    key: WatermarkKey = build(settings["key"], option="key")
+    key = _key(settings)
     key_file = _key_file(settings, folder)
     logger = fit.build_logger(settings)
     name = "signed" if settings["watermark"] else "unmarked"
@@ -81,6 +82,13 @@ def _cell(main: Arm, twin: Arm | None) -> dict[str, str]:
     cell = {name: rows[name] for name in ("verdict", "matching bits")} | {"p-value": format_p_value(main.result)}
     cell["accuracy"] = f"{main.accuracy:.2%}"
     return cell | ({"twin's accuracy": f"{twin.accuracy:.2%}"} if twin else {})
+
+
+def _key(settings: dict[str, Any]) -> WatermarkKey:
+    key: WatermarkKey = build(settings["key"], option="key")
+    shown = settings["data"]
+    check_key_fits(key, input_shape=shown["input_shape"], input_mean=shown["mean"], input_std=shown["std"])
+    return key
 
 
 def _key_file(settings: dict[str, Any], folder: Path) -> Path:
@@ -123,7 +131,7 @@ def _summary(settings: dict[str, Any], main: Arm, twin: Arm | None, key_file: Pa
         "data": settings["data"]["name"],
         "epochs": settings["trainer"].get("max_epochs"),
         "seed": settings["seed"],
-        "watermark": settings["watermark"],
+        "watermark": bool(settings["watermark"]),
     }
 
 

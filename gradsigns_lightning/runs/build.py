@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from gradsigns_lightning.lazy import in_pythons_folder
-from gradsigns_lightning.runs.options import spoken
+from gradsigns_lightning.runs.options import argument_names, spoken
 
 ALLOWED_PACKAGES = ("gradsigns_lightning", "torchvision", "lightning", "torch")
 
@@ -75,7 +75,7 @@ def _explained(message: str, config: dict[str, Any], option: str, names: Mapping
         return f"`{option}`: {message} ({config['_target_']})" if option else f"{config['_target_']}: {message}"
     if not option:
         return message
-    return spoken(message, {**{name: f"{option}.{name}" for name in config if name[0] != "_"}, "path": option, **names})
+    return spoken(message, {**argument_names(config, option), "path": option, **names})
 
 
 def _is_own(config: dict[str, Any]) -> bool:

@@ -24,6 +24,7 @@ from gradsigns_lightning.models import Classifier
 from gradsigns_lightning.runs.build import build, is_target
 from gradsigns_lightning.runs.callbacks import SECONDS_METRIC, EpochTimer
 from gradsigns_lightning.runs.checkpoint import load_weights, read_checkpoint
+from gradsigns_lightning.runs.options import argument_names, options
 
 Settings = dict[str, Any]
 _LIBRARY_FILES, _WANDB_FILES = ("matplotlibrc", ".numba_config.yaml"), ("wandb/settings", ".wandb/settings")
@@ -60,17 +61,16 @@ def _optimizer(make: Any, parameters: Any) -> Any:
 
 
 def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
-    """Return the callback that signs."""
-    return GradSigns(
-        key,
-        strength=build(settings["schedule"], option="schedule"),
-        objective=build(settings["objective"], option="objective"),
-        engine=settings["engine"],
-        cadence=build(settings["cadence"], option="cadence"),
-        n_images=settings["n_images"],
-        momentum=settings["momentum"],
-        n_val_images=settings["n_val_images"],
-    )
+    """Return the callback that signs.
+
+    Raises:
+        ValueError: a setting is out of its range, or the key cannot carry what is asked for.
+    """
+    # Hydra would take a key among the arguments for a configuration, since it is a dataclass.
+    make = build({**settings["watermark"], "_partial_": True}, option="watermark")
+    with options(argument_names(settings["watermark"], "watermark")):
+        callback: GradSigns = make(key)
+    return callback
 
 
 def build_trainer(settings: Settings, callbacks: Sequence[Callback], logger: Any) -> Trainer:

@@ -31,6 +31,12 @@ GROUPS = sorted(
     for file in folder.glob("*.yaml")
 )
 DATA = sorted(file.stem for file in (CONF / "data").glob("*.yaml"))
+# What settings of the mark were called before they were one group.
+MOVED = {
+    **{name: name for name in ("objective", "engine", "n_images", "momentum", "n_val_images", "cadence")},
+    **{"schedule.strength": "strength", "schedule.start_epoch": "strength", "objective.margin": "objective"},
+    **{"cadence.every_n_steps": "cadence", "schedule": "strength"},
+}
 NOT_GIVEN = ["data.n_classes=10", "data.module.root=x"]
 
 
@@ -99,7 +105,7 @@ def test_train_yaml_shows_every_key_with_its_default():
 def test_every_experiment_composes_with_arguments_that_its_targets_take(experiment):
     config = composed(f"experiment={experiment}")
     nodes = list(targets(config))
-    assert len(nodes) >= 8
+    assert len(nodes) >= 7
     assert {node["_target_"]: unknown_arguments(node) for node in nodes if unknown_arguments(node)} == {}
 
 
@@ -110,7 +116,12 @@ def test_every_data_group_has_arguments_that_its_target_takes(data):
 
 
 @pytest.mark.parametrize(
-    ("bits", "given", "margin"), [(8, [], 1.0), (32, [], 0.7 * (31 / 32) ** 0.5), (8, ["objective.margin=0.4"], 0.4)]
+    ("bits", "given", "margin"),
+    [
+        (8, [], 1.0),
+        (32, [], 0.7 * (31 / 32) ** 0.5),
+        (8, ["watermark.objective={_target_: gradsigns_lightning.MarginObjective, margin: 0.4}"], 0.4),
+    ],
 )
 def test_the_margin_follows_the_key(bits, given, margin):
     key = WatermarkKey.generate("A", bits, input_shape=(1, 8, 8), n_carriers=64, target_class=0)
@@ -119,13 +130,33 @@ def test_the_margin_follows_the_key(bits, given, margin):
 
 
 @pytest.mark.parametrize(("group", "option"), GROUPS)
-def test_every_other_group_is_built(group, option):
+def test_every_other_group_is_built(group, option, tmp_path):
+    WatermarkKey.generate("A", 32, input_shape=(3, 32, 32), target_class=0).save(tmp_path / "a.gskey")
     big = ["data=cifar10"] if group in ("model", "key") else []
-    node = composed(*big, f"{group}={option}", *(["logger.offline=true"] if option == "wandb" else []))[group]
+    given = {"wandb": ["logger.offline=true"], "file": [f"key.path={tmp_path / 'a.gskey'}"]}.get(option, [])
+    node = composed(*big, f"{group}={option}", *given)[group]
     assert unknown_arguments(node) <= (WANDB_INIT if option == "wandb" else set()) if node else option == "none"
     if option == "gpu" or not node:
         return
-    assert build(node) is not None
+    assert build(node | ({"_partial_": True} if group == "watermark" else {})) is not None
+
+
+@pytest.mark.parametrize("option", ["default", "paper", "strong"])
+def test_every_watermark_signs_with_a_key(option):
+    settings = composed("data=cifar10", f"watermark={option}")
+    mark = build_watermark(settings, WatermarkKey.generate("A", 32, input_shape=(3, 32, 32), target_class=0))
+    assert mark.watermarker.schedule.strength == {"default": 1.0, "paper": 0.3, "strong": 2.0}[option]
+    assert (mark.watermarker.cadence == Cadence(1, max_backoff=1)) == (option == "paper")
+
+
+def test_a_schedule_and_a_cadence_of_ones_own_are_taken():
+    words = [
+        "watermark.strength={_target_: gradsigns_lightning.StrengthSchedule, strength: 2, start_epoch: 3}",
+        "watermark.cadence=20",
+    ]
+    mark = build_watermark(composed(*words), WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0))
+    assert mark.watermarker.schedule == StrengthSchedule(2, start_epoch=3)
+    assert mark.watermarker.cadence == Cadence(20)
 
 
 def test_the_shipped_cadence_and_strength_are_the_callback_s_own():
@@ -154,8 +185,8 @@ def test_the_paper_experiment_is_the_published_recipe():
     config = composed("experiment=paper_cifar10")
     assert config["trainer"]["max_epochs"] == 200
     assert (config["key"]["n_bits"], config["key"]["n_carriers"]) == (64, 384)
-    assert config["schedule"]["strength"] == 0.3
-    assert config["cadence"]["every_n_steps"] == 1
+    assert config["watermark"]["strength"] == 0.3
+    assert config["watermark"]["cadence"]["every_n_steps"] == 1
     assert config["model"]["bn_momentum"] == 0.01
     assert config["optimizer"]["_target_"] == "torch.optim.Adam"
     assert config["lr_schedule"] == "steps"
@@ -165,9 +196,9 @@ def test_the_paper_experiment_is_the_published_recipe():
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
-        ("schedule.strenght=1", "`schedule.strength`"),
-        ("lamda=1", "`schedule.strength`"),
-        ("+lamda=1", "`schedule.strength`"),
+        ("watermark.strenght=1", "`watermark.strength`"),
+        ("lamda=1", "`watermark.strength`"),
+        ("+lamda=1", "`watermark.strength`"),
         ("trainer.max_epoch=3", "`trainer.max_epochs`"),
         ("lr=1", "`optimizer.lr`"),
         ("key=b12", "`key=b128`"),
@@ -176,7 +207,10 @@ def test_the_paper_experiment_is_the_published_recipe():
         ("experimnt=demo", "`experiment`"),
         ("+nonsense=1", "--help"),
         ("seed=abc", "`seed` must be an integer, got 'abc'"),
-        ("watermark=maybe", "`watermark` must be true or false, got 'maybe'"),
+        ("watermark=maybe", "`watermark` must be one of default, none, paper, strong, got 'maybe'."),
+        ("watermark=false", "got false. Did you mean `watermark=none`?"),
+        ("watermark=true", "got true. Did you mean `watermark=default`?"),
+        *((f"{old}=1", f"Did you mean `watermark.{new}`?") for old, new in MOVED.items()),
         ("data=image_folder", "`data.n_classes`"),
     ],
 )
@@ -191,7 +225,8 @@ def test_a_wrong_word_gives_one_line_and_exit_code_2(word, hint, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["momentum=1.5"], "`momentum`"),
+        (["watermark.momentum=1.5"], "`watermark.momentum`"),
+        (["watermark.cadence={_target_: gradsigns_lightning.Cadence, growth: 2}"], "`watermark.cadence.growth`"),
         (["key=b256"], "`key.n_bits` must be at most `key.n_carriers`"),
         (["key.n_bits=many"], "`key.n_bits`"),
         (["trainer.max_epochs=two"], "`trainer.max_epochs`"),
@@ -213,8 +248,8 @@ def test_other_errors_give_one_line_and_exit_code_1(words, message, capsys):
 
 def test_the_full_error_is_to_be_had(monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(ValueError, match="`momentum`"):
-        main(["train", "data=digits", "model=mlp", "key=b32", "momentum=1.5", "progress=false"])
+    with pytest.raises(ValueError, match="`watermark.momentum`"):
+        main(["train", "data=digits", "model=mlp", "key=b32", "watermark.momentum=1.5", "progress=false"])
 
 
 def test_an_absent_optional_package_names_its_extra(monkeypatch, capsys):
@@ -231,6 +266,6 @@ def test_the_sweep_file_makes_command_lines_that_compose():
     for position in (0, -1):
         # W&B writes `name=value` for every parameter.
         config = composed(*(f"{name}={values[position]}" for name, values in choices.items()))
-        assert config["schedule"]["strength"] == choices["schedule.strength"][position]
+        assert config["watermark"]["strength"] == choices["watermark.strength"][position]
         assert config["key"]["n_bits"] == int(choices["key"][position][1:])
         assert config["logger"]["_target_"].endswith("WandbLogger")
