@@ -120,6 +120,7 @@ def _settings(command: str) -> Iterator[tuple[str, str]]:
                 yield name, text
     if command == "train":
         yield "experiment=NAME", f"a whole recipe: {', '.join(_options('experiment'))}"
+        yield "debug=NAME", f"a training to look at: {', '.join(_options('debug'))}"
     for name, text in _PARTS.get(command, {}).items():
         default = _part(name, choices)
         yield _with_value(name, _FOUND.get(name) if default is None else default), text

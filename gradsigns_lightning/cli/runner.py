@@ -25,9 +25,9 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 _KEY_FILE_COMMANDS = ("verify", "trace", "commit")
 _FILE_ARGUMENTS = (
     *("checkpoint", "onnx", "images", "bundle", "controls", "key", "key.path", "init", "attach", "authority", "signer"),
-    *("commitment", "folder", "mean_image", "master", "api.journal", "paths.data", "data.module.root"),
+    *("commitment", "folder", "mean_image", "master", "api.journal", "paths.data", "data.module.root", "code"),
 )
-_FOLDERS = ("images", "folder", "paths.data", "data.module.root")
+_FOLDERS = ("images", "folder", "paths.data", "data.module.root", "code")
 _NEW_FILES = ("out", "json")  # a sweep's may have a setting's value in their names
 _REFERENCE = re.compile(r"(\\*)\$(?=\\?\{)")  # Hydra takes the backslash out of "$\{"
 _SETTING = r"\{(?:(?:hydra:)?[A-Za-z_][\w.]*|now:[^{}$]*)\}"
@@ -254,7 +254,7 @@ def _without_secrets(word: str) -> str:
     if name.lstrip("+") != "endpoint":
         return word
     address = value.strip("\"'")
-    shown = importlib.import_module("gradsigns_lightning.cli.endpoint").without_credentials(address)
+    shown = importlib.import_module("gradsigns_lightning.oracles.http").without_credentials(address)
     return name + equals + str(shown)
 
 

@@ -76,7 +76,7 @@ def with_dashes(command: str, words: list[str]) -> str:
 
     from gradsigns_lightning.runs.config import SCHEMAS
 
-    settings = {entry.name for entry in fields(SCHEMAS[command])} | set(_ALIASES) | {"experiment"}
+    settings = {entry.name for entry in fields(SCHEMAS[command])} | set(_ALIASES) | {"experiment", "debug"}
     for word, following in zip(words, [*words, ""][1:], strict=True):
         name, _, value = word.partition("=")
         setting = name[2:].replace("-", "_")
@@ -192,7 +192,7 @@ def _all_keys(command: str, overrides: list[str], wrong: str) -> Iterator[str]:
     from gradsigns_lightning.runs.config import config_folder
 
     if command == "train":
-        yield "experiment"  # a group of which nothing is there unless it is chosen
+        yield from ("experiment", "debug")  # groups of which nothing is there unless it is chosen
     choices = [o for o in overrides if re.fullmatch(r"\w+=\w+", o) and o.partition("=")[0] != wrong]
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_folder(), version_base="1.3"):

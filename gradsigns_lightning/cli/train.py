@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
@@ -26,10 +27,11 @@ from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import out_of_reach
 from gradsigns_lightning.core.text import printable
 from gradsigns_lightning.runs import fit
-from gradsigns_lightning.runs.build import build, to_plain
+from gradsigns_lightning.runs.build import build
 from gradsigns_lightning.runs.callbacks import KeyKeeper
 from gradsigns_lightning.runs.key import check_key_fits
 from gradsigns_lightning.runs.options import options, train_names
+from gradsigns_lightning.runs.own import build_data, is_described, modules_of, settings_of
 from gradsigns_lightning.runs.train import Arm, train
 
 
@@ -42,12 +44,16 @@ def run(config: Any) -> Outcome:
     Raises:
         ValueError: the configuration does not fit together.
     """
-    settings = to_plain(config)
+    with modules_of(config.code):
+        return _run(settings_of(config, HydraConfig.get().runtime.choices))
+
+
+def _run(settings: dict[str, Any]) -> Outcome:
     folder = Path(settings["paths"]["output_dir"])
     check_json_path(settings["json"])
     _tell_place(folder)
     seed_everything(settings["seed"], verbose=False)
-    data = build(settings["data"]["module"], option="data.module")
+    data = build_data(settings["data"]["module"])
     key = _key(settings)
     key_file = _key_file(settings, folder)
     logger = fit.build_logger(settings)
@@ -62,11 +68,23 @@ def run(config: Any) -> Outcome:
     offline = fit.log_summary(logger, summary)
     if offline:
         say(printable(f"W&B run, offline: wandb sync {short_path(offline)}"))
-    note = out_of_reach(key) if settings["key"].get("path") is None else ""
-    print_rows(_rows(summary, main, twin), title="gradsigns train", note=note)
+    notes = [out_of_reach(key) if settings["key"].get("path") is None else "", _own_network(settings, summary["checkpoint"])]
+    print_rows(_rows(summary, main, twin), title="gradsigns train", note="\n".join(filter(None, notes)))
     if settings["json"]:
         write_json(settings["json"], {**summary, "config": settings})
     return Outcome(bit_error_rate=main.result.bit_error_rate, cell=_cell(main, twin))
+
+
+def _own_network(settings: dict[str, Any], checkpoint: str) -> str:
+    """Return how a network of the user's own is verified; empty for one that `gradsigns verify` builds."""
+    if is_described(settings["model"]):
+        return ""
+    loaded = f"load_from_checkpoint({short_path(checkpoint)!r}, net=..., n_classes={settings['data']['n_classes']})"
+    return (
+        f"{settings['model']['_target_']} is no network of this package or torchvision, so `gradsigns verify checkpoint=` cannot "
+        f"build it. In Python: model = gradsigns_lightning.models.Classifier.{loaded}; "
+        "gradsigns_lightning.verify(model, key, images)."
+    )
 
 
 def _tell_place(folder: Path) -> None:

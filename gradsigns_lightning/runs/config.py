@@ -46,11 +46,13 @@ class TrainConfig(CommonConfig):
     label_smoothing: float = _setting(0.1, "share of every target that is spread over all classes")
     key: Any = _setting(dict, "key file, or the size of a new key", "FILE")
     watermark: Group = _setting(dict, "how the model is signed", "NAME")
+    callbacks: Group = _setting(dict, "further callbacks of the Trainer", "NAME")
     trainer: Group = _setting(dict, "Lightning's Trainer", "NAME")
     logger: Group = _setting(dict, "where figures are logged", "NAME")
     seed: int = _setting(0, "seed of weights and batches, not of the key")
     twin: bool = _setting(False, "true trains the same model without the mark as well, for comparison")
     init: Optional[str] = _setting(None, "checkpoint to start from", "FILE")  # noqa: UP045
+    code: Optional[str] = _setting(None, "where modules of yours lie, for _target_=...", "FOLDER")  # noqa: UP045
     alpha: float = _setting(DEFAULT_ALPHA, "owned at p-values up to this")
     progress: bool = _setting(True, "false prints no progress")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gradsigns_lightning.cli import main
 from gradsigns_lightning.runs.build import build, to_plain
 from gradsigns_lightning.runs.config import SCHEMAS, TrainConfig, config_folder, register_schemas
 from gradsigns_lightning.runs.fit import build_watermark
+from gradsigns_lightning.runs.own import build_callbacks
 
 ROOT = Path(__file__).parents[3]
 CONF = Path(config_folder())
@@ -27,10 +29,13 @@ EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 GROUPS = sorted(
     (folder.name, file.stem)
     for folder in CONF.iterdir()
-    if folder.name not in ("experiment", "callbacks", "paths", "data", "protocol") and folder.is_dir()
+    if folder.name not in ("experiment", "callbacks", "debug", "paths", "data", "protocol") and folder.is_dir()
     for file in folder.glob("*.yaml")
+    if (folder.name, file.stem) != ("model", "own")
 )
-DATA = sorted(file.stem for file in (CONF / "data").glob("*.yaml"))
+DATA = sorted({file.stem for file in (CONF / "data").glob("*.yaml")} - {"own"})
+CALLBACKS = sorted({file.stem for file in (CONF / "callbacks").glob("*.yaml")} - {"gradsigns"})
+DEBUG = sorted(file.stem for file in (CONF / "debug").glob("*.yaml"))
 # What settings of the mark were called before they were one group.
 MOVED = {
     **{name: name for name in ("objective", "engine", "n_images", "momentum", "n_val_images", "cadence")},
@@ -94,7 +99,7 @@ def test_train_yaml_shows_every_key_with_its_default():
     keys = {entry.name for entry in dataclasses.fields(TrainConfig)}
     shown = root.keys() - {"defaults", "hydra"}
     assert not shown & set(groups)
-    assert keys == (shown | set(groups) | {"paths"}) - {"experiment"}
+    assert keys == (shown | set(groups) | {"paths"}) - {"experiment", "debug"}
     own = TrainConfig()
     assert {name: float(root[name]) if name == "alpha" else root[name] for name in shown} == {n: getattr(own, n) for n in shown}
     lines = (CONF / "train.yaml").read_text().splitlines()
@@ -157,6 +162,38 @@ def test_a_schedule_and_a_cadence_of_ones_own_are_taken():
     mark = build_watermark(composed(*words), WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0))
     assert mark.watermarker.schedule == StrengthSchedule(2, start_epoch=3)
     assert mark.watermarker.cadence == Cadence(20)
+
+
+@pytest.mark.parametrize("debug", [None, *DEBUG])
+def test_every_training_to_look_at_and_every_callback_go_with_every_experiment(debug):
+    for experiment in EXPERIMENTS:
+        for callbacks in CALLBACKS:
+            words = [f"experiment={experiment}", f"callbacks={callbacks}", *([f"debug={debug}"] if debug else [])]
+            config = composed(*words)
+            assert all(unknown_arguments(node) == set() for node in targets(config["trainer"]))
+            built = build_callbacks(config["callbacks"])
+            assert [type(callback).__name__ for callback in built] == {
+                "none": [],
+                "early_stopping": ["EarlyStopping"],
+                "model_checkpoint": ["ModelCheckpoint"],
+            }[callbacks]
+    assert len(EXPERIMENTS) * len(CALLBACKS) >= 15
+
+
+def test_a_callback_is_left_out_by_null():
+    assert build_callbacks(composed("callbacks=early_stopping", "callbacks.early_stopping=null")["callbacks"]) == []
+
+
+def test_a_debugging_run_ends_well(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "experiment=demo", "trainer.accelerator=cpu", "progress=false", "json=a.json"]
+    assert main([*words, "debug=fast_dev_run", "hydra.run.dir=fast"]) == 0
+    assert not Path("fast/logs").exists()
+    assert main([*words, "debug=profiler", "hydra.run.dir=profiled"]) == 0
+    assert "training_step" in Path("profiled/fit-profile.txt").read_text()
+    assert main([*words, "debug=overfit", "trainer.max_epochs=2", "hydra.run.dir=one"]) == 0
+    found = json.loads(Path("a.json").read_text())
+    assert (found["watermark"], found["end_of_fit"]) == (False, None)
 
 
 def test_the_shipped_cadence_and_strength_are_the_callback_s_own():
@@ -248,7 +285,7 @@ def test_other_errors_give_one_line_and_exit_code_1(words, message, capsys):
 
 def test_the_full_error_is_to_be_had(monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(ValueError, match="`watermark.momentum`"):
+    with pytest.raises(ValueError, match=r"`watermark\.momentum`"):
         main(["train", "data=digits", "model=mlp", "key=b32", "watermark.momentum=1.5", "progress=false"])
 
 
