@@ -32,6 +32,10 @@ _ALIASES = {
 _TO_GIVE = {
     "data.n_classes": ("NUMBER", "the data set's number of classes"),
     "data.module.root": ("FOLDER", "the data set's folder"),
+    "data.input_shape": ("[3,32,32]", "channels, height and width of an image"),
+    **{f"data.{name}": ("[0.5,0.5,0.5]", "how the batches are normalised, for each channel") for name in ("mean", "std")},
+    "data.module._target_": ("package.module.Data", "your LightningDataModule"),
+    "model._target_": ("package.module.Net", "your network"),
     "protocol.request": ("'{inputs: $images}'", "what is sent, with $images where the images go"),
 }
 _NO_CHOICE = re.compile(r"null|true|false|[+-]?[0-9.]+|\[.*\]", re.IGNORECASE)
@@ -144,6 +148,9 @@ def _bad_override(command: str, overrides: list[str], error: BaseException) -> s
     if found := re.search(r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (Integer|Float|bool)", text):
         name = str(getattr(error, "override", "") or text.partition("merging override ")[2]).partition("=")[0]
         return f"`{name}` must be {_KINDS[found[2]]}, got {found[1]!r}."
+    if found := re.search(r"Cannot assign (\w+) to Dict.*full_key: ([\w.]+)", text, re.DOTALL):
+        hint = f" To choose one of its options write `override /{found[2]}: NAME` under `defaults`."
+        return f"`{found[2]}` is a group of settings and cannot be one value, got a {found[1]} in a configuration file.{hint}"
     found = re.search(r"Could not (?:override|append to config)[^']*'([^']+)'", text)
     found = found or re.search(r"Could not append value to config.*Key '([^']+)'", text, re.S)
     key = found.group(1) if found else _unknown_key_of(text, overrides)

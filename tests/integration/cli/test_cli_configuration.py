@@ -180,6 +180,36 @@ def test_every_training_to_look_at_and_every_callback_go_with_every_experiment(d
     assert len(EXPERIMENTS) * len(CALLBACKS) >= 15
 
 
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (
+            "watermark: false",
+            "`watermark` is a group of settings and cannot be one value, got a bool in a configuration file. To choose",
+        ),
+        (
+            "schedule: {strength: 2}",
+            "there is no `schedule` in the configuration of `gradsigns train`. Did you mean `watermark.strength`?",
+        ),
+        ("objective: paper", "Did you mean `watermark.objective`?"),
+    ],
+)
+def test_a_file_with_what_is_no_longer_a_setting_is_told_the_new_one(content, hint, tmp_path, capsys):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "old.yaml").write_text(f"# @package _global_\n{content}\n")
+    assert main(["train", "--config-dir", str(tmp_path), "experiment=old"]) == 2
+    err = capsys.readouterr().err
+    assert hint in err
+    assert err.count("\n") == 1
+
+
+def test_what_a_part_of_ones_own_must_be_told_is_shown(capsys):
+    assert main(["train", "data=own", "model=own"]) == 2
+    err = capsys.readouterr().err
+    assert "`data.n_classes=NUMBER data.input_shape=[3,32,32] data.mean=[0.5,0.5,0.5]" in err
+    assert "data.module._target_=package.module.Data" in err
+
+
 def test_a_callback_is_left_out_by_null():
     assert build_callbacks(composed("callbacks=early_stopping", "callbacks.early_stopping=null")["callbacks"]) == []
 
