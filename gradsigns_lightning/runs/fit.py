@@ -69,7 +69,8 @@ def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
     """
     # Hydra would take a key among the arguments for a configuration, since it is a dataclass.
     make = build({**settings["watermark"], "_partial_": True}, option="watermark")
-    with options(argument_names(settings["watermark"], "watermark")):
+    # `cadence` may be a number, for which the callback makes a cadence of that many steps.
+    with options({"every_n_steps": "watermark.cadence", **argument_names(settings["watermark"], "watermark")}):
         callback: GradSigns = make(key)
     return callback
 

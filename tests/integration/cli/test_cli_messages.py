@@ -107,7 +107,7 @@ def test_a_missing_owner_is_called_owner(capsys):
         (["train", "model.hidden=[1"], "`model.hidden` cannot be read, got '[1'."),
         (["verify", "--key", "a.gskey"], "settings are written without dashes: `key=a.gskey`, got '--key'."),
         (["verify", "--key=a.gskey"], "settings are written without dashes: `key=a.gskey`, got '--key=a.gskey'."),
-        (["train", "key=null"], "`key` must be one of b128, b256, b32, b64, got null."),
+        (["train", "key=null"], "`key` must be one of b128, b256, b32, b64, file, new, got null."),
         (["train", "model=3"], "`model` must be one of "),
         (["train", "model=[mlp,vit]"], "`model` must be one of "),
         (["train", "experiment=sign_trained"], "`init` must be given, as in `init=FILE`: checkpoint to start from."),
