@@ -87,10 +87,11 @@ def test_every_command_begins_with_the_one_base(command):
     register_schemas()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        hydra = OmegaConf.to_container(compose(command, return_hydra_config=True).hydra, resolve=False)
+        config = compose(command, return_hydra_config=True)
+    hydra = OmegaConf.to_container(config.hydra, resolve=False)
     assert (hydra["run"]["dir"] == ".") == (command != "train")
     assert hydra["output_subdir"] == (".hydra" if command == "train" else None)
-    assert hydra["sweep"]["dir"].startswith("multirun/${hydra:job.name}/")
+    assert config.hydra.sweep.dir.startswith(f"multirun/{command}/")  # launchers ask for it before a run begins
 
 
 def test_train_yaml_shows_every_key_with_its_default():
