@@ -21,8 +21,13 @@ _PARTS = {
         "key.n_bits": "bits of a new key",
         "key.n_carriers": "inputs that carry them; by default six a bit, or all",
         "key.target_class": "class whose images carry the mark",
-        "schedule.strength": "length of the mark's gradient beside the task's; 0: unsigned",
-        "cadence.every_n_steps": "steps from one embedding to the next",
+        "watermark.strength": "length of the mark's gradient beside the task's; 0: unsigned",
+        "watermark.objective": "what the mark is held to: margin or paper",
+        "watermark.cadence": "steps from one embedding to the next; by default they follow the training",
+        "watermark.n_images": "images of the class in one embedding step",
+        "watermark.momentum": "share of earlier embedding steps in the gradient that is held to the bits",
+        "watermark.n_val_images": "held-out images that the mark is read on in a validation; 0 for none",
+        "watermark.engine": "second derivatives: auto, double_backward, forward_over_reverse or finite_difference",
         "trainer.max_epochs": "epochs",
         "trainer.accelerator": "auto, cpu or gpu",
         "trainer.precision": "32-true, bf16-mixed, ...",
@@ -34,7 +39,7 @@ _PARTS = {
     **dict.fromkeys(("verify", "trace", "judge"), _DATA),
 }
 # What stands for a value that the component finds by itself.
-_FOUND = {"paths.data": "FOLDER", "key.n_carriers": "NUMBER"}
+_FOUND = {"paths.data": "FOLDER", "key.n_carriers": "NUMBER", "watermark.cadence": "NUMBER"}
 _UNUSED = {"commit": ("data", "api.journal"), "strip": ("data",), "import-2021": ("data",)}
 EXAMPLES = {
     "keygen": (
@@ -45,7 +50,7 @@ EXAMPLES = {
     "train": (
         "experiment=demo twin=true",
         "data=fashion_mnist model=small_resnet key=acme.gskey trainer.max_epochs=6",
-        "-m experiment=demo schedule.strength=0.5,1,2 seed=0,1",
+        "-m experiment=demo watermark.strength=0.5,1,2 seed=0,1",
     ),
     "verify": (
         "checkpoint=model.ckpt key=acme.gskey",
@@ -115,6 +120,7 @@ def _settings(command: str) -> Iterator[tuple[str, str]]:
                 yield name, text
     if command == "train":
         yield "experiment=NAME", f"a whole recipe: {', '.join(_options('experiment'))}"
+        yield "debug=NAME", f"a training to look at: {', '.join(_options('debug'))}"
     for name, text in _PARTS.get(command, {}).items():
         default = _part(name, choices)
         yield _with_value(name, _FOUND.get(name) if default is None else default), text
@@ -145,7 +151,8 @@ def _with_value(name: str, value: Any) -> str:
 def _choices(command: str) -> dict[str, str | None]:
     """Return the groups of a command and what is taken of them by default."""
     entries = _read(f"{command}.yaml")["defaults"]
-    return {name: option for entry in entries if isinstance(entry, dict) for name, option in entry.items() if name != "paths"}
+    groups = {name: option for entry in entries if isinstance(entry, dict) for name, option in entry.items()}
+    return {name: option for name, option in groups.items() if not name.startswith("override ")}
 
 
 def _options(group: str) -> list[str]:

@@ -23,16 +23,11 @@ from gradsigns_lightning.runs.config import check_root_keys, config_folder, regi
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _KEY_FILE_COMMANDS = ("verify", "trace", "commit")
-_LOADED_FOR_TRAINING = {
-    "_target_": "gradsigns_lightning.runs.key.load_or_generate",
-    **{f"input_{name}": f"${{data.{name}}}" for name in ("mean", "std")},
-    "input_shape": "${data.input_shape}",
-}
 _FILE_ARGUMENTS = (
     *("checkpoint", "onnx", "images", "bundle", "controls", "key", "key.path", "init", "attach", "authority", "signer"),
-    *("commitment", "folder", "mean_image", "master", "api.journal", "paths.data", "data.module.root"),
+    *("commitment", "folder", "mean_image", "master", "api.journal", "paths.data", "data.module.root", "code"),
 )
-_FOLDERS = ("images", "folder", "paths.data", "data.module.root")
+_FOLDERS = ("images", "folder", "paths.data", "data.module.root", "code")
 _NEW_FILES = ("out", "json")  # a sweep's may have a setting's value in their names
 _REFERENCE = re.compile(r"(\\*)\$(?=\\?\{)")  # Hydra takes the backslash out of "$\{"
 _SETTING = r"\{(?:(?:hydra:)?[A-Za-z_][\w.]*|now:[^{}$]*)\}"
@@ -64,7 +59,7 @@ def run_command(command: str, overrides: list[str]) -> int:
     full_error = os.environ.get(_FULL_ERROR) == "1"
     if wrong := with_dashes(command, overrides) or one_file_for_all_runs(overrides):
         return _report(wrong, BAD_COMMAND_LINE)
-    overrides = [_with_file_names(_with_key_file(command, word)) for word in overrides]
+    overrides = [_with_file_names(word) for given in overrides for word in _with_key_file(command, given)]
     if wrong := no_choice(overrides):
         return _report(wrong, BAD_COMMAND_LINE)
     try:
@@ -82,12 +77,14 @@ def run_command(command: str, overrides: list[str]) -> int:
     return task.exit_code
 
 
-def _with_key_file(command: str, word: str) -> str:
-    """Let ``key=FILE`` mean ``key.path=FILE``: to Hydra ``key=...`` is a choice in the group of key sizes."""
+def _with_key_file(command: str, word: str) -> list[str]:
+    """Return what ``key=FILE`` and ``key.path=FILE`` are short for; to Hydra ``key=...`` is a choice in the group ``key``."""
     name, _, value = word.partition("=")
-    if name == "key" and (command in _KEY_FILE_COMMANDS or _is_key_file(value)):
-        return f"key.path={value}"
-    return word
+    if command in _KEY_FILE_COMMANDS and name == "key":
+        return [f"key.path={value}"]
+    if command == "train" and (name == "key.path" or (name == "key" and _is_key_file(value))):
+        return ["key=file", f"key.path={value}"]
+    return [word]
 
 
 def _is_key_file(value: str) -> bool:
@@ -97,8 +94,10 @@ def _is_key_file(value: str) -> bool:
 
 def _expand_key(command: str, config: Any) -> None:
     """Let ``key: FILE`` in a configuration mean what ``key=FILE`` does on the command line."""
+    from omegaconf import OmegaConf
+
     if command in ("train", *_KEY_FILE_COMMANDS) and isinstance(config.get("key"), str):
-        config.key = {"path": config.key, **(_LOADED_FOR_TRAINING if command == "train" else {})}
+        config.key = OmegaConf.merge(OmegaConf.load(Path(config_folder(), "key", "file.yaml")), {"path": config.key})
 
 
 def _check_names(config: Any) -> None:
@@ -255,7 +254,7 @@ def _without_secrets(word: str) -> str:
     if name.lstrip("+") != "endpoint":
         return word
     address = value.strip("\"'")
-    shown = importlib.import_module("gradsigns_lightning.cli.endpoint").without_credentials(address)
+    shown = importlib.import_module("gradsigns_lightning.oracles.http").without_credentials(address)
     return name + equals + str(shown)
 
 

@@ -14,9 +14,7 @@ from gradsigns_lightning.runs.options import without_overrides
 _EXTRAS = {"wandb": "wandb", "torchvision": "vision", "PIL": "vision", "hydra_plugins": "sweep", "joblib": "sweep"}
 # What people write, and what it is called here.
 _ALIASES = {
-    "lambda": "schedule.strength",
-    "lamda": "schedule.strength",
-    "strength": "schedule.strength",
+    **dict.fromkeys(("lambda", "lamda", "strength"), "watermark.strength"),
     "epochs": "trainer.max_epochs",
     "max_epochs": "trainer.max_epochs",
     "lr": "optimizer.lr",
@@ -24,11 +22,22 @@ _ALIASES = {
     "kee": "key",
     "dataset": "data",
     "batch_size": "data.module.batch_size",
+    # What they were called here before.
+    **{name: f"watermark.{name}" for name in ("objective", "engine", "cadence", "n_images", "momentum", "n_val_images")},
+    **dict.fromkeys(
+        ("schedule", *(f"schedule.{name}" for name in ("strength", "warmup_steps", "start_epoch"))), "watermark.strength"
+    ),
+    **{f"cadence.{name}": "watermark.cadence" for name in ("every_n_steps", "max_backoff", "max_hurry", "growth")},
+    "objective.margin": "watermark.objective",
 }
 # What to give where a part of the configuration leaves it open.
 _TO_GIVE = {
     "data.n_classes": ("NUMBER", "the data set's number of classes"),
     "data.module.root": ("FOLDER", "the data set's folder"),
+    "data.input_shape": ("[3,32,32]", "channels, height and width of an image"),
+    **{f"data.{name}": ("[0.5,0.5,0.5]", "how the batches are normalised, for each channel") for name in ("mean", "std")},
+    "data.module._target_": ("package.module.Data", "your LightningDataModule"),
+    "model._target_": ("package.module.Net", "your network"),
     "protocol.request": ("'{inputs: $images}'", "what is sent, with $images where the images go"),
 }
 _NO_CHOICE = re.compile(r"null|true|false|[+-]?[0-9.]+|\[.*\]", re.IGNORECASE)
@@ -73,7 +82,7 @@ def with_dashes(command: str, words: list[str]) -> str:
 
     from gradsigns_lightning.runs.config import SCHEMAS
 
-    settings = {entry.name for entry in fields(SCHEMAS[command])} | set(_ALIASES) | {"experiment"}
+    settings = {entry.name for entry in fields(SCHEMAS[command])} | set(_ALIASES) | {"experiment", "debug"}
     for word, following in zip(words, [*words, ""][1:], strict=True):
         name, _, value = word.partition("=")
         setting = name[2:].replace("-", "_")
@@ -103,7 +112,9 @@ def no_choice(words: list[str]) -> str:
         folder = Path(config_folder(), group)
         if group.isidentifier() and folder.is_dir() and _NO_CHOICE.fullmatch(value):
             options = sorted(file.stem for file in folder.glob("*.yaml"))
-            return f"`{group}` must be one of {', '.join(options)}, got {value}."
+            meant = {"true": "default", "false": "none", "null": "none"}.get(value.lower())
+            hint = f" Did you mean `{group}={meant}`?" if meant in options else ""
+            return f"`{group}` must be one of {', '.join(options)}, got {value}.{hint}"
     return ""
 
 
@@ -139,6 +150,9 @@ def _bad_override(command: str, overrides: list[str], error: BaseException) -> s
     if found := re.search(r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (Integer|Float|bool)", text):
         name = str(getattr(error, "override", "") or text.partition("merging override ")[2]).partition("=")[0]
         return f"`{name}` must be {_KINDS[found[2]]}, got {found[1]!r}."
+    if found := re.search(r"Cannot assign (\w+) to Dict.*full_key: ([\w.]+)", text, re.DOTALL):
+        hint = f" To choose one of its options write `override /{found[2]}: NAME` under `defaults`."
+        return f"`{found[2]}` is a group of settings and cannot be one value, got a {found[1]} in a configuration file.{hint}"
     found = re.search(r"Could not (?:override|append to config)[^']*'([^']+)'", text)
     found = found or re.search(r"Could not append value to config.*Key '([^']+)'", text, re.S)
     key = found.group(1) if found else _unknown_key_of(text, overrides)
@@ -187,7 +201,7 @@ def _all_keys(command: str, overrides: list[str], wrong: str) -> Iterator[str]:
     from gradsigns_lightning.runs.config import config_folder
 
     if command == "train":
-        yield "experiment"  # a group of which nothing is there unless it is chosen
+        yield from ("experiment", "debug")  # groups of which nothing is there unless it is chosen
     choices = [o for o in overrides if re.fullmatch(r"\w+=\w+", o) and o.partition("=")[0] != wrong]
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_folder(), version_base="1.3"):

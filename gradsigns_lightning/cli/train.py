@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
@@ -26,9 +27,11 @@ from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import out_of_reach
 from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.runs import fit
-from gradsigns_lightning.runs.build import build, to_plain
+from gradsigns_lightning.runs.build import build
 from gradsigns_lightning.runs.callbacks import KeyKeeper
+from gradsigns_lightning.runs.key import check_key_fits
 from gradsigns_lightning.runs.options import options, train_names
+from gradsigns_lightning.runs.own import build_data, is_described, modules_of, settings_of
 from gradsigns_lightning.runs.train import Arm, train
 
 
@@ -41,14 +44,18 @@ def run(config: Any) -> Outcome:
     Raises:
         ValueError: the configuration does not fit together.
     """
-    settings = to_plain(config)
+    with modules_of(config.code):
+        return _run(settings_of(config, HydraConfig.get().runtime.choices))
+
+
+def _run(settings: dict[str, Any]) -> Outcome:
     folder = Path(settings["paths"]["output_dir"])
     check_json_path(settings["json"])
     _tell_place(folder)
     seed_everything(settings["seed"], verbose=False)
-    data = build(settings["data"]["module"], option="data.module")
+    data = build_data(settings["data"]["module"])
     _check_described(settings["data"], data)
-    key: WatermarkKey = build(settings["key"], option="key")
+    key = _key(settings)
     key_file = _key_file(settings, folder)
     logger = fit.build_logger(settings)
     name = "signed" if settings["watermark"] else "unmarked"
@@ -62,20 +69,33 @@ def run(config: Any) -> Outcome:
     offline = fit.log_summary(logger, summary)
     if offline:
         say(printable(f"W&B run, offline: wandb sync {short_path(offline)}"))
-    note = out_of_reach(key) if settings["key"].get("path") is None else ""
-    print_rows(_rows(summary, main, twin), title="gradsigns train", note=note)
+    notes = [out_of_reach(key) if settings["key"].get("path") is None else "", _own_network(settings, summary["checkpoint"])]
+    print_rows(_rows(summary, main, twin), title="gradsigns train", note="\n".join(filter(None, notes)))
     if settings["json"]:
         write_json(settings["json"], {**summary, "config": settings})
     return Outcome(bit_error_rate=main.result.bit_error_rate, cell=_cell(main, twin))
 
 
 def _check_described(described: dict[str, Any], data: Any) -> None:
-    """Refuse a description of the data, by which key and network are made, that is not theirs."""
+    """Refuse a description of the data, by which key and network are made, that is not theirs; one of the user's may not tell."""
     shape, n_classes = tuple(described["input_shape"]), described["n_classes"]
-    if shape != data.input_shape:
-        raise ValueError(f"`data.input_shape` must be {list(data.input_shape)}, as the images are, got {list(shape)}.")
-    if n_classes < data.n_classes:
-        raise ValueError(f"`data.n_classes` must be at least {data.n_classes}, as the labels are, got {n_classes}.")
+    found, least = getattr(data, "input_shape", shape), getattr(data, "n_classes", n_classes)
+    if shape != tuple(found):
+        raise ValueError(f"`data.input_shape` must be {list(found)}, as the images are, got {list(shape)}.")
+    if n_classes < least:
+        raise ValueError(f"`data.n_classes` must be at least {least}, as the labels are, got {n_classes}.")
+
+
+def _own_network(settings: dict[str, Any], checkpoint: str) -> str:
+    """Return how a network of the user's own is verified; empty for one that `gradsigns verify` builds."""
+    if is_described(settings["model"]):
+        return ""
+    loaded = f"load_from_checkpoint({short_path(checkpoint)!r}, net=..., n_classes={settings['data']['n_classes']})"
+    return (
+        f"{settings['model']['_target_']} is no network of this package or torchvision, so `gradsigns verify checkpoint=` cannot "
+        f"build it. In Python: model = gradsigns_lightning.models.Classifier.{loaded}; "
+        "gradsigns_lightning.verify(model, key, images)."
+    )
 
 
 def _tell_place(folder: Path) -> None:
@@ -91,6 +111,13 @@ def _cell(main: Arm, twin: Arm | None) -> dict[str, str]:
     cell = {name: rows[name] for name in ("verdict", "matching bits")} | {"p-value": format_p_value(main.result)}
     cell["accuracy"] = f"{main.accuracy:.2%}"
     return cell | ({"twin's accuracy": f"{twin.accuracy:.2%}"} if twin else {})
+
+
+def _key(settings: dict[str, Any]) -> WatermarkKey:
+    key: WatermarkKey = build(settings["key"], option="key")
+    shown = settings["data"]
+    check_key_fits(key, input_shape=shown["input_shape"], input_mean=shown["mean"], input_std=shown["std"])
+    return key
 
 
 def _key_file(settings: dict[str, Any], folder: Path) -> Path:
@@ -133,7 +160,7 @@ def _summary(settings: dict[str, Any], main: Arm, twin: Arm | None, key_file: Pa
         "data": settings["data"]["name"],
         "epochs": settings["trainer"].get("max_epochs"),
         "seed": settings["seed"],
-        "watermark": settings["watermark"],
+        "watermark": bool(settings["watermark"]),
     }
 
 

@@ -106,7 +106,10 @@ def _find(target: Any) -> _Network:
     package, _, name = target.rpartition(".") if type(target) is str else ("", "", "")
     if package == _TORCHVISION and name in _torchvision_names():
         return _Network(partial(_from_torchvision, name), {}, {"num_classes": CLASSES, "weights": one_of(lambda: [None], "None")})
-    raise ValueError(f"`checkpoint` describes a model {shown(target)}, none of this package's or torchvision's networks.")
+    raise ValueError(
+        f"`checkpoint` describes a model {shown(target)}, none of this package's or torchvision's networks. Load it in Python "
+        "and call gradsigns_lightning.verify(model, key, images)."
+    )
 
 
 def _from_torchvision(name: str, *, num_classes: int = 1000, weights: None = None) -> nn.Module:

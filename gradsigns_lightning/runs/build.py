@@ -6,6 +6,7 @@ Files of others do not come here: what a checkpoint may describe is in :mod:`gra
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pkgutil import resolve_name
@@ -13,37 +14,41 @@ from typing import Any
 
 from gradsigns_lightning.core.utils.files import USER_ERRORS, error_like
 from gradsigns_lightning.lazy import in_pythons_folder
-from gradsigns_lightning.runs.options import spoken
+from gradsigns_lightning.runs.options import argument_names, spoken
 
 ALLOWED_PACKAGES = ("gradsigns_lightning", "torchvision", "lightning", "torch")
 
 
-def build(config: Any, /, *, option: str = "", names: Mapping[str, str] | None = None, **arguments: Any) -> Any:
+def build(
+    config: Any, /, *, option: str = "", names: Mapping[str, str] | None = None, own_code: bool = False, **arguments: Any
+) -> Any:
     """Return what ``config`` describes by its ``_target_`` and arguments.
 
     Args:
         config: a configuration node or plain containers.
         option: where it stands on the command line, of which errors then speak.
         names: what arguments are called there otherwise than in ``option``.
+        own_code: whether a target may be any code of the user's, for what they write of a training; else it is one of this
+            package, torch, lightning or torchvision.
         arguments: further arguments of the target.
 
     Raises:
-        ValueError: there is no target, or one outside this package, torch, lightning and torchvision.
+        ValueError: there is no target, or one that is not allowed.
         TypeError, ImportError: what the target's constructor raises.
     """
     import hydra.utils
     from hydra.errors import InstantiationException
 
     plain = to_plain(config)
-    with in_pythons_folder():  # which imports them
-        _check_targets(plain)
+    for target in _iterate_targets(plain):
+        find_target(target, own_code=own_code)
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise ValueError(f"`_target_` must name what to build, got {plain!r} without one.")
     try:
         with ExitStack() as scopes:
             # Hydra 1.4 asks for such a scope, under a name that changed between its pre-releases.
             scope = getattr(hydra.utils, "execution_whitelist", None) or getattr(hydra.utils, "target_whitelist", None)
-            for package in ALLOWED_PACKAGES if scope else ():
+            for package in _packages(plain, own_code=own_code) if scope else ():
                 scopes.enter_context(scope(f"{package}.*"))  # type: ignore[misc]
             return hydra.utils.instantiate(plain, _convert_="all", **arguments)
     except InstantiationException as error:
@@ -61,13 +66,14 @@ def is_target(config: Any, kind: type) -> bool:
     import hydra.utils
 
     plain = to_plain(config)
-    with in_pythons_folder():
-        _check_targets(plain)
-        try:
-            target = hydra.utils.get_object(plain["_target_"])
-        except Exception:  # what a module raises; `build` says so
-            return False
-    return isinstance(target, type) and issubclass(target, kind)
+    for target in _iterate_targets(plain):
+        find_target(target)
+    try:
+        with in_pythons_folder():
+            found = hydra.utils.get_object(plain["_target_"])
+    except Exception:  # what a module raises; `build` says so
+        return False
+    return isinstance(found, type) and issubclass(found, kind)
 
 
 def _explained(message: str, config: dict[str, Any], option: str, names: Mapping[str, str]) -> str:
@@ -76,7 +82,7 @@ def _explained(message: str, config: dict[str, Any], option: str, names: Mapping
         return f"`{option}`: {message} ({config['_target_']})" if option else f"{config['_target_']}: {message}"
     if not option:
         return message
-    return spoken(message, {**{name: f"{option}.{name}" for name in config if name[0] != "_"}, "path": option, **names})
+    return spoken(message, {**argument_names(config, option), "path": option, **names})
 
 
 def _is_own(config: dict[str, Any]) -> bool:
@@ -124,25 +130,46 @@ class MissingValueError(ValueError):
         self.keys = keys
 
 
-def _check_targets(config: Any) -> None:
-    """Raise a ``ValueError`` if any ``_target_`` lies outside the allowed packages."""
-    for target in _iterate_targets(config):
-        if not isinstance(target, str) or not _is_allowed(target):
-            allowed = ", ".join(f"{package}.*" for package in ALLOWED_PACKAGES)
-            raise ValueError(f"`_target_` must be one of {allowed}, got {target!r}.")
+def find_target(target: Any, *, own_code: bool = False) -> Any:
+    """Return what a ``_target_`` names.
 
+    Args:
+        target: its dotted name.
+        own_code: as in :func:`build`.
 
-def _is_allowed(target: str) -> bool:
-    if target.partition(".")[0] not in ALLOWED_PACKAGES:
-        return False
+    Raises:
+        ValueError: it is not allowed, or nothing has that name.
+    """
+    if not isinstance(target, str) or not _is_allowed(target, own_code=own_code):
+        raise _not_allowed(target, own_code=own_code)
     from hydra.utils import get_object
 
-    _check_is_there(target)
+    with in_pythons_folder():  # which imports it
+        _check_is_there(target, own_code=own_code)
+        found = get_object(target)
     # A path may leave its package through a module's imports, as in `torch.os.system`.
-    return str(getattr(get_object(target), "__module__", "")).partition(".")[0] in ALLOWED_PACKAGES
+    if not _is_allowed(str(getattr(found, "__module__", "")), own_code=own_code):
+        raise _not_allowed(target, own_code=own_code)
+    return found
 
 
-def _check_is_there(target: str) -> None:
+def _is_allowed(name: str, *, own_code: bool) -> bool:
+    package = name.partition(".")[0]
+    return package in ALLOWED_PACKAGES or (own_code and package.isidentifier() and package not in sys.stdlib_module_names)
+
+
+def _not_allowed(target: Any, *, own_code: bool) -> ValueError:
+    allowed = ", ".join(f"{package}.*" for package in ALLOWED_PACKAGES)
+    further = ", or code of your own that is not of Python's standard library" if own_code else ""
+    return ValueError(f"`_target_` must be one of {allowed}{further}, got {target!r}.")
+
+
+def _packages(config: Any, *, own_code: bool) -> set[str]:
+    own = {target.partition(".")[0] for target in _iterate_targets(config)} if own_code else set()
+    return {*ALLOWED_PACKAGES, *own}
+
+
+def _check_is_there(target: str, *, own_code: bool) -> None:
     """Raise a ``ValueError`` where nothing has the name ``target``, with a similar one; Hydra would print Python's errors."""
     try:
         resolve_name(target)
@@ -153,6 +180,8 @@ def _check_is_there(target: str) -> None:
         except (ImportError, AttributeError, ValueError):
             close = []
         hint = f" Did you mean {place}.{close[0]}?" if close else ""
+        if own_code and not close and target.partition(".")[0] not in ALLOWED_PACKAGES:
+            hint = f" {error}. code=FOLDER says where modules of yours lie, code=. that they lie in the current folder."
         raise ValueError(f"`_target_` must name a class or function, got {target!r}, which is not there.{hint}") from error
 
 

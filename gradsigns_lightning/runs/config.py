@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional  # noqa: UP035  (OmegaConf reads these annotations)
 
 # The package's own; not imported, because `--help` shall not wait for torch. A test compares them.
-AUTO, DEFAULT_ALPHA, GRINDING_BITS = "auto", 1e-9, 64.0
+DEFAULT_ALPHA, GRINDING_BITS = 1e-9, 64.0
 
 Group = Dict[str, Any]  # noqa: UP006
 
@@ -45,19 +45,14 @@ class TrainConfig(CommonConfig):
     lr_schedule: str = _setting("onecycle", "rate over the training: onecycle, constant or steps")
     label_smoothing: float = _setting(0.1, "share of every target that is spread over all classes")
     key: Any = _setting(dict, "key file, or the size of a new key", "FILE")
-    objective: Group = _setting(dict, "what the mark is held to", "NAME")
-    engine: str = _setting(AUTO, "second derivatives: auto, double_backward, forward_over_reverse or finite_difference")
-    schedule: Group = _setting(dict, "strength of the mark over the training", "NAME")
-    cadence: Group = _setting(dict, "how often the mark is embedded", "NAME")
-    n_images: int = _setting(32, "images of the class in one embedding step")
-    momentum: float = _setting(0.5, "share of earlier embedding steps in the gradient that is held to the bits")
-    n_val_images: int = _setting(256, "held-out images that the mark is read on in a validation; 0 for none")
+    watermark: Group = _setting(dict, "how the model is signed", "NAME")
+    callbacks: Group = _setting(dict, "further callbacks of the Trainer", "NAME")
     trainer: Group = _setting(dict, "Lightning's Trainer", "NAME")
     logger: Group = _setting(dict, "where figures are logged", "NAME")
     seed: int = _setting(0, "seed of weights and batches, not of the key")
-    watermark: bool = _setting(True, "false trains without the mark")
     twin: bool = _setting(False, "true trains the same model without the mark as well, for comparison")
     init: Optional[str] = _setting(None, "checkpoint to start from", "FILE")  # noqa: UP045
+    code: Optional[str] = _setting(None, "where modules of yours lie, for _target_=...", "FOLDER")  # noqa: UP045
     alpha: float = _setting(DEFAULT_ALPHA, "owned at p-values up to this")
     progress: bool = _setting(True, "false prints no progress")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from gradsigns_lightning.core.key import WatermarkKey
@@ -24,6 +24,8 @@ from gradsigns_lightning.models import Classifier
 from gradsigns_lightning.runs.build import build, is_target
 from gradsigns_lightning.runs.callbacks import SECONDS_METRIC, EpochTimer
 from gradsigns_lightning.runs.checkpoint import load_weights, read_checkpoint
+from gradsigns_lightning.runs.options import argument_names, options
+from gradsigns_lightning.runs.own import build_network
 
 Settings = dict[str, Any]
 _LIBRARY_FILES, _WANDB_FILES = ("matplotlibrc", ".numba_config.yaml"), ("wandb/settings", ".wandb/settings")
@@ -41,9 +43,9 @@ def build_classifier(settings: Settings) -> Classifier:
         ValueError: the checkpoint cannot be read or does not fit.
     """
     classifier = Classifier(
-        build(settings["model"], option="model"),
+        build_network(settings["model"]),
         settings["data"]["n_classes"],
-        optimizer=partial(_optimizer, build(settings["optimizer"], option="optimizer")),
+        optimizer=partial(_optimizer, build(settings["optimizer"], option="optimizer", own_code=True)),
         lr_schedule=settings["lr_schedule"],
         label_smoothing=settings["label_smoothing"],
     )
@@ -60,17 +62,17 @@ def _optimizer(make: Any, parameters: Any) -> Any:
 
 
 def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
-    """Return the callback that signs."""
-    return GradSigns(
-        key,
-        strength=build(settings["schedule"], option="schedule"),
-        objective=build(settings["objective"], option="objective"),
-        engine=settings["engine"],
-        cadence=build(settings["cadence"], option="cadence"),
-        n_images=settings["n_images"],
-        momentum=settings["momentum"],
-        n_val_images=settings["n_val_images"],
-    )
+    """Return the callback that signs.
+
+    Raises:
+        ValueError: a setting is out of its range, or the key cannot carry what is asked for.
+    """
+    # Hydra would take a key among the arguments for a configuration, since it is a dataclass.
+    make = build({**settings["watermark"], "_partial_": True}, option="watermark")
+    # `cadence` may be a number, for which the callback makes a cadence of that many steps.
+    with options({"every_n_steps": "watermark.cadence", **argument_names(settings["watermark"], "watermark")}):
+        callback: GradSigns = make(key)
+    return callback
 
 
 def build_trainer(settings: Settings, callbacks: Sequence[Callback], logger: Any) -> Trainer:
@@ -81,12 +83,15 @@ def build_trainer(settings: Settings, callbacks: Sequence[Callback], logger: Any
     """
     if settings["trainer"].get("max_epochs") is not None:
         check_int("trainer.max_epochs", settings["trainer"]["max_epochs"], minimum=-1)
+    saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    saving: Settings = {"enable_checkpointing": True} if saves else {}  # else as the configuration says
     trainer: Trainer = build(
         settings["trainer"],
         option="trainer",
         logger=logger or False,
         callbacks=[*callbacks, EpochTimer()],
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        **saving,
     )
     _check_children(trainer, uses_wandb=isinstance(logger, WandbLogger))
     spawns = type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"

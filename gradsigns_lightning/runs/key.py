@@ -1,60 +1,25 @@
-"""The key of a run: read from a file, or made for it."""
+"""The key of a run that is read from a file, and whether a key fits the data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.runs.options import load_key
 
 
-def load_or_generate(
-    path: str | None,
-    *,
-    input_shape: Sequence[int],
-    input_mean: Sequence[float],
-    input_std: Sequence[float],
-    owner: str = "",
-    scope: str = "",
-    n_bits: int = 128,
-    n_carriers: int | None = None,
-    target_class: int = 0,
-    payload: str | None = None,
-) -> WatermarkKey:
-    """Return the key in file ``path``, or a new one if there is no ``path``.
-
-    A file decides all but the three arguments that follow, which say what the data group's images look like; those it must fit.
+def from_file(path: Any, **of_a_new_key: Any) -> WatermarkKey:
+    """Return the key in a file.
 
     Args:
-        path: key file, or None.
-        input_shape: shape of the data group's images.
-        input_mean: mean of their normalisation.
-        input_std: standard deviation of their normalisation.
-        owner: see :meth:`WatermarkKey.generate`, as the others.
-        scope: model or product that the key is bound to.
-        n_bits: signature bits.
-        n_carriers: inputs that carry them; None takes six a bit, or all.
-        target_class: class whose input gradients are signed.
-        payload: text that the signature carries, or None.
+        path: key file.
+        of_a_new_key: what an experiment says of the key that it would make; a file decides all of it.
 
     Raises:
-        ValueError: the key file cannot be read or does not fit the data group; or an argument is out of its range.
+        ValueError: the file cannot be read.
     """
-    if path is None:
-        return WatermarkKey.generate(
-            owner,
-            n_bits,
-            input_shape=input_shape,
-            target_class=target_class,
-            n_carriers=n_carriers,
-            payload=payload,
-            input_mean=input_mean,
-            input_std=input_std,
-            scope=scope,
-        )
-    key = load_key(path)
-    check_key_fits(key, input_shape=input_shape, input_mean=input_mean, input_std=input_std)
-    return key
+    return load_key(path)
 
 
 def check_key_fits(

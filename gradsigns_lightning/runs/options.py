@@ -61,10 +61,25 @@ def load_key(path: Any) -> WatermarkKey:
         return WatermarkKey.load(str(path))
 
 
+def argument_names(config: Mapping[str, Any], option: str) -> dict[str, str]:
+    """Return what the arguments in a part of the configuration, and in the parts within, are called on the command line.
+
+    Args:
+        config: the part, in plain containers.
+        option: its own name there.
+    """
+    names: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            names = argument_names(value, f"{option}.{name}") | names
+        if name[0] != "_":
+            names[name] = f"{option}.{name}"
+    return names
+
+
 def train_names(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return what the arguments of a training's parts are called on its command line."""
-    parts = {"data.module": settings["data"]["module"], "schedule": settings["schedule"], "cadence": settings["cadence"]}
-    return {name: f"{part}.{name}" for part, values in parts.items() for name in values if name[0] != "_"}
+    return argument_names(settings["data"]["module"], "data.module") | argument_names(settings["watermark"], "watermark")
 
 
 def api_names(settings: Mapping[str, Any]) -> dict[str, str]:

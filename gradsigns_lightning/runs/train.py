@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.result import VerificationResult
@@ -16,6 +16,7 @@ from gradsigns_lightning.integration.standing import Standing
 from gradsigns_lightning.runs import fit
 from gradsigns_lightning.runs.callbacks import KeyKeeper
 from gradsigns_lightning.runs.checkpoint import describe
+from gradsigns_lightning.runs.own import build_callbacks, class_images
 from gradsigns_lightning.verification import verify
 
 WATERMARK_NAME = "wm"  # the callback's own
@@ -62,19 +63,20 @@ def train(
     classifier = fit.build_classifier(settings)
     watermark: list[Callback] = [fit.build_watermark(settings, key)] if name == "signed" else []
     kept: list[Callback] = [keeper] if keeper else []
-    trainer = fit.build_trainer(settings, [*watermark, *kept, *callbacks], logger)
+    own = [c for c in build_callbacks(settings["callbacks"]) if name != "twin" or not isinstance(c, Checkpoint)]
+    # Before the fit, so that a checkpoint of any epoch says how its model is built; loggers have their own hyperparameters.
+    classifier.hparams.update(describe(settings["model"], settings["data"], key.commitment))
+    trainer = fit.build_trainer(settings, [*watermark, *kept, *own, *callbacks], logger)
     network = settings["model"]["_target_"].rpartition(".")[2]
     tell(f"training the {name} model: {network} on {settings['data']['name']}")
     trainer.fit(classifier, datamodule=data)
     if keeper:
         keeper.keep()
-    # After the fit, so that the loggers' own hyperparameters stay theirs.
-    classifier.hparams.update(describe(settings["model"], settings["data"], key.commitment))
     checkpoint = folder / ("twin.ckpt" if name == "twin" else "model.ckpt")
     trainer.save_checkpoint(checkpoint, weights_only=True)
     tell(f"testing the {name} model and reading the signature")
     accuracy = fit.test_accuracy(settings, classifier, data)
-    result = verify(classifier, key, data.raw_images("test", key.target_class), alpha=settings["alpha"])
+    result = verify(classifier, key, class_images(data, key), alpha=settings["alpha"])
     # From the metrics, because nothing else comes back from processes that a Trainer spawns.
     standing = Standing.from_metrics(trainer.callback_metrics, WATERMARK_NAME, key)
     return Arm(name, checkpoint, accuracy, fit.seconds_per_epoch(trainer), result, standing)

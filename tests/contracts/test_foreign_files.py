@@ -37,6 +37,7 @@ READERS = {
     *("signer", "reply", "authority"),
 }
 WRITTEN = {("verify", "bundle"), ("commit", "out"), ("strip", "out"), ("keygen", "out")}
+WRITTEN |= {("train", "code")}  # the user's own, to be run
 # The same functions read these as in `verify`; of the settings of an API the other commands do not take the journal.
 AS_VERIFY = {(command, setting) for command in ("trace", "judge") for setting in ("onnx", "images", "api.journal")}
 AS_VERIFY |= {("judge", "authority"), ("commit", "api.journal"), ("import-2021", "api.journal")}

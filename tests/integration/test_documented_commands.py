@@ -60,7 +60,7 @@ def configurations(line: str):
         GlobalHydra.instance().clear()
         spaced = [f"{n}='{v}'" if " " in v else word for word in run for n, _, v in [word.partition("=")]]
         with initialize_config_dir(config_folder(), version_base="1.3"):
-            words = [_with_file_names(_with_key_file(command, word)) for word in spaced]
+            words = [_with_file_names(word) for given in spaced for word in _with_key_file(command, given)]
             yield command, compose(command, overrides=[*words, "paths.output_dir=."])
 
 
@@ -83,7 +83,7 @@ def assert_can_be_embedded(command: str, config) -> None:
     for name, value in settings.items():
         config[name] = value
     key = build(to_plain(config.key), option="key")
-    objective = build(to_plain(config.objective), option="objective") if command == "train" else "margin"
+    objective = config.watermark.objective if command == "train" else "margin"
     make_objective(objective, key).check_key(key)
     assert key.n_bits >= 30
 

@@ -14,6 +14,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from gradsigns_lightning import GradSigns, WatermarkKey
 from gradsigns_lightning.data import Digits
@@ -97,9 +98,21 @@ def test_the_hydra_project(project):
 
 
 def test_the_callbacks_group_is_the_callbacks_own_defaults():
-    group = yaml.safe_load((Path(config_folder()) / "callbacks" / "gradsigns.yaml").read_text())["gradsigns"]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_folder(), version_base="1.3"):
+        group = OmegaConf.to_container(compose("callbacks/gradsigns"))["callbacks"]["gradsigns"]
     own = {name: parameter.default for name, parameter in inspect.signature(GradSigns).parameters.items()}
     assert group == {"_target_": "gradsigns_lightning.GradSigns", **own, "key": "???"}
+
+
+def test_a_project_chooses_how_the_callback_signs(project):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(project / "configs"), version_base="1.3"):
+        config = compose("train", overrides=["watermark@callbacks.gradsigns=strong", "callbacks.gradsigns.key=acme.gskey"])
+    assert (config.callbacks.gradsigns.strength, config.callbacks.gradsigns.key) == (1.0, "acme.gskey")  # its own file sets 1.0
+    with initialize_config_dir(str(project / "configs"), version_base="1.3"):
+        config = compose("train", overrides=["watermark@callbacks.gradsigns=paper", "callbacks.gradsigns.key=acme.gskey"])
+    assert config.callbacks.gradsigns.objective == "paper"
 
 
 def test_every_group_is_built_without_our_schemas(tmp_path):
@@ -112,15 +125,21 @@ def test_every_group_is_built_without_our_schemas(tmp_path):
         "hydra": {"searchpath": ["pkg://gradsigns_lightning.conf"]},
     }
     (tmp_path / "main.yaml").write_text(yaml.safe_dump(files))
-    given = {"callbacks": f"callbacks.gradsigns.key={key}", "protocol": "protocol.request={x: $images}"}
+    given = {
+        "callbacks": f"callbacks.gradsigns.key={key}",
+        "protocol": "protocol.request={x: $images}",
+        "watermark": f"+watermark.key={key}",
+        "key": f"key.path={key}",
+    }
+    needy = ("gradsigns", "json", "default", "paper", "strong", "file")
     n_built = 0
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         for file in sorted(folder.glob("*/*.yaml")):
             group, option = file.parent.name, file.stem
-            if group in ("experiment", "sweep", "paths", "data") or option in ("gpu", "torchvision", "wandb", "none"):
+            if group in ("experiment", "debug", "paths", "data") or option in ("gpu", "torchvision", "wandb", "none", "own"):
                 continue
-            more = [given[group]] if group in given and option in ("gradsigns", "json") else []
+            more = [given[group]] if group in given and option in needy else []
             big = ["data=cifar10"] if group == "key" else []
             config = compose("main", overrides=["paths.output_dir=.", *big, f"+{group}={option}", *more])
             built = instantiate(config[group], _convert_="all")

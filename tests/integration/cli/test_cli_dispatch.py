@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 import gradsigns_lightning
 from gradsigns_lightning.cli import main
 from gradsigns_lightning.cli.dispatch import COMMANDS
-from gradsigns_lightning.core.engines import AUTO
 from gradsigns_lightning.core.result import DEFAULT_ALPHA
 from gradsigns_lightning.evidence import GRINDING_BITS
 from gradsigns_lightning.runs import config as schema
@@ -98,7 +97,7 @@ def composed_configuration(command: str, *words: str):
 
 
 def test_constants_of_the_help_are_the_packages():
-    assert (schema.AUTO, schema.DEFAULT_ALPHA, schema.GRINDING_BITS) == (AUTO, DEFAULT_ALPHA, GRINDING_BITS)
+    assert (schema.DEFAULT_ALPHA, schema.GRINDING_BITS) == (DEFAULT_ALPHA, GRINDING_BITS)
 
 
 def test_the_module_runs_and_the_package_does_not_import_hydra():

@@ -94,7 +94,7 @@ def claim(tmp_path_factory):
     try:
         owner = [f"owner={quoted(NASTY)}", f"scope={quoted(NASTY)}"]
         assert main(["keygen", "data=digits", "key=b32", "target_class=3", *owner, f"out={key}", "json=keygen.json"]) == 0
-        train = [*TRAIN, f"key.path={key}", f"key.owner={quoted(NASTY)}", "hydra.run.dir=run", "json=train.json"]
+        train = [*TRAIN, f"key.path={key}", f"+key.owner={quoted(NASTY)}", "hydra.run.dir=run", "json=train.json"]
         assert main(train) == 0
         Path("run/model.ckpt").rename(CHECKPOINT)
         assert main(["commit", f"key={key}", f"out={commitment}", "json=commit.json"]) == 0

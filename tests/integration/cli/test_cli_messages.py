@@ -72,8 +72,8 @@ QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false"
         (["train", *QUICK, "key=b32", "init=."], "`init` must name a checkpoint file, got '.', which is a folder."),
         (["train", *QUICK, "key=b32", "optimizer.lr=-1"], "`optimizer`: Invalid learning rate: -1"),
         (["train", *QUICK, "key=b32", "data.module.batch_size=0"], "`data.module.batch_size` must be"),
-        (["train", *QUICK, "key=b32", "schedule.strength=-1"], "`schedule.strength` must be"),
-        (["train", *QUICK, "key=b32", "cadence.every_n_steps=0"], "`cadence.every_n_steps` must be"),
+        (["train", *QUICK, "key=b32", "watermark.strength=-1"], "`watermark.strength` must be"),
+        (["train", *QUICK, "key=b32", "watermark.cadence=0"], "`watermark.cadence` must be"),
         (["train", *QUICK, "key=b32", "model.hidden=[0]"], "`model.hidden` must be"),
         (
             ["train", *QUICK, "key=b32", "data.input_shape=[1,9,9]"],
@@ -113,7 +113,7 @@ def test_a_missing_owner_is_called_owner(capsys):
         (["train", "model.hidden=[1"], "`model.hidden` cannot be read, got '[1'."),
         (["verify", "--key", "a.gskey"], "settings are written without dashes: `key=a.gskey`, got '--key'."),
         (["verify", "--key=a.gskey"], "settings are written without dashes: `key=a.gskey`, got '--key=a.gskey'."),
-        (["train", "key=null"], "`key` must be one of b128, b256, b32, b64, got null."),
+        (["train", "key=null"], "`key` must be one of b128, b256, b32, b64, file, new, got null."),
         (["train", "model=3"], "`model` must be one of "),
         (["train", "model=[mlp,vit]"], "`model` must be one of "),
         (["train", "experiment=sign_trained"], "`init` must be given, as in `init=FILE`: checkpoint to start from."),
@@ -163,9 +163,9 @@ def test_a_hugging_face_folder_is_refused_with_what_to_do(files, capsys):
     [
         ["data=mnist", "paths.data=nowhere"],
         ["trainer.precision=3"],
-        ["n_images=0"],
+        ["watermark.n_images=0"],
         ["data.module.val_fraction=2"],
-        ["engine=finite_difference"],
+        ["watermark.engine=finite_difference"],
     ],
 )
 def test_a_run_that_fails_before_training_leaves_no_key(words, capsys):

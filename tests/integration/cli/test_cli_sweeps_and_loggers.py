@@ -21,7 +21,12 @@ QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false"
 
 
 def test_a_sweep_over_key_sizes_and_strengths(capsys):
-    words = ["key=b32,b64", "schedule.strength=0.3,1", "objective=paper", "json=out_${key.n_bits}_${schedule.strength}.json"]
+    words = [
+        "key=b32,b64",
+        "watermark.strength=0.3,1",
+        "watermark.objective=paper",
+        "json=out_${key.n_bits}_${watermark.strength}.json",
+    ]
     assert main(["train", "-m", *QUICK, *words, "hydra.sweep.dir=sweep"]) == 0
     found = {path.name: json.loads(path.read_text())["n_bits"] for path in Path().glob("out_*.json")}
     assert found == {"out_32_0.3.json": 32, "out_32_1.json": 32, "out_64_0.3.json": 64, "out_64_1.json": 64}
@@ -31,10 +36,10 @@ def test_a_sweep_over_key_sizes_and_strengths(capsys):
     lines = [line for line in table if "key=b" in line]
     shown = [re.sub(r"[ \u2502]+", " ", line).strip() for line in lines]
     runs = [
-        "key=b32 schedule.strength=0.3",
-        "key=b32 schedule.strength=1",
-        "key=b64 schedule.strength=0.3",
-        "key=b64 schedule.strength=1",
+        "key=b32 watermark.strength=0.3",
+        "key=b32 watermark.strength=1",
+        "key=b64 watermark.strength=0.3",
+        "key=b64 watermark.strength=1",
     ]
     assert [line.startswith(run) for line, run in zip(shown, runs, strict=True)] == [True] * 4
     assert all(re.search(r" of (32|64) \S+ \d+\.\d\d%$", line) for line in shown)
@@ -135,7 +140,7 @@ def test_an_offline_wandb_run_has_the_commitment_and_not_the_secret(monkeypatch)
     while key.commitment.encode() not in record.read_bytes() and time.monotonic() < end:
         time.sleep(0.1)
     assert key.commitment.encode() in record.read_bytes()
-    assert b"schedule" in record.read_bytes()  # the configuration is there
+    assert b"watermark" in record.read_bytes()  # the configuration is there
     secret = key._secret.reveal()
     for file in files:
         content = file.read_bytes()

@@ -88,6 +88,33 @@ def test_a_key_file_may_have_any_name_but_a_choices(capsys):
     assert commitments[1] != own
 
 
+@pytest.mark.parametrize("words", [["key=file", "key.path=plain"], ["key.path=plain"], ["key=b64", "key=plain"]])
+def test_a_key_file_is_a_choice_of_the_group(words):
+    assert main(["keygen", "owner=A", "out=plain", "key=b32", "target_class=3"]) == 0
+    # What an experiment says of a new key is not looked at.
+    Path("conf/experiment").mkdir(parents=True)
+    Path("conf/experiment/mine.yaml").write_text("# @package _global_\ndefaults: [demo]\nkey: {n_bits: 40, target_class: 1}\n")
+    quick = [
+        "--config-dir",
+        "conf",
+        "experiment=mine",
+        "trainer.max_epochs=1",
+        "hydra.run.dir=run",
+        "progress=false",
+        "json=a.json",
+    ]
+    assert main(["train", *quick, *words]) == 0
+    assert read_json("a.json")["commitment"] == WatermarkKey.load("plain").commitment
+    assert not Path("run/key.gskey").exists()
+
+
+def test_a_key_file_takes_no_settings_of_a_new_key(capsys):
+    assert main(["train", "experiment=demo", "key=plain.gskey", "key.n_bits=64"]) == 2
+    assert "`key.n_bits`" in capsys.readouterr().err
+    assert main(["train", "experiment=demo", "key=file"]) == 2
+    assert "`key` must be given, as in `key=FILE`" in capsys.readouterr().err
+
+
 def test_commit_says_what_no_judge_can_find(capsys):
     assert main(["keygen", "owner=A", "out=k.gskey", "key=b32"]) == 0
     capsys.readouterr()
@@ -131,7 +158,8 @@ def test_train_signs_and_its_twin_is_not_signed(signed):
     assert content["seconds_per_epoch"] > 0
     assert content["twin_seconds_per_epoch"] > 0
     assert (content["epochs"], content["seed"]) == (3, 5)
-    assert content["config"]["schedule"]["_target_"] == "gradsigns_lightning.StrengthSchedule"
+    assert content["config"]["watermark"]["_target_"] == "gradsigns_lightning.GradSigns"
+    assert content["watermark"] is True
     assert content["commitment"] == WatermarkKey.load(signed.key).commitment
 
 
@@ -150,7 +178,7 @@ def test_train_reports_how_the_mark_stands_at_the_end_of_the_fit(signed, capsys)
     assert not read_json("a.json")["end_of_fit"]["owned"]
     assert ": not owned at alpha 1e-09; read on" in out
     assert err.count("the model would not be `owned`") == 1
-    assert main([*words[:-2], "watermark=false", "json=b.json", "hydra.run.dir=unmarked"]) == 0
+    assert main([*words[:-2], "watermark=none", "json=b.json", "hydra.run.dir=unmarked"]) == 0
     assert read_json("b.json")["end_of_fit"] is None
 
 
@@ -263,7 +291,7 @@ def test_a_key_of_other_images_is_refused(signed, capsys):
     assert main(["verify", f"checkpoint={signed.folder / 'model.ckpt'}", "key=other.gskey"]) == 1
     assert "`input_shape`" in capsys.readouterr().err
     assert main(["train", "data=digits", "model=mlp", "key=other.gskey"]) == 1
-    assert "`key.input_shape`" in capsys.readouterr().err
+    assert "`key` does not fit the data: `input_shape` is (1, 28, 28) in the key" in capsys.readouterr().err
 
 
 def test_verify_names_what_is_missing(capsys):
@@ -275,7 +303,7 @@ def test_a_trained_model_is_signed_afterwards(signed):
     """Both models start from the given weights, so one short epoch keeps the accuracy."""
     words = ["train", "data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false", "data.module.batch_size=32"]
     words += [f"init={signed.folder / 'twin.ckpt'}", f"key={signed.key}", "trainer.max_epochs=1", "json=t.json", "logger=none"]
-    assert main([*words, "optimizer.lr=1e-6", "watermark=false"]) == 0
+    assert main([*words, "optimizer.lr=1e-6", "watermark=none"]) == 0
     unmarked = read_json("t.json")
     assert unmarked["accuracy"] == pytest.approx(signed.content["twin_accuracy"], abs=0.01)
     assert unmarked["verdict"] == "not_proven"
