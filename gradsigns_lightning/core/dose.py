@@ -87,8 +87,8 @@ def needed_length(share: Tensor, hurry: float) -> Tensor:
 
 def urgency(
     cadence: Cadence, factor: float, *, recognised: Tensor, share: Tensor, interval: int, asks_for_margin: bool
-) -> Tensor | float:
-    """Return how many times the strength a step's dose is: what is missing, and what the network has room for.
+) -> tuple[Tensor | float, Tensor | bool]:
+    """Return how many times the strength a step's dose is: what is missing, as far as the network has room for it.
 
     Args:
         cadence: of the training; one of fixed intervals has a fixed dose, but for the hurry.
@@ -97,14 +97,18 @@ def urgency(
         share: smallest margin of all bits, in margins asked for, a scalar.
         interval: steps to the next embedding step, while no bit is safe.
         asks_for_margin: the objective is satisfied at a margin; one that is not never comes near it.
+
+    Returns:
+        The factor, and whether less is given than is missing, because the network does not know the class; scalars.
     """
     # More often alone does not turn the last bits of a small network, and more strength alone costs accuracy.
     hurry: float = max(1.0, 1 / factor) ** 0.75
     if cadence.growth is None:
-        return hurry
+        return hurry, False
     most = most_length(recognised, interval)
     share = share.to(most)
-    return torch.minimum(most, needed_length(share if asks_for_margin else share.clamp(max=SAFE), hurry))
+    needed = needed_length(share if asks_for_margin else share.clamp(max=SAFE), hurry)
+    return torch.minimum(most, needed), most < needed
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,6 +33,7 @@ class EmbeddingState:
         mean_gradient: smoothed mean gradient over the whole input: a saved one must not tell where the carriers are.
         n_embedded: steps that embedded.
         n_spoilt: of them, those whose gradients were not finite.
+        n_held_back: of them, those that gave less than was missing, because the network did not know the class.
         findings: whether the last step found a bit missing, all of them safe, and nothing to be embedded, shape ``(3,)``; None
             when the factor has followed.
         share: smallest margin in the last step, in margins asked for.
@@ -51,6 +52,7 @@ class EmbeddingState:
     mean_gradient: Tensor | None = None
     n_embedded: int = 0
     n_spoilt: Tensor | int = 0
+    n_held_back: Tensor | int = 0
     findings: Tensor | None = None
     share: Tensor | None = None
     margins: Tensor | None = None

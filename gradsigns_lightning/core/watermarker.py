@@ -230,7 +230,7 @@ class Watermarker:
             with means.followed():
                 embedded = self.engine.embed(module, network, inputs, self.key.target_class, objective)
             state = replace(found[-1], value=embedded.value, recognised=network.mean(valid, world_size=world_size))
-            length = self._length(state, self.strength_at(step=step, epoch=epoch))
+            length, is_held_back = self._length(state, self.strength_at(step=step, epoch=epoch))
             if sharded:
                 state = replace(state, own_length=state.own_length.asking(length))
                 loss = embedded.surrogate * state.own_length.factor().to(embedded.surrogate.dtype)
@@ -241,6 +241,7 @@ class Watermarker:
             state,
             n_embedded=state.n_embedded + 1,
             n_spoilt=state.n_spoilt + loss.detach().isnan(),
+            n_held_back=state.n_held_back + is_held_back,
             turns=state.turns.marking(),
         )
         return loss.nan_to_num(nan=0.0)
@@ -293,11 +294,11 @@ class Watermarker:
         # Without an image on any rank there is no gradient and nothing to hold.
         return self.objective(held, projector) * (mean.detach() != 0).any(), state
 
-    def _length(self, state: EmbeddingState, strength: float) -> Tensor:
-        """Return how long the mark's gradient is to be in a step that left this state."""
+    def _length(self, state: EmbeddingState, strength: float) -> tuple[Tensor, Tensor | bool]:
+        """Return how long the mark's gradient is to be in a step that left this state, and whether less than is missing."""
         assert state.recognised is not None
         assert state.share is not None
-        times = urgency(
+        times, is_held_back = urgency(
             self.cadence,
             state.factor,
             recognised=state.recognised,
@@ -305,7 +306,7 @@ class Watermarker:
             interval=state.interval(self.cadence, min(state.factor, 1.0)),
             asks_for_margin=hasattr(self.objective, "margin"),
         )
-        return strength * times * state.task_gradient.length().to(state.recognised.device)
+        return strength * times * state.task_gradient.length().to(state.recognised.device), is_held_back
 
 
 def watermarker_of(key: WatermarkKey | Watermarker | str | PathLike[str], settings: EmbeddingSettings) -> Watermarker:

@@ -25,7 +25,15 @@ from gradsigns_lightning.integration.weights import are_weights_of
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-_COUNTS = ("erasures", "images", "held_out", "embedded", "steps_since", "replaced")  # among the figures that are logged
+_COUNTS = (
+    "erasures",
+    "images",
+    "held_out",
+    "embedded",
+    "steps_since",
+    "replaced",
+    "held_back",
+)  # among the figures that are logged
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Standing(BitCounts):
         n_embedded: embedding steps of the fit.
         n_steps_since: optimizer steps from the reading to the end of the fit.
         replaced: whether the weights were replaced after the reading by others that could not be read.
+        n_held_back: embedding steps that gave less than was missing, because the network did not know the class.
         free_bits: bits of choice that the key's payload and purpose left to its maker, for whom p-value and ``owned`` hold;
             others charge them, see :class:`~gradsigns_lightning.VerificationResult`.
     """
@@ -54,6 +63,7 @@ class Standing(BitCounts):
     n_embedded: int
     n_steps_since: int = 0
     replaced: bool = False
+    n_held_back: int = 0
     free_bits: float = 0.0
 
     @property
@@ -79,11 +89,16 @@ class Standing(BitCounts):
         since += ", before the weights were replaced" if self.replaced else ""
         whose = for_whom(self.log10_p_value, freedom=self.free_bits, alpha=USUAL_ALPHA)
         verdict = f"owned at alpha {USUAL_ALPHA:g}{whose}" if self.owned else f"not owned at alpha {USUAL_ALPHA:g}"
+        held_back = (
+            f", {self.n_held_back} of them held back while the network did not know the class"
+            if 2 * self.n_held_back > self.n_embedded
+            else ""
+        )
         erased = f" ({self.n_erasures} of {self.n_bits} undecided)" if self.n_erasures else ""
         return (
             f"{self.n_matches} of {self.n_decided} bits held{erased}, p = {self.p_value:.2g} (log10 {self.log10_p_value:.1f}), "
             f"smallest margin {self.margin:+.3f}: {verdict}; read {where}{since}, "
-            f"{self.n_embedded} embedding steps"
+            f"{self.n_embedded} embedding steps{held_back}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,10 +113,16 @@ class Standing(BitCounts):
             return None
         figures = ("ber", "margin", "recognised", *_COUNTS)
         ber, margin, recognised, *counts = (float(metrics[f"{name}/final_{figure}"]) for figure in figures)
-        n_erasures, n_images, held_out, n_embedded, n_steps_since, replaced = map(int, counts)
+        n_erasures, n_images, held_out, n_embedded, n_steps_since, replaced, n_held_back = map(int, counts)
         n_matches = round((1 - ber) * (key.n_bits - n_erasures))
         counted = cls(key.n_bits, n_matches, n_erasures, margin, n_images, recognised, bool(held_out), n_embedded)
-        return replace(counted, n_steps_since=n_steps_since, replaced=bool(replaced), free_bits=freedom(key))
+        return replace(
+            counted,
+            n_steps_since=n_steps_since,
+            replaced=bool(replaced),
+            n_held_back=n_held_back,
+            free_bits=freedom(key),
+        )
 
 
 def final_standing(
@@ -158,6 +179,7 @@ def _standing_of(
         n_embedded=marker.state.n_embedded,
         n_steps_since=trainer.global_step - reader.read_at,
         replaced=replaced,
+        n_held_back=int(marker.state.n_held_back),
         free_bits=freedom(marker.key),
     )
 
@@ -186,6 +208,7 @@ def tell(trainer: Trainer, name: str, standing: Standing | None) -> None:
         "embedded": float(standing.n_embedded),
         "steps_since": float(standing.n_steps_since),
         "replaced": float(standing.replaced),
+        "held_back": float(standing.n_held_back),
     }
     named = {f"{name}/final_{key}": value for key, value in figures.items()}
     # Logging by `self.log` is over by now.

@@ -216,13 +216,24 @@ def test_loggers_and_the_trainers_metrics_get_the_figures(tmp_path):
     trainer = make_trainer(mark, logger=[logger, CSVLogger(tmp_path)])
     trainer.fit(Net(), train_loader(), val_loader())
     figures = ("ber", "log10_p_value", "margin", "erasures", "owned", "recognised")
-    counts = ("images", "held_out", "embedded", "steps_since", "replaced")
+    counts = ("images", "held_out", "embedded", "steps_since", "replaced", "held_back")
     assert set(logger.final) == {f"wm/final_{name}" for name in (*figures, *counts)}
     assert logger.final["wm/final_ber"] == 0
     assert logger.final["wm/final_owned"] == logger.final["wm/final_held_out"] == 1
     assert logger.final["wm/final_margin"] == mark.standing.margin
     assert Standing.from_metrics(trainer.callback_metrics, "wm", mark.key) == mark.standing
     assert Standing.from_metrics(trainer.callback_metrics, "other", mark.key) is None
+
+
+def test_a_dose_that_was_held_back_for_a_slow_learner_is_told(lines):
+    """A network that learns its classes takes the whole dose in the end; one that does not is left room to learn."""
+    fast, slow = make_mark(), make_mark()
+    make_trainer(fast).fit(Net(), train_loader(), val_loader())
+    make_trainer(slow).fit(Net(lr=1e-5), train_loader(), val_loader())
+    told = " of them held back while the network did not know the class"
+    assert 2 * fast.standing.n_held_back <= fast.standing.n_embedded
+    assert slow.standing.n_held_back > slow.standing.n_embedded / 2
+    assert [told in line for line in lines] == [False, True]
 
 
 @pytest.mark.parametrize("validation", [True, False])

@@ -508,6 +508,7 @@ def test_a_network_that_does_not_know_its_class_is_left_room_to_learn(engine, ca
     embed(watermarker, model).backward()
     assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)
     assert float(watermarker.state.recognised) == pytest.approx(float(sure > 0), abs=1e-3)
+    assert int(watermarker.state.n_held_back) == (times < 1)
 
 
 def test_how_sure_the_network_is_is_the_mean_over_the_images_at_hand():
