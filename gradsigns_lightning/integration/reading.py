@@ -106,8 +106,7 @@ class HeldOutReader:
             "p_value": ownership_p_value(bits, signature),
             "margin": smallest_margin(z, signature),
         }
-        place = {"device": gradient.device, "dtype": widest_float(gradient.device)}
-        return {name: figure.to(**place) for name, figure in figures.items()}
+        return {name: figure.to(gradient.device, widest_float(gradient.device)) for name, figure in figures.items()}
 
     def missing(self) -> dict[str, Tensor]:
         """Return the figures of a reading that found nothing: all NaN."""
