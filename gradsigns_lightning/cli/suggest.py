@@ -41,7 +41,7 @@ _TO_GIVE = {
     "protocol.request": ("'{inputs: $images}'", "what is sent, with $images where the images go"),
 }
 _NO_CHOICE = re.compile(r"null|true|false|[+-]?[0-9.]+|\[.*\]", re.IGNORECASE)
-_KINDS = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}
+_KINDS = {"IntegerNode": "an integer", "FloatNode": "a number", "BooleanNode": "true or false"}
 BAD_COMMAND_LINE, FAILED = 2, 1
 
 
@@ -143,41 +143,29 @@ def _unknown_option(error: Any) -> str:
 
 
 def _bad_override(command: str, overrides: list[str], error: BaseException) -> str:
-    cause = error.__cause__
-    text = f"{error} {cause or ''}"
-    if found := re.match(r"Error parsing override '([^'=]*)'", text):
-        return f"settings are written as name=value, got {found[1]!r}. `gradsigns {command} --help` lists them."
-    if found := re.search(r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (Integer|Float|bool)", text):
-        name = str(getattr(error, "override", "") or text.partition("merging override ")[2]).partition("=")[0]
-        return f"`{name}` must be {_KINDS[found[2]]}, got {found[1]!r}."
-    if found := re.search(r"Cannot assign (\w+) to Dict.*full_key: ([\w.]+)", text, re.DOTALL):
-        hint = f" To choose one of its options write `override /{found[2]}: NAME` under `defaults`."
-        return f"`{found[2]}` is a group of settings and cannot be one value, got a {found[1]} in a configuration file.{hint}"
-    found = re.search(r"Could not (?:override|append to config)[^']*'([^']+)'", text)
-    found = found or re.search(r"Could not append value to config.*Key '([^']+)'", text, re.S)
-    key = found.group(1) if found else _unknown_key_of(text, overrides)
-    override = getattr(error, "override", None)
-    if key is None and override:
-        name, _, value = str(override).partition("=")
+    from hydra.errors import OverrideParseException
+    from omegaconf import DictConfig
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
+
+    cause: Any = error.__cause__
+    if isinstance(error, OverrideParseException):
+        name, equals, value = str(error.override).partition("=")
+        if not equals:
+            return f"settings are written as name=value, got {name!r}. `gradsigns {command} --help` lists them."
         return f"`{name}` cannot be read, got {value!r}. In a shell, values with blanks, braces or $ stand in single quotes."
-    if key is None:
-        return ": ".join(_first_line(e) for e in (error, cause) if e is not None)
-    return _unknown_key(command, overrides, key.partition("@")[0])
+    if isinstance(cause, ValidationError) and (kind := _KINDS.get(type(cause.child_node).__name__)):
+        return f"`{cause.full_key}` must be {kind}, got {str(cause.value)!r}."
+    if isinstance(cause, ValidationError) and cause.full_key and isinstance(cause.parent_node, DictConfig):
+        hint = f" To choose one of its options write `override /{cause.full_key}: NAME` under `defaults`."
+        kind = type(cause.value).__name__
+        return f"`{cause.full_key}` is a group of settings and cannot be one value, got a {kind} in a configuration file.{hint}"
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
+        return _unknown_key(command, overrides, cause.full_key.partition("@")[0])
+    return ": ".join(_first_line(e) for e in (error, cause) if e is not None)
 
 
 def _unknown_key(command: str, overrides: list[str], key: str) -> str:
     return f"there is no `{key}` in the configuration of `gradsigns {command}`.{_suggestion(command, overrides, key)}"
-
-
-def _unknown_key_of(text: str, overrides: list[str]) -> str | None:
-    found = re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')", text)
-    if found is None:
-        return None
-    for override in overrides:
-        name = override.lstrip("+~").partition("=")[0]
-        if name.split(".")[-1] == found.group(1):
-            return name
-    return found.group(1)
 
 
 def _suggestion(command: str, overrides: list[str], key: str) -> str:
@@ -224,9 +212,10 @@ def _walk(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _bad_value(command: str, error: Any) -> str:
-    key = getattr(error, "full_key", None)
-    text = _first_line(error)
-    if "Missing mandatory value" in text:
+    from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
+
+    key, text = error.full_key, _first_line(error)
+    if isinstance(error, (MissingMandatoryValue, InterpolationToMissingValueError)):
         return _missing(command, [str(key)])
     return f"`{key}`: {text}" if key else text
 

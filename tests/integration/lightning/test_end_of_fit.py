@@ -227,9 +227,14 @@ def test_loggers_and_the_trainers_metrics_get_the_figures(tmp_path):
 
 def test_a_dose_that_was_held_back_for_a_slow_learner_is_told(lines):
     """A network that learns its classes takes the whole dose in the end; one that does not is left room to learn."""
+
+    class Slow(Net):
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=1e-5)
+
     fast, slow = make_mark(), make_mark()
     make_trainer(fast).fit(Net(), train_loader(), val_loader())
-    make_trainer(slow).fit(Net(lr=1e-5), train_loader(), val_loader())
+    make_trainer(slow).fit(Slow(), train_loader(), val_loader())
     told = " of them held back while the network did not know the class"
     assert 2 * fast.standing.n_held_back <= fast.standing.n_embedded
     assert slow.standing.n_held_back > slow.standing.n_embedded / 2
