@@ -202,13 +202,13 @@ def _all_keys(command: str, overrides: list[str], wrong: str) -> Iterator[str]:
 
 
 def _walk(config: Any, prefix: str = "") -> Iterator[str]:
-    from omegaconf import DictConfig
+    from omegaconf import OmegaConf
 
     for name in config:
         yield f"{prefix}{name}"
-        node = config._get_node(name)
-        if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
-            yield from _walk(node, f"{prefix}{name}.")
+        is_open = OmegaConf.is_missing(config, name) or OmegaConf.is_interpolation(config, name)
+        if not is_open and OmegaConf.is_dict(config[name]):
+            yield from _walk(config[name], f"{prefix}{name}.")
 
 
 def _bad_value(command: str, error: Any) -> str:

@@ -39,14 +39,12 @@ class Engine(Protocol):
 
     Attributes:
         name: as in ``engine=``.
-        needs_double_backward: every operation of the model must be differentiable twice in reverse mode.
         needs_forward_mode: every operation, and its backward pass, must have a forward-mode derivative.
         needs_smooth_activations: wrong on kinked activations such as ReLU.
         sharding_safe: right when parameters are sharded (FSDP).
     """
 
     name: str
-    needs_double_backward: bool
     needs_forward_mode: bool
     needs_smooth_activations: bool
     sharding_safe: bool

@@ -16,7 +16,6 @@ class DoubleBackward:
     """
 
     name = "double_backward"
-    needs_double_backward = True
     needs_forward_mode = False
     needs_smooth_activations = False
     sharding_safe = False

@@ -23,7 +23,6 @@ class FiniteDifference:
     """
 
     name = "finite_difference"
-    needs_double_backward = False
     needs_forward_mode = False
     needs_smooth_activations = True
     sharding_safe = True

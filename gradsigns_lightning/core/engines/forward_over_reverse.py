@@ -21,7 +21,6 @@ class ForwardOverReverse:
     """
 
     name = "forward_over_reverse"
-    needs_double_backward = False
     needs_forward_mode = True
     needs_smooth_activations = False
     sharding_safe = True

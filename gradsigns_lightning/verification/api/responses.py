@@ -14,7 +14,7 @@ from gradsigns_lightning.verification.api.settings import Kind
 Values = npt.NDArray[np.float64]
 
 _FINEST = 1e-7  # float32 scores say no more about 1 - p
-_MAX_DECIMALS = 6
+_MAX_DECIMALS = 6  # probabilities are compared with their rounded values up to 1e-6
 _SLACK = 0.5  # by which noise may carry probabilities out of their range, and their sums away from one
 _TOLERANCE = 1e-3
 _TWO = 2
@@ -49,7 +49,7 @@ class AnswerReader:
     @property
     def resolution(self) -> float:
         """Smallest step between probabilities that the answers so far show."""
-        return _FINEST if self.kind == "logits" or self._decimals > _MAX_DECIMALS else 10.0**-self._decimals
+        return _FINEST if self.kind == "logits" else 10.0**-self._decimals
 
     def array(self, answer: Any, n_images: int) -> Values:
         """Return an answer as an array: scores ``(n, n_classes)``, or labels ``(n,)``; NaN where there is no answer.
@@ -139,7 +139,7 @@ class AnswerReader:
 
     def _note_decimals(self, probabilities: Values) -> None:
         known = probabilities[np.isfinite(probabilities)]
-        while self._decimals <= _MAX_DECIMALS:
+        while self._decimals < _MAX_DECIMALS:
             scaled = known * 10.0**self._decimals
             if np.allclose(scaled, np.rint(scaled), rtol=0, atol=1e-6 * 10.0**self._decimals):
                 return
