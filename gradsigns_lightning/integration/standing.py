@@ -89,11 +89,7 @@ class Standing(BitCounts):
         since += ", before the weights were replaced" if self.replaced else ""
         whose = for_whom(self.log10_p_value, freedom=self.free_bits, alpha=USUAL_ALPHA)
         verdict = f"owned at alpha {USUAL_ALPHA:g}{whose}" if self.owned else f"not owned at alpha {USUAL_ALPHA:g}"
-        held_back = (
-            f", {self.n_held_back} of them held back while the network did not know the class"
-            if 2 * self.n_held_back > self.n_embedded
-            else ""
-        )
+        held_back = f", {self.n_held_back} at a lower dose while the class was not known yet" if self.n_held_back else ""
         erased = f" ({self.n_erasures} of {self.n_bits} undecided)" if self.n_erasures else ""
         return (
             f"{self.n_matches} of {self.n_decided} bits held{erased}, p = {self.p_value:.2g} (log10 {self.log10_p_value:.1f}), "
