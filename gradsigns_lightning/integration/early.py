@@ -7,8 +7,9 @@ import warnings
 from typing import TYPE_CHECKING
 
 from gradsigns_lightning.core.watermarker import Watermarker
-from gradsigns_lightning.integration.advice import LEAST_STEPS, own_margins, pace_of, too_slow, why_diverged, why_idle
+from gradsigns_lightning.integration.advice import why_diverged, why_idle
 from gradsigns_lightning.integration.length import FitLength
+from gradsigns_lightning.integration.pace import LEAST_STEPS, own_margins, pace_of, too_slow
 from gradsigns_lightning.integration.undeclared import is_dev_run
 
 if TYPE_CHECKING:
