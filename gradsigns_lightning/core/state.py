@@ -131,6 +131,21 @@ class EmbeddingState:
             first_margins=torch.where(first.isnan(), now, first),
         )
 
+    def having_embedded(self, loss: Tensor, *, is_held_back: Tensor | bool) -> EmbeddingState:
+        """Return the state after an embedding step.
+
+        Args:
+            loss: a scalar, NaN where gradients were not finite.
+            is_held_back: the step gave less than was missing.
+        """
+        return replace(
+            self,
+            n_embedded=self.n_embedded + 1,
+            n_spoilt=self.n_spoilt + loss.isnan(),
+            n_held_back=self.n_held_back + is_held_back,
+            turns=self.turns.marking(),
+        )
+
     def smoothing(self, mean: Tensor, momentum: float) -> tuple[Tensor, EmbeddingState]:
         """Return the gradient that is held to the bits, and the state after it.
 

@@ -237,13 +237,7 @@ class Watermarker:
             else:
                 loss = differentiated(embedded.surrogate, module, length=length, world_size=world_size, means=means)
         self._before = self.state
-        self.state = replace(
-            state,
-            n_embedded=state.n_embedded + 1,
-            n_spoilt=state.n_spoilt + loss.detach().isnan(),
-            n_held_back=state.n_held_back + is_held_back,
-            turns=state.turns.marking(),
-        )
+        self.state = state.having_embedded(loss.detach(), is_held_back=is_held_back)
         return loss.nan_to_num(nan=0.0)
 
     def take_back(self) -> None:
