@@ -18,7 +18,7 @@ demo: $(VENV)/.installed ## Sign a classifier of real handwritten digits and pri
 test: $(VENV)/.installed-dev ## Run all tests with coverage
 	rm -f .coverage .coverage.*
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 --cov --cov-report= $(ARGS)
-	$(BIN)/coverage report --include='*/core/*,*/verification/*,*/integration/*' --fail-under=95
+	$(BIN)/coverage report --include='*/core/*,*/verification/*,*/evidence/*,*/oracles/*,*/integration/*' --fail-under=95
 
 lint: $(VENV)/.installed-dev ## Check style, types and the dependency direction
 	$(BIN)/ruff check

@@ -139,7 +139,9 @@ class TaskGradient:
         usable = length.isfinite() & (length > 0)
         kept = torch.where(before.isfinite() & (before > 0), before, length)
         now = torch.where(usable, _KEPT * kept + (1 - _KEPT) * length, before)
-        return TaskGradient(self.n_noted + 1, {**self.lengths, optimizer: now})
+        # Those of a checkpoint are on the host until their optimizer is met.
+        others = {other: known.to(now.device) for other, known in self.lengths.items()}
+        return TaskGradient(self.n_noted + 1, {**others, optimizer: now})
 
     def length(self) -> Tensor:
         """Return the length over all optimizers, a float32 scalar; 0 before there is any usable."""

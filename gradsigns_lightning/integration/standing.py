@@ -25,15 +25,8 @@ from gradsigns_lightning.integration.weights import are_weights_of
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-_COUNTS = (
-    "erasures",
-    "images",
-    "held_out",
-    "embedded",
-    "steps_since",
-    "replaced",
-    "held_back",
-)  # among the figures that are logged
+# Among the figures that are logged.
+_COUNTS = ("erasures", "images", "held_out", "embedded", "steps_since", "replaced", "held_back")
 
 
 @dataclass(frozen=True)

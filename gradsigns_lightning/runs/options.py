@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def spoken(message: str, names: Mapping[str, str]) -> str:
     """Return ``message`` with the Python arguments that it names in backticks called what the user typed."""
-    named = re.compile(r"`(\w+)(=True|=False|)`")
+    named = re.compile(r"`(\w+)(=True|=False|=\d+|)`")
     return named.sub(lambda found: f"`{names.get(found[1], found[1])}{found[2].lower()}`", message)
 
 

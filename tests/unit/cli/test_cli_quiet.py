@@ -6,6 +6,7 @@ import warnings
 import pytest
 
 from gradsigns_lightning.cli.quiet import quiet
+from gradsigns_lightning.runs.options import spoken
 
 
 @pytest.mark.parametrize("package", ["lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"])
@@ -27,3 +28,8 @@ def test_the_callbacks_advice_speaks_of_options(capsys):
     told = capsys.readouterr().err
     assert "`schedule.strength` too low, `model` ..." in told
     assert "The `strength` of another" in told
+
+
+def test_an_argument_with_its_value_is_called_by_its_option():
+    names = {"n_val_images": "watermark.n_val_images", "download": "data.module.download"}
+    assert spoken("`n_val_images=0`, `download=True`", names) == "`watermark.n_val_images=0`, `data.module.download=true`"

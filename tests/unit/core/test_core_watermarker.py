@@ -480,6 +480,13 @@ def test_the_dose_falls_with_what_is_missing(objective, cadence, share, times):
     assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)
 
 
+def test_lengths_of_a_checkpoint_follow_the_training_to_its_device():
+    parameter = torch.nn.Parameter(torch.ones(4, device="meta"))
+    parameter.grad = torch.ones_like(parameter)
+    task = TaskGradient.from_state_dict({0: 1.0, 1: 2.0}).noting(1, [parameter])
+    assert task.length().device.type == "meta"
+
+
 @pytest.mark.parametrize(("share", "own"), [(0.6, 2.0), (0.8, 1.0)])
 def test_where_hardly_anything_is_missing_a_sharded_marks_length_is_not_followed(share, own):
     parameter = torch.nn.Parameter(torch.ones(1))
