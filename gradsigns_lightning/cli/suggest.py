@@ -29,6 +29,9 @@ _ALIASES = {
     ),
     **{f"cadence.{name}": "watermark.cadence" for name in ("every_n_steps", "max_backoff", "max_hurry", "growth")},
     "objective.margin": "watermark.objective",
+    # One value each, unless a configuration gives them a `_target_`.
+    **{f"watermark.cadence.{name}": "watermark.cadence" for name in ("every_n_steps", "max_backoff", "max_hurry", "growth")},
+    "watermark.objective.margin": "watermark.objective",
 }
 # What to give where a part of the configuration leaves it open.
 _TO_GIVE = {
