@@ -41,11 +41,13 @@ def modules_of(folder: str | None) -> Iterator[None]:
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
         raise ValueError(f"`code` must name a folder, got {folder!r}, which is {'a file' if path.exists() else 'not there'}.")
-    sys.path.append(str(path))
+    added = [] if str(path) in sys.path else [str(path)]  # `remove` would take the user's own, which may come first
+    sys.path.extend(added)
     try:
         yield
     finally:
-        sys.path.remove(str(path))
+        for name in added:
+            sys.path.remove(name)
 
 
 def settings_of(config: Any, choices: Mapping[str, str]) -> dict[str, Any]:
