@@ -1,4 +1,4 @@
-"""Code of the user's own in a training: their networks, data modules and callbacks.
+"""Code of the user's own in a training: their networks, data modules, optimizers and callbacks.
 
 They name it, on the command line or in a configuration, and it lies where Python finds it or in a folder that they name.
 Nothing here is reached by what reads a suspect: what a received file says names no code.
