@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ _PARTS = {
 }
 # What stands for a value that the component finds by itself.
 _FOUND = {"paths.data": "FOLDER", "key.n_carriers": "NUMBER", "watermark.cadence": "NUMBER"}
+# Choices of a group that are for other commands, or for projects of the user's own.
+_OTHERS = {"keygen": ("file",), "train": ("gradsigns",), **dict.fromkeys(("verify", "trace", "judge"), ("own",))}
 _UNUSED = {"commit": ("data", "api.journal"), "strip": ("data",), "import-2021": ("data",)}
 EXAMPLES = {
     "keygen": (
@@ -115,7 +117,7 @@ def _settings(command: str) -> Iterator[tuple[str, str]]:
     """Yield every setting with its default or what to write for it, and its line."""
     choices = _choices(command)
     for entry in fields(SCHEMAS[command]):
-        for name, text in _setting(entry, choices, ""):
+        for name, text in _setting(entry, choices, "", _OTHERS.get(command, ())):
             if name.partition("=")[0] not in _UNUSED.get(command, ()):
                 yield name, text
     if command == "train":
@@ -126,17 +128,18 @@ def _settings(command: str) -> Iterator[tuple[str, str]]:
         yield _with_value(name, _FOUND.get(name) if default is None else default), text
 
 
-def _setting(entry: Field[Any], choices: dict[str, str | None], prefix: str) -> Iterator[tuple[str, str]]:
+def _setting(entry: Field[Any], choices: dict[str, str | None], prefix: str, others: Sequence[str]) -> Iterator[tuple[str, str]]:
     default = entry.default if entry.default_factory is MISSING else entry.default_factory()
     if is_dataclass(default):
         for inner in fields(default):
-            yield from _setting(inner, choices, f"{entry.name}.")
+            yield from _setting(inner, choices, f"{entry.name}.", others)
         return
     if "text" not in entry.metadata:
         return
     text, value = entry.metadata["text"], entry.metadata["value"]
     if entry.name in choices:
-        yield f"{entry.name}={choices[entry.name] or value}", f"{text}: {', '.join(_options(entry.name))}"
+        options = [option for option in _options(entry.name) if option not in others]
+        yield f"{entry.name}={choices[entry.name] or value}", f"{text}: {', '.join(options)}"
     elif isinstance(default, list) and default:
         yield f"{prefix}{entry.name}=[{','.join(default)}]", text
     else:

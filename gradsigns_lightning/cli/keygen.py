@@ -56,6 +56,8 @@ def _check_class(config: Any, key: WatermarkKey) -> None:
 def _new(config: Any) -> WatermarkKey:
     if config.customer is not None:
         raise ValueError("`customer` needs `master=FILE`, the key from which all customers' keys are made.")
+    if "path" in config.key:
+        raise ValueError(f"`key` must be the size of a new key, as b128, got a key that is there, {config.key.path!r}.")
     names = {name: name for name in ("owner", "scope", "target_class", "payload")}
     key: WatermarkKey = build(config.key, option="key", names=names)
     return key if config.message is None else message_key(key, config.message)

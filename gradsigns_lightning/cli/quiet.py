@@ -14,7 +14,8 @@ from gradsigns_lightning.core.utils.text import printable_lines
 from gradsigns_lightning.runs.options import spoken, without_overrides
 
 # What the callback's advice names, of a training.
-_SETTINGS = {name: f"schedule.{name}" for name in ("strength", "start_epoch")}
+_SETTINGS = {name: f"watermark.{name}" for name in ("strength", "cadence", "n_images", "n_val_images", "engine", "objective")}
+_SETTINGS |= {"start_epoch": "watermark.strength.start_epoch"}
 _SETTINGS |= {name: f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "gradient_clip_val")}
 _LIGHTNING = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 

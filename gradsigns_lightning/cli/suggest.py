@@ -29,6 +29,9 @@ _ALIASES = {
     ),
     **{f"cadence.{name}": "watermark.cadence" for name in ("every_n_steps", "max_backoff", "max_hurry", "growth")},
     "objective.margin": "watermark.objective",
+    # One value each, unless a configuration gives them a `_target_`.
+    **{f"watermark.cadence.{name}": "watermark.cadence" for name in ("every_n_steps", "max_backoff", "max_hurry", "growth")},
+    "watermark.objective.margin": "watermark.objective",
 }
 # What to give where a part of the configuration leaves it open.
 _TO_GIVE = {
@@ -147,7 +150,7 @@ def _bad_override(command: str, overrides: list[str], error: BaseException) -> s
     from omegaconf import DictConfig
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 
-    cause: Any = error.__cause__
+    cause: Any = error.__cause__ or error.__context__  # Hydra names no cause of what is wrong in a file
     if isinstance(error, OverrideParseException):
         name, equals, value = str(error.override).partition("=")
         if not equals:
@@ -157,8 +160,7 @@ def _bad_override(command: str, overrides: list[str], error: BaseException) -> s
         return f"`{cause.full_key}` must be {kind}, got {str(cause.value)!r}."
     if isinstance(cause, ValidationError) and cause.full_key and isinstance(cause.parent_node, DictConfig):
         hint = f" To choose one of its options write `override /{cause.full_key}: NAME` under `defaults`."
-        kind = type(cause.value).__name__
-        return f"`{cause.full_key}` is a group of settings and cannot be one value, got a {kind} in a configuration file.{hint}"
+        return f"`{cause.full_key}` is a group of settings and cannot be one value, as a configuration file has it.{hint}"
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
         return _unknown_key(command, overrides, cause.full_key.partition("@")[0])
     return ": ".join(_first_line(e) for e in (error, cause) if e is not None)

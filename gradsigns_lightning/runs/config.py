@@ -52,7 +52,7 @@ class TrainConfig(CommonConfig):
     seed: int = _setting(0, "seed of weights and batches, not of the key")
     twin: bool = _setting(False, "true trains the same model without the mark as well, for comparison")
     init: Optional[str] = _setting(None, "checkpoint to start from", "FILE")  # noqa: UP045
-    code: Optional[str] = _setting(None, "where modules of yours lie, for _target_=...", "FOLDER")  # noqa: UP045
+    code: Optional[str] = _setting(None, "where modules of yours lie: networks, data, callbacks", "FOLDER")  # noqa: UP045
     alpha: float = _setting(DEFAULT_ALPHA, "owned at p-values up to this")
     progress: bool = _setting(True, "false prints no progress")
 

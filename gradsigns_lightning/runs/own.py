@@ -1,4 +1,4 @@
-"""Code of the user's own in a training: their networks, data modules and callbacks.
+"""Code of the user's own in a training: their networks, data modules, optimizers and callbacks.
 
 They name it, on the command line or in a configuration, and it lies where Python finds it or in a folder that they name.
 Nothing here is reached by what reads a suspect: what a received file says names no code.
@@ -41,11 +41,13 @@ def modules_of(folder: str | None) -> Iterator[None]:
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
         raise ValueError(f"`code` must name a folder, got {folder!r}, which is {'a file' if path.exists() else 'not there'}.")
-    sys.path.append(str(path))
+    added = [] if str(path) in sys.path else [str(path)]  # `remove` would take the user's own, which may come first
+    sys.path.extend(added)
     try:
         yield
     finally:
-        sys.path.remove(str(path))
+        for name in added:
+            sys.path.remove(name)
 
 
 def settings_of(config: Any, choices: Mapping[str, str]) -> dict[str, Any]:

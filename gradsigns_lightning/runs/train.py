@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.result import VerificationResult
+from gradsigns_lightning.integration import GradSigns
 from gradsigns_lightning.integration.standing import Standing
 from gradsigns_lightning.runs import fit
 from gradsigns_lightning.runs.callbacks import KeyKeeper
@@ -63,7 +64,7 @@ def train(
     classifier = fit.build_classifier(settings)
     watermark: list[Callback] = [fit.build_watermark(settings, key)] if name == "signed" else []
     kept: list[Callback] = [keeper] if keeper else []
-    own = [c for c in build_callbacks(settings["callbacks"]) if name != "twin" or not isinstance(c, Checkpoint)]
+    own = [c for c in build_callbacks(settings["callbacks"]) if name != "twin" or not isinstance(c, (Checkpoint, GradSigns))]
     # Before the fit, so that a checkpoint of any epoch says how its model is built; loggers have their own hyperparameters.
     classifier.hparams.update(describe(settings["model"], settings["data"], key.commitment))
     trainer = fit.build_trainer(settings, [*watermark, *kept, *own, *callbacks], logger)

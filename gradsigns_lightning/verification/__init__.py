@@ -1,6 +1,6 @@
 """Reading the signature: from a model's weights, through a prediction API (:mod:`.api`), and whose copy a model is.
 
-Every reader ends in a result of :mod:`gradsigns_lightning.core.result`. Nothing here trains, and nothing judges a claim: what a
+Every verdict is by the rules of :mod:`gradsigns_lightning.core.result`. Nothing here trains, and nothing judges a claim: what a
 third party may conclude from a reading is in :mod:`gradsigns_lightning.evidence`.
 """
 

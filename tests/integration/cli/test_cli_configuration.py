@@ -186,7 +186,7 @@ def test_every_training_to_look_at_and_every_callback_go_with_every_experiment(d
     [
         (
             "watermark: false",
-            "`watermark` is a group of settings and cannot be one value, got a bool in a configuration file. To choose",
+            "`watermark` is a group of settings and cannot be one value, as a configuration file has it. To choose",
         ),
         (
             "schedule: {strength: 2}",

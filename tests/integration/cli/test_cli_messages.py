@@ -39,6 +39,10 @@ QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false"
         (["keygen", "owner=A", "out=a.gskey"], "`out` must not name an existing file, got 'a.gskey'."),
         (["keygen", "owner=A", "out=."], "`out` must name a file, got '.', which is a folder."),
         (["keygen", "owner=A", "out=b.gskey", "key.n_bits=0"], "`key.n_bits` must be an integer in [8, 8192], got 0."),
+        (
+            ["keygen", "owner=B", "out=b.gskey", "key=file", "key.path=a.gskey"],
+            "`key` must be the size of a new key, as b128, got",
+        ),
         (["keygen", "owner=A", "out=b.gskey", "target_class=-1"], "`target_class` must be an integer"),
         (["keygen", "master=.", "customer=1", "out=c.gskey"], "`master` must name a readable key file, got '.': it is a folder."),
         (["verify", "checkpoint=.", *KEY], "`checkpoint` must name a checkpoint file, got '.', which is a folder."),

@@ -144,6 +144,17 @@ def test_what_is_wrong_with_ones_own_code_is_said_in_a_line(words, message, caps
     assert "Traceback" not in err
 
 
+def test_a_second_mark_is_not_the_twins():
+    WatermarkKey.generate("B", 32, input_shape=(1, 8, 8), target_class=1, input_mean=0.305, input_std=0.376).save("b.gskey")
+    second = ["_target_=gradsigns_lightning.GradSigns", "key=b.gskey", "name=second"]
+    words = [f"+callbacks.second.{word}" for word in second]
+    assert main(["train", "data=digits", *QUICK, *words, "twin=true"]) == 0
+    logged = {name: Path("run", name, "metrics.csv").read_text() for name in ("logs", "twin")}
+    assert "second/ber" in logged["logs"]
+    assert "val/acc" in logged["twin"]
+    assert "second/ber" not in logged["twin"]
+
+
 @pytest.mark.parametrize("command", ["verify", "trace", "judge"])
 def test_what_reads_a_suspect_takes_no_code_at_all(command, capsys, monkeypatch):
     """Not even the user's own that Python finds: what is on its path may be a received folder's."""
@@ -171,6 +182,14 @@ def test_modules_that_are_installed_come_before_those_of_a_folder():
     with modules_of(None):
         assert str(Path.cwd()) not in sys.path
     assert torch.ones(1) == 1
+
+
+def test_a_folder_that_python_knows_stays_where_it_is(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    before = list(sys.path)
+    with modules_of("."):
+        assert sys.path == before
+    assert sys.path == before
 
 
 def test_what_the_user_wrote_is_never_left_out(monkeypatch):

@@ -26,7 +26,7 @@ def test_the_callbacks_advice_speaks_of_options(capsys):
         for message in ("GradSigns 'wm': the `strength` too low, `GradSigns.logits` ...", "The `strength` of another."):
             warnings.warn_explicit(message, UserWarning, "advice.py", 1, module="gradsigns_lightning.integration")
     told = capsys.readouterr().err
-    assert "`schedule.strength` too low, `model` ..." in told
+    assert "`watermark.strength` too low, `model` ..." in told
     assert "The `strength` of another" in told
 
 
