@@ -33,7 +33,7 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
 class OracleError(RuntimeError):
-    """An endpoint cannot be reached, keeps failing, or answers with something else than scores; where, and what it said."""
+    """An endpoint cannot be reached, keeps failing, or answers with something else than scores."""
 
 
 class HttpOracle:
@@ -87,9 +87,7 @@ class HttpOracle:
         self._began: float | None = None
         self._session = watched_session(_LARGEST_TRANSFER)
         self._session.headers.update({"Accept-Encoding": "gzip, deflate", **(headers or {})})
-        self._session.hooks["response"].append(self._keep_refusal)
         self._prepared = False
-        self._answer = b""  # the beginning of the last
 
     def __call__(self, images: Tensor) -> Json:
         """Return scores or labels of raw images ``(n, C, H, W)``, float32.
@@ -97,14 +95,7 @@ class HttpOracle:
         Raises:
             OracleError: the endpoint does not give them.
         """
-        try:
-            return self._scores(images.detach().cpu())
-        except OracleError as error:
-            answer = self._answer.decode("utf-8", "replace").strip()
-            said = f" It answered: '{printable(answer, limit=_SHOWN)}'." if answer else ""
-            raise OracleError(f"{without_credentials(self._url)}: {error}{said}") from error
-
-    def _scores(self, images: Tensor) -> Json:
+        images = images.detach().cpu()
         try:
             if not self._prepared:
                 self._protocol.prepare(self._url, lambda url: self._exchange("GET", url, None))
@@ -122,10 +113,8 @@ class HttpOracle:
         """Send a request until there is a reply, and return its JSON."""
         for attempt in range(self._retries + 1):
             self._check_time()
-            self._answer = b""
             content, reason, wait = self._attempt(method, url, body)
             if content is not None:
-                self._answer = content[: 4 * _SHOWN]
                 return parse_json(content, max_bytes=_LARGEST_REPLY, max_values=_MOST_VALUES)
             wait = max(wait, self._pause * 2**attempt)
             if wait > self._longest_pause:
@@ -168,7 +157,39 @@ class HttpOracle:
                 raise OracleError(_TOO_LARGE) from error
         return (None, "a time-out", wait) if watchdog.has_bitten else (content, reason, wait)
 
-    def _keep_refusal(self, response: requests.Response, *_: Any, **__: Any) -> None:
+
+class Endpoint(HttpOracle):
+    """As :class:`HttpOracle`, for who asks an endpoint of their own choice: errors say where it is and what it answered.
+
+    What a server answers may be a secret of somebody's, so that in a library's errors, which go into logs, it does not stand.
+    Arguments are the same.
+    """
+
+    def __init__(self, url: str, *arguments: Any, **settings: Any) -> None:
+        super().__init__(url, *arguments, **settings)
+        self._answer = b""
+        self._session.hooks["response"].append(self._read_refusal)
+
+    def __call__(self, images: Tensor) -> Json:
+        """Return scores or labels of raw images ``(n, C, H, W)``, float32.
+
+        Raises:
+            OracleError: the endpoint does not give them.
+        """
+        try:
+            return super().__call__(images)
+        except OracleError as error:
+            answer = self._answer.decode("utf-8", "replace").strip()
+            said = f" It answered: '{printable(answer, limit=_SHOWN)}'." if answer else ""
+            raise OracleError(f"`endpoint` {without_credentials(self._url)}: {error}{said}") from error
+
+    def _attempt(self, method: str, url: str, body: Json) -> tuple[bytes | None, str, float]:
+        self._answer = b""
+        content, reason, wait = super()._attempt(method, url, body)
+        self._answer = self._answer if content is None else content[: 4 * _SHOWN]
+        return content, reason, wait
+
+    def _read_refusal(self, response: requests.Response, *_: Any, **__: Any) -> None:
         if not response.ok and "Content-Encoding" not in response.headers:
             with suppress(Exception):  # the status is the reason; this is beside it
                 self._answer = response.raw.read(4 * _SHOWN, decode_content=False)

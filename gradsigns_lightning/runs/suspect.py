@@ -16,8 +16,8 @@ from gradsigns_lightning.core.result import ReadingResult
 from gradsigns_lightning.core.utils.files import error_like
 from gradsigns_lightning.data.decoding import MAX_VALUES, read_folder
 from gradsigns_lightning.lazy import in_pythons_folder
-from gradsigns_lightning.oracles import HttpOracle, OnnxOracle, normalised
-from gradsigns_lightning.oracles.http import without_credentials
+from gradsigns_lightning.oracles import OnnxOracle, normalised
+from gradsigns_lightning.oracles.http import Endpoint, without_credentials
 from gradsigns_lightning.runs.build import build
 from gradsigns_lightning.runs.checkpoint import description_of, load_classifier, read_checkpoint
 from gradsigns_lightning.runs.key import check_key_fits
@@ -76,7 +76,7 @@ def open_suspect(settings: dict[str, Any], key: SignatureKey) -> Suspect:
         if kind == "onnx":
             oracle: Oracle = OnnxOracle(source)
         else:
-            oracle = HttpOracle(source, build(settings["protocol"], option="protocol"), **settings["http"])
+            oracle = Endpoint(source, build(settings["protocol"], option="protocol"), **settings["http"])
             source = without_credentials(source)
     return Suspect(kind, source, normalised(oracle, key) if settings["normalised"] else oracle)
 

@@ -216,7 +216,7 @@ def test_a_servers_text_is_escaped(claim, monkeypatch, shown, reply, status):
     with server(reply, status) as url:
         words = ["verify", f"key={quoted(FILE_NAME + '.gskey')}", f"endpoint={url}", "data=digits", "http.retries=0"]
         assert main(words) == 1
-    assert shown().startswith("gradsigns: http://127.0.0.1:")
+    assert shown().startswith("gradsigns: `endpoint` http://127.0.0.1:")
 
 
 def test_a_servers_class_names_are_escaped(claim, monkeypatch, shown):

@@ -229,7 +229,7 @@ def test_an_endpoints_errors_say_where_and_what(reply, shown, files, server, cap
     ]
     assert main(["verify", *words, "images=images", *KEY]) == 1
     error = capsys.readouterr().err
-    assert f"http://{address}: " in error
+    assert f"`endpoint` http://{address}: " in error
     assert shown in error
     assert "s3cr3t" not in error
     assert "t0ken" not in error
