@@ -36,6 +36,8 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module=r"gradsigns_lightning\.")
+    # The caller whom a new key's warning is for is Hydra, where a configuration makes the key.
+    warnings.filterwarnings("default", message=r"A key of \d+ bits can never be", category=UserWarning)
     warnings.showwarning = _show
 
 

@@ -597,12 +597,17 @@ def attack(watch, reader, name, file):
 
     def command():
         try:
-            module.run(replaced(settings, argument.split("."), [str(file)] if argument == "controls" else str(file)))
+            command_of(module)(replaced(settings, argument.split("."), [str(file)] if argument == "controls" else str(file)))
         except Exception as error:
             return runner._report(*runner.explain(module.__name__.rpartition(".")[2], [], error))
         return 0
 
     return reported(watch, command)
+
+
+def command_of(module):
+    """Return what runs a command on its settings; training's own takes what Hydra composed, and resolves it first."""
+    return getattr(module, "_run", module.run)
 
 
 def composed(watch, reader, file):
