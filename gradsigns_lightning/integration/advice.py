@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from gradsigns_lightning.core.key.reach import least_bits, least_matches
@@ -22,14 +23,15 @@ _UNSURE = 0.7  # probability of the class, up to which the mark pulls less than 
 
 def why_diverged(module: nn.Module) -> str | None:
     """Return that weights are not finite, which looks like any other failure of a mark; None if they are."""
-    for parameter in module.parameters():
-        part = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        if not bool(part.detach().isfinite().all()):
-            return (
-                "the training has diverged: weights are no longer finite, so nothing can be embedded or read. Take a lower "
-                "learning rate, or clip the gradients (`gradient_clip_val`)."
-            )
-    return None
+    parts = [p.to_local() if hasattr(p, "to_local") else p for p in module.parameters()]
+    finite = [part.detach().isfinite().all() for part in parts]
+    # On one device, so that it is waited for once.
+    if not finite or bool(torch.stack([flag.to(finite[0].device) for flag in finite]).all()):
+        return None
+    return (
+        "the training has diverged: weights are no longer finite, so nothing can be embedded or read. Take a lower learning rate, "
+        "or clip the gradients (`gradient_clip_val`)."
+    )
 
 
 def why_idle(trainer: Trainer, marker: Watermarker, *, automatic: bool) -> str | None:
