@@ -29,8 +29,8 @@ def why_diverged(module: nn.Module) -> str | None:
     if not finite or bool(torch.stack([flag.to(finite[0].device) for flag in finite]).all()):
         return None
     return (
-        "the training has diverged: weights are no longer finite, so nothing can be embedded or read. Take a lower learning rate, "
-        "or clip the gradients (`gradient_clip_val`)."
+        "the training has diverged: weights are no longer finite, so nothing can be embedded or read. Take a lower learning "
+        "rate, or clip the gradients (`gradient_clip_val`)."
     )
 
 
