@@ -26,6 +26,7 @@ from gradsigns_lightning.core.state import EmbeddingState
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 from gradsigns_lightning.core.torch_state.running_mean import RunningMeans
 from gradsigns_lightning.core.trained import only_trained
+from gradsigns_lightning.core.turns import Turns
 from gradsigns_lightning.core.utils.checks import check_instance
 
 
@@ -120,7 +121,7 @@ class Watermarker:
         self.buffer.check(images, labels)
         if self.state.last_step is not None and step < self.state.last_step:
             self.state = replace(self.state, first_step=None, last_step=None)
-        self.state = replace(self.state, turns=self.state.turns.opening(step))
+        self._note_turns(self.state.turns.opening(step))
         if self.state.is_near(step, self.cadence):
             self.buffer.push(images, labels)
         if self.state.last_step is not None and step >= self.state.earliest(self.cadence):
@@ -136,7 +137,8 @@ class Watermarker:
             sharded: parameters are sharded over the ranks, all of which must call.
         """
         is_marked = self.state.turns.takes(optimizer)
-        self.state = state = replace(self.state, turns=self.state.turns.noting(optimizer))
+        self._note_turns(self.state.turns.noting(optimizer))
+        state = self.state
         if step == state.last_step:
             if sharded:
                 self.state = replace(state, own_length=state.own_length.following(parameters, state.task_gradient, state.share))
@@ -145,7 +147,7 @@ class Watermarker:
 
     def close_batch(self) -> None:
         """Note that the batch is over: where optimizers take turns, the next one may come without :meth:`step`."""
-        self.state = replace(self.state, turns=self.state.turns.closing())
+        self._note_turns(self.state.turns.closing())
 
     def strength_at(self, *, step: int, epoch: int) -> float:
         """Return the strength of the embedding loss at an optimizer step."""
@@ -261,6 +263,10 @@ class Watermarker:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave; the buffer fills again from the stream."""
         self.state = self.state.from_checkpoint(state)
+
+    def _note_turns(self, turns: Turns) -> None:
+        if turns is not self.state.turns:  # with one optimizer they seldom change, and this is in every batch
+            self.state = replace(self.state, turns=turns)
 
     def _carrier_inputs(self, module: nn.Module, logits_fn: LogitsFn, images: Tensor) -> tuple[Tensor, LogitsFn]:
         return carrier_inputs(module, logits_fn, images, self.key.input_shape, self.settings.carrier_layer)
