@@ -15,7 +15,7 @@ from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import freedom
 from gradsigns_lightning.core.key.reach import what_is_out_of_reach
-from gradsigns_lightning.core.utils.files import read_file, write_file
+from gradsigns_lightning.core.utils.files import read_file, atomic_write
 from gradsigns_lightning.evidence import (
     Statement,
     check_timestamp,
@@ -27,7 +27,7 @@ from gradsigns_lightning.evidence import (
 from gradsigns_lightning.runs.build import to_plain
 from gradsigns_lightning.runs.options import load_key
 from gradsigns_lightning.runs.settings import reading_settings
-from gradsigns_lightning.verification.api.settings import ReadingSettings
+from gradsigns_lightning.verification.api.settings import ApiSettings
 
 _SUFFIX = ".commitment.json"
 _NO_REQUEST = (
@@ -136,7 +136,7 @@ def _short_keys(keys: list[WatermarkKey]) -> str:
     return " ".join(dict.fromkeys(what_is_out_of_reach(k.n_bits, freedom=freedom(k), is_master=False) for k in keys)).strip()
 
 
-def _commit(files: CommitmentFiles, keys: list[WatermarkKey], signer_file: str | None, reading: ReadingSettings) -> Statement:
+def _commit(files: CommitmentFiles, keys: list[WatermarkKey], signer_file: str | None, reading: ApiSettings) -> Statement:
     for path in (files.statement, files.request, files.signer):
         if path.exists() and (path != files.signer or signer_file is None):
             raise ValueError(f"`out` must not name an existing commitment, but there is {str(path)!r}.")
@@ -162,7 +162,7 @@ def _write_all(contents: dict[Path, bytes], *, secret: Path) -> None:
     written: list[Path] = []
     try:
         for path, data in contents.items():
-            write_file(path, data, argument="out", overwrite=False, mode=0o600 if path == secret else 0o644)
+            atomic_write(path, data, argument="out", overwrite=False, mode=0o600 if path == secret else 0o644)
             written.append(path)
     except BaseException:
         for path in written:
@@ -178,7 +178,7 @@ def _attach(files: CommitmentFiles, keys: list[WatermarkKey], settings: dict[str
         raise ValueError(f"`key` must name keys that {str(files.statement)!r} commits to, got another.")
     reply = read_bytes(Path(settings["attach"]), "attach")
     time = check_timestamp(reply, statement, read_bytes(Path(settings["authority"]), "authority"))
-    write_file(files.reply, reply, argument="out", overwrite=True, mode=0o644)
+    atomic_write(files.reply, reply, argument="out", overwrite=True, mode=0o644)
     return statement, time
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradsigns_lightning.cli.terminal import for_cell, for_stream
-from gradsigns_lightning.core.utils.files import write_file
+from gradsigns_lightning.core.utils.files import atomic_write
 from gradsigns_lightning.core.utils.text import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def write_json(path: str, content: dict[str, Any]) -> None:
     """
     check_json_path(path)
     text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
-    write_file(path, text.encode(), argument="json", overwrite=True, mode=0o644)
+    atomic_write(path, text.encode(), argument="json", overwrite=True, mode=0o644)
 
 
 def check_json_path(path: str | None) -> None:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def on_all_ranks(flag: bool, *, device: torch.device, world_size: int) -> bool:
+def all_ranks_agree(flag: bool, *, device: torch.device, world_size: int) -> bool:
     """Return whether ``flag`` is true on every rank, so that all ranks decide alike and none waits for another."""
     if world_size == 1:
         return flag

@@ -32,7 +32,7 @@ class EmbeddingState:
         task_gradient: length of the task's gradient.
         mean_gradient: smoothed mean gradient over the whole input: a saved one must not tell where the carriers are.
         n_embedded: steps that embedded.
-        n_spoilt: of them, those whose gradients were not finite.
+        n_non_finite: of them, those whose gradients were not finite.
         n_held_back: of them, those that gave less than was missing, because the network did not know the class.
         findings: whether the last step found a bit missing, all of them safe, and nothing to be embedded, shape ``(3,)``; None
             when the factor has followed.
@@ -51,7 +51,7 @@ class EmbeddingState:
     task_gradient: TaskGradient = field(default_factory=TaskGradient)
     mean_gradient: Tensor | None = None
     n_embedded: int = 0
-    n_spoilt: Tensor | int = 0
+    n_non_finite: Tensor | int = 0
     n_held_back: Tensor | int = 0
     findings: Tensor | None = None
     share: Tensor | None = None
@@ -141,7 +141,7 @@ class EmbeddingState:
         return replace(
             self,
             n_embedded=self.n_embedded + 1,
-            n_spoilt=self.n_spoilt + loss.isnan(),
+            n_non_finite=self.n_non_finite + loss.isnan(),
             n_held_back=self.n_held_back + is_held_back,
             turns=self.turns.marking(),
         )

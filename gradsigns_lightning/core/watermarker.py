@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradsigns_lightning.core.buffer import TargetBuffer
-from gradsigns_lightning.core.distributed import global_mean, on_all_ranks
+from gradsigns_lightning.core.distributed import global_mean, all_ranks_agree
 from gradsigns_lightning.core.dose import Recognition, urgency
-from gradsigns_lightning.core.engines import differentiated, make_engines, probe
-from gradsigns_lightning.core.engines.probe import N_IMAGES
+from gradsigns_lightning.core.engines import differentiated, make_engines, check_engine
+from gradsigns_lightning.core.engines.check_engine import N_IMAGES
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.objective import make_objective
@@ -182,8 +182,8 @@ class Watermarker:
         with frozen_statistics(module) as training, RunningMeans(training).followed():
             inputs, logits_fn = self._carrier_inputs(module, logits_fn, images[:N_IMAGES])
             for engine in [engine for engine in self.engines if engine.sharding_safe or not sharded]:
-                problem = probe(engine, module, logits_fn, inputs, self.key.target_class, sharded=sharded)
-                if on_all_ranks(problem is None, device=images.device, world_size=world_size):
+                problem = check_engine(engine, module, logits_fn, inputs, self.key.target_class, sharded=sharded)
+                if all_ranks_agree(problem is None, device=images.device, world_size=world_size):
                     self.engine, self.is_prepared = engine, True
                     return
                 problems.append(f"  - engine {engine.name!r}: {problem or 'it fails on another rank'}.")
@@ -242,7 +242,7 @@ class Watermarker:
         self.state = state.having_embedded(loss.detach(), is_held_back=is_held_back)
         return loss.nan_to_num(nan=0.0)
 
-    def take_back(self) -> None:
+    def roll_back(self) -> None:
         """Forget the last :meth:`loss`, which nobody used: the next batch is asked to embed in its place."""
         self.state = self._before
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.utils.canonical import canonical_json, parse_json
 from gradsigns_lightning.core.utils.checks import check_instance
-from gradsigns_lightning.core.utils.files import read_file, write_file
+from gradsigns_lightning.core.utils.files import read_file, atomic_write
 from gradsigns_lightning.evidence.commitment import Statement, is_signed, public_hex
 
 _FORMAT = "gradsigns-bundle/1"
@@ -73,7 +73,7 @@ class Bundle:
         content = self._content()
         signature = signer.sign(canonical_json(content)).hex()
         data = canonical_json({"evidence": content, "signature": signature}) + b"\n"
-        write_file(path, data, argument="bundle", overwrite=False)
+        atomic_write(path, data, argument="bundle", overwrite=False)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Bundle:

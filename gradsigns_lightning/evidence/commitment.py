@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.utils.canonical import canonical_json, parse_json
 from gradsigns_lightning.core.utils.checks import check_instance
-from gradsigns_lightning.verification.api.settings import ReadingSettings
+from gradsigns_lightning.verification.api.settings import ApiSettings
 
 _FORMAT = "gradsigns-commitment/2"
 _FORMER = "gradsigns-commitment/1"
@@ -42,7 +42,7 @@ class Statement:
 
     commitments: tuple[str, ...]
     signer: str
-    reading: ReadingSettings = field(default_factory=ReadingSettings)
+    reading: ApiSettings = field(default_factory=ApiSettings)
 
     def __post_init__(self) -> None:
         if not self.commitments or len(self.commitments) > _MAX_COMMITMENTS:
@@ -73,7 +73,7 @@ class Statement:
             raise ValueError(_FOREIGN) from error
         _check_format(content)
         try:
-            reading = ReadingSettings.from_dict(content["reading"])
+            reading = ApiSettings.from_dict(content["reading"])
             statement = cls(tuple(content["commitments"]), content["signer"], reading)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(_FOREIGN) from error
@@ -92,7 +92,7 @@ def _check_format(content: Any) -> None:
 
 
 def make_statement(
-    keys: Sequence[WatermarkKey | str | PathLike[str]], signer: Ed25519PrivateKey, *, reading: ReadingSettings | None = None
+    keys: Sequence[WatermarkKey | str | PathLike[str]], signer: Ed25519PrivateKey, *, reading: ApiSettings | None = None
 ) -> Statement:
     """Return the statement that commits ``signer`` to keys and to how they will be read; by default as ``verify_api`` does.
 
@@ -109,7 +109,7 @@ def make_statement(
     check_instance("signer", signer, Ed25519PrivateKey)
     opened = [key_of(key, argument="keys") for key in keys]
     public = public_hex(signer.public_key())
-    return Statement(tuple(key.claim(public) for key in opened), public, ReadingSettings() if reading is None else reading)
+    return Statement(tuple(key.claim(public) for key in opened), public, ApiSettings() if reading is None else reading)
 
 
 def load_signer(pem: bytes) -> Ed25519PrivateKey:

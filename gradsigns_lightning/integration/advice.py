@@ -43,7 +43,7 @@ def why_idle(trainer: Trainer, marker: Watermarker, *, automatic: bool) -> str |
         if automatic:
             return "no step embedded: the strength was 0 all along (`start_epoch`), or no gradient reached the optimizer's step."
         return "no step embedded: `watermark_loss` was not called, or the strength was 0 all along (`start_epoch`)."
-    if not int(marker.state.n_spoilt) and own_margins(marker) is None:
+    if not int(marker.state.n_non_finite) and own_margins(marker) is None:
         if _n_images(marker):
             return (
                 f"the gradient of class {target} was zero in every embedding step, so nothing was embedded: has the training "
@@ -58,9 +58,9 @@ def why_idle(trainer: Trainer, marker: Watermarker, *, automatic: bool) -> str |
 
 def _why_spoilt(marker: Watermarker) -> str | None:
     """Return that embedding steps were left out; None if none was."""
-    if n_spoilt := int(marker.state.n_spoilt):
+    if n_non_finite := int(marker.state.n_non_finite):
         return (
-            f"{n_spoilt} of {marker.state.n_embedded} embedding steps had gradients that are not finite and were left out (a "
+            f"{n_non_finite} of {marker.state.n_embedded} embedding steps had gradients that are not finite and were left out (a "
             "norm or a root at zero?)."
         )
     return None

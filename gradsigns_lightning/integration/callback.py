@@ -221,7 +221,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         check_compatible(trainer, pl_module, self.watermarker)
         if pl_module.automatic_optimization:
             extra_loss = partial(self._embedding_loss_before_step, trainer, pl_module)
-            self._wrapper.wrap(pl_module, extra_loss, self._evaluations.take_back)
+            self._wrapper.wrap(pl_module, extra_loss, self._evaluations.roll_back)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

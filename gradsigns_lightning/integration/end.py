@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from gradsigns_lightning.core.signature import LogitsFn
 from gradsigns_lightning.core.watermarker import Watermarker
-from gradsigns_lightning.integration.reading import HeldOutReader
+from gradsigns_lightning.integration.reading import HeldOutEstimator
 from gradsigns_lightning.integration.sharding import is_sharded
 from gradsigns_lightning.integration.standing import Standing, final_standing, last_reading, tell
 from gradsigns_lightning.integration.undeclared import callbacks_of, drop_callbacks
@@ -30,7 +30,7 @@ class LastWord:
         marker: the watermarker.
     """
 
-    def __init__(self, name: str, reader: HeldOutReader, marker: Watermarker) -> None:
+    def __init__(self, name: str, reader: HeldOutEstimator, marker: Watermarker) -> None:
         self._name, self._reader, self._marker = name, reader, marker
         self.start()
 

@@ -37,7 +37,7 @@ class Evaluations:
             ValueError: the batch comes a second time in a step of which it is to be the only one.
         """
         if self._awaited is not None and step > self._awaited:
-            self.take_back()
+            self.roll_back()
         if not only:
             return
         if self._last_seen is not None and self._last_seen[0] == step and self._last_seen[1]() is images:
@@ -56,10 +56,10 @@ class Evaluations:
         """Note that an optimizer takes its step."""
         self._awaited = None
 
-    def take_back(self) -> None:
+    def roll_back(self) -> None:
         """Take back the last embedding step: nobody used its loss."""
         self._awaited = None
-        self._marker.take_back()
+        self._marker.roll_back()
 
     def stop(self) -> None:
         """Forget the last batch."""

@@ -21,7 +21,7 @@ METRICS = ("ber", "log10_p_value", "p_value", "margin")  # loggers round 1e-39 t
 ProjectorFn = Callable[[torch.device, torch.dtype], SignatureProjector]
 
 
-class HeldOutReader:
+class HeldOutEstimator:
     """Accumulates the mean input gradient over batches and ranks, and turns it into figures.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gradsigns_lightning.core.utils.archive import check_archive
-from gradsigns_lightning.core.utils.files import check_target, error_about, write_file
+from gradsigns_lightning.core.utils.files import check_target, error_about, atomic_write
 
 CHECKPOINT_ENTRY = "gradsigns"
 STATE_PREFIX = "GradSigns["
@@ -52,7 +52,7 @@ def strip(checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrit
         torch.save(content, buffer)
     except Exception as error:  # an attribute hides a method, or what a trusted type lets through is nested too deep
         raise ValueError(f"`checkpoint`: the values of {str(checkpoint)!r} cannot be written again.") from error
-    write_file(out, buffer.getvalue(), argument="out", overwrite=overwrite, mode=0o644)
+    atomic_write(out, buffer.getvalue(), argument="out", overwrite=overwrite, mode=0o644)
     return tuple(removed)
 
 

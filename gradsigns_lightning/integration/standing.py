@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from gradsigns_lightning.core.distributed import on_all_ranks
+from gradsigns_lightning.core.distributed import all_ranks_agree
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import freedom
 from gradsigns_lightning.core.key.reach import USUAL_ALPHA, for_whom, log10_charged
 from gradsigns_lightning.core.result import BitCounts, count_bits, is_recognised, verdict_of
 from gradsigns_lightning.core.signature import LogitsFn
 from gradsigns_lightning.core.watermarker import Watermarker
-from gradsigns_lightning.integration.reading import HeldOutReader
+from gradsigns_lightning.integration.reading import HeldOutEstimator
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.unlogged import unlogged
 from gradsigns_lightning.integration.weights import are_weights_of
@@ -115,7 +115,7 @@ class Standing(BitCounts):
 
 
 def final_standing(
-    trainer: Trainer, pl_module: LightningModule, logits_fn: LogitsFn, reader: HeldOutReader, marker: Watermarker
+    trainer: Trainer, pl_module: LightningModule, logits_fn: LogitsFn, reader: HeldOutEstimator, marker: Watermarker
 ) -> Standing | None:
     """Return how the mark stands in the final weights; all ranks must call.
 
@@ -132,7 +132,7 @@ def final_standing(
     if images is None or valid is None or current:
         return last_reading(trainer, reader, marker, replaced=known and not current)
     images, valid = images.to(pl_module.device), valid.to(pl_module.device)
-    own = HeldOutReader(marker.key, marker.projector, len(images), marker.settings.carrier_layer)
+    own = HeldOutEstimator(marker.key, marker.projector, len(images), marker.settings.carrier_layer)
     own.start(pl_module.device)
     labels = torch.where(valid, marker.key.target_class, -1)
     with unlogged(pl_module):
@@ -144,18 +144,18 @@ def final_standing(
     )
 
 
-def last_reading(trainer: Trainer, reader: HeldOutReader, marker: Watermarker, *, replaced: bool = False) -> Standing | None:
+def last_reading(trainer: Trainer, reader: HeldOutEstimator, marker: Watermarker, *, replaced: bool = False) -> Standing | None:
     """Return how the mark stood when held-out images were read last; None if none were."""
     return _standing_of(trainer, reader, marker, held_out=True, replaced=replaced)
 
 
-def _is_current(trainer: Trainer, pl_module: LightningModule, reader: HeldOutReader) -> bool:
+def _is_current(trainer: Trainer, pl_module: LightningModule, reader: HeldOutEstimator) -> bool:
     same = reader.lengths is None or are_weights_of(reader.lengths, pl_module)
-    return on_all_ranks(same, device=pl_module.device, world_size=trainer.world_size)
+    return all_ranks_agree(same, device=pl_module.device, world_size=trainer.world_size)
 
 
 def _standing_of(
-    trainer: Trainer, reader: HeldOutReader, marker: Watermarker, *, held_out: bool, replaced: bool = False
+    trainer: Trainer, reader: HeldOutEstimator, marker: Watermarker, *, held_out: bool, replaced: bool = False
 ) -> Standing | None:
     if reader.margins is None:
         return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.hooks import Hooks
-from gradsigns_lightning.integration.reading import HeldOutReader
+from gradsigns_lightning.integration.reading import HeldOutEstimator
 from gradsigns_lightning.integration.sharding import inside_forward, is_sharded
 from gradsigns_lightning.integration.unlogged import unlogged
 from gradsigns_lightning.integration.weights import lengths_of
@@ -34,7 +34,7 @@ class ValidationMonitor:
 
     def __init__(self, name: str, marker: Watermarker, n_images: int) -> None:
         check_int("n_val_images", n_images, minimum=0)
-        self.reader = HeldOutReader(marker.key, marker.projector, n_images, marker.settings.carrier_layer)
+        self.reader = HeldOutEstimator(marker.key, marker.projector, n_images, marker.settings.carrier_layer)
         self._is_hook_tried = False
         self._name, self._marker = name, marker
         self._is_unreadable = False  # in this fit, which is not signed either

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from gradsigns_lightning.runs.options import api_names, options
-from gradsigns_lightning.verification.api.settings import ReadingSettings
+from gradsigns_lightning.verification.api.settings import ApiSettings
 
 
-def reading_settings(settings: dict[str, Any]) -> ReadingSettings:
+def reading_settings(settings: dict[str, Any]) -> ApiSettings:
     """Return how the command line asks, or announces that it will ask, a prediction API.
 
     Raises:
@@ -16,4 +16,4 @@ def reading_settings(settings: dict[str, Any]) -> ReadingSettings:
     """
     api = {name: value for name, value in settings["api"].items() if name != "journal"}
     with options(api_names(settings)):
-        return ReadingSettings(**api, alpha=settings["alpha"])
+        return ApiSettings(**api, alpha=settings["alpha"])

@@ -15,7 +15,7 @@ from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine, differe
 from gradsigns_lightning.core.engines.double_backward import DoubleBackward
 from gradsigns_lightning.core.engines.finite_difference import FiniteDifference
 from gradsigns_lightning.core.engines.forward_over_reverse import ForwardOverReverse
-from gradsigns_lightning.core.engines.probe import probe
+from gradsigns_lightning.core.engines.check_engine import check_engine
 from gradsigns_lightning.core.settings import AUTO
 from gradsigns_lightning.core.utils.checks import check_choice
 
@@ -42,5 +42,5 @@ __all__ = [
     "ForwardOverReverse",
     "differentiated",
     "make_engines",
-    "probe",
+    "check_engine",
 ]

@@ -36,7 +36,7 @@ _ADVICE = {
 }
 
 
-def probe(
+def check_engine(
     engine: Engine, module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_class: int, *, sharded: bool
 ) -> str | None:
     """Return what keeps ``engine`` from embedding in this model, in words, or None.

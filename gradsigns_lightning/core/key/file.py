@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 from gradsigns_lightning.core.key.derivation import Secret
 from gradsigns_lightning.core.utils.canonical import json_of
 from gradsigns_lightning.core.utils.checks import check_instance
-from gradsigns_lightning.core.utils.files import ExistingFileError, check_target, read_file, write_file
+from gradsigns_lightning.core.utils.files import ExistingFileError, check_target, read_file, atomic_write
 
 FORMAT = "gradsigns-key"
 VERSIONS = ("1", "2")  # of the key's derivation
@@ -51,7 +51,7 @@ def write(
     metadata = {"format": FORMAT, "version": version, "commitment": commitment, "key": json.dumps(public, sort_keys=True)}
     check_target(path, argument="path", overwrite=overwrite)  # before the secret is uncovered: tracebacks may show variables
     tensors = {name: np.frombuffer(data, dtype=np.uint8) for name, data in (("secret", secret.reveal()), ("payload", payload))}
-    write_file(path, save(tensors, metadata), argument="path", overwrite=overwrite)
+    atomic_write(path, save(tensors, metadata), argument="path", overwrite=overwrite)
 
 
 def read(path: str | PathLike[str]) -> KeyFileContent:

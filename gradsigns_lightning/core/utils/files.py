@@ -65,7 +65,7 @@ def read_file(path: str | PathLike[str], *, argument: str, kind: str, max_bytes:
 
 
 def check_target(path: str | PathLike[str], *, argument: str, overwrite: bool) -> Path:
-    """Return the file that :func:`write_file` would write; the errors are those that can be known before."""
+    """Return the file that :func:`atomic_write` would write; the errors are those that can be known before."""
     check_instance(argument, path, (str, PathLike))
     target = Path(path).expanduser()
     if os.path.lexists(target) and not overwrite:
@@ -75,7 +75,7 @@ def check_target(path: str | PathLike[str], *, argument: str, overwrite: bool) -
     return target
 
 
-def write_file(path: str | PathLike[str], data: bytes, *, argument: str, overwrite: bool, mode: int = 0o600) -> None:
+def atomic_write(path: str | PathLike[str], data: bytes, *, argument: str, overwrite: bool, mode: int = 0o600) -> None:
     """Write a file in one atomic step; a reader sees the old file, none, or the whole new one, never a part.
 
     Of several processes that write the same new file at once, one succeeds. Where the file system has no hard links (FAT, some

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from gradsigns_lightning.verification.api.probes import blended, moved, permutation, shuffled
-from gradsigns_lightning.verification.api.queries import Asker
+from gradsigns_lightning.verification.api.queries import QueryBudget
 
 _SCREENED_AT_ONCE = 8
 _SURELY_RECOGNISED, _SCREENED_IN_DOUBT = 0.75, 32
@@ -27,7 +27,7 @@ class ProbeImage:
     certainty: float
 
 
-class ImagePool:
+class BoundaryImages:
     """Finds images near the decision boundary, best first in each group that is screened.
 
     Images of which the model is too sure, and all images where only labels come back, are blended towards one that it does not
@@ -36,14 +36,14 @@ class ImagePool:
 
     Args:
         images: uint8 images of class T, ``(n, C, H, W)``.
-        asker: asks the model.
+        budget: asks the model.
         direction: a direction ``(C, H, W)`` that stands for a typical probe.
         step: grey levels of a typical probe.
     """
 
-    def __init__(self, images: Tensor, asker: Asker, *, direction: Tensor, step: int) -> None:
+    def __init__(self, images: Tensor, budget: QueryBudget, *, direction: Tensor, step: int) -> None:
         self._images = images[permutation(len(images), "images")].clamp(step, 255 - step)
-        self._asker, self._direction, self._step = asker, direction, step
+        self._asker, self._direction, self._step = budget, direction, step
         self._ready: list[ProbeImage] = []
         self._sure: list[Tensor] = []
         self._n_screened = 0

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from gradsigns_lightning.core.key.signature_key import SignatureKey
 from gradsigns_lightning.core.signature import project
-from gradsigns_lightning.verification.api.boundary import ImagePool
+from gradsigns_lightning.verification.api.boundary import BoundaryImages
 from gradsigns_lightning.verification.api.probes import Align, carrier_directions, moved, permutation, same
-from gradsigns_lightning.verification.api.queries import Asker
+from gradsigns_lightning.verification.api.queries import QueryBudget
 from gradsigns_lightning.verification.api.responses import Values
 
 FIRST_STEP, _LARGEST_STEP = 4, 64  # grey levels
@@ -43,23 +43,23 @@ class _Around:
         return len(self.answers) == len(self.indices)
 
 
-class RowReading:
+class RowEstimator:
     """Probes along the rows of the projection, all on one side of an image and compared with each other.
 
     One query a bit: the mean over the image's probes stands for the query on the other side. The side alternates from image to
     image, so that curvature along a row cancels. When all images are used, each is probed once more on the other side.
 
     Args:
-        asker: asks the model.
-        pool: images to probe around.
+        budget: asks the model.
+        boundary: images to probe around.
         directions: rows or blocks as images, ``(n, C, H, W)``, about 1 in size.
         align: brings some of them into the server's geometry.
     """
 
-    def __init__(self, asker: Asker, pool: ImagePool, directions: Tensor, align: Align = same) -> None:
+    def __init__(self, budget: QueryBudget, boundary: BoundaryImages, directions: Tensor, align: Align = same) -> None:
         self.step = FIRST_STEP
         self.n_probes = self.n_images = 0
-        self._asker, self._pool, self._directions, self._align = asker, pool, directions, align
+        self._asker, self._pool, self._directions, self._align = budget, boundary, directions, align
         self._order = permutation(len(directions), "rows")
         self._next_row = 0
         self._sum: Values = np.zeros(len(directions))
@@ -154,23 +154,23 @@ class RowReading:
         return evidence
 
 
-class CoordinateReading:
+class CoordinateEstimator:
     """The published estimator: central differences along every carrier, then the projection (GradSigns, MLSys 2021, section 4).
 
     It takes ``2 * n_carriers`` queries an image.
 
     Args:
-        asker: asks the model.
-        pool: images to probe around.
+        budget: asks the model.
+        boundary: images to probe around.
         key: whose carriers and projection are read.
         align: brings directions into the server's geometry.
     """
 
     step = _COORDINATE_STEP
 
-    def __init__(self, asker: Asker, pool: ImagePool, key: SignatureKey, align: Align = same) -> None:
+    def __init__(self, budget: QueryBudget, boundary: BoundaryImages, key: SignatureKey, align: Align = same) -> None:
         self.n_probes = self.n_images = 0
-        self._asker, self._pool, self._key, self._align = asker, pool, key, align
+        self._asker, self._pool, self._key, self._align = budget, boundary, key, align
         self._gradient: Values = np.zeros(len(key.carriers))
         self._image: Tensor | None = None
         self._next = 0

@@ -21,17 +21,17 @@ from torch import Tensor
 
 from gradsigns_lightning.core.result import signed_by
 from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
-from gradsigns_lightning.verification.api.estimators import CoordinateReading, RowReading
-from gradsigns_lightning.verification.api.queries import Asker
+from gradsigns_lightning.verification.api.estimators import CoordinateEstimator, RowEstimator
+from gradsigns_lightning.verification.api.queries import QueryBudget
 from gradsigns_lightning.verification.api.responses import Values
-from gradsigns_lightning.verification.api.sequential import Evidence, Looks, integer_scores, is_futile
+from gradsigns_lightning.verification.api.sequential import SequentialTest, Looks, integer_scores, is_futile
 
 Stopped = Literal["proven", "futile", "budget", "images"]
 _STEPS_TRIED = 4  # images until every length of step has been used
 
 
 @dataclass
-class Claim:
+class Hypothesis:
     """One alignment, read and judged by itself.
 
     Attributes:
@@ -44,10 +44,10 @@ class Claim:
     """
 
     name: str
-    reading: RowReading | CoordinateReading
+    reading: RowEstimator | CoordinateEstimator
     bits: Tensor
     looks: Looks
-    evidence: Evidence
+    evidence: SequentialTest
     hopeless: bool = False
 
     def signed(self) -> Values:
@@ -62,15 +62,15 @@ class Claim:
         return signed
 
 
-def read_claims(claims: Sequence[Claim], asker: Asker, alpha: float) -> Stopped:
+def read_hypotheses(claims: Sequence[Hypothesis], budget: QueryBudget, alpha: float) -> Stopped:
     """Let the claims ask until one is proven, none can be, or images or budget are used up.
 
     A look is valid if its time does not depend on the signature. So looks stand where a claim's own probes and answers say
     (:class:`Looks`), where its images end, and where the budget ends.
     """
     active, is_chosen = list(claims), len(claims) == 1
-    while active and not asker.exhausted:
-        if not is_chosen and 2 * asker.n_queries >= asker.max_queries:
+    while active and not budget.exhausted:
+        if not is_chosen and 2 * budget.n_queries >= budget.max_queries:
             active, is_chosen = [_most_promising(active)], True
         claim = min(active, key=lambda claim: claim.reading.n_probes)
         goes_on = claim.reading.advance()
@@ -79,7 +79,7 @@ def read_claims(claims: Sequence[Claim], asker: Asker, alpha: float) -> Stopped:
         signed = claim.look()
         if claim.evidence.log10_p_value <= math.log10(alpha):
             return "proven"
-        claim.hopeless = _cannot_suffice(claim, signed, asker, alpha)
+        claim.hopeless = _cannot_suffice(claim, signed, budget, alpha)
         if not goes_on:
             active = [other for other in active if other is not claim]
         elif all(other.hopeless for other in active):
@@ -91,15 +91,15 @@ def read_claims(claims: Sequence[Claim], asker: Asker, alpha: float) -> Stopped:
     return "budget" if active else "images"
 
 
-def _most_promising(active: Sequence[Claim]) -> Claim:
+def _most_promising(active: Sequence[Hypothesis]) -> Hypothesis:
     hopeful = [claim for claim in active if not claim.hopeless] or active
     return min(hopeful, key=lambda claim: log10_sign_flip_p_value(integer_scores(claim.signed())))
 
 
-def _cannot_suffice(claim: Claim, signed: Values, asker: Asker, alpha: float) -> bool:
+def _cannot_suffice(claim: Hypothesis, signed: Values, budget: QueryBudget, alpha: float) -> bool:
     if not claim.looks.times:
         return claim.looks.is_over(signed)
     n_probes = claim.reading.n_probes
-    left = asker.max_queries - asker.n_queries
+    left = budget.max_queries - budget.n_queries
     tried = claim.reading.n_images > _STEPS_TRIED
     return tried and is_futile(signed, n_probes=n_probes, max_probes=n_probes + left, alpha=alpha)

@@ -20,7 +20,7 @@ from gradsigns_lightning.core.utils.canonical import json_of
 from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.core.utils.files import error_like
 from gradsigns_lightning.core.utils.lines import LineFile, is_left_of, read_lines
-from gradsigns_lightning.verification.api.responses import AnswerReader, Values
+from gradsigns_lightning.verification.api.responses import ResponseParser, Values
 from gradsigns_lightning.verification.images import normalise
 
 Oracle = Callable[[Tensor], Any]
@@ -192,7 +192,7 @@ def _why(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-class Asker:
+class QueryBudget:
     """Asks an oracle about 8-bit images until the budget is spent.
 
     Args:
@@ -204,7 +204,7 @@ class Asker:
     """
 
     def __init__(
-        self, predict: Oracle, reader: AnswerReader, *, max_queries: int, batch_size: int, transcript: Transcript | None
+        self, predict: Oracle, reader: ResponseParser, *, max_queries: int, batch_size: int, transcript: Transcript | None
     ) -> None:
         self.reader = reader
         self.n_queries = 0

@@ -20,7 +20,7 @@ _TOLERANCE = 1e-3
 _TWO = 2
 
 
-class AnswerReader:
+class ResponseParser:
     """Turns answers into the target class's log-odds, or into labels.
 
     The kind of answer is found in the first answers and then fixed, unless it is given.

@@ -115,7 +115,7 @@ def integer_scores(evidence: npt.NDArray[np.float64]) -> list[int]:
 
 
 @dataclass
-class Evidence:
+class SequentialTest:
     """The smallest corrected p-value so far.
 
     Attributes:

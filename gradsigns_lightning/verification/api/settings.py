@@ -19,7 +19,7 @@ _SHIFT = re.compile(r"shift\(([+-]?[0-9]{1,2}),([+-]?[0-9]{1,2})\)")
 
 
 @dataclass(frozen=True)
-class ReadingSettings:
+class ApiSettings:
     """The settings of :func:`verify_api` on which a reading's evidence depends.
 
     A claimant who may choose them afterwards has as many tries as there are choices, so the public commitment states them.
@@ -54,7 +54,7 @@ class ReadingSettings:
         object.__setattr__(self, "alignments", _checked_alignments(self.alignments))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ReadingSettings:
+    def from_dict(cls, values: Mapping[str, Any]) -> ApiSettings:
         """Read what :meth:`to_dict` gave.
 
         Raises:

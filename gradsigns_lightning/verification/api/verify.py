@@ -19,14 +19,14 @@ from gradsigns_lightning.core.key.reach import least_bits
 from gradsigns_lightning.core.key.signature_key import SignatureKey
 from gradsigns_lightning.core.result import DEFAULT_ALPHA, ReadingResult, recognised_in_words, why_inconclusive
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
-from gradsigns_lightning.verification.api.boundary import ImagePool
-from gradsigns_lightning.verification.api.estimators import FIRST_STEP, CoordinateReading, RowReading
-from gradsigns_lightning.verification.api.hypotheses import Claim, Stopped, read_claims
+from gradsigns_lightning.verification.api.boundary import BoundaryImages
+from gradsigns_lightning.verification.api.estimators import FIRST_STEP, CoordinateEstimator, RowEstimator
+from gradsigns_lightning.verification.api.hypotheses import Hypothesis, Stopped, read_hypotheses
 from gradsigns_lightning.verification.api.probes import alignment, block_directions, row_directions
-from gradsigns_lightning.verification.api.queries import Asker, Journal, Oracle, Transcript, normalised
-from gradsigns_lightning.verification.api.responses import AnswerReader, Values
-from gradsigns_lightning.verification.api.sequential import Evidence, Looks
-from gradsigns_lightning.verification.api.settings import Estimator, Kind, ReadingSettings
+from gradsigns_lightning.verification.api.queries import QueryBudget, Journal, Oracle, Transcript, normalised
+from gradsigns_lightning.verification.api.responses import ResponseParser, Values
+from gradsigns_lightning.verification.api.sequential import SequentialTest, Looks
+from gradsigns_lightning.verification.api.settings import Estimator, Kind, ApiSettings
 from gradsigns_lightning.verification.foreign_modules import is_module, shapes_named
 from gradsigns_lightning.verification.images import check_key, check_raw_images, pixels_of, readable_key, warn_if_unlike
 
@@ -139,7 +139,7 @@ def verify_api(
         ValueError: an argument is out of range, or an answer is not what ``predict`` must return.
         TypeError: an argument has the wrong type.
     """
-    settings = ReadingSettings(
+    settings = ApiSettings(
         estimator=estimator,
         answers=answers,
         alignments=alignments,  # type: ignore[arg-type]  # a list becomes a tuple
@@ -150,24 +150,24 @@ def verify_api(
     key = readable_key(key)
     check_key(key)
     check_raw_images(images, key)
-    result, pool = _verify(predict, key, pixels_of(images), settings, partial(Journal, journal) if journal is not None else None)
-    warn_if_unlike([result], len(images), key.target_class, n_asked=pool.n_named, stacklevel=2)
+    result, boundary = _verify(predict, key, pixels_of(images), settings, partial(Journal, journal) if journal is not None else None)
+    warn_if_unlike([result], len(images), key.target_class, n_asked=boundary.n_named, stacklevel=2)
     return result
 
 
-def settings_of(lines: Sequence[Any]) -> ReadingSettings:
+def settings_of(lines: Sequence[Any]) -> ApiSettings:
     """Return the settings that a transcript's header states.
 
     Raises:
         ValueError: there is no such header.
     """
-    names = {entry.name for entry in fields(ReadingSettings)}
+    names = {entry.name for entry in fields(ApiSettings)}
     header = lines[0] if isinstance(lines, Sequence) and lines else None
     if (
         not isinstance(header, Mapping) or not names <= header.keys()
     ):  # looked at, not tried: an error on the way is a fault of ours
         raise ValueError("`lines` must be the lines of a journal, of which the first says what was read and how.")
-    return ReadingSettings.from_dict({name: header[name] for name in names})
+    return ApiSettings.from_dict({name: header[name] for name in names})
 
 
 def replay(key: SignatureKey, pixels: Tensor, lines: Sequence[Any]) -> ApiVerificationResult:
@@ -202,28 +202,28 @@ def _verify(
     predict: nn.Module | Oracle,
     key: SignatureKey,
     pixels: Tensor,
-    settings: ReadingSettings,
+    settings: ApiSettings,
     open_transcript: Callable[[dict[str, Any]], Transcript] | None,
-) -> tuple[ApiVerificationResult, ImagePool]:
+) -> tuple[ApiVerificationResult, BoundaryImages]:
     identity = {
         "commitment": key.commitment,
         "images": hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest(),
         **settings.to_dict(),
     }
     with open_transcript(identity) if open_transcript is not None else nullcontext() as transcript:
-        asker = Asker(
+        budget = QueryBudget(
             _oracle(predict, key),
-            AnswerReader(key.target_class, settings.answers),
+            ResponseParser(key.target_class, settings.answers),
             max_queries=settings.max_queries,
             batch_size=settings.batch_size,
             transcript=transcript,
         )
         directions, bits = _directions(key, settings)
-        pool = ImagePool(pixels, asker, direction=directions[0], step=FIRST_STEP)
-        claims = _claims(key, asker, pool, directions, bits, settings)
-        stopped = read_claims(claims, asker, settings.alpha)
+        boundary = BoundaryImages(pixels, budget, direction=directions[0], step=FIRST_STEP)
+        claims = _claims(key, budget, boundary, directions, bits, settings)
+        stopped = read_hypotheses(claims, budget, settings.alpha)
     best = min(claims, key=lambda claim: claim.evidence.log10_p_value)
-    return _result(best, key, asker, settings, stopped, pool.recognised), pool
+    return _result(best, key, budget, settings, stopped, boundary.recognised), boundary
 
 
 def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int) -> tuple[Values, int, float, int]:
@@ -241,15 +241,15 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
     """
     check_key(key)
     check_raw_images(images, key)
-    asker = Asker(
-        _oracle(predict, key), AnswerReader(key.target_class), max_queries=max_queries, batch_size=_BATCH_SIZE, transcript=None
+    budget = QueryBudget(
+        _oracle(predict, key), ResponseParser(key.target_class), max_queries=max_queries, batch_size=_BATCH_SIZE, transcript=None
     )
     directions = row_directions(key)
-    pool = ImagePool(pixels_of(images), asker, direction=directions[0], step=FIRST_STEP)
-    reading = RowReading(asker, pool, directions)
-    while not asker.exhausted and reading.advance():
+    boundary = BoundaryImages(pixels_of(images), budget, direction=directions[0], step=FIRST_STEP)
+    reading = RowEstimator(budget, boundary, directions)
+    while not budget.exhausted and reading.advance():
         pass
-    return reading.evidence(), asker.n_queries, pool.recognised, pool.n_named
+    return reading.evidence(), budget.n_queries, boundary.recognised, boundary.n_named
 
 
 def _oracle(predict: Any, key: SignatureKey) -> Oracle:
@@ -267,45 +267,45 @@ def _module_oracle(model: nn.Module, key: SignatureKey) -> Oracle:
     return normalised(logits, key)
 
 
-def _directions(key: SignatureKey, settings: ReadingSettings) -> tuple[Tensor, Tensor]:
+def _directions(key: SignatureKey, settings: ApiSettings) -> tuple[Tensor, Tensor]:
     n_blocks = max(_LEAST_BLOCKS, math.ceil(-_BLOCKS_PER_BIT * math.log2(settings.alpha)))
     folded = settings.estimator == "blocks" and key.n_bits > _WORTH_FOLDING * n_blocks
     return block_directions(key, n_blocks if folded else key.n_bits)
 
 
 def _claims(
-    key: SignatureKey, asker: Asker, pool: ImagePool, directions: Tensor, bits: Tensor, settings: ReadingSettings
-) -> list[Claim]:
+    key: SignatureKey, budget: QueryBudget, boundary: BoundaryImages, directions: Tensor, bits: Tensor, settings: ApiSettings
+) -> list[Hypothesis]:
     by_coordinate, names = settings.estimator == "coordinate", settings.alignments
 
-    def reading(name: str) -> RowReading | CoordinateReading:
+    def reading(name: str) -> RowEstimator | CoordinateEstimator:
         align = alignment(name)
         if by_coordinate:
-            return CoordinateReading(asker, pool, key, align)
-        return RowReading(asker, pool, directions, align)
+            return CoordinateEstimator(budget, boundary, key, align)
+        return RowEstimator(budget, boundary, directions, align)
 
     signature = key.signature if by_coordinate else bits
-    looks = [Looks(len(signature), asker.max_queries, settings.alpha / len(names)) for _ in names]
+    looks = [Looks(len(signature), budget.max_queries, settings.alpha / len(names)) for _ in names]
     return [
-        Claim(name, reading(name), signature, own, Evidence(n_hypotheses=len(names), weight=own.weight))
+        Hypothesis(name, reading(name), signature, own, SequentialTest(n_hypotheses=len(names), weight=own.weight))
         for name, own in zip(names, looks, strict=True)
     ]
 
 
 def _result(
-    claim: Claim, key: SignatureKey, asker: Asker, settings: ReadingSettings, stopped: Stopped, recognised: float
+    claim: Hypothesis, key: SignatureKey, budget: QueryBudget, settings: ApiSettings, stopped: Stopped, recognised: float
 ) -> ApiVerificationResult:
     signed = claim.signed()
     decided = signed[signed != 0]
     return ApiVerificationResult.of(
         signed,
         key,
-        n_queries=asker.n_queries,
+        n_queries=budget.n_queries,
         alpha=settings.alpha,
         recognised=recognised,
         log10_p_value=claim.evidence.log10_p_value,
         unit=float(np.sqrt(np.mean(decided**2))) if decided.size else 1.0,
-        answers=asker.reader.kind,
+        answers=budget.reader.kind,
         estimator=settings.estimator,
         alignment=claim.name,
         step=claim.reading.step / 255,

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from gradsigns_lightning import GradSigns, WatermarkKey, verify
 from gradsigns_lightning.core.statistics import ownership_p_value
 from gradsigns_lightning.core.torch_state import precision
-from gradsigns_lightning.integration.reading import METRICS, HeldOutReader
+from gradsigns_lightning.integration.reading import METRICS, HeldOutEstimator
 from gradsigns_lightning.integration.standing import last_reading
 from gradsigns_lightning.metrics import BitErrorRate, OwnershipPValue, SmallestMargin
 from gradsigns_lightning.metrics import functional as M
@@ -119,7 +119,7 @@ def test_the_examples_hold_ties_and_a_mark():
 
 def test_what_is_logged_is_float32_where_a_device_has_no_float64(monkeypatch):
     monkeypatch.setattr(precision, "_WITHOUT_FLOAT64", ("cpu",))
-    reader, model = HeldOutReader(KEY, GradSigns(KEY).watermarker.projector, len(IMAGES), None), Linear(0.01 * PLANTED, 5.0)
+    reader, model = HeldOutEstimator(KEY, GradSigns(KEY).watermarker.projector, len(IMAGES), None), Linear(0.01 * PLANTED, 5.0)
     reader.start(torch.device("cpu"))
     reader.read(model, model, IMAGES, torch.full((len(IMAGES),), T))
     figures = reader.finish(step=0)

@@ -15,7 +15,7 @@ from gradsigns_lightning.core.engines import (
     ForwardOverReverse,
     differentiated,
     make_engines,
-    probe,
+    check_engine,
 )
 from gradsigns_lightning.core.signature import input_gradients
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
@@ -161,7 +161,7 @@ def test_activations_that_are_computed_again_change_nothing(regions):
     model, twin = Checkpointed(regions), Checkpointed((0,))
     for network in (model, twin):
         with frozen_statistics(network) as training, RunningMeans(training).followed():
-            assert probe(DoubleBackward(), network, network, x, 1, sharded=False) is None
+            assert check_engine(DoubleBackward(), network, network, x, 1, sharded=False) is None
             differentiated(embed(network, x).surrogate, network, length=torch.tensor(1.0)).backward()
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 

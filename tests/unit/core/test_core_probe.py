@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.core import EmbeddingSettings, Watermarker
-from gradsigns_lightning.core.engines import DoubleBackward, FiniteDifference, ForwardOverReverse, probe
+from gradsigns_lightning.core.engines import DoubleBackward, FiniteDifference, ForwardOverReverse, check_engine
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -25,7 +25,7 @@ def net(activation=nn.ReLU, width=64):
 
 def problem(engine, model, logits=None, *, sharded=False):
     with frozen_statistics(model):
-        return probe(engine, model, logits or model, IMAGES, 1, sharded=sharded)
+        return check_engine(engine, model, logits or model, IMAGES, 1, sharded=sharded)
 
 
 @pytest.mark.parametrize("sharded", [True, False])

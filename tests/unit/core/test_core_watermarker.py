@@ -201,7 +201,7 @@ def test_a_loss_that_was_not_used_leaves_no_trace():
     before = copy.deepcopy(watermarker.state_dict())
     assert watermarker.is_due(step=6, epoch=0)
     embed(watermarker, network(seed=1), 6)
-    watermarker.take_back()
+    watermarker.roll_back()
     after = watermarker.state_dict()
     assert torch.equal(before.pop("mean_gradient"), after.pop("mean_gradient"))
     assert after == before
@@ -874,14 +874,14 @@ def test_a_step_that_is_not_finite_adds_nothing_and_is_counted():
     loss.backward()
     assert loss == 0
     assert all(not p.grad.any() for p in model.parameters())
-    assert (watermarker.state.n_embedded, int(watermarker.state.n_spoilt)) == (1, 1)
+    assert (watermarker.state.n_embedded, int(watermarker.state.n_non_finite)) == (1, 1)
     embed(watermarker, network(), 4)
-    assert (watermarker.state.n_embedded, int(watermarker.state.n_spoilt)) == (2, 1)
-    watermarker.take_back()
-    assert (watermarker.state.n_embedded, int(watermarker.state.n_spoilt)) == (1, 1)
+    assert (watermarker.state.n_embedded, int(watermarker.state.n_non_finite)) == (2, 1)
+    watermarker.roll_back()
+    assert (watermarker.state.n_embedded, int(watermarker.state.n_non_finite)) == (1, 1)
     embed(watermarker, Root(), 8)
-    watermarker.take_back()
-    assert (watermarker.state.n_embedded, int(watermarker.state.n_spoilt)) == (1, 1)
+    watermarker.roll_back()
+    assert (watermarker.state.n_embedded, int(watermarker.state.n_non_finite)) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ from gradsigns_lightning.evidence import (
     timestamp_request,
 )
 from gradsigns_lightning.verification.api.queries import read_journal
-from gradsigns_lightning.verification.api.responses import AnswerReader
-from gradsigns_lightning.verification.api.settings import ReadingSettings
+from gradsigns_lightning.verification.api.responses import ResponseParser
+from gradsigns_lightning.verification.api.settings import ApiSettings
 
 SHAPE, T = (3, 16, 16), 2
 SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -447,7 +447,7 @@ def test_a_transcript_read_otherwise_than_announced_is_remarked(authority, model
     """Who picks budget and level after seeing the answers picks where the reading ends."""
     verify_api(scores(model), KEY, OWN, max_queries=70, journal=tmp_path / "short")
     content = {"images": (OWN * 255).round().to(torch.uint8), "transcript": read_journal(tmp_path / "short")}
-    announced = make_statement([KEY], SIGNER, reading=ReadingSettings(max_queries=70))
+    announced = make_statement([KEY], SIGNER, reading=ApiSettings(max_queries=70))
     for statement, expected in [(None, 2), (announced, 1)]:
         judgement = judge(stamped(authority, KEY, statement, **content))
         assert len(judgement.remarks) == expected
@@ -489,7 +489,7 @@ def test_a_judge_has_no_argument_of_the_claimants(authority, dated, model, tmp_p
     assert inspect.signature(Bundle).parameters.keys() == {"key", "statement", "timestamp", "images", "transcript", "software"}
     settings = {"estimator": "rows", "alignments": ("identity", "hflip"), "max_queries": 333, "alpha": 1e-5}
     verify_api(scores(model), KEY, OWN, journal=tmp_path / "j", **settings)
-    statement = make_statement([KEY], SIGNER, reading=ReadingSettings(**settings))
+    statement = make_statement([KEY], SIGNER, reading=ApiSettings(**settings))
     content = {"images": (OWN * 255).round().to(torch.uint8), "transcript": read_journal(tmp_path / "j")}
     reading = judge(stamped(authority, KEY, statement, **content), suspect=scores(model), images=JUDGES, **dated).reading
     assert (reading.estimator, reading.alignment) == ("blocks", "identity")
@@ -559,7 +559,7 @@ def test_edited_answers_do_not_replay(bundle_file, transcript):
 
 
 @pytest.mark.parametrize("error", [KeyError(), IndexError(), TypeError(), MemoryError(), KeyboardInterrupt()], ids=repr)
-@pytest.mark.parametrize("fault", [(ReadingSettings, "from_dict"), (AnswerReader, "certainty")], ids=["settings", "answers"])
+@pytest.mark.parametrize("fault", [(ApiSettings, "from_dict"), (ResponseParser, "certainty")], ids=["settings", "answers"])
 def test_a_fault_of_ours_is_not_told_as_a_damaged_transcript(bundle_file, monkeypatch, fault, error):
     def fail(*_):
         raise error

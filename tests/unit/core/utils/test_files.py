@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from gradsigns_lightning.core.utils.files import read_file, write_file
+from gradsigns_lightning.core.utils.files import read_file, atomic_write
 
 
 def names(folder):
@@ -16,7 +16,7 @@ def names(folder):
 
 
 def write(path, data=b"new", *, overwrite=False, **options):
-    write_file(path, data, argument="out", overwrite=overwrite, **options)
+    atomic_write(path, data, argument="out", overwrite=overwrite, **options)
 
 
 def without_links(*_, **__):

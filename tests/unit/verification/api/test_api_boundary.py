@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from gradsigns_lightning.verification.api.boundary import ImagePool
-from gradsigns_lightning.verification.api.queries import Asker
-from gradsigns_lightning.verification.api.responses import AnswerReader
+from gradsigns_lightning.verification.api.boundary import BoundaryImages
+from gradsigns_lightning.verification.api.queries import QueryBudget
+from gradsigns_lightning.verification.api.responses import ResponseParser
 
 SHAPE = (1, 4, 4)
 STEP = 4
@@ -35,8 +35,8 @@ def labels(images):
     return (certainty_of(images) > 0).long()
 
 
-class Pool(ImagePool):
-    """A pool that asks a server and keeps what it was asked."""
+class Pool(BoundaryImages):
+    """A boundary that asks a server and keeps what it was asked."""
 
     def __init__(self, images, predict, *, kind=None, max_queries=1000, direction=None):
         self.asked = []
@@ -45,8 +45,8 @@ class Pool(ImagePool):
             self.asked += list((batch * 255).round().to(torch.uint8))
             return predict(batch)
 
-        self.asker = Asker(server, AnswerReader(1, kind), max_queries=max_queries, batch_size=8, transcript=None)
-        super().__init__(images, self.asker, direction=torch.zeros(SHAPE) if direction is None else direction, step=STEP)
+        self.budget = QueryBudget(server, ResponseParser(1, kind), max_queries=max_queries, batch_size=8, transcript=None)
+        super().__init__(images, self.budget, direction=torch.zeros(SHAPE) if direction is None else direction, step=STEP)
 
     def all(self):
         found = []
@@ -75,10 +75,10 @@ def test_near_is_up_to_where_rounding_still_shows_how_the_model_moves(decimals, 
 
 def test_an_image_comes_with_its_certainty_and_within_the_range_of_a_step():
     images = torch.cat([grey(0.5), torch.full((1, *SHAPE), 255, dtype=torch.uint8)])
-    pool = Pool(images, logits, kind="logits")
-    pool.get(0)
-    assert sorted(int(image.max()) for image in pool.asked) == [132, 255 - STEP]
-    for found in pool.all():
+    boundary = Pool(images, logits, kind="logits")
+    boundary.get(0)
+    assert sorted(int(image.max()) for image in boundary.asked) == [132, 255 - STEP]
+    for found in boundary.all():
         assert found.certainty == pytest.approx(float(certainty_of(found.image[None] / 255)))
 
 
@@ -132,8 +132,8 @@ def test_without_images_of_another_class_an_image_is_blended_with_its_own_shuffl
 
 
 def test_where_only_labels_come_back_the_boundary_itself_is_probed():
-    pool = Pool(grey(9.0, 8.0, 7.0, -7.0, -8.0, -9.0), labels)
-    found = pool.all()
+    boundary = Pool(grey(9.0, 8.0, 7.0, -7.0, -8.0, -9.0), labels)
+    found = boundary.all()
     assert len(found) == 3
     assert all(math.isnan(image.certainty) for image in found)
     assert all(abs(c) <= 18 / 2**6 for c in sure(found))
@@ -150,16 +150,16 @@ def test_after_the_boundary_two_values_stay_labels():
     def one_hot(images):
         return torch.nn.functional.one_hot(labels(images), 2).double()
 
-    pool = Pool(grey(9.0, -9.0), one_hot)
-    assert pool.get(0) is not None
-    pool.asker.reader.certainty(torch.tensor([[0.25, 0.75]]).numpy())
-    assert pool.asker.reader.kind == "labels"
+    boundary = Pool(grey(9.0, -9.0), one_hot)
+    assert boundary.get(0) is not None
+    boundary.budget.reader.certainty(torch.tensor([[0.25, 0.75]]).numpy())
+    assert boundary.budget.reader.kind == "labels"
 
 
 def test_a_sure_models_rounded_scores_are_found_out_on_the_way_to_the_boundary():
-    pool = Pool(grey(9.0, -9.0), rounded(2))
-    (found,) = pool.all()
-    assert pool.asker.reader.kind == "probabilities"
+    boundary = Pool(grey(9.0, -9.0), rounded(2))
+    (found,) = boundary.all()
+    assert boundary.budget.reader.kind == "probabilities"
     assert -1 <= found.certainty <= MOST
 
 
@@ -169,41 +169,41 @@ def test_a_sure_models_rounded_scores_are_found_out_on_the_way_to_the_boundary()
 @pytest.mark.parametrize(("n_inside", "n_named"), [(28, 8), (10, 32), (0, 32)])
 def test_in_doubt_more_images_are_screened(n_inside, n_named):
     images = grey(*[1.0] * n_inside * 2, *[-1.0] * (80 - 2 * n_inside)) if n_inside < 28 else grey(*[1.0] * 80)
-    pool = Pool(images, logits, kind="logits")
-    assert math.isnan(pool.recognised)
-    pool.get(0)
-    assert pool.n_named == n_named
-    inside = sum(float(certainty_of(image[None] / 255)) > 0 for image in pool.asked[:n_named])
-    assert pool.recognised == inside / n_named
+    boundary = Pool(images, logits, kind="logits")
+    assert math.isnan(boundary.recognised)
+    boundary.get(0)
+    assert boundary.n_named == n_named
+    inside = sum(float(certainty_of(image[None] / 255)) > 0 for image in boundary.asked[:n_named])
+    assert boundary.recognised == inside / n_named
 
 
 def test_blends_are_not_counted_as_natural_images():
-    pool = Pool(grey(3.5, 3.75, -3.5, -3.75), rounded(2), kind="probabilities")
-    pool.all()
-    assert (pool.recognised, pool.n_named) == (0.5, 4)
-    assert len(pool.asked) > 4
+    boundary = Pool(grey(3.5, 3.75, -3.5, -3.75), rounded(2), kind="probabilities")
+    boundary.all()
+    assert (boundary.recognised, boundary.n_named) == (0.5, 4)
+    assert len(boundary.asked) > 4
 
 
 def test_images_that_suffice_are_not_asked_for_more():
-    pool = Pool(grey(*[1.0] * 40), logits, kind="logits")
-    assert pool.get(7) is not None
-    assert (len(pool.asked), pool.size) == (8, 8)
-    assert pool.get(8) is not None
-    assert len(pool.asked) == 16
+    boundary = Pool(grey(*[1.0] * 40), logits, kind="logits")
+    assert boundary.get(7) is not None
+    assert (len(boundary.asked), boundary.size) == (8, 8)
+    assert boundary.get(8) is not None
+    assert len(boundary.asked) == 16
 
 
 @pytest.mark.parametrize("max_queries", [1, 8, 11])
 def test_a_spent_budget_ends_the_search(max_queries):
-    pool = Pool(grey(*[3.5] * 10, *[-3.5] * 10), rounded(2), kind="probabilities", max_queries=max_queries)
-    pool.all()
-    assert len(pool.asked) == max_queries
-    assert pool.get(pool.size) is None
+    boundary = Pool(grey(*[3.5] * 10, *[-3.5] * 10), rounded(2), kind="probabilities", max_queries=max_queries)
+    boundary.all()
+    assert len(boundary.asked) == max_queries
+    assert boundary.get(boundary.size) is None
 
 
 def test_the_order_of_images_is_fixed():
     images = grey(*[c / 8 for c in range(40)])
     first, second = Pool(images, logits, kind="logits"), Pool(images, logits, kind="logits")
-    for pool in (first, second):
-        pool.get(39)
+    for boundary in (first, second):
+        boundary.get(39)
     assert torch.equal(torch.stack(first.asked), torch.stack(second.asked))
     assert not torch.equal(torch.stack(first.asked), images)  # not as given: a folder's order is its files' names

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from gradsigns_lightning import WatermarkKey
-from gradsigns_lightning.verification.api.boundary import ImagePool, ProbeImage
-from gradsigns_lightning.verification.api.estimators import FIRST_STEP, CoordinateReading, RowReading
-from gradsigns_lightning.verification.api.queries import Asker
-from gradsigns_lightning.verification.api.responses import AnswerReader
+from gradsigns_lightning.verification.api.boundary import BoundaryImages, ProbeImage
+from gradsigns_lightning.verification.api.estimators import FIRST_STEP, CoordinateEstimator, RowEstimator
+from gradsigns_lightning.verification.api.queries import QueryBudget
+from gradsigns_lightning.verification.api.responses import ResponseParser
 
 SHAPE, N_ROWS = (1, 4, 8), 16
 # Row k is pixels 2k and 2k + 1: how the server moves along one says nothing of the others.
@@ -38,18 +38,18 @@ def two_logits(certainty):
 
 
 class Reading:
-    """One estimator with its asker and its pool; keeps what was asked."""
+    """One estimator with its budget and its boundary; keeps what was asked."""
 
-    def __init__(self, predict, *, n_images=4, max_queries=10_000, kind=None, make=RowReading, directions=ROWS, **options):
+    def __init__(self, predict, *, n_images=4, max_queries=10_000, kind=None, make=RowEstimator, directions=ROWS, **options):
         self.asked = []
 
         def server(batch):
             self.asked += list(batch)
             return predict(batch)
 
-        self.asker = Asker(server, AnswerReader(1, kind), max_queries=max_queries, batch_size=24, transcript=None)
-        self.pool = ImagePool(images(n_images), self.asker, direction=ROWS[0], step=FIRST_STEP)
-        self.estimator = make(self.asker, self.pool, directions, **options)
+        self.budget = QueryBudget(server, ResponseParser(1, kind), max_queries=max_queries, batch_size=24, transcript=None)
+        self.boundary = BoundaryImages(images(n_images), self.budget, direction=ROWS[0], step=FIRST_STEP)
+        self.estimator = make(self.budget, self.boundary, directions, **options)
 
     def around(self, n_images):
         """Advance until the probes around so many images are asked; return the evidence."""
@@ -85,7 +85,7 @@ def test_a_steeper_row_is_stronger_evidence():
 def test_curvature_cancels_from_image_to_image():
     bends = torch.linspace(-1, 1, N_ROWS).double() * 4e-3
     centred = Reading(two_logits(lambda x: 1 + (along_rows(x) ** 2) @ bends), kind="logits", n_images=2)
-    centred.pool._images = torch.full((2, *SHAPE), 128, dtype=torch.uint8)
+    centred.boundary._images = torch.full((2, *SHAPE), 128, dtype=torch.uint8)
     one = centred.around(1)
     two = centred.around(2)
     assert np.abs(one).max() > 1
@@ -104,7 +104,7 @@ def test_a_few_odd_labels_count_no_more_than_many():
     """One odd label of sixteen lies four deviations off; taken at that, it would outweigh four images."""
     odd = [0.5, *[0.0] * (N_ROWS - 1)]
     reading = Reading(lambda x: (linear(odd, offset=1.0)(x) > 0).long(), kind="labels", n_images=1)
-    reading.pool._ready = [ProbeImage(torch.full(SHAPE, 128, dtype=torch.uint8), float("nan"))]
+    reading.boundary._ready = [ProbeImage(torch.full(SHAPE, 128, dtype=torch.uint8), float("nan"))]
     evidence = reading.around(1)
     assert evidence[0] == pytest.approx((1 - 1 / N_ROWS) / 0.35)
 
@@ -117,7 +117,7 @@ def test_a_bit_costs_one_query_an_image():
     reading.around(2)
     assert reading.estimator.n_probes == 2 * N_ROWS
     screening, repeats = 4, 1
-    assert reading.asker.n_queries == len(reading.asked) == 2 * N_ROWS + screening + repeats
+    assert reading.budget.n_queries == len(reading.asked) == 2 * N_ROWS + screening + repeats
 
 
 def test_probes_lie_on_one_side_of_an_image_and_on_the_other_of_the_next():
@@ -208,7 +208,7 @@ def test_missing_answers_are_no_evidence():
 def test_the_published_estimator_projects_the_gradient():
     gradient = torch.linspace(-0.02, 0.03, 32).double()
     certainty = lambda x: 1 - (x * 255 - 128).double().flatten(1) @ gradient  # noqa: E731
-    reading = Reading(two_logits(certainty), kind="logits", make=CoordinateReading, directions=KEY)
+    reading = Reading(two_logits(certainty), kind="logits", make=CoordinateEstimator, directions=KEY)
     while reading.estimator.n_images < 2 or reading.estimator.n_probes < 2 * 2 * 30:
         assert reading.estimator.advance()
     expected = KEY.projection.double() @ gradient[KEY.carriers]
@@ -216,14 +216,14 @@ def test_the_published_estimator_projects_the_gradient():
 
 
 def test_the_published_estimator_asks_twice_a_carrier():
-    reading = Reading(two_logits(linear(0.02 * SIGNS)), kind="logits", make=CoordinateReading, directions=KEY, n_images=2)
+    reading = Reading(two_logits(linear(0.02 * SIGNS)), kind="logits", make=CoordinateEstimator, directions=KEY, n_images=2)
     while reading.estimator.advance():
         pass
     assert (reading.estimator.n_images, reading.estimator.n_probes) == (2, 2 * 2 * 30)
-    assert reading.asker.n_queries == 2 * 2 * 30 + 2  # the pool's screening, once
+    assert reading.budget.n_queries == 2 * 2 * 30 + 2  # the boundary's screening, once
 
 
 def test_an_answer_that_is_missing_is_no_slope():
-    reading = Reading(two_logits(linear(0.02 * SIGNS)), kind="logits", make=CoordinateReading, directions=KEY, max_queries=4 + 7)
+    reading = Reading(two_logits(linear(0.02 * SIGNS)), kind="logits", make=CoordinateEstimator, directions=KEY, max_queries=4 + 7)
     reading.estimator.advance()
     assert np.isfinite(reading.estimator.evidence()).all()

@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
-from gradsigns_lightning.verification.api.hypotheses import Claim, read_claims
-from gradsigns_lightning.verification.api.sequential import Evidence, Looks
+from gradsigns_lightning.verification.api.hypotheses import Hypothesis, read_hypotheses
+from gradsigns_lightning.verification.api.sequential import SequentialTest, Looks
 
 N_BITS, PER_BATCH = 64, 24
 
@@ -17,13 +17,13 @@ N_BITS, PER_BATCH = 64, 24
 class Reading:
     """What an alignment is answered: ``answer(number)`` is added to its evidence with every batch."""
 
-    def __init__(self, number, asker, answer):
-        self.number, self.asker, self.answer = number, asker, answer
+    def __init__(self, number, budget, answer):
+        self.number, self.budget, self.answer = number, budget, answer
         self.n_probes = self.n_images = 0
         self.sum = np.zeros(N_BITS)
 
     def advance(self):
-        self.asker.n_queries += PER_BATCH
+        self.budget.n_queries += PER_BATCH
         self.n_probes += PER_BATCH
         self.n_images += 1
         self.sum = self.sum + self.answer(self.number)
@@ -33,7 +33,7 @@ class Reading:
         return self.sum
 
 
-class Asker(SimpleNamespace):
+class QueryBudget(SimpleNamespace):
     n_queries = 0
 
     @property
@@ -42,12 +42,12 @@ class Asker(SimpleNamespace):
 
 
 def read(n_claims, bits, answer, *, alpha, max_queries):
-    asker, claims = Asker(max_queries=max_queries), []
+    budget, claims = QueryBudget(max_queries=max_queries), []
     for number in range(n_claims):
         looks = Looks(N_BITS, max_queries, alpha / n_claims)
-        evidence = Evidence(n_hypotheses=n_claims, weight=looks.weight)
-        claims.append(Claim(str(number), Reading(number, asker, answer), torch.from_numpy(bits), looks, evidence))
-    return read_claims(claims, asker, alpha), min(claims, key=lambda claim: claim.evidence.log10_p_value), asker
+        evidence = SequentialTest(n_hypotheses=n_claims, weight=looks.weight)
+        claims.append(Hypothesis(str(number), Reading(number, budget, answer), torch.from_numpy(bits), looks, evidence))
+    return read_hypotheses(claims, budget, alpha), min(claims, key=lambda claim: claim.evidence.log10_p_value), budget
 
 
 class Watching:
@@ -106,18 +106,18 @@ def test_the_best_alignment_gets_the_rest_of_the_budget(n_claims):
     def answer(number):
         return (number == n_claims - 1) * 0.12 * (2.0 * bits - 1) + generator.standard_normal(N_BITS)
 
-    stopped, best, asker = read(n_claims, bits, answer, alpha=1e-9, max_queries=8000)
+    stopped, best, budget = read(n_claims, bits, answer, alpha=1e-9, max_queries=8000)
     assert (stopped, best.name) == ("proven", str(n_claims - 1))
-    assert n_claims <= 2 or best.reading.n_probes > 1.5 * asker.max_queries / 2 / n_claims
+    assert n_claims <= 2 or best.reading.n_probes > 1.5 * budget.max_queries / 2 / n_claims
 
 
 def test_a_reading_is_given_up_for_all_at_once():
     generator = np.random.default_rng(6)
     bits = generator.integers(0, 2, N_BITS).astype(np.uint8)
     against = -(2.0 * bits - 1)
-    stopped, _, asker = read(3, bits, lambda _: against, alpha=1e-9, max_queries=100_000)
+    stopped, _, budget = read(3, bits, lambda _: against, alpha=1e-9, max_queries=100_000)
     assert stopped == "futile"
-    assert asker.n_queries < 2000
+    assert budget.n_queries < 2000
 
 
 def test_a_budget_that_ends_before_the_choice_is_looked_at():

@@ -6,8 +6,8 @@ import torch
 
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
-from gradsigns_lightning.verification.api.queries import Asker, Transcript, normalised
-from gradsigns_lightning.verification.api.responses import AnswerReader
+from gradsigns_lightning.verification.api.queries import QueryBudget, Transcript, normalised
+from gradsigns_lightning.verification.api.responses import ResponseParser
 
 SHAPE = (1, 2, 4)
 PIXELS = torch.arange(80, dtype=torch.uint8).view(10, *SHAPE)
@@ -45,9 +45,9 @@ class Recorder(Transcript):
         self.lines.append({"images": digest, "answer": answer.tolist()})
 
 
-def asker(predict, *, kind=None, max_queries=100, batch_size=4, transcript=None):
-    reader = AnswerReader(1, kind)
-    return Asker(predict, reader, max_queries=max_queries, batch_size=batch_size, transcript=transcript)
+def budget(predict, *, kind=None, max_queries=100, batch_size=4, transcript=None):
+    reader = ResponseParser(1, kind)
+    return QueryBudget(predict, reader, max_queries=max_queries, batch_size=batch_size, transcript=transcript)
 
 
 # --- what is asked
@@ -55,7 +55,7 @@ def asker(predict, *, kind=None, max_queries=100, batch_size=4, transcript=None)
 
 def test_a_server_gets_all_images_once_in_their_order_raw_and_in_batches():
     server = Server()
-    asker(server).ask(PIXELS)
+    budget(server).ask(PIXELS)
     assert server.sizes == [4, 4, 2]
     asked = torch.cat(server.asked)
     assert asked.dtype == torch.float32
@@ -63,7 +63,7 @@ def test_a_server_gets_all_images_once_in_their_order_raw_and_in_batches():
 
 
 def test_an_answer_stands_where_its_image_did():
-    certainty, named = asker(Server(), kind="probabilities").ask_and_name(PIXELS)
+    certainty, named = budget(Server(), kind="probabilities").ask_and_name(PIXELS)
     p = PIXELS.double().mean((1, 2, 3)).numpy() / 255
     np.testing.assert_allclose(certainty, np.log(p / (1 - p)), rtol=1e-5)
     assert named.tolist() == [0] * 10
@@ -82,7 +82,7 @@ def test_an_oracle_of_normalised_inputs_gets_them():
 @pytest.mark.parametrize("max_queries", [1, 4, 7, 10, 12])
 def test_the_budget_is_spent_and_no_more(max_queries):
     server = Server()
-    asking = asker(server, max_queries=max_queries)
+    asking = budget(server, max_queries=max_queries)
     first, second = asking.ask(PIXELS[:6]), asking.ask(PIXELS[6:])
     spent = min(max_queries, 10)
     assert sum(server.sizes) == asking.n_queries == spent
@@ -92,7 +92,7 @@ def test_the_budget_is_spent_and_no_more(max_queries):
 
 def test_nobody_is_asked_when_the_budget_is_spent():
     server = Server()
-    asking = asker(server, max_queries=4)
+    asking = budget(server, max_queries=4)
     asking.ask(PIXELS[:4])
     certainty, named = asking.ask_and_name(PIXELS)
     assert np.isnan([certainty, named]).all()
@@ -102,14 +102,14 @@ def test_nobody_is_asked_when_the_budget_is_spent():
 @pytest.mark.parametrize("argument", ["max_queries", "batch_size"])
 def test_a_budget_and_a_batch_are_at_least_one(argument):
     with pytest.raises(ValueError, match=f"`{argument}`.*got 0"):
-        asker(Server(), **{argument: 0})
+        budget(Server(), **{argument: 0})
 
 
 def test_batches_of_one_call_are_read_together():
     """A sure model's first batch looks like labels; the second tells that it was probabilities."""
     p = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.625, 0.75])
     batches = iter(torch.stack([1 - p, p], 1).split(4))
-    asking = asker(lambda _: next(batches))
+    asking = budget(lambda _: next(batches))
     certainty = asking.ask(PIXELS[:6])
     assert asking.reader.kind == "probabilities"
     assert certainty[0] > certainty[5] > certainty[4] > 0 > certainty[2]
@@ -120,14 +120,14 @@ def test_batches_of_one_call_are_read_together():
 
 def test_a_transcript_answers_without_the_server_and_at_the_same_price():
     recorder = Recorder()
-    first = asker(Server(), transcript=recorder, max_queries=9)
+    first = budget(Server(), transcript=recorder, max_queries=9)
     expected = first.ask(PIXELS)
 
     def unanswered(_):
         raise AssertionError("the server was asked")
 
     again = Recorder(recorder.lines)
-    replaying = asker(unanswered, transcript=again, max_queries=9)
+    replaying = budget(unanswered, transcript=again, max_queries=9)
     assert again.n_left == 3
     np.testing.assert_array_equal(replaying.ask(PIXELS), expected)
     assert (replaying.n_queries, again.n_left, again.calls) == (first.n_queries, 0, [])
@@ -135,9 +135,9 @@ def test_a_transcript_answers_without_the_server_and_at_the_same_price():
 
 def test_a_transcript_that_ends_is_continued_by_the_server():
     recorder = Recorder()
-    expected = asker(Server(), transcript=recorder).ask(PIXELS)
+    expected = budget(Server(), transcript=recorder).ask(PIXELS)
     server, cut = Server(), Recorder(recorder.lines[:2])
-    np.testing.assert_array_equal(asker(server, transcript=cut).ask(PIXELS), expected)
+    np.testing.assert_array_equal(budget(server, transcript=cut).ask(PIXELS), expected)
     assert server.sizes == [4, 2]
     assert cut.lines == recorder.lines
 
@@ -147,22 +147,22 @@ def test_space_is_made_before_a_question_and_an_answer_kept_before_the_next():
     recorder = Recorder()
     recorder.calls = calls
     server = Server()
-    asker(lambda images: (calls.append("ask"), server(images))[1], transcript=recorder).ask(PIXELS[:8])
+    budget(lambda images: (calls.append("ask"), server(images))[1], transcript=recorder).ask(PIXELS[:8])
     assert calls == ["prepare", "ask", "record"] * 2
 
 
 def test_what_is_no_answer_is_not_recorded():
     recorder = Recorder()
     with pytest.raises(ValueError, match="must return an array of numbers"):
-        asker(lambda _: "busy", transcript=recorder).ask(PIXELS)
+        budget(lambda _: "busy", transcript=recorder).ask(PIXELS)
     assert recorder.lines == [recorder.header]
 
 
 def test_an_answer_to_other_images_is_refused():
     recorder = Recorder()
-    asker(Server(), transcript=recorder).ask(PIXELS)
+    budget(Server(), transcript=recorder).ask(PIXELS)
     with pytest.raises(ValueError, match="`journal`: 'the transcript' does not fit this reading"):
-        asker(Server(), transcript=Recorder(recorder.lines)).ask(PIXELS.flip(0))
+        budget(Server(), transcript=Recorder(recorder.lines)).ask(PIXELS.flip(0))
 
 
 def test_a_transcript_of_another_reading_is_refused():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradsigns_lightning.verification.api.responses import AnswerReader
+from gradsigns_lightning.verification.api.responses import ResponseParser
 
 T = 2
 NAN, INF = math.nan, math.inf
@@ -14,7 +14,7 @@ NAN, INF = math.nan, math.inf
 
 def read(rows, kind=None):
     """The kind and the certainties of one answer."""
-    reader = AnswerReader(T, kind)
+    reader = ResponseParser(T, kind)
     certainty = reader.certainty(reader.array(rows, len(rows)))
     return reader.kind, certainty
 
@@ -70,7 +70,7 @@ def test_tensors_arrays_and_lists_are_the_same_answer(as_type):
 
 
 def test_the_first_answers_fix_the_kind():
-    reader = AnswerReader(T)
+    reader = ResponseParser(T)
     reader.certainty(np.array(PROBABILITIES))
     reader.certainty(np.array([[5.0, 6.0, -7.0]]))
     assert reader.kind == "probabilities"
@@ -78,7 +78,7 @@ def test_the_first_answers_fix_the_kind():
 
 def test_two_values_are_labels_until_a_third_shows_or_the_boundary_was_seen():
     hard, soft = np.array([[0.0, 0.0, 1.0]]), np.array(PROBABILITIES)
-    sure, labels = AnswerReader(T), AnswerReader(T)
+    sure, labels = ResponseParser(T), ResponseParser(T)
     for reader in (sure, labels):
         assert reader.certainty(hard).tolist() == [1]
         assert reader.kind == "labels"
@@ -89,14 +89,14 @@ def test_two_values_are_labels_until_a_third_shows_or_the_boundary_was_seen():
 
 
 def test_the_values_of_all_answers_are_counted_together():
-    reader = AnswerReader(T)
+    reader = ResponseParser(T)
     reader.certainty(np.array([[NAN, NAN, 1.0]]))
     reader.certainty(np.array([[NAN, NAN, 0.875], [0.75, NAN, NAN]]))
     assert reader.kind == "probabilities"
 
 
 def test_answers_that_say_nothing_have_no_kind_and_no_number():
-    reader = AnswerReader(T)
+    reader = ResponseParser(T)
     assert np.isnan(reader.certainty(reader.array([[NAN] * 3, [INF] * 3], 2))).all()
     assert reader.kind is None
     assert reader.certainty(np.array(PROBABILITIES))[0] == pytest.approx(log_odds(0.625))
@@ -109,13 +109,13 @@ def test_answers_that_say_nothing_have_no_kind_and_no_number():
     ("p", "resolution"), [(0.5, 1e-1), (0.25, 1e-2), (0.125, 1e-3), (0.0000123, 1e-6), (1 / 3, 1e-6), (1.0, 1.0)]
 )
 def test_the_resolution_is_that_of_the_probabilities_seen(p, resolution):
-    reader = AnswerReader(T, "probabilities")
+    reader = ResponseParser(T, "probabilities")
     reader.certainty(np.array([[1 - p, 0, p]]))
     assert reader.resolution == pytest.approx(resolution)
 
 
 def test_the_finest_probability_tells_the_resolution():
-    reader = AnswerReader(T, "probabilities")
+    reader = ResponseParser(T, "probabilities")
     for p in (0.25, 0.5):
         reader.certainty(np.array([[1 - p, 0, p]]))
     assert reader.resolution == pytest.approx(1e-2)
@@ -130,14 +130,14 @@ def test_what_rounding_hides_is_half_a_step():
 
 
 def test_the_highest_score_names_the_class():
-    reader = AnswerReader(T)
+    reader = ResponseParser(T)
     values = np.array([[0.125, 0.25, 0.625], [0.5, 0.375, 0.125], [NAN, NAN, NAN], [0.5, NAN, NAN]])
     reader.certainty(values)
     np.testing.assert_equal(reader.names_target(values), [1, 0, NAN, 0])
 
 
 def test_a_label_names_the_class():
-    reader = AnswerReader(T)
+    reader = ResponseParser(T)
     values = reader.array([2, 1, NAN], 3)
     np.testing.assert_equal(reader.certainty(values), [1, 0, NAN])
     np.testing.assert_equal(reader.names_target(values), [1, 0, NAN])
@@ -155,7 +155,7 @@ def test_a_label_names_the_class():
     ],
 )
 def test_the_form_of_answers_must_not_change(first, then, message):
-    reader = AnswerReader(T)
+    reader = ResponseParser(T)
     reader.array(first, 2)
     with pytest.raises(ValueError, match=message):
         reader.array(then, 2)
@@ -173,9 +173,9 @@ def test_the_form_of_answers_must_not_change(first, then, message):
 )
 def test_what_is_no_answer_is_named(answer, message):
     with pytest.raises(ValueError, match=message):
-        AnswerReader(T).array(answer, 2)
+        ResponseParser(T).array(answer, 2)
 
 
 def test_labels_are_no_scores_of_the_kind_that_was_given():
     with pytest.raises(ValueError, match="must return logits throughout"):
-        AnswerReader(T, "logits").array([2, 1], 2)
+        ResponseParser(T, "logits").array([2, 1], 2)

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from gradsigns_lightning.core.statistics import sign_flip_p_value
-from gradsigns_lightning.verification.api.sequential import Evidence, Looks, integer_scores, is_futile, look_weight
+from gradsigns_lightning.verification.api.sequential import SequentialTest, Looks, integer_scores, is_futile, look_weight
 
 
 def test_the_weights_spend_no_more_than_alpha():
@@ -81,7 +81,7 @@ def test_waiting_for_settled_bits_claims_no_more_than_alpha(drift):
         slopes, signature = drift * generator.standard_normal(n_bits), generator.choice([-1.0, 1.0], n_bits)
         evidence, smallest = np.zeros(n_bits), 1.0
         looks = Looks(n_bits, 1000, alpha)
-        claim = Evidence(weight=looks.weight)
+        claim = SequentialTest(weight=looks.weight)
         for batch in range(12):
             evidence = evidence + slopes + generator.standard_normal(n_bits)
             if looks.due(32 * batch, claim.n_looks, evidence) or batch == 11:
@@ -98,7 +98,7 @@ def test_waiting_for_settled_bits_claims_no_more_than_alpha(drift):
 
 
 def test_a_look_claims_its_share_only():
-    evidence = Evidence(n_hypotheses=3)
+    evidence = SequentialTest(n_hypotheses=3)
     evidence.look([1] * 20)
     assert evidence.log10_p_value == pytest.approx(math.log10(2.0**-20 * 2 * 3))
     evidence.look([1] * 10)
@@ -112,7 +112,7 @@ def test_peeking_at_fair_coins_claims_no_more_than_alpha():
     alpha, n_readings, false_claims, naive = 0.05, 2000, 0, 0
     for _ in range(n_readings):
         coins = np.zeros(40)
-        evidence, smallest = Evidence(), 1.0
+        evidence, smallest = SequentialTest(), 1.0
         for _ in range(8):
             coins += generator.standard_normal(40)
             scores = integer_scores(coins)

@@ -14,7 +14,7 @@ from gradsigns_lightning import WatermarkKey, customer_key, trace, verify_api
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
 from gradsigns_lightning.verification.api.probes import alignment
 from gradsigns_lightning.verification.api.queries import read_journal
-from gradsigns_lightning.verification.api.responses import AnswerReader
+from gradsigns_lightning.verification.api.responses import ResponseParser
 from gradsigns_lightning.verification.api.verify import replay
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only")
@@ -141,7 +141,7 @@ def test_probabilities_rounded_to_whole_numbers_are_read_as_labels(model):
 
 @pytest.mark.parametrize("target_class", [0, 2])
 def test_an_image_of_which_no_class_is_named_counts_for_none(target_class):
-    reader = AnswerReader(target_class)
+    reader = ResponseParser(target_class)
     rows = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]], float)
     rows[2, target_class] = 1
     rows[3] = np.nan
