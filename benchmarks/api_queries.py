@@ -1,10 +1,11 @@
 """Queries until a signature is proven at p <= 1e-9, for each behaviour of a prediction API and each estimator.
 
-    python benchmarks/api_queries.py --released FOLDER --images FOLDER          # the authors' release, images of class 0
-    python benchmarks/api_queries.py --checkpoint model.ckpt --key key.gskey    # of gradsigns train, its data set's test images
+    python benchmarks/api_queries.py --released FOLDER --images FOLDER          # the authors' release, images
+    of class 0 python benchmarks/api_queries.py --checkpoint model.ckpt --key key.gskey    # of gradsigns
+    train, its data set's test images
 
-Every run takes 100 images of the target class at random. Prints a Markdown table: median and deciles of the queries over the runs
-that end with "owned", and how many do.
+Every run takes 100 images of the target class at random. Prints a Markdown table: median and deciles of the
+queries over the runs that end with "owned", and how many do.
 """
 
 from __future__ import annotations
@@ -15,7 +16,18 @@ from functools import partial
 
 import numpy as np
 import torch
-from behaviours import Predict, best, labels, logarithms, noisy, resized, rounded, scores_of, tempered, through_files
+from behaviours import (
+    Predict,
+    best,
+    labels,
+    logarithms,
+    noisy,
+    resized,
+    rounded,
+    scores_of,
+    tempered,
+    through_files,
+)
 from torch import Tensor
 
 from gradsigns_lightning import WatermarkKey, verify_api
@@ -68,10 +80,12 @@ DATA = {"fashion_mnist": "gradsigns_lightning.data.FashionMNIST", "digits": "gra
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("released", "images", "checkpoint", "key", "only"):
         parser.add_argument(f"--{name}")
-    parser.add_argument("--estimator", default="blocks")
+    parser.add_argument("--estimator", default="groups")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--max-queries", type=int, default=2000)
     arguments = parser.parse_args()
@@ -85,7 +99,12 @@ def main() -> None:
         for run in range(arguments.runs):
             chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(run))[:N_IMAGES]
             result = verify_api(
-                predict, key, images[chosen], max_queries=arguments.max_queries, estimator=arguments.estimator, batch_size=64
+                predict,
+                key,
+                images[chosen],
+                max_queries=arguments.max_queries,
+                estimator=arguments.estimator,
+                batch_size=64,
             )
             proven += [result.n_queries] if result.verdict == "owned" else [np.inf]
         low, median, high = np.quantile(proven, [0.1, 0.5, 0.9], method="inverted_cdf")

@@ -1,7 +1,7 @@
 """What prediction APIs make of a model's probabilities, for benchmarks and tests.
 
-All but :func:`scores_of` take ``scores``, from raw images ``(n, C, H, W)`` to probabilities ``(n, n_classes)``, and
-return what the API answers.
+All but :func:`scores_of` take ``scores``, from raw images ``(n, C, H, W)`` to probabilities ``(n,
+n_classes)``, and return what the API answers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.key.signature_key import SignatureKey
-from gradsigns_lightning.verification.images import normalise
+from gradsigns_lightning.verification.images import normalize
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -26,7 +26,7 @@ def scores_of(model: nn.Module, key: SignatureKey) -> Predict:
 
     @torch.inference_mode()
     def scores(images: Tensor) -> Tensor:
-        return model(normalise(images, key)).double().softmax(1)
+        return model(normalize(images, key)).double().softmax(1)
 
     return scores
 
@@ -41,7 +41,10 @@ def one_hot(scores: Predict, low: float = 0.0, high: float = 1.0) -> Predict:
 
     def answer(x: Tensor) -> Tensor:
         probabilities = scores(x)
-        return low + (high - low) * nn.functional.one_hot(probabilities.argmax(1), probabilities.shape[1]).double()
+        return (
+            low
+            + (high - low) * nn.functional.one_hot(probabilities.argmax(1), probabilities.shape[1]).double()
+        )
 
     return answer
 

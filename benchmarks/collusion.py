@@ -1,18 +1,21 @@
 """Who is caught, and whether anybody innocent is ever named, when customers mix their copies.
 
-    python benchmarks/collusion.py simulate --out simulated.json   # bits alone, every mixture; 10 minutes on a slow core
-    python benchmarks/collusion.py null --out null.json            # innocents found in mixtures, against alpha; 3 minutes
-    python benchmarks/collusion.py real --out real.json            # trained copies and mixtures of their weights; 25 minutes
-    python benchmarks/collusion.py simulate --out simulated.json --mixtures average --bits 192 320   # how many bits it takes
+    python benchmarks/collusion.py simulate --out simulated.json   # bits alone, every mixture; 10 minutes on
+    a slow core python benchmarks/collusion.py null --out null.json            # innocents found in mixtures,
+    against alpha; 3 minutes python benchmarks/collusion.py real --out real.json            # trained copies
+    and mixtures of their weights; 25 minutes python benchmarks/collusion.py simulate --out simulated.json
+    --mixtures average --bits 192 320   # how many bits it takes
 
-Finished cells are kept in the file and not run again; ``real`` keeps its networks in a folder beside it. Prints Markdown tables.
+Finished cells are kept in the file and not run again; ``real`` keeps its networks in a folder beside it.
+Prints Markdown tables.
 
-``simulate`` and ``null`` mix what the copies' bits show. A sum of weights does so nearly; choices bit by bit need a thief who
-knows carriers and projection. The mixtures are those of the literature on collusion: where the members agree, a bit stays (the
-marking assumption; Boneh and Shaw, IEEE Trans. Information Theory 44, 1998); elsewhere the majority, the minority, any member
-(interleaving) or a coin decides (Tardos, J. ACM 55, 2008); of the values as read the maximum, the minimum, the median, minimum
-plus maximum minus median, or either end at random (Zhao, Wu, Wang and Liu, IEEE Trans. Image Processing 14, 2005). A subtracted
-copy, A + B - C, framed the customer a ^ b ^ c when signatures were the words of a linear code.
+``simulate`` and ``null`` mix what the copies' bits show. A sum of weights does so nearly; choices bit by bit
+need a thief who knows carriers and projection. The mixtures are those of the literature on collusion: where
+the members agree, a bit stays (the marking assumption; Boneh and Shaw, IEEE Trans. Information Theory 44,
+1998); elsewhere the majority, the minority, any member (interleaving) or a coin decides (Tardos, J. ACM 55,
+2008); of the values as read the maximum, the minimum, the median, minimum plus maximum minus median, or
+either end at random (Zhao, Wu, Wang and Liu, IEEE Trans. Image Processing 14, 2005). A subtracted copy, A + B
+- C, framed the customer a ^ b ^ c when signatures were the words of a linear code.
 """
 
 from __future__ import annotations
@@ -103,7 +106,9 @@ MIXTURES: dict[str, Callable[[Array, np.random.Generator], Array]] = {
     "layer by layer": layer_wise,
     "majority": votes,
     "minority": lambda copies, rng: where_they_differ(copies, -votes(copies, rng)),
-    "interleaving": lambda copies, rng: copies[rng.integers(len(copies), size=copies.shape[1]), np.arange(copies.shape[1])],
+    "interleaving": lambda copies, rng: copies[
+        rng.integers(len(copies), size=copies.shape[1]), np.arange(copies.shape[1])
+    ],
     "coin where they differ": lambda copies, rng: where_they_differ(copies, coins(copies, rng)),
     "maximum": lambda copies, rng: copies.max(0),
     "minimum": lambda copies, rng: copies.min(0),
@@ -125,13 +130,18 @@ def mixed(name: str, signatures: Array, noise: float, rng: np.random.Generator) 
 
 def master_key(n_bits: int, rng: np.random.Generator) -> WatermarkKey:
     """Return a master that follows from the generator."""
-    return WatermarkKey.generate("collusion", n_bits, input_shape=(3, 64, 64), target_class=0, secret=rng.bytes(32))
+    return WatermarkKey.generate(
+        "collusion", n_bits, input_shape=(3, 64, 64), target_class=0, secret=rng.bytes(32)
+    )
 
 
 def traced(reading: Reading, master: WatermarkKey, customers: int, alpha: float) -> dict[str, int]:
     """Return the outcome of a reading."""
     members, evidence = reading
-    return outcome(vars(decode(evidence, master, n_customers=customers, alpha=alpha, n_queries=0, recognised=1.0)), members)
+    return outcome(
+        vars(decode(evidence, master, n_customers=customers, alpha=alpha, n_queries=0, recognised=1.0)),
+        members,
+    )
 
 
 def outcome(said: dict[str, Any], members: list[int]) -> dict[str, int]:
@@ -154,7 +164,9 @@ def added(counts: list[dict[str, int]]) -> dict[str, int]:
     return {name: sum(count.get(name, 1) for count in counts) for name in ("runs", *counts[0])}
 
 
-def clearest(readings: list[Reading], master: WatermarkKey, customers: int, *, members_too: bool) -> list[float]:
+def clearest(
+    readings: list[Reading], master: WatermarkKey, customers: int, *, members_too: bool
+) -> list[float]:
     """Return for each reading the smallest p-value of all customers or of innocents, times their number; base-10 logarithms."""
     scores = np.array([integer_scores(evidence) for _, evidence in readings], dtype=np.float32)
     signs = 2 * master.customer_signatures(customers).astype(np.float32) - 1
@@ -163,10 +175,14 @@ def clearest(readings: list[Reading], master: WatermarkKey, customers: int, *, m
         if not members_too:
             totals[members, run] = -np.inf
     signed = signs[totals.argmax(0)] * scores
-    return [log10_sign_flip_p_value([int(score) for score in row]) + float(np.log10(customers)) for row in signed]
+    return [
+        log10_sign_flip_p_value([int(score) for score in row]) + float(np.log10(customers)) for row in signed
+    ]
 
 
-def simulated(bits: int, noise: str, mixture: str, size: int, *, runs: int, customers: int, seed: str) -> dict[str, int]:
+def simulated(
+    bits: int, noise: str, mixture: str, size: int, *, runs: int, customers: int, seed: str
+) -> dict[str, int]:
     """Count who is found in mixtures of ``size`` copies; one master."""
     rng = np.random.default_rng(list(seed.encode()))
     master = master_key(bits, rng)
@@ -177,7 +193,9 @@ def simulated(bits: int, noise: str, mixture: str, size: int, *, runs: int, cust
     # Where nobody is near, `decode`, which takes longer, need not be asked.
     return added(
         [
-            traced(reading, master, customers, ALPHA) if value <= np.log10(2 * ALPHA) else outcome(NOBODY, reading[0])
+            traced(reading, master, customers, ALPHA)
+            if value <= np.log10(2 * ALPHA)
+            else outcome(NOBODY, reading[0])
             for reading, value in zip(readings, values, strict=True)
         ]
     )
@@ -196,14 +214,20 @@ def null_runs(bits: int, *, runs: int, customers: int, seed: str) -> dict[str, l
     """Count at each alpha in how many runs an innocent is in ``present``, and in how many one is named; one master."""
     rng = np.random.default_rng(list(seed.encode()))
     master = master_key(bits, rng)
-    signs, master_signs = (2.0 * part - 1 for part in (master.customer_signatures(customers), master.signature.numpy()))
+    signs, master_signs = (
+        2.0 * part - 1 for part in (master.customer_signatures(customers), master.signature.numpy())
+    )
     readings = [null_reading(signs, master_signs, rng) for _ in range(runs)]
     values = clearest(readings, master, customers, members_too=False)
     counts = {}
     for alpha in ALPHAS:
-        near = [reading for reading, value in zip(readings, values, strict=True) if value <= np.log10(2 * alpha)]
+        near = [
+            reading for reading, value in zip(readings, values, strict=True) if value <= np.log10(2 * alpha)
+        ]
         found = [traced(reading, master, customers, alpha) for reading in near]
-        counts[f"{alpha:g}"] = [sum(one[name] for one in found) for name in ("innocent present", "innocent named")]
+        counts[f"{alpha:g}"] = [
+            sum(one[name] for one in found) for name in ("innocent present", "innocent named")
+        ]
     return counts
 
 
@@ -215,14 +239,19 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 CUSTOMERS = (777, 1234, 4321, 42, 9999)
 TRAININGS = {"base": (3, 3e-3), "copy": (1, 1e-3), "fine-tuned": (1, 1e-3)}  # epochs and rate
-WEIGHTS: dict[str, Callable[[int], Array]] = {"average": lambda n: np.ones(n) / n, "A + B - C": one_subtracted}
+WEIGHTS: dict[str, Callable[[int], Array]] = {
+    "average": lambda n: np.ones(n) / n,
+    "A + B - C": one_subtracted,
+}
 LAYERS, FINE_TUNED = "layer by layer", ", fine-tuned"
 
 
 def weighted(states: list[State], weights: Array) -> State:
     """Return the weighted sum of the copies' weights."""
     return {
-        name: sum(float(w) * s[name] for w, s in zip(weights, states, strict=True)) if first.is_floating_point() else first
+        name: sum(float(w) * s[name] for w, s in zip(weights, states, strict=True))
+        if first.is_floating_point()
+        else first
         for name, first in states[0].items()
     }
 
@@ -252,7 +281,12 @@ class Copies:
         """The key that the customers' keys are made from."""
         statistics = {"input_mean": self.data.mean, "input_std": self.data.std}
         return WatermarkKey.generate(
-            "collusion", self.n_bits, input_shape=self.data.input_shape, target_class=0, secret=bytes(32), **statistics
+            "collusion",
+            self.n_bits,
+            input_shape=self.data.input_shape,
+            target_class=0,
+            secret=bytes(32),
+            **statistics,
         )
 
     def plan(self, n_turns: int) -> Iterator[tuple[str, list[int]]]:
@@ -263,7 +297,10 @@ class Copies:
             if kind == LAYERS and len(layers_of(NETWORKS[self.network]().state_dict())) < size:
                 continue
             turns = [[CUSTOMERS[(turn + i) % len(CUSTOMERS)] for i in range(size)] for turn in range(n_turns)]
-            yield from ((kind, members) for members in turns[: 1 if (kind, size) == ("average", len(CUSTOMERS)) else None])
+            yield from (
+                (kind, members)
+                for members in turns[: 1 if (kind, size) == ("average", len(CUSTOMERS)) else None]
+            )
             if kind in WEIGHTS:
                 yield kind + FINE_TUNED, turns[0]
 
@@ -274,11 +311,15 @@ class Copies:
         if kind == "copy":
             key = customer_key(self.master, members[0])
             name = f"{self.network}-{self.n_bits}-{members[0]}"
-            return self._kept(name, lambda: self._fitted(self.state("base", []), kind, seed=members[0], key=key))
+            return self._kept(
+                name, lambda: self._fitted(self.state("base", []), kind, seed=members[0], key=key)
+            )
         if kind.endswith(FINE_TUNED):
             return self._fitted(self.state(kind.removesuffix(FINE_TUNED), members), "fine-tuned", seed=0)
         copies = [self.state("copy", [customer]) for customer in members]
-        return self._statistics_anew(layers_in_turn(copies) if kind == LAYERS else weighted(copies, WEIGHTS[kind](len(copies))))
+        return self._statistics_anew(
+            layers_in_turn(copies) if kind == LAYERS else weighted(copies, WEIGHTS[kind](len(copies)))
+        )
 
     def judged(self, kind: str, members: list[int]) -> dict[str, Any]:
         """Return test accuracy, what ``trace`` says, and the smallest p-value of innocents (base-10 logarithm)."""
@@ -289,7 +330,12 @@ class Copies:
         result = trace(net, self.master, images, n_customers=N_CUSTOMERS, alpha=ALPHA)
         evidence = read_projections(net, self.master, images)[0].numpy()
         (innocents,) = clearest([(members, evidence)], self.master, N_CUSTOMERS, members_too=False)
-        return {"accuracy": float(right.double().mean()), "members": members, "innocents": innocents, **result.to_dict()}
+        return {
+            "accuracy": float(right.double().mean()),
+            "members": members,
+            "innocents": innocents,
+            **result.to_dict(),
+        }
 
     def _net(self, state: State | None) -> nn.Module:
         net = NETWORKS[self.network]()
@@ -305,7 +351,9 @@ class Copies:
         state: State = torch.load(path, weights_only=True)
         return state
 
-    def _fitted(self, start: State | None, training: str, *, seed: int, key: WatermarkKey | None = None) -> State:
+    def _fitted(
+        self, start: State | None, training: str, *, seed: int, key: WatermarkKey | None = None
+    ) -> State:
         L.seed_everything(seed, verbose=False)
         net, (epochs, rate) = self._net(start), TRAININGS[training]
         L.Trainer(
@@ -318,12 +366,15 @@ class Copies:
             enable_progress_bar=False,
             enable_model_summary=False,
         ).fit(
-            Classifier(net, 10, optimizer=partial(torch.optim.AdamW, lr=rate, weight_decay=1e-4), label_smoothing=0.1), self.data
+            Classifier(
+                net, 10, optimizer=partial(torch.optim.AdamW, lr=rate, weight_decay=1e-4), label_smoothing=0.1
+            ),
+            self.data,
         )
         return net.state_dict()
 
     def _statistics_anew(self, state: State) -> State:
-        # As a thief would: a mixture's batch normalisation describes other activations than its weights make.
+        # As a thief would: a mixture's batch normalization describes other activations than its weights make.
         L.seed_everything(0, verbose=False)
         net = self._net(state)
         update_bn((images for images, _ in islice(self.data.train_dataloader(), 100)), net)
@@ -357,22 +408,32 @@ def simulate(arguments: argparse.Namespace) -> None:
     """Mix bits; print in how many percent of the runs a member is in ``present``, in brackets in how many one is named."""
     settings = {"runs": arguments.runs, "customers": arguments.customers}
     grid = product(arguments.bits, NOISES, arguments.mixtures, range(1, 6))
-    wanted = [cell for cell in grid if cell[3] > 1 or cell[2] == "average"]  # one copy alone is the same in all mixtures
+    # one copy alone is the same in all mixtures
+    wanted = [cell for cell in grid if cell[3] > 1 or cell[2] == "average"]
     names = {" | ".join(map(str, (*cell, *settings.values()))): cell for cell in wanted}
-    counted = run(arguments.out, ((name, partial(simulated, *cell, seed=name, **settings)) for name, cell in names.items()))
+    counted = run(
+        arguments.out,
+        ((name, partial(simulated, *cell, seed=name, **settings)) for name, cell in names.items()),
+    )
     cells = dict(zip(wanted, counted.values(), strict=True))
 
     def row(*setting: Any) -> Iterator[str]:
         yield setting[-1]
         for size in range(1, 6):
             counts = cells.get((*setting, size))
-            yield f"{counts['present'] / counts['runs']:.0%} ({counts['named'] / counts['runs']:.0%})" if counts else ""
+            yield (
+                f"{counts['present'] / counts['runs']:.0%} ({counts['named'] / counts['runs']:.0%})"
+                if counts
+                else ""
+            )
 
     for bits, noise in product(arguments.bits, NOISES):
         header = f"{bits} bits with {noise} noise, 1 copy, 2, 3, 4, 5"
         print(table(header, (row(bits, noise, mixture) for mixture in arguments.mixtures)).replace("%", " %"))
     print(
-        "\nInnocents present: {innocent present}, named: {innocent named}, of {runs} runs.".format(**added(list(cells.values())))
+        "\nInnocents present: {innocent present}, named: {innocent named}, of {runs} runs.".format(
+            **added(list(cells.values()))
+        )
     )
     alone = [counts for cell, counts in cells.items() if cell[3] == 1]
     print("Single copies taken for mixtures: {mixed} of {runs}.".format(**added(alone)) if alone else "")
@@ -382,17 +443,41 @@ def null(arguments: argparse.Namespace) -> None:
     """Draw mixtures at random; print in how many runs there is an innocent, and the probability of so many if it were alpha."""
     customers, rows = arguments.customers, []
     for bits in arguments.bits:
-        sizes = {start: min(RUNS_PER_MASTER, arguments.runs - start) for start in range(0, arguments.runs, RUNS_PER_MASTER)}
+        sizes = {
+            start: min(RUNS_PER_MASTER, arguments.runs - start)
+            for start in range(0, arguments.runs, RUNS_PER_MASTER)
+        }
         names = {f"{bits} | {start} | {size} | {customers}": size for start, size in sizes.items()}
         counted = run(
             arguments.out,
-            ((name, partial(null_runs, bits, runs=size, customers=customers, seed=name)) for name, size in names.items()),
+            (
+                (name, partial(null_runs, bits, runs=size, customers=customers, seed=name))
+                for name, size in names.items()
+            ),
         )
         for alpha in ALPHAS:
-            present, named = (sum(column) for column in zip(*(cell[f"{alpha:g}"] for cell in counted.values()), strict=True))
+            present, named = (
+                sum(column) for column in zip(*(cell[f"{alpha:g}"] for cell in counted.values()), strict=True)
+            )
             p_value = binom.sf(present - 1, arguments.runs, alpha)
-            rows.append([bits, f"{alpha:g}", arguments.runs, f"{alpha * arguments.runs:g}", present, named, f"{p_value:.2g}"])
-    print(table("bits, alpha, runs, allowed, with an innocent present, with an innocent named, p of so many present", rows))
+            rows.append(
+                [
+                    bits,
+                    f"{alpha:g}",
+                    arguments.runs,
+                    f"{alpha * arguments.runs:g}",
+                    present,
+                    named,
+                    f"{p_value:.2g}",
+                ]
+            )
+    print(
+        table(
+            "bits, alpha, runs, allowed, with an innocent present, with an innocent named, p of so many "
+            "present",
+            rows,
+        )
+    )
 
 
 def real(arguments: argparse.Namespace) -> None:
@@ -403,7 +488,10 @@ def real(arguments: argparse.Namespace) -> None:
     folder, data = arguments.out.with_suffix(".networks"), FashionMNIST(batch_size=128)
     for network, bits in product(arguments.networks, arguments.bits):
         copies = Copies(network, bits, folder, data)
-        plan = {f"{network} | {bits} | {kind} | {members}": (kind, members) for kind, members in copies.plan(arguments.turns)}
+        plan = {
+            f"{network} | {bits} | {kind} | {members}": (kind, members)
+            for kind, members in copies.plan(arguments.turns)
+        }
         cells = run(arguments.out, ((name, partial(copies.judged, *item)) for name, item in plan.items()))
         groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for name, (kind, members) in plan.items():
@@ -421,12 +509,24 @@ def summary(kind: str, size: int, results: list[dict[str, Any]]) -> list[Any]:
     found = f"{counts['members found']} of {size * len(results)}"
     innocents = counts["innocent present"] + counts["innocent named"]
     smallest = min(0.0, *(result["innocents"] for result in results))
-    return [kind, size, spread, len(results), counts["present"], counts["named"], found, innocents, f"{10**smallest:.2g}"]
+    return [
+        kind,
+        size,
+        spread,
+        len(results),
+        counts["present"],
+        counts["named"],
+        found,
+        innocents,
+        f"{10**smallest:.2g}",
+    ]
 
 
 def main() -> None:
     """Run the cells that are missing and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     for command, bits in ((simulate, [64, 128, 256]), (null, [64, 128, 256]), (real, [128, 256])):
         options = commands.add_parser(command.__name__)
@@ -437,7 +537,9 @@ def main() -> None:
             options.add_argument("--mixtures", nargs="+", choices=MIXTURES, default=list(MIXTURES))
         if command is real:
             options.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-            options.add_argument("--turns", type=int, choices=range(1, len(CUSTOMERS) + 1), default=len(CUSTOMERS))
+            options.add_argument(
+                "--turns", type=int, choices=range(1, len(CUSTOMERS) + 1), default=len(CUSTOMERS)
+            )
         else:
             options.add_argument("--runs", type=int, default=100 if command is simulate else 10_000)
             options.add_argument("--customers", type=int, default=N_CUSTOMERS)

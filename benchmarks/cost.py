@@ -1,12 +1,13 @@
 """What the mark costs: time and memory beside the unmarked twin, and how an embedding step grows.
 
-    python benchmarks/cost.py overhead   # ratio to the twin, pair by pair; the published recipe beside it; peak memory
-    python benchmarks/cost.py scaling    # an embedding step against bits, carriers, classes, batch size, input size
-    python benchmarks/cost.py ranks      # ratio to the twin on 1, 2 and 4 processes (ddp, gloo, CPU)
-    python benchmarks/cost.py plot       # docs/cost.svg from docs/cost.json
+    python benchmarks/cost.py overhead   # ratio to the twin, pair by pair; the published recipe beside it;
+    peak memory python benchmarks/cost.py scaling    # an embedding step against bits, carriers, classes,
+    batch size, input size python benchmarks/cost.py ranks      # ratio to the twin on 1, 2 and 4 processes
+    (ddp, gloo, CPU) python benchmarks/cost.py plot       # docs/cost.svg from docs/cost.json
 
-Every command writes its section of ``--json`` (docs/cost.json). Batches are random numbers that lie ready in memory: what is
-measured is the training step alone, without a data loader's time that would make ratios smaller. Uses a GPU if there is one.
+Every command writes its section of ``--json`` (docs/cost.json). Batches are random numbers that lie ready in
+memory: what is measured is the training step alone, without a data loader's time that would make ratios
+smaller. Uses a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ BATCH, WARM_UP = 128, 5
 
 def random_key(n_bits: int, shape: tuple[int, ...], n_carriers: int | None = None) -> WatermarkKey:
     """Return a fresh key for standardised inputs of this shape."""
-    return WatermarkKey.generate("benchmark", n_bits, input_shape=shape, target_class=0, n_carriers=n_carriers)
+    return WatermarkKey.generate(
+        "benchmark", n_bits, input_shape=shape, target_class=0, n_carriers=n_carriers
+    )
 
 
 def random_batch(shape: tuple[int, ...], size: int = BATCH, n_classes: int = 10) -> tuple[Tensor, Tensor]:
@@ -63,7 +66,9 @@ class Published(Classifier):
         loss = F.cross_entropy(self(images), labels)
         (gradients,) = torch.autograd.grad(loss * len(images), images, create_graph=True)
         held = gradients[labels == 0].mean(0).flatten()[self.mark.carriers]
-        return loss + 0.3 * F.binary_cross_entropy_with_logits(self.mark.projection @ held, (self.mark.signs + 1) / 2)
+        return loss + 0.3 * F.binary_cross_entropy_with_logits(
+            self.mark.projection @ held, (self.mark.signs + 1) / 2
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,9 @@ class StepTimer(L.Callback):
             Path(self.path).write_text(str(now() - self.start))
 
 
-def train(module: Classifier, callbacks: list[L.Callback], shape: tuple[int, ...], n_steps: int, **settings: Any) -> None:
+def train(
+    module: Classifier, callbacks: list[L.Callback], shape: tuple[int, ...], n_steps: int, **settings: Any
+) -> None:
     """Train on random batches."""
     batches = [random_batch(shape) for _ in range(4)]
     L.Trainer(
@@ -143,7 +150,10 @@ def seconds_per_step(workload: Workload, side: str, n_steps: int, cadence: Caden
 def embedding_share(workload: Workload, cadence: Cadence, n_steps: int) -> dict[str, float]:
     """Return the share of the training's time that the watermarker's parts take, and that of the trial on the first batch."""
     module, callbacks = workload.side("signed", cadence)
-    marker, spent = callbacks[0].watermarker, dict.fromkeys(("observe", "observe_gradients", "loss", "prepare"), 0.0)  # type: ignore[attr-defined]
+    marker, spent = (
+        callbacks[0].watermarker,
+        dict.fromkeys(("observe", "observe_gradients", "loss", "prepare"), 0.0),
+    )  # type: ignore[attr-defined]
 
     def timed(name: str) -> Callable[..., Any]:
         function = getattr(marker, name)
@@ -177,7 +187,9 @@ def peak_bytes(workload: Workload, side: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         train(module, callbacks, workload.shape, 3)
         return torch.cuda.max_memory_allocated()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         train(module, callbacks, workload.shape, 3)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -209,7 +221,10 @@ def overhead(n_pairs: int = 16) -> dict[str, Any]:
         memory = {side: peak_bytes(workload, side) for side in work}
         results[workload.name] = {
             "ms_per_step": {side: 1e3 * statistics.median(s) for side, s in seconds.items()},
-            "time_ratio": {s: summary([a / b for a, b in zip(seconds[s], seconds["unmarked"], strict=True)]) for s in work},
+            "time_ratio": {
+                s: summary([a / b for a, b in zip(seconds[s], seconds["unmarked"], strict=True)])
+                for s in work
+            },
             "peak_bytes": memory,
             "memory_ratio": {side: memory[side] / memory["unmarked"] for side in work},
             "share_of_time": embedding_share(workload, cadence, n_steps),
@@ -221,8 +236,14 @@ def overhead(n_pairs: int = 16) -> dict[str, Any]:
 class Cell:
     """One setting of the scaling study: an ordinary training step and an embedding pass, to be timed in turn."""
 
-    def __init__(self, shape: tuple[int, ...], *, n_bits: int = 128, n_carriers: int | None = None, **sizes: int) -> None:
-        n_classes, n_images, batch = sizes.get("n_classes", 10), sizes.get("n_images", 32), sizes.get("batch", BATCH)
+    def __init__(
+        self, shape: tuple[int, ...], *, n_bits: int = 128, n_carriers: int | None = None, **sizes: int
+    ) -> None:
+        n_classes, n_images, batch = (
+            sizes.get("n_classes", 10),
+            sizes.get("n_images", 32),
+            sizes.get("batch", BATCH),
+        )
         self.network = SmallResNet(shape[0], n_classes).to(DEVICE)
         self.optimizer = torch.optim.Adam(self.network.parameters(), 1e-3)
         self.batch = move_data_to_device(random_batch(shape, batch, n_classes), DEVICE)
@@ -254,33 +275,44 @@ class Cell:
 
 
 STUDIES: dict[str, list[tuple[int, dict[str, Any]]]] = {
-    "bits": [(n, {"shape": (3, 96, 96), "n_bits": n, "n_images": 16, "batch": 32}) for n in (16, 64, 256, 1024, 4096)],
+    "bits": [
+        (n, {"shape": (3, 96, 96), "n_bits": n, "n_images": 16, "batch": 32})
+        for n in (16, 64, 256, 1024, 4096)
+    ],
     "carriers": [
-        (n, {"shape": (3, 96, 96), "n_carriers": n, "n_images": 16, "batch": 32}) for n in (256, 768, 3072, 12288, 24576)
+        (n, {"shape": (3, 96, 96), "n_carriers": n, "n_images": 16, "batch": 32})
+        for n in (256, 768, 3072, 12288, 24576)
     ],
     "classes": [(n, {"shape": (3, 32, 32), "n_classes": n}) for n in (10, 100, 1000)],
     "batch size": [(n, {"shape": (3, 32, 32), "batch": n}) for n in (32, 64, 128, 256, 512)],
     "images embedded": [(n, {"shape": (3, 32, 32), "n_images": n}) for n in (8, 16, 32, 64)],
     # Fixed work: the same number of pixels in a batch and in an embedding step.
     "input size": [
-        (n, {"shape": (3, n, n), "n_images": 4 * 224**2 // n**2, "batch": 16 * 224**2 // n**2}) for n in (32, 56, 112, 224)
+        (n, {"shape": (3, n, n), "n_images": 4 * 224**2 // n**2, "batch": 16 * 224**2 // n**2})
+        for n in (32, 56, 112, 224)
     ],
 }
 
 
-def scaling(n_rounds: int = 9, studies: dict[str, list[tuple[int, dict[str, Any]]]] = STUDIES) -> dict[str, Any]:
+def scaling(
+    n_rounds: int = 9, studies: dict[str, list[tuple[int, dict[str, Any]]]] = STUDIES
+) -> dict[str, Any]:
     """Time an embedding pass, one size changed at a time."""
     results: dict[str, Any] = {}
     for name, cells in studies.items():
         made = {value: Cell(**settings) for value, settings in cells}
-        taken: dict[int, dict[str, list[float]]] = {value: {"ordinary": [], "embedding": []} for value in made}
+        taken: dict[int, dict[str, list[float]]] = {
+            value: {"ordinary": [], "embedding": []} for value in made
+        }
         for round_ in range(n_rounds + 1):
             for value, cell in made.items():
                 for step, values in taken[value].items():
                     milliseconds = cell.time(step)
                     if round_:  # the first derives the key's tensors
                         values.append(milliseconds)
-        results[name] = {value: {step: statistics.median(v) for step, v in steps.items()} for value, steps in taken.items()}
+        results[name] = {
+            value: {step: statistics.median(v) for step, v in steps.items()} for value, steps in taken.items()
+        }
         print(name, json.dumps(results[name]), flush=True)
     return results
 
@@ -294,7 +326,10 @@ def ranks(n_pairs: int = 10) -> dict[str, Any]:
         ratios = []
         for pair in range(n_pairs):
             order = ["signed", "unmarked"][:: 1 if pair % 2 else -1]
-            took = {side: seconds_per_step(WORKLOADS[0], side, every, Cadence(every), **settings) for side in order}
+            took = {
+                side: seconds_per_step(WORKLOADS[0], side, every, Cadence(every), **settings)
+                for side in order
+            }
             ratios.append(took["signed"] / took["unmarked"])
         results[n] = summary(ratios)
         print(n, results[n], flush=True)
@@ -307,12 +342,24 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("svg")
     # The same figures give the same file, with text as text.
-    matplotlib.rcParams.update({"svg.hashsalt": "gradsigns", "svg.fonttype": "none", "font.family": "sans-serif"})
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "gradsigns", "svg.fonttype": "none", "font.family": "sans-serif"}
+    )
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 4, figsize=(15, 6.4), layout="constrained")
-    _bars(axes[0, 0], "training time / unmarked twin", {n: r["time_ratio"] for n, r in results["overhead"].items()}, "median")
-    _bars(axes[0, 1], "peak memory / unmarked twin", {n: r["memory_ratio"] for n, r in results["overhead"].items()}, None)
+    _bars(
+        axes[0, 0],
+        "training time / unmarked twin",
+        {n: r["time_ratio"] for n, r in results["overhead"].items()},
+        "median",
+    )
+    _bars(
+        axes[0, 1],
+        "peak memory / unmarked twin",
+        {n: r["memory_ratio"] for n, r in results["overhead"].items()},
+        None,
+    )
     for axis, (name, cells) in zip(axes.flat[2:], results["scaling"].items(), strict=True):
         sizes = [int(size) for size in cells]
         for label, colour in (("embedding", "tab:blue"), ("ordinary", "tab:grey")):
@@ -332,14 +379,18 @@ def _bars(axis: Any, title: str, groups: dict[str, Any], field: str | None) -> N
             value = group[side][field] if field else group[side]
             axis.bar(row + 0.27 * (column - 1), value, 0.25, color=colour, label=side if row == 0 else None)
             axis.text(row + 0.27 * (column - 1), value, f"{value:.3f}", ha="center", va="bottom", fontsize=8)
-    axis.set(title=title, xticks=range(len(groups)), xticklabels=[name.replace(", ", "\n") for name in groups])
+    axis.set(
+        title=title, xticks=range(len(groups)), xticklabels=[name.replace(", ", "\n") for name in groups]
+    )
     axis.set_ylim(top=1.2 * axis.get_ylim()[1])
     axis.legend(loc="upper center", ncols=3, frameon=False, handlelength=1, columnspacing=1, fontsize=9)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=["overhead", "scaling", "ranks", "plot"])
     parser.add_argument("--json", type=Path, default=Path("docs/cost.json"))
     parser.add_argument("--svg", type=Path, default=Path("docs/cost.svg"))
@@ -351,7 +402,9 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.command == "plot":
         plot(results, arguments.svg)
         return
-    results[arguments.command] = {"overhead": overhead, "scaling": scaling, "ranks": ranks}[arguments.command]()
+    results[arguments.command] = {"overhead": overhead, "scaling": scaling, "ranks": ranks}[
+        arguments.command
+    ]()
     results.setdefault("where", {})[arguments.command] = {
         "device": str(DEVICE),
         "threads": torch.get_num_threads(),

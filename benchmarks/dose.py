@@ -1,10 +1,11 @@
 """Whether the defaults sign what people train: scikit-learn's digits, every setting of the mark at its default.
 
-    python benchmarks/dose.py fits      # 20 fits of an MLP and a CNN with a 32-bit key: how many end `owned`; 2 minutes;
-                                        # --first-seed 100: with other keys and seeds
-    python benchmarks/dose.py kinds     # 13 kinds of module and step beside their unmarked twins, 3 seeds each; 6 minutes
-    python benchmarks/dose.py slow      # a vision transformer that has hardly learned when its fit ends, 6 seeds; 3 minutes
-    python benchmarks/dose.py scales    # the loss times .01 to 128, Adam and SGD, 3 seeds each; 4 minutes
+    python benchmarks/dose.py fits      # 20 fits of an MLP and a CNN with a 32-bit key: how many end `owned`;
+                                        2 minutes; # --first-seed 100: with other keys and seeds
+    python benchmarks/dose.py kinds     # 13 kinds of module and step beside their unmarked twins, 3 seeds
+    each; 6 minutes python benchmarks/dose.py slow      # a vision transformer that has hardly learned when
+    its fit ends, 6 seeds; 3 minutes python benchmarks/dose.py scales    # the loss times .01 to 128, Adam and
+    SGD, 3 seeds each; 4 minutes
 
 Held-out images are digits that no fit has seen. Every line says what was read and the accuracy there.
 """
@@ -46,7 +47,9 @@ def digits() -> tuple[Tensor, Tensor]:
     """Return all 1,797 raw images and their labels in one fixed random order."""
     data = load_digits()
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
-    return torch.tensor(data.images / 16, dtype=torch.float32).unsqueeze(1)[order], torch.tensor(data.target)[order]
+    return torch.tensor(data.images / 16, dtype=torch.float32).unsqueeze(1)[order], torch.tensor(data.target)[
+        order
+    ]
 
 
 class Rows(nn.Module):
@@ -68,7 +71,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.embedding, self.position = nn.Linear(8, 32), nn.Parameter(0.02 * torch.randn(1, 8, 32))
         layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.1)
-        self.encoder, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(32, 10)
+        self.encoder, self.head = (
+            nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
+            nn.Linear(32, 10),
+        )
 
     @override
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +92,7 @@ def small_cnn() -> nn.Module:
 
 
 def cnn(norm: Callable[[int], nn.Module], *, pooled: bool = False) -> nn.Module:
-    """Return a network of two convolutions, each with a normalisation layer."""
+    """Return a network of two convolutions, each with a normalization layer."""
     pool = [nn.MaxPool2d(2)] if norm is nn.BatchNorm2d and not pooled else []
     head = [nn.AdaptiveAvgPool2d(1)] if pooled else []
     layers = [nn.Conv2d(1, 16, 3, padding=1), norm(16), nn.ReLU(), *pool]
@@ -97,7 +103,9 @@ def cnn(norm: Callable[[int], nn.Module], *, pooled: bool = False) -> nn.Module:
 class Model(LightningModule):
     """A classifier whose loss is multiplied by ``scale``, and SGD's rate divided by it."""
 
-    def __init__(self, make: Callable[[], nn.Module], *, lr: float, optimizer: str = "adamw", scale: float = 1.0) -> None:
+    def __init__(
+        self, make: Callable[[], nn.Module], *, lr: float, optimizer: str = "adamw", scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.network, self.lr, self.optimizer, self.scale = make(), lr, optimizer, scale
         self.network(digits()[0][:2])  # lazy layers
@@ -118,7 +126,9 @@ class Model(LightningModule):
     def configure_optimizers(self) -> Any:
         if self.optimizer == "sgd":
             return torch.optim.SGD(self.parameters(), self.lr / self.scale, momentum=0.9)
-        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer](self.parameters(), self.lr)
+        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer](
+            self.parameters(), self.lr
+        )
 
 
 class OneArgument(Model):
@@ -180,11 +190,11 @@ class Kind:
 
 
 KINDS = {
-    "CNN, batch normalisation": Kind(functools.partial(cnn, nn.BatchNorm2d)),
+    "CNN, batch normalization": Kind(functools.partial(cnn, nn.BatchNorm2d)),
     "one-argument step": Kind(module=OneArgument),
     "decorated step": Kind(module=Decorated),
     "step that returns None": Kind(module=Skipping),
-    "CNN, group normalisation": Kind(functools.partial(cnn, functools.partial(nn.GroupNorm, 4))),
+    "CNN, group normalization": Kind(functools.partial(cnn, functools.partial(nn.GroupNorm, 4))),
     "two-layer transformer": Kind(Transformer),
     "GRU": Kind(Rows),
     "accumulation of 4 batches of 16": Kind(batch_size=16, trainer={"accumulate_grad_batches": 4}),
@@ -206,15 +216,25 @@ class Fit:
     verdict: str
 
 
-def fit(kind: Kind, seed: int, *, n_bits: int, n_train: int, epochs: int, signed: bool = True, **model: Any) -> Fit:
+def fit(
+    kind: Kind, seed: int, *, n_bits: int, n_train: int, epochs: int, signed: bool = True, **model: Any
+) -> Fit:
     """Train one network and read it."""
     images, labels = digits()
     seed_everything(seed, verbose=False)
     module = kind.module(kind.network, **model)
-    key = WatermarkKey.generate("benchmark", n_bits, input_shape=(1, 8, 8), target_class=0, secret=bytes([seed + 1]) * 32)
+    key = WatermarkKey.generate(
+        "benchmark", n_bits, input_shape=(1, 8, 8), target_class=0, secret=bytes([seed + 1]) * 32
+    )
     loader = DataLoader(TensorDataset(images[:n_train], labels[:n_train]), kind.batch_size, shuffle=True)
     # A module with the mixin is never trained unsigned in silence; strength 0 changes nothing.
-    callbacks = [GradSigns(key)] if signed else [GradSigns(key, strength=0)] if isinstance(module, GradSignsMixin) else []
+    callbacks = (
+        [GradSigns(key)]
+        if signed
+        else [GradSigns(key, strength=0)]
+        if isinstance(module, GradSignsMixin)
+        else []
+    )
     Trainer(max_epochs=epochs, callbacks=callbacks, **QUIET, **kind.trainer).fit(module, loader)  # type: ignore[arg-type]
     images, labels = images[n_train:], labels[n_train:]
     module = module.float().eval()
@@ -232,12 +252,22 @@ def fits(first_seed: int = 0) -> None:
         for i, (lr, batch_size, epochs) in enumerate(grid):
             kind = Kind(network, batch_size=batch_size)
             marked, twin = (
-                fit(kind, first_seed + i, n_bits=32, n_train=1200, epochs=epochs, signed=signed, lr=lr, optimizer="adam")
+                fit(
+                    kind,
+                    first_seed + i,
+                    n_bits=32,
+                    n_train=1200,
+                    epochs=epochs,
+                    signed=signed,
+                    lr=lr,
+                    optimizer="adam",
+                )
                 for signed in (True, False)
             )
             difference = 100 * (marked.accuracy - twin.accuracy)
             print(
-                f"{name}, Adam {lr:g}, batches of {batch_size}, {epochs} epochs: {marked.verdict}, {marked.n_wrong} wrong, "
+                f"{name}, Adam {lr:g}, batches of {batch_size}, {epochs} epochs: {marked.verdict}, "
+                f"{marked.n_wrong} wrong, "
                 f"margin {marked.margin:.2f}, accuracy {marked.accuracy:.3f} ({difference:+.1f} points)",
                 flush=True,
             )
@@ -266,7 +296,9 @@ def slow() -> None:
     _head("AdamW's rate", 16)
     for lr in (3e-4, 1e-3):
         options = {"n_bits": 16, "n_train": 1200, "epochs": 10, "lr": lr}
-        marked, twin = ([fit(kind, seed, signed=signed, **options) for seed in range(6)] for signed in (True, False))
+        marked, twin = (
+            [fit(kind, seed, signed=signed, **options) for seed in range(6)] for signed in (True, False)
+        )
         _row(f"{lr:g}", marked, twin)
 
 
@@ -275,14 +307,24 @@ def scales() -> None:
     _head("optimizer, loss times", 32)
     for optimizer, lr in (("adam", 3e-3), ("sgd", 0.05)):
         for scale in (0.01, 0.1, 1.0, 32.0, 128.0):
-            options = {"n_bits": 32, "n_train": 1200, "epochs": 10, "lr": lr, "optimizer": optimizer, "scale": scale}
-            marked, twin = ([fit(Kind(), seed, signed=signed, **options) for seed in range(3)] for signed in (True, False))
+            options = {
+                "n_bits": 32,
+                "n_train": 1200,
+                "epochs": 10,
+                "lr": lr,
+                "optimizer": optimizer,
+                "scale": scale,
+            }
+            marked, twin = (
+                [fit(Kind(), seed, signed=signed, **options) for seed in range(3)] for signed in (True, False)
+            )
             _row(f"{optimizer}, {scale:g}", marked, twin)
 
 
 def _head(name: str, n_bits: int) -> None:
     print(
-        f"| {name} | wrong bits of {n_bits} | smallest margin | accuracy | twin | difference, points |\n|---|---|---|---|---|---|"
+        f"| {name} | wrong bits of {n_bits} | smallest margin | accuracy | twin | difference, points "
+        f"|\n|---|---|---|---|---|---|"
     )
 
 
@@ -299,7 +341,9 @@ def _row(name: str, marked: list[Fit], twin: list[Fit]) -> None:
 
 def main() -> None:
     """Run what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = {"fits": fits, "kinds": kinds, "slow": slow, "scales": scales}
     parser.add_argument("command", choices=commands)
     parser.add_argument("--first-seed", type=int, default=0, help="of `fits`")
@@ -307,7 +351,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     arguments = parser.parse_args()
-    commands[arguments.command](**({"first_seed": arguments.first_seed} if arguments.command == "fits" else {}))
+    commands[arguments.command](
+        **({"first_seed": arguments.first_seed} if arguments.command == "fits" else {})
+    )
 
 
 if __name__ == "__main__":

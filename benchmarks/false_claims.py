@@ -1,11 +1,13 @@
 """Share of random keys that are found "owned" in models that were not signed with them.
 
-    python benchmarks/false_claims.py --models a.ckpt b.ckpt --out claims.json [--keys 10000] [--readers weights]
+    python benchmarks/false_claims.py --models a.ckpt b.ckpt --out claims.json [--keys 10000] [--readers
+    weights]
 
-The models are checkpoints of gradsigns train, unmarked or signed with other keys; images are their data set's test images. Keys
-number 0 to n - 1 follow from their number. Every model is read with every key, from the weights and through its probabilities,
-at alpha = 1e-2 and 1e-3. Finished cells are kept in the file and not run again. Prints a Markdown table; the last column is the
-probability of so many owned keys or more if the share were alpha.
+The models are checkpoints of gradsigns train, unmarked or signed with other keys; images are their data set's
+test images. Keys number 0 to n - 1 follow from their number. Every model is read with every key, from the
+weights and through its probabilities, at alpha = 1e-2 and 1e-3. Finished cells are kept in the file and not
+run again. Prints a Markdown table; the last column is the probability of so many owned keys or more if the
+share were alpha.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def from_weights(model: nn.Module, images: Tensor, keys: list[WatermarkKey], alp
 def from_probabilities(model: nn.Module, images: Tensor, keys: list[WatermarkKey], alpha: float) -> int:
     """Count owned keys, read through probabilities."""
     predict = scores_of(model, keys[0])
-    results = (verify_api(predict, key, images, alpha=alpha, max_queries=MAX_QUERIES, batch_size=64) for key in keys)
+    results = (
+        verify_api(predict, key, images, alpha=alpha, max_queries=MAX_QUERIES, batch_size=64) for key in keys
+    )
     return sum(result.verdict == "owned" for result in results)
 
 
@@ -64,7 +68,9 @@ READERS: dict[str, Callable[[nn.Module, Tensor, list[WatermarkKey], float], int]
 
 def main() -> None:
     """Run the cells that are missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--keys", type=int, default=10_000)
@@ -87,7 +93,9 @@ def main() -> None:
                     begun = time.time()
                     numbers = range(start, min(start + CHUNK, arguments.keys))
                     cells[cell] = (
-                        READERS[reader](model, images, [key_number(number, data) for number in numbers], alpha),
+                        READERS[reader](
+                            model, images, [key_number(number, data) for number in numbers], alpha
+                        ),
                         len(numbers),
                     )
                     arguments.out.write_text(json.dumps(cells))
@@ -96,7 +104,9 @@ def main() -> None:
     for path in arguments.models:
         for reader in arguments.readers:
             for alpha in ALPHAS:
-                found = [value for cell, value in cells.items() if cell.startswith(f"{path} {reader} {alpha:g} ")]
+                found = [
+                    value for cell, value in cells.items() if cell.startswith(f"{path} {reader} {alpha:g} ")
+                ]
                 owned, total = (sum(column) for column in zip(*found, strict=True))
                 share, p = owned / total, binom.sf(owned - 1, total, alpha)
                 print(f"| {path} | {reader} | {alpha:g} | {owned} | {total} | {share:.4f} | {p:.2f} |")

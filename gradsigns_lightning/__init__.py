@@ -3,8 +3,9 @@
 import os
 import sys
 
-# `python -m gradsigns_lightning`, `-mgradsigns_lightning`, `-m gradsigns_lightning.__main__` and so on look for modules in the
-# current folder first, which may be a received one. So nothing is imported before that Python has not imported itself.
+# `python -m gradsigns_lightning`, `-mgradsigns_lightning`, `-m gradsigns_lightning.__main__` and so on look
+# for modules in the current folder first, which may be a received one. So nothing is imported before that
+# Python has not imported itself.
 if (
     sys.argv[:1] == ["-m"]
     and any(
@@ -20,7 +21,13 @@ from typing import TYPE_CHECKING
 from gradsigns_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from gradsigns_lightning.core import Cadence, MarginObjective, PaperObjective, StrengthSchedule, WatermarkKey
+    from gradsigns_lightning.core import (
+        Cadence,
+        MarginObjective,
+        PaperObjective,
+        StrengthSchedule,
+        WatermarkKey,
+    )
     from gradsigns_lightning.core.key.payload import customer_key, message_key
     from gradsigns_lightning.core.result import VerificationResult
     from gradsigns_lightning.integration import FabricGradSigns, GradSigns, GradSignsMixin, strip
@@ -67,7 +74,8 @@ __getattr__, __dir__ = lazy_names(
         "core.key.payload": "customer_key message_key",
         "core.result": "VerificationResult",
         "integration": "FabricGradSigns GradSigns GradSignsMixin strip",
-        "verification": "ApiVerificationResult Message TraceResult read_message trace verify verify_api verify_many",
+        "verification": "ApiVerificationResult Message TraceResult read_message trace verify verify_api "
+        "verify_many",
     },
     modules=("core", "evidence", "integration", "legacy", "oracles", "verification"),
 )

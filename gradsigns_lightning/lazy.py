@@ -1,6 +1,7 @@
 """Packages whose names are imported when they are first asked for (PEP 562).
 
-Importing torch takes a second and Lightning several, which neither ``gradsigns --version`` nor making a key shall wait for.
+Importing torch takes a second and Lightning several, which neither ``gradsigns --version`` nor making a key
+shall wait for.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def lazy_names(
 
     Args:
         package: its name.
-        names: for each module of the package the names that come from it, with blanks between; a module with a dot before its
-            name is one of the package's own package.
+        names: for each module of the package the names that come from it, with blanks between; a module with
+            a dot before its name is one of the package's own package.
         modules: modules of the package that can be reached as attributes before anybody imported them.
     """
     module_of = {name: module for module, members in names.items() for name in members.split()}
@@ -51,7 +52,8 @@ _command = False  # whether this process is the command line's own
 def as_command() -> Iterator[None]:
     """Take this process for the command line's own, whose current folder may be a received one.
 
-    The processes that it starts, of `ddp_spawn` or a launcher, then take no modules from there (since Python 3.11).
+    The processes that it starts, of `ddp_spawn` or a launcher, then take no modules from there (since Python
+    3.11).
     """
     global _command
     before, os.environ[_SAFE_PATH] = (_command, os.environ.get(_SAFE_PATH)), "1"
@@ -77,8 +79,9 @@ def in_pythons_folder() -> Iterator[None]:
 
     In a library call this does nothing: other threads of the caller's process may be using its folder.
 
-    Numba, for one, reads `.numba_config.yaml` of the current folder, which names a folder of pickles; matplotlib reads
-    `matplotlibrc`, and the loader of shared libraries looks there as well where a library says so.
+    Numba, for one, reads `.numba_config.yaml` of the current folder, which names a folder of pickles;
+    matplotlib reads `matplotlibrc`, and the loader of shared libraries looks there as well where a library
+    says so.
     """
     if not _command:
         yield

@@ -47,8 +47,9 @@ def _threads_kept():
 class Authority:
     """Signs time-stamp requests with openssl; its files lie in ``folder``, certificates as ``NAME.pem``.
 
-    ``names`` are the certificates from the root to the one that stamps. ``valid`` says from when to when, in seconds from now,
-    the last one is valid; ``sha1`` names those that are signed with SHA-1, and ``bits`` says how long some keys are.
+    ``names`` are the certificates from the root to the one that stamps. ``valid`` says from when to when, in
+    seconds from now, the last one is valid; ``sha1`` names those that are signed with SHA-1, and ``bits``
+    says how long some keys are.
     """
 
     def __init__(
@@ -73,11 +74,19 @@ class Authority:
             span = valid if last else (-2 * 86400, 60 * 86400)
             certificate = _certificate(name, key, issuer or (name, key), span, stamps=last)
             (folder / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
-            (folder / f"{name}.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            (folder / f"{name}.key").write_bytes(
+                key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            )
             if name in sha1:  # openssl still does it
                 by = f"-CA {issuer[0]}.pem -CAkey {issuer[0]}.key" if issuer else f"-signkey {name}.key"
-                self._openssl(f"x509 -x509toreq -in {name}.pem -signkey {name}.key -copy_extensions copyall -out {name}.csr")
-                self._openssl(f"x509 -req -in {name}.csr {by} -sha1 -copy_extensions copyall -set_serial 7 -out {name}.new")
+                self._openssl(
+                    f"x509 -x509toreq -in {name}.pem -signkey {name}.key -copy_extensions copyall "
+                    f"-out {name}.csr"
+                )
+                self._openssl(
+                    f"x509 -req -in {name}.csr {by} -sha1 -copy_extensions copyall -set_serial 7 "
+                    f"-out {name}.new"
+                )
                 (folder / f"{name}.new").replace(folder / f"{name}.pem")
             issuer = (name, key)
 
@@ -94,14 +103,19 @@ class Authority:
         """Return the reply to a request; ``beside`` names the certificates after the signer's in it."""
         (self.folder / "request.tsq").write_bytes(request)
         (self.folder / "beside.pem").write_bytes(self.pem(*beside))
-        signer = f"-signer {self.names[-1]}.pem -inkey {self.names[-1]}.key" + (" -chain beside.pem" if beside else "")
+        signer = f"-signer {self.names[-1]}.pem -inkey {self.names[-1]}.key" + (
+            " -chain beside.pem" if beside else ""
+        )
         self._openssl(f"ts -reply -config config -queryfile request.tsq {signer} -out reply.tsr")
         return (self.folder / "reply.tsr").read_bytes()
 
     def verify(self, data: Path, reply: Path) -> bool:
         """Tell whether openssl itself accepts a reply for a file."""
         command = f"ts -verify -data {data} -in {reply} -CAfile {self.certificates.name}"
-        return subprocess.run(["openssl", *command.split()], cwd=self.folder, capture_output=True).returncode == 0
+        return (
+            subprocess.run(["openssl", *command.split()], cwd=self.folder, capture_output=True).returncode
+            == 0
+        )
 
     def _openssl(self, command: str) -> None:
         subprocess.run(["openssl", *command.split()], cwd=self.folder, check=True, capture_output=True)
@@ -111,14 +125,25 @@ def _certificate(name, key, issuer, span, *, stamps):
     """A certificate by ``issuer``, a name and a key; of an authority or, if it ``stamps``, for time-stamps only."""
     now = datetime.now(timezone.utc)
     subject, by = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, issuer[0]))
-    usage = dict.fromkeys(("key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"), False)
-    usage |= {"digital_signature": stamps, "content_commitment": False, "key_cert_sign": not stamps, "crl_sign": not stamps}
+    usage = dict.fromkeys(
+        ("key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"), False
+    )
+    usage |= {
+        "digital_signature": stamps,
+        "content_commitment": False,
+        "key_cert_sign": not stamps,
+        "crl_sign": not stamps,
+    }
     builder = x509.CertificateBuilder(by, subject, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now + timedelta(seconds=span[0])).not_valid_after(now + timedelta(seconds=span[1]))
+    builder = builder.not_valid_before(now + timedelta(seconds=span[0])).not_valid_after(
+        now + timedelta(seconds=span[1])
+    )
     builder = builder.add_extension(x509.BasicConstraints(ca=not stamps, path_length=None), critical=True)
     builder = builder.add_extension(x509.KeyUsage(**usage), critical=True)
     if stamps:
-        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.TIME_STAMPING]), critical=True)
+        builder = builder.add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.TIME_STAMPING]), critical=True
+        )
     return builder.sign(issuer[1], SHA256())
 
 
@@ -153,7 +178,9 @@ class Planted(nn.Module):
         pattern[key.carriers] = signs @ key.projection.float()
         generator = torch.Generator().manual_seed(3)
         self.register_buffer("pattern", scale * pattern / pattern.norm())
-        self.register_buffer("curvature", noise * scale * torch.randn(size, size, generator=generator) / size**0.5)
+        self.register_buffer(
+            "curvature", noise * scale * torch.randn(size, size, generator=generator) / size**0.5
+        )
 
     def forward(self, x):
         # Centred, so that images of both sides of the boundary are there.

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.key.payload import freedom
+from gradsigns_lightning.core.key.payload import free_bits
 from gradsigns_lightning.core.key.reach import what_is_out_of_reach
-from gradsigns_lightning.core.utils.files import read_file, atomic_write
+from gradsigns_lightning.core.utils.files import atomic_write, read_file
 from gradsigns_lightning.evidence import (
     Statement,
     check_timestamp,
@@ -31,11 +31,13 @@ from gradsigns_lightning.verification.api.settings import ApiSettings
 
 _SUFFIX = ".commitment.json"
 _NO_REQUEST = (
-    "for the request to a time-stamp authority install 'gradsigns-lightning[evidence]' and commit again with another `out`, "
+    "for the request to a time-stamp authority install 'gradsigns-lightning[evidence]' and commit again with "
+    "another `out`, "
     "or make it with openssl ts -query"
 )
 _WHICH = (
-    "The published commitment, of the key and the signer, stands in that file: hold it against the one that `judge` prints; "
+    "The published commitment, of the key and the signer, stands in that file: hold it against the one that "
+    "`judge` prints; "
     "the key's commitment is that of the key alone, as keygen, train, verify and judge print it."
 )
 _MAX_FILE_BYTES = 1 << 24  # a commitment to 100,000 keys has 7 MB
@@ -102,7 +104,9 @@ def run(config: Any) -> Outcome:
         note = f"Publish {files.statement}; {send}; keep {files.signer} secret.\n{_WHICH}\n{_short_keys(keys)}".rstrip()
     else:
         statement, time = _attach(files, keys, settings)
-        note = "The commitment is time-stamped. Publish both files. Everybody can check them:\n" + _openssl(files, settings, time)
+        note = "The commitment is time-stamped. Publish both files. Everybody can check them:\n" + _openssl(
+            files, settings, time
+        )
     rows = {
         "commitment file": str(files.statement),
         **_digests(keys, statement),
@@ -127,24 +131,41 @@ def _digests(keys: list[WatermarkKey], statement: Statement) -> dict[str, str]:
     rows: dict[str, str] = {}
     for number, key in enumerate(keys, 1):
         which = f" {number}" if len(keys) > 1 else ""
-        rows |= {f"published commitment{which}": key.claim(statement.signer), f"key's commitment{which}": key.commitment}
+        rows |= {
+            f"published commitment{which}": key.claim(statement.signer),
+            f"key's commitment{which}": key.commitment,
+        }
     return rows
 
 
 def _short_keys(keys: list[WatermarkKey]) -> str:
     """Return what no judge can find; customers' copies are not what a commitment is for."""
-    return " ".join(dict.fromkeys(what_is_out_of_reach(k.n_bits, freedom=freedom(k), is_master=False) for k in keys)).strip()
+    return " ".join(
+        dict.fromkeys(what_is_out_of_reach(k.n_bits, free_bits=free_bits(k), is_master=False) for k in keys)
+    ).strip()
 
 
-def _commit(files: CommitmentFiles, keys: list[WatermarkKey], signer_file: str | None, reading: ApiSettings) -> Statement:
+def _commit(
+    files: CommitmentFiles, keys: list[WatermarkKey], signer_file: str | None, reading: ApiSettings
+) -> Statement:
     for path in (files.statement, files.request, files.signer):
         if path.exists() and (path != files.signer or signer_file is None):
             raise ValueError(f"`out` must not name an existing commitment, but there is {str(path)!r}.")
-    signer = Ed25519PrivateKey.generate() if signer_file is None else load_signer(read_bytes(Path(signer_file), "signer"))
+    signer = (
+        Ed25519PrivateKey.generate()
+        if signer_file is None
+        else load_signer(read_bytes(Path(signer_file), "signer"))
+    )
     statement = make_statement(keys, signer, reading=reading)
-    contents = {files.signer: signer_pem(signer), **_request(files, statement), files.statement: statement.to_bytes()}
+    contents = {
+        files.signer: signer_pem(signer),
+        **_request(files, statement),
+        files.statement: statement.to_bytes(),
+    }
     if files.signer.exists() and signer_pem(files.read_signer()) != contents.pop(files.signer):
-        raise ValueError(f"`signer` must be the one in {str(files.signer)!r}, which belongs to `out`; got another.")
+        raise ValueError(
+            f"`signer` must be the one in {str(files.signer)!r}, which belongs to `out`; got another."
+        )
     _write_all(contents, secret=files.signer)
     return statement
 
@@ -170,9 +191,14 @@ def _write_all(contents: dict[Path, bytes], *, secret: Path) -> None:
         raise
 
 
-def _attach(files: CommitmentFiles, keys: list[WatermarkKey], settings: dict[str, Any]) -> tuple[Statement, datetime]:
+def _attach(
+    files: CommitmentFiles, keys: list[WatermarkKey], settings: dict[str, Any]
+) -> tuple[Statement, datetime]:
     if settings["authority"] is None:
-        raise ValueError("`authority` must name a PEM file with the time-stamp authority's certificates, to check its reply.")
+        raise ValueError(
+            "`authority` must name a PEM file with the time-stamp authority's certificates, to "
+            "check its reply."
+        )
     statement = files.read_statement()
     if not all(map(statement.commits_to, keys)):
         raise ValueError(f"`key` must name keys that {str(files.statement)!r} commits to, got another.")

@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``gradsigns``; by default those of this process.
 
     Returns:
-        The exit code: 0, 1 when the command failed, 2 when the command line is wrong, 3 when a verdict is not ``owned``.
+        The exit code: 0, 1 when the command failed, 2 when the command line is wrong, 3 when a verdict is not
+        ``owned``.
     """
     with _any_letter(), as_command():
         return _main(list(sys.argv[1:] if argv is None else argv))
@@ -81,7 +82,8 @@ def _usage() -> str:
         "Usage: gradsigns COMMAND [setting=value ...]\n\n"
         "Sign a classifier's input gradients while it trains, and prove later that the model is yours.\n\n"
         f"Commands:\n{listing}\n\n`gradsigns COMMAND --help` lists what a command can be told.\n\n"
-        "Exit codes: 0 owned or done, 1 an error, 2 a wrong command line, 3 not proven, inconclusive or only claimed."
+        "Exit codes: 0 owned or done, 1 an error, 2 a wrong command line, 3 not proven, inconclusive or only "
+        "claimed."
     )
 
 

@@ -27,7 +27,8 @@ _PARTS = {
         "watermark.n_images": "images of the class in one embedding step",
         "watermark.momentum": "share of earlier embedding steps in the gradient that is held to the bits",
         "watermark.n_val_images": "held-out images that the mark is read on in a validation; 0 for none",
-        "watermark.engine": "second derivatives: auto, double_backward, forward_over_reverse or finite_difference",
+        "watermark.engine": "second derivatives: auto, double_backward, forward_over_reverse or "
+        "finite_difference",
         "trainer.max_epochs": "epochs",
         "trainer.accelerator": "auto, cpu or gpu",
         "trainer.precision": "32-true, bf16-mixed, ...",
@@ -41,7 +42,11 @@ _PARTS = {
 # What stands for a value that the component finds by itself.
 _FOUND = {"paths.data": "FOLDER", "key.n_carriers": "NUMBER", "watermark.cadence": "NUMBER"}
 # Choices of a group that are for other commands, or for projects of the user's own.
-_OTHERS = {"keygen": ("file",), "train": ("gradsigns",), **dict.fromkeys(("verify", "trace", "judge"), ("own",))}
+_OTHERS = {
+    "keygen": ("file",),
+    "train": ("gradsigns",),
+    **dict.fromkeys(("verify", "trace", "judge"), ("own",)),
+}
 _UNUSED = {"commit": ("data", "api.journal"), "strip": ("data",), "import-2021": ("data",)}
 EXAMPLES = {
     "keygen": (
@@ -57,7 +62,8 @@ EXAMPLES = {
     "verify": (
         "checkpoint=model.ckpt key=acme.gskey",
         "onnx=suspect.onnx key=acme.gskey images=folder_of_images",
-        "endpoint=https://host/v2/models/NAME key=acme.gskey images=folder_of_images api.journal=answers.jsonl",
+        "endpoint=https://host/v2/models/NAME key=acme.gskey images=folder_of_images "
+        "api.journal=answers.jsonl",
     ),
     "trace": (
         "checkpoint=leaked.ckpt key=master.gskey",
@@ -72,7 +78,8 @@ EXAMPLES = {
     "judge": (
         "bundle=acme.gsbundle checkpoint=suspect.ckpt images=my_images",
         "bundle=acme.gsbundle endpoint=https://host/v2/models/NAME images=my_images controls=[other.onnx]",
-        "bundle=acme.gsbundle onnx=suspect.onnx images=my_images authority=authority.pem suspect_since=2026-11-23T00:00:00+00:00",
+        "bundle=acme.gsbundle onnx=suspect.onnx images=my_images authority=authority.pem "
+        "suspect_since=2026-11-23T00:00:00+00:00",
     ),
     "strip": (
         "checkpoint=model.ckpt out=release.ckpt",
@@ -105,12 +112,16 @@ def help_text(command: str, summary: str) -> str:
     columns = max(shutil.get_terminal_size((130, 24)).columns, 80)
     shown = [_line(f"  {name:<{width}}", text, columns) for name, text in lines]
     examples = [f"  gradsigns {command} {words}" for words in EXAMPLES[command]]
-    heads = [f"Usage: gradsigns {command} [setting=value ...]\n\n{summary[0].upper()}{summary[1:]}.\n\nSettings:"]
+    heads = [
+        f"Usage: gradsigns {command} [setting=value ...]\n\n{summary[0].upper()}{summary[1:]}.\n\nSettings:"
+    ]
     return "\n".join([*heads, *shown, "\nExamples:", *examples, "", _FOOT])
 
 
 def _line(start: str, text: str, columns: int) -> str:
-    return textwrap.fill(text, columns, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
+    return textwrap.fill(
+        text, columns, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
+    )
 
 
 def _settings(command: str) -> Iterator[tuple[str, str]]:
@@ -128,7 +139,9 @@ def _settings(command: str) -> Iterator[tuple[str, str]]:
         yield _with_value(name, _FOUND.get(name) if default is None else default), text
 
 
-def _setting(entry: Field[Any], choices: dict[str, str | None], prefix: str, others: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _setting(
+    entry: Field[Any], choices: dict[str, str | None], prefix: str, others: Sequence[str]
+) -> Iterator[tuple[str, str]]:
     default = entry.default if entry.default_factory is MISSING else entry.default_factory()
     if is_dataclass(default):
         for inner in fields(default):
@@ -147,7 +160,11 @@ def _setting(entry: Field[Any], choices: dict[str, str | None], prefix: str, oth
 
 
 def _with_value(name: str, value: Any) -> str:
-    shown = {None: "VALUE", True: "true", False: "false"}.get(value, value) if isinstance(value, (bool, type(None))) else value
+    shown = (
+        {None: "VALUE", True: "true", False: "false"}.get(value, value)
+        if isinstance(value, (bool, type(None)))
+        else value
+    )
     return f"{name}={shown:g}" if isinstance(shown, float) else f"{name}={shown}"
 
 

@@ -38,7 +38,10 @@ def run(config: Any) -> Outcome:
         return probabilities
 
     black_box = verify_api(predict, key, images, alpha=settings["alpha"], **settings["api"])
-    found = {"from the weights": verification_rows(white_box), "from the probabilities alone": verification_rows(black_box)}
+    found = {
+        "from the weights": verification_rows(white_box),
+        "from the probabilities alone": verification_rows(black_box),
+    }
     for title, rows in found.items():
         print_rows(rows, title=title)
     if settings["json"]:
@@ -50,7 +53,8 @@ def _mean_image(path: str | None) -> Tensor | None:
     if path is None:
         return None
     try:
-        # Mapped, so that a header that claims more than the file holds is noticed before anything is allocated.
+        # Mapped, so that a header that claims more than the file holds is noticed before anything is
+        # allocated.
         array = np.load(Path(path).expanduser(), allow_pickle=False, mmap_mode="r")
         return torch.from_numpy(np.array(array, dtype=np.float32))
     except Exception as error:  # numpy evaluates the header, whose errors have no other base class

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from gradsigns_lightning.cli.commit import read_bytes
-from gradsigns_lightning.cli.report import as_sentence, check_json_path, format_p_value, matches, power, print_rows, write_json
+from gradsigns_lightning.cli.report import (
+    as_sentence,
+    check_json_path,
+    format_p_value,
+    matches,
+    power,
+    print_rows,
+    write_json,
+)
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
@@ -55,19 +63,26 @@ def run(config: Any) -> Outcome:
         note=_note(judgement),
     )
     if settings["json"]:
-        normalisation = {"input_mean": list(as_read.input_mean), "input_std": list(as_read.input_std)}
-        sources = {"bundle": settings["bundle"], "published_commitment": published, **(images.to_dict() if images else {})}
-        write_json(settings["json"], {**judgement.to_dict(), **normalisation, **sources})
+        normalization = {"input_mean": list(as_read.input_mean), "input_std": list(as_read.input_std)}
+        sources = {
+            "bundle": settings["bundle"],
+            "published_commitment": published,
+            **(images.to_dict() if images else {}),
+        }
+        write_json(settings["json"], {**judgement.to_dict(), **normalization, **sources})
     return Outcome(judgement.verdict)
 
 
 def _suspect(settings: dict[str, Any], key: WatermarkKey) -> tuple[Suspect | None, KeyAsRead]:
-    """Return the suspect, and the key with the suspect's normalisation: what the judge says, else what its checkpoint does."""
+    """Return the suspect, and the key with the suspect's normalization: what the judge says, else what its checkpoint does."""
     stated = [settings["input_mean"], settings["input_std"]]
     if (stated[0] is None) != (stated[1] is None):
         raise ValueError("`input_mean` and `input_std` must be given both or not at all.")
-    if settings["normalised"] and stated[0] is None:
-        raise ValueError("`input_mean` and `input_std` must say how a suspect of `normalised` images makes them of raw ones.")
+    if settings["normalized"] and stated[0] is None:
+        raise ValueError(
+            "`input_mean` and `input_std` must say how a suspect of `normalized` images makes "
+            "them of raw ones."
+        )
     as_read = KeyAsRead.of(key, input_mean=stated[0] or 0.0, input_std=stated[1] or 1.0)
     if all(settings[kind] is None for kind in ("checkpoint", "onnx", "endpoint")):
         return None, as_read
@@ -83,31 +98,41 @@ def _time(text: str | None) -> datetime | None:
     try:
         time = datetime.fromisoformat(text)
     except ValueError as error:
-        raise ValueError(f"`suspect_since` must be a time such as 2026-11-23T00:00:00+00:00, got {text!r}.") from error
+        raise ValueError(
+            f"`suspect_since` must be a time such as 2026-11-23T00:00:00+00:00, got {text!r}."
+        ) from error
     return time
 
 
 def _rows(judgement: Judgement, as_read: KeyAsRead, published: str) -> dict[str, str]:
-    dated = {None: "", True: ", before the suspect", False: ", not known to be before the suspect"}[judgement.precedes_suspect]
+    dated = {None: "", True: ", before the suspect", False: ", not known to be before the suspect"}[
+        judgement.precedes_suspect
+    ]
     rows = {
         "verdict": judgement.verdict.replace("_", " "),
         "owner": judgement.owner,
         "signer": judgement.signer,
         "published commitment": f"{published} (must stand in the file that the claimant published)",
         "key's commitment": judgement.commitment,
-        "committed at": (judgement.committed_at.isoformat() if judgement.committed_at else "not known") + dated,
+        "committed at": (judgement.committed_at.isoformat() if judgement.committed_at else "not known")
+        + dated,
     }
     if judgement.reading is not None:
         rows["suspect's inputs"] = f"(raw - {_numbers(as_read.input_mean)}) / {_numbers(as_read.input_std)}"
     for name, result in (("own reading", judgement.reading), ("claimant's reading", judgement.transcript)):
         if result is not None:
             rows[name] = f"{matches(result)}, p = {format_p_value(result)}"
-    rows |= {f"control {name}": f"{matches(result)}, p = {format_p_value(result)}" for name, result in judgement.controls.items()}
+    rows |= {
+        f"control {name}": f"{matches(result)}, p = {format_p_value(result)}"
+        for name, result in judgement.controls.items()
+    }
     rows["raw p-value"] = power(judgement.log10_p_value)
     trials = f"2^{judgement.grinding_bits:g} keys tried"
     if judgement.payload_bits:
         trials += f", payload of {judgement.payload_bits:g} bits"
-    rows["adjusted p-value"] = f"{power(judgement.log10_adjusted_p_value)} for {trials} (owned at <= {judgement.alpha:g})"
+    rows["adjusted p-value"] = (
+        f"{power(judgement.log10_adjusted_p_value)} for {trials} (owned at <= {judgement.alpha:g})"
+    )
     return rows
 
 
@@ -116,13 +141,19 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _note(judgement: Judgement) -> str:
-    notes = [] if judgement.verdict == "owned" else [as_sentence(f"{judgement.verdict.replace('_', ' ')}: {judgement.reason}")]
+    notes = (
+        []
+        if judgement.verdict == "owned"
+        else [as_sentence(f"{judgement.verdict.replace('_', ' ')}: {judgement.reason}")]
+    )
     notes += [f"Note: {remark}." for remark in judgement.remarks]
     if judgement.precedes_suspect is None:
         notes.append("The date is asked for with authority=... suspect_since=...")
     if judgement.verdict == "owned":
         notes.append(
-            "If somebody else proves a claim to the same suspect: the earlier valid time-stamp goes first; ask both for a model "
-            "of their own from before the suspect, and judge it with both bundles: whose mark it carries alone was first there."
+            "If somebody else proves a claim to the same suspect: the earlier valid time-stamp goes first; "
+            "ask both for a model "
+            "of their own from before the suspect, and judge it with both bundles: whose mark it carries "
+            "alone was first there."
         )
     return "\n".join(notes)

@@ -50,14 +50,19 @@ def run(config: Any) -> Outcome:
 def _check_class(config: Any, key: WatermarkKey) -> None:
     n_classes = OmegaConf.select(config, "data.n_classes", throw_on_missing=False)
     if config.master is None and n_classes is not None and key.target_class >= n_classes:
-        raise ValueError(f"`target_class` must be below the data set's number of classes {n_classes}, got {key.target_class}.")
+        raise ValueError(
+            f"`target_class` must be below the data set's number of classes {n_classes}, got "
+            f"{key.target_class}."
+        )
 
 
 def _new(config: Any) -> WatermarkKey:
     if config.customer is not None:
         raise ValueError("`customer` needs `master=FILE`, the key from which all customers' keys are made.")
     if "path" in config.key:
-        raise ValueError(f"`key` must be the size of a new key, as b128, got a key that is there, {config.key.path!r}.")
+        raise ValueError(
+            f"`key` must be the size of a new key, as b128, got a key that is there, {config.key.path!r}."
+        )
     names = {name: name for name in ("owner", "scope", "target_class", "payload")}
     key: WatermarkKey = build(config.key, option="key", names=names)
     return key if config.message is None else message_key(key, config.message)
@@ -69,4 +74,8 @@ def _derived(config: Any) -> WatermarkKey:
         master = WatermarkKey.load(config.master)
     if (config.customer is None) == (config.message is None):
         raise ValueError("`customer` or `message` must be given beside `master`, and not both.")
-    return customer_key(master, config.customer) if config.message is None else message_key(master, config.message)
+    return (
+        customer_key(master, config.customer)
+        if config.message is None
+        else message_key(master, config.message)
+    )

@@ -14,9 +14,14 @@ from gradsigns_lightning.core.utils.text import printable_lines
 from gradsigns_lightning.runs.options import spoken, without_overrides
 
 # What the callback's advice names, of a training.
-_SETTINGS = {name: f"watermark.{name}" for name in ("strength", "cadence", "n_images", "n_val_images", "engine", "objective")}
+_SETTINGS = {
+    name: f"watermark.{name}"
+    for name in ("strength", "cadence", "n_images", "n_val_images", "engine", "objective")
+}
 _SETTINGS |= {"start_epoch": "watermark.strength.start_epoch"}
-_SETTINGS |= {name: f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "gradient_clip_val")}
+_SETTINGS |= {
+    name: f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "gradient_clip_val")
+}
 _LIGHTNING = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 
 
@@ -30,8 +35,8 @@ def quiet() -> Iterator[None]:
 
 def silence() -> None:
     """Do what :func:`quiet` does, for good."""
-    # Where both of Lightning's packages are imported, either one writes under the other's name; urllib3 repeats what servers
-    # write.
+    # Where both of Lightning's packages are imported, either one writes under the other's name; urllib3
+    # repeats what servers write.
     for name in (*_LIGHTNING, "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
@@ -51,5 +56,9 @@ class PrintableFormatter(logging.Formatter):
 
 def _show(message: Any, *_: Any, **__: Any) -> None:
     told = str(message)
-    told = spoken(without_overrides(told), _SETTINGS) if told.startswith("GradSigns ") else without_overrides(told)
+    told = (
+        spoken(without_overrides(told), _SETTINGS)
+        if told.startswith("GradSigns ")
+        else without_overrides(told)
+    )
     print(for_stream(f"warning: {printable_lines(told)}", sys.stderr), file=sys.stderr)  # noqa: T201

@@ -47,7 +47,8 @@ def in_sweep() -> bool:
 def print_rows(rows: dict[str, str], *, title: str, note: str = "") -> None:
     """Print a table of names and values, except in a sweep; nothing is cut off where there is no terminal.
 
-    All of it is made :func:`printable`, and none of it is taken as rich's markup: names and values may be anybody's.
+    All of it is made :func:`printable`, and none of it is taken as rich's markup: names and values may be
+    anybody's.
     """
     if in_sweep():
         return
@@ -55,10 +56,13 @@ def print_rows(rows: dict[str, str], *, title: str, note: str = "") -> None:
     shown = [(_cell(name, console), _cell(value, console)) for name, value in rows.items()]
     table = Table(title=Text(printable(title), style="table.title"), show_header=False, title_justify="left")
     # A control's name is its file's, which on a terminal must leave room for the values.
-    table.add_column(overflow="fold", max_width=max(console.width // 2 - _FRAME, 1) if console.is_terminal else None)
+    table.add_column(
+        overflow="fold", max_width=max(console.width // 2 - _FRAME, 1) if console.is_terminal else None
+    )
     table.add_column(overflow="fold")
     for name, value in shown:
-        style = _STYLES.get(value.replace(" ", "_"), "") if name == "verdict" else ""  # an owner may be called "owned"
+        # an owner may be called "owned"
+        style = _STYLES.get(value.replace(" ", "_"), "") if name == "verdict" else ""
         table.add_row(Text(name), Text(value, style=style))
     if not console.is_terminal:
         needed = sum(max(map(cell_len, column)) for column in zip(*shown, strict=True)) + _FRAME
@@ -82,7 +86,10 @@ def print_cells(cells: list[dict[str, str]]) -> None:
     """Print a table with a line for each run of a sweep; of the words of the command line those that differ."""
     words = [cell["run"].split(", ") for cell in cells]
     common = set.intersection(*map(set, words))
-    rows = [{**cell, "run": " ".join(w for w in run if w not in common)} for cell, run in zip(cells, words, strict=True)]
+    rows = [
+        {**cell, "run": " ".join(w for w in run if w not in common)}
+        for cell, run in zip(cells, words, strict=True)
+    ]
     console = Console(highlight=False)
     table = Table(title="all runs", title_justify="left", title_style="table.title")
     names = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
@@ -106,12 +113,12 @@ def short_path(path: str | Path) -> str:
 
 
 def verification_rows(result: ReadingResult, *, n_key_bits: int = 0) -> dict[str, str]:
-    """Return what was read, in words; through an API it may be fewer blocks than the key has bits."""
-    blocks = f", blocks of the key's {n_key_bits} bits" if result.n_bits < n_key_bits else ""
+    """Return what was read, in words; through an API it may be fewer groups than the key has bits."""
+    groups = f", groups of the key's {n_key_bits} bits" if result.n_bits < n_key_bits else ""
     free = {"free choice": _free_choice(result)} if result.free_bits > 0 else {}
     return {
         "verdict": result.verdict.replace("_", " "),
-        "matching bits": matches(result) + blocks,
+        "matching bits": matches(result) + groups,
         "bit error rate": f"{result.bit_error_rate:.4f}",
         "p-value": f"{format_p_value(result)} (owned at <= {result.alpha:g})",
         **free,
@@ -133,9 +140,12 @@ def _what_was_read(result: ReadingResult) -> dict[str, str]:
 def _free_choice(result: ReadingResult) -> str:
     """Say what the verdict is worth to who does not know when the payload was chosen."""
     charged = result.log10_charged_p_value
-    found = "nothing" if math.isnan(charged) else "owned" if charged <= math.log10(result.alpha) else "not proven"
+    found = (
+        "nothing" if math.isnan(charged) else "owned" if charged <= math.log10(result.alpha) else "not proven"
+    )
     return (
-        f"{result.free_bits:g} bits were up to who made the key, who may have fitted them to this model: charged for them, as by "
+        f"{result.free_bits:g} bits were up to who made the key, who may have fitted them to this model: "
+        f"charged for them, as by "
         f"`gradsigns judge`, p = {power(charged)} ({found})"
     )
 
@@ -153,7 +163,9 @@ def power(log10: float) -> str:
 def matches(result: ReadingResult | TraceResult) -> str:
     """Return how many bits match, in words."""
     decided = result.n_bits - result.n_erasures
-    return f"{result.n_matches} of {decided}" + (f" ({result.n_erasures} erased)" if result.n_erasures else "")
+    return f"{result.n_matches} of {decided}" + (
+        f" ({result.n_erasures} erased)" if result.n_erasures else ""
+    )
 
 
 def format_p_value(result: ReadingResult | TraceResult) -> str:

@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradsigns_lightning.cli.suggest import BAD_COMMAND_LINE, explain, no_choice, one_file_for_all_runs, with_dashes
+from gradsigns_lightning.cli.suggest import (
+    BAD_COMMAND_LINE,
+    explain,
+    no_choice,
+    one_file_for_all_runs,
+    with_dashes,
+)
 from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.utils.text import printable_lines
 from gradsigns_lightning.lazy import as_command, in_pythons_folder
@@ -24,8 +30,29 @@ from gradsigns_lightning.runs.config import check_root_keys, config_folder, regi
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _KEY_FILE_COMMANDS = ("verify", "trace", "commit")
 _FILE_ARGUMENTS = (
-    *("checkpoint", "onnx", "images", "bundle", "controls", "key", "key.path", "init", "attach", "authority", "signer"),
-    *("commitment", "folder", "mean_image", "master", "api.journal", "paths.data", "data.module.root", "code"),
+    *(
+        "checkpoint",
+        "onnx",
+        "images",
+        "bundle",
+        "controls",
+        "key",
+        "key.path",
+        "init",
+        "attach",
+        "authority",
+        "signer",
+    ),
+    *(
+        "commitment",
+        "folder",
+        "mean_image",
+        "master",
+        "api.journal",
+        "paths.data",
+        "data.module.root",
+        "code",
+    ),
 )
 _FOLDERS = ("images", "folder", "paths.data", "data.module.root", "code")
 _NEW_FILES = ("out", "json")  # a sweep's may have a setting's value in their names
@@ -97,14 +124,16 @@ def _expand_key(command: str, config: Any) -> None:
     from omegaconf import OmegaConf
 
     if command in ("train", *_KEY_FILE_COMMANDS) and isinstance(config.get("key"), str):
-        config.key = OmegaConf.merge(OmegaConf.load(Path(config_folder(), "key", "file.yaml")), {"path": config.key})
+        config.key = OmegaConf.merge(
+            OmegaConf.load(Path(config_folder(), "key", "file.yaml")), {"path": config.key}
+        )
 
 
 def _check_names(config: Any) -> None:
     """Refuse names of files and folders without a letter, as an unset variable of a script makes them.
 
-    They would be the current folder, which may be a received one. Of `paths.data`, behind which a variable can stand, the
-    reading of images speaks.
+    They would be the current folder, which may be a received one. Of `paths.data`, behind which a variable
+    can stand, the reading of images speaks.
     """
     from omegaconf import OmegaConf
 
@@ -151,16 +180,17 @@ def _selected(config: Any, argument: str) -> Any:
 def _with_file_names(word: str) -> str:
     """Let the value of ``checkpoint=FILE`` and the like be a file's name and no template: the name may be a stranger's choice.
 
-    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a report, or of an
-    ``endpoint`` with the server. In the names of
-    new files settings alone are replaced, as in ``json=out_${seed}.json``.
+    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a
+    report, or of an ``endpoint`` with the server. In the names of new files settings alone are replaced, as
+    in ``json=out_${seed}.json``.
     """
     name, equals, value = word.partition("=")
     argument = name.lstrip("+")
     if argument not in (*_FILE_ARGUMENTS, *_NEW_FILES, "endpoint"):
         return word
     reference = _OTHER_REFERENCE if argument in _NEW_FILES else _REFERENCE
-    # OmegaConf takes an odd number of backslashes as an escape; outside quotation marks Hydra halves their number before.
+    # OmegaConf takes an odd number of backslashes as an escape; outside quotation marks Hydra halves their
+    # number before.
     value = reference.sub(lambda found: "\\" * (4 * ((len(found[1]) + 1) // 2) + 1) + "$", value)
     return name + equals + _quoted(value)
 
@@ -195,7 +225,9 @@ class Task:
         exit_code: 3 if the command gave a verdict other than ``"owned"``, else 0; in a sweep always 0.
     """
 
-    def __init__(self, command: str, *, full_error: bool, cells: Path | None = None, words: Sequence[str] = ()) -> None:
+    def __init__(
+        self, command: str, *, full_error: bool, cells: Path | None = None, words: Sequence[str] = ()
+    ) -> None:
         self.command = command
         self.fixed = {word.partition("=")[0] for word in words if not set(",(") & set(word)}
         self.cells = cells
@@ -222,14 +254,21 @@ class Task:
             with in_pythons_folder():
                 quiet = importlib.import_module("gradsigns_lightning.cli.quiet").quiet
                 run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
-            with quiet(), importlib.import_module("gradsigns_lightning.cli.report").sweep() if self.cells else nullcontext():
+            with (
+                quiet(),
+                importlib.import_module("gradsigns_lightning.cli.report").sweep()
+                if self.cells
+                else nullcontext(),
+            ):
                 outcome: Outcome = run(config) or Outcome()
         except Exception as error:
             self._leave({"verdict": "failed"})
             # Otherwise Hydra adds lines of its own. In a sweep they tell which job failed.
             if self.full_error or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            raise _Reported(_report(*explain(self.command, HydraConfig.get().overrides.task, error))) from error
+            raise _Reported(
+                _report(*explain(self.command, HydraConfig.get().overrides.task, error))
+            ) from error
         self._leave(outcome.cell)
         if outcome.verdict not in (None, "owned") and HydraConfig.get().mode != RunMode.MULTIRUN:
             self.exit_code = _NOT_PROVEN
@@ -241,9 +280,18 @@ class Task:
 
         if self.cells is not None:
             job = HydraConfig.get()
-            words = [_without_secrets(word) for word in job.overrides.task if word.partition("=")[0] not in self.fixed]
-            found = ", ".join(value if name == "verdict" else f"{name} {value}" for name, value in cell.items()) or "done"
-            importlib.import_module("gradsigns_lightning.cli.report").say(f"#{job.job.num} {' '.join(words)}: {found}")
+            words = [
+                _without_secrets(word)
+                for word in job.overrides.task
+                if word.partition("=")[0] not in self.fixed
+            ]
+            found = (
+                ", ".join(value if name == "verdict" else f"{name} {value}" for name, value in cell.items())
+                or "done"
+            )
+            importlib.import_module("gradsigns_lightning.cli.report").say(
+                f"#{job.job.num} {' '.join(words)}: {found}"
+            )
             cell = {"run": ", ".join(map(_without_secrets, job.overrides.task)), **cell}
             (self.cells / f"{int(job.job.num):06}.json").write_text(json.dumps(cell), encoding="utf-8")
 
@@ -268,7 +316,9 @@ def _cells(overrides: list[str]) -> Iterator[Path | None]:
         try:
             yield Path(folder)
         finally:
-            cells = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("*.json"))]
+            cells = [
+                json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("*.json"))
+            ]
             if len(cells) > 1:
                 importlib.import_module("gradsigns_lightning.cli.report").print_cells(cells)
 

@@ -10,7 +10,8 @@ from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.integration.release import strip
 from gradsigns_lightning.runs.build import to_plain
 
-_MOST_SHOWN, _LONGEST_SHOWN = 100, 300  # names and characters: every line of a table is as long as its longest
+# names and characters: every line of a table is as long as its longest
+_MOST_SHOWN, _LONGEST_SHOWN = 100, 300
 
 
 def run(config: Any) -> Outcome:
@@ -26,12 +27,18 @@ def run(config: Any) -> Outcome:
     check_json_path(settings["json"])
     removed = strip(settings["checkpoint"], settings["out"], overwrite=settings["overwrite"])
     rows = {"checkpoint": settings["checkpoint"], "copy": settings["out"]}
-    rows |= {f"left out {number}": printable(name, limit=_LONGEST_SHOWN) for number, name in enumerate(removed[:_MOST_SHOWN], 1)}
+    rows |= {
+        f"left out {number}": printable(name, limit=_LONGEST_SHOWN)
+        for number, name in enumerate(removed[:_MOST_SHOWN], 1)
+    }
     if len(removed) > _MOST_SHOWN:
         rows["left out besides"] = f"{len(removed) - _MOST_SHOWN} more of the same kind"
     print_rows(rows, title="gradsigns strip", note=_note(removed))
     if settings["json"]:
-        write_json(settings["json"], {"checkpoint": settings["checkpoint"], "out": settings["out"], "removed": list(removed)})
+        write_json(
+            settings["json"],
+            {"checkpoint": settings["checkpoint"], "out": settings["out"], "removed": list(removed)},
+        )
     return Outcome(cell={"copy": settings["out"], "left out": f"{len(removed)} entries"})
 
 
@@ -39,5 +46,9 @@ def _note(removed: tuple[str, ...]) -> str:
     if not removed:
         return "Nothing in it announced a mark."
     described = any(name.startswith("hyper_parameters") for name in removed)
-    needed = "`gradsigns verify` needs the description that was left out" if described else "the training goes on from it alone"
+    needed = (
+        "`gradsigns verify` needs the description that was left out"
+        if described
+        else "the training goes on from it alone"
+    )
     return f"Keep the original and the key; {needed}."

@@ -11,7 +11,13 @@ from typing import Any
 from gradsigns_lightning.runs.options import without_overrides
 
 # Distribution to import name to extra, for what is not always installed.
-_EXTRAS = {"wandb": "wandb", "torchvision": "vision", "PIL": "vision", "hydra_plugins": "sweep", "joblib": "sweep"}
+_EXTRAS = {
+    "wandb": "wandb",
+    "torchvision": "vision",
+    "PIL": "vision",
+    "hydra_plugins": "sweep",
+    "joblib": "sweep",
+}
 # What people write, and what it is called here.
 _ALIASES = {
     **dict.fromkeys(("lambda", "lamda", "strength"), "watermark.strength"),
@@ -23,14 +29,24 @@ _ALIASES = {
     "dataset": "data",
     "batch_size": "data.module.batch_size",
     # What they were called here before.
-    **{name: f"watermark.{name}" for name in ("objective", "engine", "cadence", "n_images", "momentum", "n_val_images")},
+    **{
+        name: f"watermark.{name}"
+        for name in ("objective", "engine", "cadence", "n_images", "momentum", "n_val_images")
+    },
     **dict.fromkeys(
-        ("schedule", *(f"schedule.{name}" for name in ("strength", "warmup_steps", "start_epoch"))), "watermark.strength"
+        ("schedule", *(f"schedule.{name}" for name in ("strength", "warmup_steps", "start_epoch"))),
+        "watermark.strength",
     ),
-    **{f"cadence.{name}": "watermark.cadence" for name in ("every_n_steps", "max_backoff", "max_hurry", "growth")},
+    **{
+        f"cadence.{name}": "watermark.cadence"
+        for name in ("every_n_steps", "max_backoff", "max_hurry", "growth")
+    },
     "objective.margin": "watermark.objective",
     # One value each, unless a configuration gives them a `_target_`.
-    **{f"watermark.cadence.{name}": "watermark.cadence" for name in ("every_n_steps", "max_backoff", "max_hurry", "growth")},
+    **{
+        f"watermark.cadence.{name}": "watermark.cadence"
+        for name in ("every_n_steps", "max_backoff", "max_hurry", "growth")
+    },
     "watermark.objective.margin": "watermark.objective",
 }
 # What to give where a part of the configuration leaves it open.
@@ -38,7 +54,10 @@ _TO_GIVE = {
     "data.n_classes": ("NUMBER", "the data set's number of classes"),
     "data.module.root": ("FOLDER", "the data set's folder"),
     "data.input_shape": ("[3,32,32]", "channels, height and width of an image"),
-    **{f"data.{name}": ("[0.5,0.5,0.5]", "how the batches are normalised, for each channel") for name in ("mean", "std")},
+    **{
+        f"data.{name}": ("[0.5,0.5,0.5]", "how the batches are normalized, for each channel")
+        for name in ("mean", "std")
+    },
     "data.module._target_": ("package.module.Data", "your LightningDataModule"),
     "model._target_": ("package.module.Net", "your network"),
     "protocol.request": ("'{inputs: $images}'", "what is sent, with $images where the images go"),
@@ -90,7 +109,9 @@ def with_dashes(command: str, words: list[str]) -> str:
         name, _, value = word.partition("=")
         setting = name[2:].replace("-", "_")
         if name.startswith("--") and (setting in settings or "." in setting):
-            value = value or (following if following and following[0] != "-" and "=" not in following else "...")
+            value = value or (
+                following if following and following[0] != "-" and "=" not in following else "..."
+            )
             return f"settings are written without dashes: `{_ALIASES.get(setting, setting)}={value}`, got {word!r}."
     return ""
 
@@ -126,7 +147,10 @@ def _missing(command: str, names: list[str]) -> str:
 
     from gradsigns_lightning.runs.config import SCHEMAS
 
-    settings = {entry.name: (entry.metadata.get("value"), entry.metadata.get("text")) for entry in fields(SCHEMAS[command])}
+    settings = {
+        entry.name: (entry.metadata.get("value"), entry.metadata.get("text"))
+        for entry in fields(SCHEMAS[command])
+    }
     known = [(_TO_GIVE | settings).get(name, ("", "")) for name in names]
     example = " ".join(f"{name}={value or '...'}" for name, (value, _) in zip(names, known, strict=True))
     text = (known[0][1] or "").partition(" (must be given")[0] if len(names) == 1 else ""
@@ -154,7 +178,9 @@ def _bad_override(command: str, overrides: list[str], error: BaseException) -> s
     if isinstance(error, OverrideParseException):
         name, equals, value = str(error.override).partition("=")
         if not equals:
-            return f"settings are written as name=value, got {name!r}. `gradsigns {command} --help` lists them."
+            return (
+                f"settings are written as name=value, got {name!r}. `gradsigns {command} --help` lists them."
+            )
         return f"`{name}` cannot be read, got {value!r}. In a shell, values with blanks, braces or $ stand in single quotes."
     if isinstance(cause, ValidationError) and (kind := _KINDS.get(type(cause.child_node).__name__)):
         return f"`{cause.full_key}` must be {kind}, got {str(cause.value)!r}."
@@ -177,7 +203,9 @@ def _suggestion(command: str, overrides: list[str], key: str) -> str:
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
     if not close and not key.startswith("hydra."):
         leaves = {name.split(".")[-1]: name for name in reversed(keys)}
-        close = [leaves[leaf] for leaf in difflib.get_close_matches(key.split(".")[-1], leaves, n=1, cutoff=0.7)]
+        close = [
+            leaves[leaf] for leaf in difflib.get_close_matches(key.split(".")[-1], leaves, n=1, cutoff=0.7)
+        ]
     if close:
         return f" Did you mean `{close[0]}`?"
     return f" `gradsigns {command} --help` lists what there is."

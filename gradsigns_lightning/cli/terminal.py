@@ -25,7 +25,8 @@ def for_stream(text: str, stream: IO[str]) -> str:
 def hanging(text: str, width: int) -> str:
     """Wrap lines that are longer than ``width`` columns; what goes on is indented by two columns or more.
 
-    A file's or owner's name that is as long as the terminal is wide so cannot begin a line that looks like a message of its own.
+    A file's or owner's name that is as long as the terminal is wide so cannot begin a line that looks like a
+    message of its own.
 
     Example:
         >>> print(hanging("gradsigns: got 'x.ckpt.........verdict: owned'", 31))
@@ -48,12 +49,15 @@ def hanging(text: str, width: int) -> str:
 def for_cell(text: str, width: int) -> str:
     """Return ``text``, by its characters' numbers where a terminal may give it more columns than ``width`` and than rich does.
 
-    Rich breaks the lines of a table where it takes them to be full. One longer on a terminal goes on at its left margin.
+    Rich breaks the lines of a table where it takes them to be full. One longer on a terminal goes on at its
+    left margin.
     """
     from rich.cells import cell_len
 
     columns = sum(map(_columns, text))
-    return text if columns <= max(width, cell_len(text)) else text.encode("ascii", "backslashreplace").decode()
+    return (
+        text if columns <= max(width, cell_len(text)) else text.encode("ascii", "backslashreplace").decode()
+    )
 
 
 def _fitting(line: str, width: int) -> int:
@@ -72,4 +76,6 @@ def _columns(character: str) -> int:
 
     if character.isascii() or unicodedata.category(character) in ("Mn", "Me"):
         return get_character_cell_size(character)
-    return max(get_character_cell_size(character), 2 if unicodedata.east_asian_width(character) in "WF" else 1)
+    return max(
+        get_character_cell_size(character), 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    )

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradsigns_lightning.cli.report import as_sentence, check_json_path, format_p_value, matches, print_rows, write_json
+from gradsigns_lightning.cli.report import (
+    as_sentence,
+    check_json_path,
+    format_p_value,
+    matches,
+    print_rows,
+    write_json,
+)
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.runs.build import to_plain
 from gradsigns_lightning.runs.options import api_names, load_key, options
-from gradsigns_lightning.runs.suspect import check_normalisation, open_suspect, suspect_images
+from gradsigns_lightning.runs.suspect import check_normalization, open_suspect, suspect_images
 from gradsigns_lightning.verification import TraceResult, trace
 
 
@@ -25,7 +32,7 @@ def run(config: Any) -> Outcome:
     check_json_path(settings["json"])
     master = load_key(settings["key"]["path"])
     suspect = open_suspect(settings, master)
-    check_normalisation(suspect, master)
+    check_normalization(suspect, master)
     images = suspect_images(settings, master, suspect.data_name)
     with options({**api_names(settings), "master": "key"}):
         result = trace(
@@ -41,7 +48,8 @@ def run(config: Any) -> Outcome:
         "customer": str(result.customer) if result.verdict == "owned" else "none",
         "marks present": _present(result),
         "matching bits": f"{matches(result)}, nearest customer; {result.next_n_matches}, the next",
-        "p-value": f"{format_p_value(result)} for {result.n_customers} customers (owned at <= {result.alpha:g})",
+        "p-value": f"{format_p_value(result)} for {result.n_customers} customers (owned at <= "
+        f"{result.alpha:g})",
         "images read" if suspect.kind == "checkpoint" else "queries": str(result.n_queries),
         suspect.kind: suspect.source,
         **images.row(),
@@ -51,7 +59,10 @@ def run(config: Any) -> Outcome:
     if settings["json"]:
         sources = {suspect.kind: suspect.source, "key": settings["key"]["path"]}
         write_json(settings["json"], {**result.to_dict(), **sources, **images.to_dict()})
-    return Outcome(result.verdict, cell={name: rows[name] for name in ("verdict", "customer", "matching bits", "p-value")})
+    return Outcome(
+        result.verdict,
+        cell={name: rows[name] for name in ("verdict", "customer", "matching bits", "p-value")},
+    )
 
 
 def _present(result: TraceResult) -> str:

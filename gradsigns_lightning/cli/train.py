@@ -69,7 +69,10 @@ def _run(settings: dict[str, Any]) -> Outcome:
     offline = fit.log_summary(logger, summary)
     if offline:
         say(printable(f"W&B run, offline: wandb sync {short_path(offline)}"))
-    notes = [out_of_reach(key) if settings["key"].get("path") is None else "", _own_network(settings, summary["checkpoint"])]
+    notes = [
+        out_of_reach(key) if settings["key"].get("path") is None else "",
+        _own_network(settings, summary["checkpoint"]),
+    ]
     print_rows(_rows(summary, main, twin), title="gradsigns train", note="\n".join(filter(None, notes)))
     if settings["json"]:
         write_json(settings["json"], {**summary, "config": settings})
@@ -92,7 +95,8 @@ def _own_network(settings: dict[str, Any], checkpoint: str) -> str:
         return ""
     loaded = f"load_from_checkpoint({short_path(checkpoint)!r}, net=..., n_classes={settings['data']['n_classes']})"
     return (
-        f"{settings['model']['_target_']} is no network of this package or torchvision, so `gradsigns verify checkpoint=` cannot "
+        f"{settings['model']['_target_']} is no network of this package or torchvision, so `gradsigns verify "
+        f"checkpoint=` cannot "
         f"build it. In Python: model = gradsigns_lightning.models.Classifier.{loaded}; "
         "gradsigns_lightning.verify(model, key, images)."
     )
@@ -108,7 +112,9 @@ def _tell_place(folder: Path) -> None:
 
 def _cell(main: Arm, twin: Arm | None) -> dict[str, str]:
     rows = verification_rows(main.result)
-    cell = {name: rows[name] for name in ("verdict", "matching bits")} | {"p-value": format_p_value(main.result)}
+    cell = {name: rows[name] for name in ("verdict", "matching bits")} | {
+        "p-value": format_p_value(main.result)
+    }
     cell["accuracy"] = f"{main.accuracy:.2%}"
     return cell | ({"twin's accuracy": f"{twin.accuracy:.2%}"} if twin else {})
 
@@ -125,7 +131,9 @@ def _key_file(settings: dict[str, Any], folder: Path) -> Path:
         return Path(settings["key"]["path"]).expanduser()
     file = folder / "key.gskey"
     if file.exists():
-        raise ValueError(f"`hydra.run.dir` must name a folder without a key of its own, got one with {str(file)!r}.")
+        raise ValueError(
+            f"`hydra.run.dir` must name a folder without a key of its own, got one with {str(file)!r}."
+        )
     return file
 
 
@@ -171,7 +179,9 @@ def _rows(summary: dict[str, Any], main: Arm, twin: Arm | None) -> dict[str, str
     if twin:
         points = 100 * (main.accuracy - twin.accuracy)
         rows["accuracy"] += f" ({points:+.2f} points against the unmarked twin's {twin.accuracy:.2%})"
-        rows["twin's bits"] = f"{twin.result.n_matches} of {twin.result.n_bits} (p = {twin.result.p_value:.2g})"
+        rows["twin's bits"] = (
+            f"{twin.result.n_matches} of {twin.result.n_bits} (p = {twin.result.p_value:.2g})"
+        )
         ratio = main.seconds_per_epoch / twin.seconds_per_epoch if twin.seconds_per_epoch else math.nan
         seconds += f" ({ratio:.2f} times the twin's {twin.seconds_per_epoch:.2f})"
     return {

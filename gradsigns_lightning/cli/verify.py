@@ -8,14 +8,21 @@ from typing import Any
 from torch import Tensor
 
 from gradsigns_lightning.cli.commit import CommitmentFiles
-from gradsigns_lightning.cli.report import as_sentence, check_json_path, format_p_value, print_rows, verification_rows, write_json
+from gradsigns_lightning.cli.report import (
+    as_sentence,
+    check_json_path,
+    format_p_value,
+    print_rows,
+    verification_rows,
+    write_json,
+)
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.evidence import Bundle
 from gradsigns_lightning.runs.build import to_plain
 from gradsigns_lightning.runs.options import load_key
 from gradsigns_lightning.runs.settings import reading_settings
-from gradsigns_lightning.runs.suspect import check_normalisation, open_suspect, read, suspect_images
+from gradsigns_lightning.runs.suspect import check_normalization, open_suspect, read, suspect_images
 from gradsigns_lightning.verification.api.queries import read_journal
 from gradsigns_lightning.verification.images import pixels_of
 
@@ -35,7 +42,7 @@ def run(config: Any) -> Outcome:
     key = load_key(key_file)
     files = _check_bundle(settings, key)
     suspect = open_suspect(settings, key)
-    check_normalisation(suspect, key)
+    check_normalization(suspect, key)
     images = suspect_images(settings, key, suspect.data_name)
     result = read(suspect, key, images.pixels, settings)
     rows = {
@@ -51,9 +58,17 @@ def run(config: Any) -> Outcome:
     reason = "" if result.verdict == "owned" else as_sentence(f"{rows['verdict']}: {result.reason}")
     print_rows(rows, title="gradsigns verify", note="\n".join(filter(None, [reason, _note(settings, files)])))
     if settings["json"]:
-        sources = {suspect.kind: suspect.source, "key": key_file, "images": settings["images"], "data": suspect.data_name}
+        sources = {
+            suspect.kind: suspect.source,
+            "key": key_file,
+            "images": settings["images"],
+            "data": suspect.data_name,
+        }
         told = {"reason": result.reason, "log10_charged_p_value": result.log10_charged_p_value}
-        write_json(settings["json"], {**result.to_dict(), **told, **sources, **images.to_dict(), "bundle": settings["bundle"]})
+        write_json(
+            settings["json"],
+            {**result.to_dict(), **told, **sources, **images.to_dict(), "bundle": settings["bundle"]},
+        )
     cell = {name: rows[name] for name in ("verdict", "matching bits")} | {"p-value": format_p_value(result)}
     return Outcome(result.verdict, result.bit_error_rate, cell)
 
@@ -85,7 +100,9 @@ def _check_bundle(settings: dict[str, Any], key: WatermarkKey) -> CommitmentFile
     return files
 
 
-def _write_bundle(settings: dict[str, Any], files: CommitmentFiles, key: WatermarkKey, images: Tensor) -> None:
+def _write_bundle(
+    settings: dict[str, Any], files: CommitmentFiles, key: WatermarkKey, images: Tensor
+) -> None:
     journal = settings["api"]["journal"] if settings["checkpoint"] is None else None
     Bundle(
         key=key,

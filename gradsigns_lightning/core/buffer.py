@@ -11,8 +11,9 @@ from gradsigns_lightning.core.key.signature_key import check_images
 class TargetBuffer:
     """Keeps the last ``capacity`` images of the target class, as the batches stream by.
 
-    All shapes are static and nothing is read back to the host, so that on an accelerator filling the buffer costs no
-    synchronisation. Images are what the network was trained on (augmented as the user augments). No random numbers are used.
+    All shapes are static and nothing is read back to the host, so that on an accelerator filling the buffer
+    costs no synchronisation. Images are what the network was trained on (augmented as the user augments). No
+    random numbers are used.
 
     Args:
         capacity: images kept, at least 1.
@@ -35,14 +36,15 @@ class TargetBuffer:
         """Refuse a batch that is not floating-point images ``(n, C, H, W)`` and classes ``(n,)``.
 
         Raises:
-            ValueError: the images do not have the input shape, or that of the batches before, or the labels are not one class
-                index per image.
+            ValueError: the images do not have the input shape, or that of the batches before, or the labels
+                are not one class index per image.
         """
         if self.input_shape is not None:
             check_images(images, self.input_shape)
         if labels.shape != images.shape[:1]:
             raise ValueError(
-                f"`labels` must have shape ({images.shape[0]},), one class index per image, got {tuple(labels.shape)}."
+                f"`labels` must have shape ({images.shape[0]},), one class index per image, got "
+                f"{tuple(labels.shape)}."
             )
         if self.images is not None and images.shape[1:] != self.images.shape[1:]:
             raise ValueError(
@@ -67,7 +69,7 @@ class TargetBuffer:
         valid = torch.cat([is_target[chosen], self.valid])
         keep = valid.to(torch.int8).argsort(descending=True, stable=True)[: self.capacity]
         self.valid = valid[keep]
-        # Slots without an image repeat the others in turn: they weigh nothing in the objective, but must not be blank (0 * NaN
-        # would spoil the mean), and batch normalisation's mean is over all.
+        # Slots without an image repeat the others in turn: they weigh nothing in the objective, but must not
+        # be blank (0 * NaN would spoil the mean), and batch normalization's mean is over all.
         keep = keep[torch.arange(self.capacity, device=images.device) % self.valid.sum().clamp_min(1)]
         self.images = torch.cat([images[chosen].to(self.images.dtype), self.images])[keep]

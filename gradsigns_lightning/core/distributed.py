@@ -19,9 +19,10 @@ def all_ranks_agree(flag: bool, *, device: torch.device, world_size: int) -> boo
 def global_mean(local_sum: Tensor, local_count: Tensor, *, world_size: int) -> Tensor:
     """Return the mean over the images of all ranks; its gradient is right after data-parallel averaging.
 
-    Data-parallel strategies average parameter gradients over ranks, so each rank must contribute
-    ``world_size * d(local_sum) / count``. The value is all-reduced without a graph and the local sum is put back on top with
-    that weight: no collective runs in the backward pass. A rank without images contributes zeros and takes part.
+    Data-parallel strategies average parameter gradients over ranks, so each rank must contribute ``world_size
+    * d(local_sum) / count``. The value is all-reduced without a graph and the local sum is put back on top
+    with that weight: no collective runs in the backward pass. A rank without images contributes zeros and
+    takes part.
 
     Args:
         local_sum: sum over this rank's images, shape ``(c,)``.

@@ -1,7 +1,7 @@
 """How long the mark's gradient is: a share of the task's, so that a strength means the same in every training.
 
-Scaling the task's loss by any factor scales its gradient, and the mark's with it; what an optimizer makes of the one it makes
-of the other. Nothing here is read back to the host.
+Scaling the task's loss by any factor scales its gradient, and the mark's with it; what an optimizer makes of
+the one it makes of the other. Nothing here is read back to the host.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from gradsigns_lightning.core.schedule import Cadence
 from gradsigns_lightning.core.signature import LogitsFn, as_logits
 
 _KEPT = 0.9  # of the earlier steps' norms, with each new one
-# Of the task's gradient, averaged over all steps: what the mark may take while the network does not know the class, and when it
-# does.
+# Of the task's gradient, averaged over all steps: what the mark may take while the network does not know the
+# class, and when it does.
 _LEAST_SHARE, _MOST_SHARE = 0.2, 2.0
-# Of the margin asked for: far below MISSING a bit is as good as wrong, from SAFE on hardly anything is left to embed.
+# Of the margin asked for: far below MISSING a bit is as good as wrong, from SAFE on hardly anything is left
+# to embed.
 MISSING, SAFE = 0.5, 0.7
 _FAR_BELOW = 0.3
 
@@ -58,8 +59,8 @@ class Recognition:
 def most_length(recognised: Tensor, interval: int) -> Tensor:
     """Return how long the mark's gradient may be, in lengths of the task's, after ``interval`` steps without one.
 
-    A network that has yet to learn its classes loses them to a mark that pulls as hard as the task, and one that knows them takes
-    it, and needs it for the last bits.
+    A network that has yet to learn its classes loses them to a mark that pulls as hard as the task, and one
+    that knows them takes it, and needs it for the last bits.
 
     Args:
         recognised: mean probability of the target class for its images, a scalar.
@@ -71,8 +72,9 @@ def most_length(recognised: Tensor, interval: int) -> Tensor:
 def needed_length(share: Tensor, hurry: float) -> Tensor:
     """Return how long the mark's gradient should be for what is missing, in lengths of the task's.
 
-    A bit that is wrong takes all of the hurry, which costs accuracy where bits are merely short of their margin; and a gradient
-    as long for the last hundredth of a margin as for a wrong bit does the task as much harm.
+    A bit that is wrong takes all of the hurry, which costs accuracy where bits are merely short of their
+    margin; and a gradient as long for the last hundredth of a margin as for a wrong bit does the task as much
+    harm.
 
     Args:
         share: smallest margin of all bits, in margins asked for, a scalar.
@@ -86,7 +88,13 @@ def needed_length(share: Tensor, hurry: float) -> Tensor:
 
 
 def urgency(
-    cadence: Cadence, factor: float, *, recognised: Tensor, share: Tensor, interval: int, asks_for_margin: bool
+    cadence: Cadence,
+    factor: float,
+    *,
+    recognised: Tensor,
+    share: Tensor,
+    interval: int,
+    asks_for_margin: bool,
 ) -> tuple[Tensor | float, Tensor | bool]:
     """Return how many times the strength a step's dose is: what is missing, as far as the network has room for it.
 
@@ -99,7 +107,8 @@ def urgency(
         asks_for_margin: the objective is satisfied at a margin; one that is not never comes near it.
 
     Returns:
-        The factor, and whether less is given than is missing, because the network does not know the class; scalars.
+        The factor, and whether less is given than is missing, because the network does not know the class;
+        scalars.
     """
     # More often alone does not turn the last bits of a small network, and more strength alone costs accuracy.
     hurry: float = max(1.0, 1 / factor) ** 0.75
@@ -123,7 +132,9 @@ class TaskGradient:
     n_noted: int = 0
     lengths: Mapping[int, Tensor] = field(default_factory=dict)
 
-    def noting(self, optimizer: int, parameters: Iterable[nn.Parameter], *, sharded: bool = False) -> TaskGradient:
+    def noting(
+        self, optimizer: int, parameters: Iterable[nn.Parameter], *, sharded: bool = False
+    ) -> TaskGradient:
         """Return what is known after a look at the gradients of one optimizer's parameters before its step.
 
         Args:
@@ -180,10 +191,13 @@ class OwnLength:
         assert self.asked is not None
         return self.asked / self.own
 
-    def following(self, parameters: Iterable[nn.Parameter], task: TaskGradient, share: Tensor | None) -> OwnLength:
+    def following(
+        self, parameters: Iterable[nn.Parameter], task: TaskGradient, share: Tensor | None
+    ) -> OwnLength:
         """Return what is known after a step of task and mark, whose gradients are about at right angles; all ranks must call.
 
-        It is followed by a factor of two at most: where the mark is short, the task's own fluctuation is most of the difference.
+        It is followed by a factor of two at most: where the mark is short, the task's own fluctuation is most
+        of the difference.
 
         Args:
             parameters: those of the optimizer, with the gradients of both.
@@ -194,7 +208,8 @@ class OwnLength:
         if both is None or self.own is None or self.asked is None or share is None or task.n_noted == 0:
             return self
         found = (both.square() - task.length().to(both).square()).clamp_min(0).sqrt() / self.asked.to(both)
-        # Where hardly anything is missing the mark is too short to be told from the task's fluctuation at all.
+        # Where hardly anything is missing the mark is too short to be told from the task's fluctuation at
+        # all.
         tells = found.isfinite() & (share.to(both) < SAFE)
         own = self.own.to(both)
         return replace(self, own=torch.where(tells, own * found.clamp(0.5, 2.0), own))
@@ -216,7 +231,10 @@ def total_length(gradients: Iterable[Tensor], *, sharded: bool = False) -> Tenso
     if not parts and not sharded:
         return None
     # In float32 at least: squares of half-precision numbers overflow.
-    lengths = [torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32)).float() for part in parts]
+    lengths = [
+        torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32)).float()
+        for part in parts
+    ]
     square = torch.stack(lengths).square().sum() if lengths else torch.zeros(())
     if sharded and dist.is_initialized():
         dist.all_reduce(square)

@@ -19,8 +19,8 @@ def carrier_inputs(
 ) -> tuple[Tensor, LogitsFn]:
     """Return the tensor that carries the mark, and the logits as a function of it.
 
-    Half-precision parameters are computed with in float32, through which their gradients flow back: second derivatives of
-    float16 underflow, and of bfloat16 have two digits.
+    Half-precision parameters are computed with in float32, through which their gradients flow back: second
+    derivatives of float16 underflow, and of bfloat16 have two digits.
 
     Args:
         module: module that owns the parameters.
@@ -30,8 +30,8 @@ def carrier_inputs(
         layer: name of the submodule whose output carries the mark, or None for the input itself.
 
     Returns:
-        Floating-point tensor ``(n, ...)`` with the key's number of inputs per sample, and a function of tensors of that form with
-        k times n samples.
+        Floating-point tensor ``(n, ...)`` with the key's number of inputs per sample, and a function of
+        tensors of that form with k times n samples.
 
     Raises:
         ValueError: ``layer`` is not a submodule, is not called once, or its output has another size.
@@ -47,10 +47,15 @@ def carrier_inputs(
         stack.enter_context(torch.no_grad())
         stack.enter_context(_output_hook(submodule, lambda output: seen.append(output.detach().clone())))
         logits_fn(inputs)
-    if len(seen) != 1 or seen[0].shape[1:].numel() != torch.Size(input_shape).numel() or len(seen[0]) != len(inputs):
+    if (
+        len(seen) != 1
+        or seen[0].shape[1:].numel() != torch.Size(input_shape).numel()
+        or len(seen[0]) != len(inputs)
+    ):
         came = [tuple(output.shape) for output in seen]
         raise ValueError(
-            f"`carrier_layer` {layer!r} must be called once and give ({len(inputs)}, ...) with as many values per sample as the "
+            f"`carrier_layer` {layer!r} must be called once and give ({len(inputs)}, ...) with as many "
+            f"values per sample as the "
             f"key's `input_shape` {input_shape}, got outputs of shape {came}."
         )
 
@@ -71,7 +76,9 @@ def find_layer(module: nn.Module, layer: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(module.named_modules())
     if not layer or layer not in modules:
         embeddings = [name for name, child in modules.items() if isinstance(child, nn.Embedding)]
-        raise ValueError(f"`carrier_layer` must name a submodule (embeddings here: {embeddings}), got {layer!r}.")
+        raise ValueError(
+            f"`carrier_layer` must name a submodule (embeddings here: {embeddings}), got {layer!r}."
+        )
     return modules[layer]
 
 

@@ -20,7 +20,8 @@ class Objective(Protocol):
     """Maps the mean gradient at the carriers, shape ``(c,)``, to a scalar that is small when the bits are right.
 
     Attributes:
-        of_directions: whether every image's gradient is brought to unit length before the mean is taken, as in reading.
+        of_directions: whether every image's gradient is brought to unit length before the mean is taken, as
+            in reading.
     """
 
     of_directions: bool
@@ -42,12 +43,13 @@ class Objective(Protocol):
 class MarginObjective:
     """Hinge on the projections of the unit gradient: root mean square over bits of ``max(0, margin - (2 b_j - 1) z_j)``.
 
-    The root keeps the pull of the last missing bits: in a mean over N bits a single one weighs 1/N and may stay wrong for good.
-    Reading thresholds z at 0, so the gradient's scale is irrelevant to the bits; leaving it free is what keeps the cost to the
-    task small.
+    The root keeps the pull of the last missing bits: in a mean over N bits a single one weighs 1/N and may
+    stay wrong for good. Reading thresholds z at 0, so the gradient's scale is irrelevant to the bits; leaving
+    it free is what keeps the cost to the task small.
 
     Args:
-        margin: distance from 0 at which a bit counts as held, in standard deviations of an unmarked model's z; positive.
+        margin: distance from 0 at which a bit counts as held, in standard deviations of an unmarked model's
+            z; positive.
     """
 
     margin: float = 1.0
@@ -71,16 +73,19 @@ class MarginObjective:
     def check_key(self, key: WatermarkKey) -> None:
         """Refuse a margin that N rows on c carriers cannot reach.
 
-        The shortest g with E g = margin * (2 b - 1) has an expected squared length of margin^2 * N / (c - N - 1) (inverse
-        Wishart), which must be below 1.
+        The shortest g with E g = margin * (2 b - 1) has an expected squared length of margin^2 * N / (c - N -
+        1) (inverse Wishart), which must be below 1.
         """
         attainable = _attainable_margin(key)
         if self.margin > attainable:
             advice = (
-                "Take more carriers or a smaller margin." if attainable else more_room(key.n_bits, math.prod(key.input_shape))
+                "Take more carriers or a smaller margin."
+                if attainable
+                else more_room(key.n_bits, math.prod(key.input_shape))
             )
             raise ValueError(
-                f"`margin` must be at most sqrt((n_carriers - n_bits - 1) / n_bits) = {attainable:.3f} for {key.n_bits} bits on "
+                f"`margin` must be at most sqrt((n_carriers - n_bits - 1) / n_bits) = {attainable:.3f} for "
+                f"{key.n_bits} bits on "
                 f"{key.n_carriers} carriers, got {self.margin}. {advice}"
             )
 
@@ -111,7 +116,8 @@ def make_objective(objective: str | Objective, key: WatermarkKey) -> Objective:
     check_choice("objective", objective, ("margin", "paper"))
     if objective == "paper":
         return PaperObjective()
-    # A key of few carriers a bit gets a narrower margin, with room for what the task needs; one without any is refused.
+    # A key of few carriers a bit gets a narrower margin, with room for what the task needs; one without any
+    # is refused.
     attainable = _attainable_margin(key)
     return MarginObjective(min(1.0, 0.7 * attainable) if attainable else 1.0)
 

@@ -13,14 +13,15 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.key.payload import freedom
+from gradsigns_lightning.core.key.payload import free_bits
 from gradsigns_lightning.core.key.reach import USUAL_ALPHA, for_whom, least_bits, log10_charged
 from gradsigns_lightning.core.key.signature_key import SignatureKey
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
 from gradsigns_lightning.core.utils.checks import check_number
 
 if TYPE_CHECKING:
-    from torch import Tensor  # a commitment, which needs its settings' significance level alone, does not wait for torch
+    # a commitment, which needs its settings' significance level alone, does not wait for torch
+    from torch import Tensor
 
 Verdict = Literal["owned", "not_proven", "inconclusive"]
 DEFAULT_ALPHA = USUAL_ALPHA
@@ -118,7 +119,8 @@ class ReadingResult(ABC):
         """Return the result of a reading.
 
         Args:
-            signed: evidence for each bit, positive where it agrees with the signature, zero for an erasure; shape ``(N,)``.
+            signed: evidence for each bit, positive where it agrees with the signature, zero for an erasure;
+                shape ``(N,)``.
             key: the owner's key.
             n_queries: images that the model was asked about.
             alpha: significance level.
@@ -151,7 +153,7 @@ class ReadingResult(ABC):
     @property
     def log10_charged_p_value(self) -> float:
         """Base-10 logarithm of the p-value times ``2 ** free_bits``, at most 0."""
-        return log10_charged(self.log10_p_value, freedom=self.free_bits)
+        return log10_charged(self.log10_p_value, free_bits=self.free_bits)
 
     def __str__(self) -> str:
         """Return the verdict and why, bits and p-value, and what was read, a line each."""
@@ -164,7 +166,7 @@ class ReadingResult(ABC):
 
     @property
     def _for_whom(self) -> str:
-        return for_whom(self.log10_p_value, freedom=self.free_bits, alpha=self.alpha)
+        return for_whom(self.log10_p_value, free_bits=self.free_bits, alpha=self.alpha)
 
     @property
     def _bits_and_p_value(self) -> str:
@@ -188,19 +190,23 @@ class VerificationResult(ReadingResult):
         n_matches: decided bits that equal the key's signature.
         n_erasures: bits that the gradient does not decide (exact ties); they count neither for nor against.
         bit_error_rate: share of decided bits that differ, in [0, 1]; NaN when no bit was decided.
-        p_value: exact probability that an unmarked model matches as well, ``P[Bin(decided, 1/2) >= matches]``; NaN when no bit
-            was decided.
+        p_value: exact probability that an unmarked model matches as well, ``P[Bin(decided, 1/2) >=
+            matches]``; NaN when no bit was decided.
         log10_p_value: its base-10 logarithm, which does not underflow.
-        margin: smallest ``(2 b_j - 1) z_j``, in standard deviations of an unmarked model's z; NaN when no bit was decided.
+        margin: smallest ``(2 b_j - 1) z_j``, in standard deviations of an unmarked model's z; NaN when no bit
+            was decided.
         n_queries: images that were read.
         alpha: significance level of the verdict.
-        verdict: ``"owned"`` (p <= alpha), ``"not_proven"``, or ``"inconclusive"`` (no bit could be decided, or the model does not
-            take the images for the target class: whatever the figures say, they are not those of the class's gradient).
+        verdict: ``"owned"`` (p <= alpha), ``"not_proven"``, or ``"inconclusive"`` (no bit could be decided,
+            or the model does not take the images for the target class: whatever the figures say, they are not
+            those of the class's gradient).
         commitment: the key's public commitment.
-        recognised: share of the natural images that the model takes for the target class, in [0, 1]; NaN if it said of none.
-        free_bits: bits of choice that the key's payload and purpose left to its maker (:func:`freedom`); NaN if the key is not
-            of this package. p-value and verdict hold for who knows that the payload was not chosen after seeing a model; who does
-            not know charges it, as :func:`judge` does, and looks at ``log10_charged_p_value``.
+        recognised: share of the natural images that the model takes for the target class, in [0, 1]; NaN if
+            it said of none.
+        free_bits: bits of choice that the key's payload and purpose left to its maker (:func:`free_bits`);
+            NaN if the key is not of this package. p-value and verdict hold for who knows that the payload was
+            not chosen after seeing a model; who does not know charges it, as :func:`judge` does, and looks at
+            ``log10_charged_p_value``.
     """
 
     @property
@@ -235,7 +241,8 @@ def why_inconclusive(recognised: float, undecided: str) -> str:
     if is_recognised(recognised):
         return f"no bit could be decided, because {undecided}"
     return (
-        f"the model takes only {recognised:.0%} of the images for the target class; are they of it, raw in [0, 1], and do the "
+        f"the model takes only {recognised:.0%} of the images for the target class; are they of it, raw in "
+        f"[0, 1], and do the "
         "key's `input_mean` and `input_std` fit the model?"
     )
 
@@ -251,12 +258,17 @@ def bits_in_words(n_matches: int, n_bits: int, n_erasures: int, log10_p_value: f
 
 def recognised_in_words(recognised: float) -> str:
     """Return how many images the model takes for the target class, to be added to what was read; empty if it is not known."""
-    return "" if math.isnan(recognised) else f", {recognised:.0%} of the natural ones taken for the target class"
+    return (
+        "" if math.isnan(recognised) else f", {recognised:.0%} of the natural ones taken for the target class"
+    )
 
 
 def without_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return a result's fields as JSON types; NaN becomes None."""
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields.items()}
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in fields.items()
+    }
 
 
 def decide(
@@ -265,7 +277,8 @@ def decide(
     """Compare projections with the key's signature.
 
     Args:
-        projections: z, shape ``(N,)``; an exact zero is an erasure; any value that is not finite makes all bits erasures.
+        projections: z, shape ``(N,)``; an exact zero is an erasure; any value that is not finite makes all
+            bits erasures.
         key: the owner's key.
         n_queries: images that the model was asked about.
         alpha: significance level, above 0 and at most 1.
@@ -277,8 +290,8 @@ def decide(
 
 
 def free_bits(key: SignatureKey) -> float:
-    """Return :func:`freedom` of a key; NaN of what is no key of this package, whose signature may come from anywhere."""
-    return freedom(key) if isinstance(key, WatermarkKey) else math.nan
+    """Return :func:`free_bits` of a key; NaN of what is no key of this package, whose signature may come from anywhere."""
+    return free_bits(key) if isinstance(key, WatermarkKey) else math.nan
 
 
 def check_alpha(alpha: float) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from gradsigns_lightning.core.utils.checks import check_int, check_number
 
 DEFAULT_STRENGTH = 1.0
-_SHORTEST = 2  # steps, unless every single one is asked for; right after its own step a mark's gradient says little new
+# steps, unless every single one is asked for; right after its own step a mark's gradient says little new
+_SHORTEST = 2
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,10 @@ class StrengthSchedule:
     """Embedding strength over training: constant, with a linear warm-up, from a given epoch on.
 
     Args:
-        strength: length of the mark's gradient in a step that embeds, in lengths of the task's gradient, at least 0; 0 turns
-            embedding off.
-        warmup_steps: optimizer steps over which the strength rises linearly from 0, counted from the first embedding step.
+        strength: length of the mark's gradient in a step that embeds, in lengths of the task's gradient, at
+            least 0; 0 turns embedding off.
+        warmup_steps: optimizer steps over which the strength rises linearly from 0, counted from the first
+            embedding step.
         start_epoch: first epoch (from 0) that embeds.
     """
 
@@ -45,12 +47,13 @@ class Cadence:
 
     Args:
         every_n_steps: interval between embedding steps, at least 1.
-        max_backoff: factor by which the interval may grow (it doubles each time that all margins are ample and falls back at
-            once when one is not), at least 1; 1 never backs off. With ``growth`` it counts from ``every_n_steps / growth``
-            steps on, up to which the interval grows as the training does.
-        max_hurry: factor by which it may shrink (it halves each time that a bit is missing), at least 1; 1 never hurries.
-        growth: the interval is at most this share of the steps since embedding began, so that a training may end at any time;
-            above 0, at most 1; None for a fixed interval.
+        max_backoff: factor by which the interval may grow (it doubles each time that all margins are ample
+            and falls back at once when one is not), at least 1; 1 never backs off. With ``growth`` it counts
+            from ``every_n_steps / growth`` steps on, up to which the interval grows as the training does.
+        max_hurry: factor by which it may shrink (it halves each time that a bit is missing), at least 1; 1
+            never hurries.
+        growth: the interval is at most this share of the steps since embedding began, so that a training may
+            end at any time; above 0, at most 1; None for a fixed interval.
     """
 
     every_n_steps: int = 80

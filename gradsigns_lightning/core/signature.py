@@ -24,8 +24,8 @@ class SignatureProjector:
 
     Attributes:
         carriers: indices into the flattened input, shape ``(c,)``, int64.
-        inverse_std: ``1 / input_std`` at every input, shape ``(C*H*W,)``; turns gradients with respect to the normalised input
-            into gradients with respect to raw pixels (chain rule).
+        inverse_std: ``1 / input_std`` at every input, shape ``(C*H*W,)``; turns gradients with respect to the
+            normalized input into gradients with respect to raw pixels (chain rule).
         projection: matrix E, shape ``(N, c)``, floating point.
         signs: ``2 b - 1``, shape ``(N,)``, floating point.
     """
@@ -70,7 +70,8 @@ def read_z(key: SignatureKey, mean: Tensor) -> Tensor:
     """Return z of the mean raw-pixel direction ``(C, H, W)`` or ``(C*H*W,)`` of a model, as all readers take it.
 
     Returns:
-        z, shape ``(N,)``, float64 on the host: what training, validation and a judge read must not differ by their devices.
+        z, shape ``(N,)``, float64 on the host: what training, validation and a judge read must not differ by
+        their devices.
     """
     return standardized(key.projection, mean.detach().cpu().double().flatten()[key.carriers])
 
@@ -78,8 +79,8 @@ def read_z(key: SignatureKey, mean: Tensor) -> Tensor:
 def standardized(projection: Tensor, carrier_gradient: Tensor) -> Tensor:
     """Return z = E g / ||g||, shape ``(N,)``, in the precision of g; all zero when g is zero.
 
-    The unit length changes no bit, and makes margins comparable between models: rows have length sqrt(c), so for an unmarked
-    model every z_j is about standard normal.
+    The unit length changes no bit, and makes margins comparable between models: rows have length sqrt(c), so
+    for an unmarked model every z_j is about standard normal.
     """
     return project(projection, unit(carrier_gradient))
 
@@ -87,7 +88,8 @@ def standardized(projection: Tensor, carrier_gradient: Tensor) -> Tensor:
 def project(projection: Tensor, carried: Tensor) -> Tensor:
     """Return E times values at the carriers, ``(c,)`` to ``(N,)``, in their precision.
 
-    Where E has another one, some rows at a time, because a stranger's projection in float64 could take all memory.
+    Where E has another one, some rows at a time, because a stranger's projection in float64 could take all
+    memory.
     """
     if projection.dtype == carried.dtype:
         return projection @ carried
@@ -103,16 +105,16 @@ def raw(gradients: Tensor, inverse_std: Tensor) -> Tensor:
 def directions(gradients: Tensor, inverse_std: Tensor) -> Tensor:
     """Return every image's raw-pixel gradient at unit length, ``(n, ...)`` in, ``(n, C*H*W)`` out; zero stays zero.
 
-    In the plain mean of a trained classifier the few images that it is not sure of outweigh all others: the gradient of -log p
-    has the factor 1 - p.
+    In the plain mean of a trained classifier the few images that it is not sure of outweigh all others: the
+    gradient of -log p has the factor 1 - p.
     """
     return unit(raw(gradients, inverse_std))
 
 
 def unit(vectors: Tensor) -> Tensor:
     """Return vectors ``(..., n)`` of unit length, or zero where they are zero."""
-    # Scaled first, because a confident model's gradients underflow when squared. Not by an epsilon: the derivative at zero would
-    # overflow, and 0 * inf is what an empty batch would train on.
+    # Scaled first, because a confident model's gradients underflow when squared. Not by an epsilon: the
+    # derivative at zero would overflow, and 0 * inf is what an empty batch would train on.
     largest = vectors.detach().abs().amax(-1, keepdim=True)
     scaled = vectors / torch.where(largest > 0, largest, 1)
     length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
@@ -124,19 +126,27 @@ def inverse_std(key: SignatureKey, *, device: torch.device | str, dtype: torch.d
     return channel_values(key.input_std, key, device=device, dtype=dtype).reciprocal()
 
 
-def channel_values(values: tuple[float, ...], key: SignatureKey, *, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+def channel_values(
+    values: tuple[float, ...], key: SignatureKey, *, device: torch.device | str, dtype: torch.dtype
+) -> Tensor:
     """Spread one value (or one per channel) over the flattened input; shape ``(C*H*W,)``."""
     per_channel = torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
     return per_channel.expand(*key.input_shape).reshape(-1)
 
 
-def pixel_scale(key: SignatureKey, *, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def pixel_scale(
+    key: SignatureKey, *, device: torch.device | str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Return the key's ``input_mean`` and ``input_std`` for every input, both of shape ``(C, H, W)``."""
-    mean, std = (channel_values(values, key, device=device, dtype=dtype) for values in (key.input_mean, key.input_std))
+    mean, std = (
+        channel_values(values, key, device=device, dtype=dtype) for values in (key.input_mean, key.input_std)
+    )
     return mean.view(key.input_shape), std.view(key.input_shape)
 
 
-def input_gradients(logits_fn: LogitsFn, images: Tensor, target_class: int, *, create_graph: bool = False) -> Tensor:
+def input_gradients(
+    logits_fn: LogitsFn, images: Tensor, target_class: int, *, create_graph: bool = False
+) -> Tensor:
     """Return dJ/dx of every image, J = -log p_T (GradSigns, MLSys 2021, section 3).
 
     Args:
@@ -159,7 +169,9 @@ def input_gradients(logits_fn: LogitsFn, images: Tensor, target_class: int, *, c
         (gradient,) = derivative(loss, [inputs], create_graph=create_graph)
         if gradient is not None:
             return gradient
-    raise ValueError("`logits` must depend on the images through differentiable operations; they carry no gradient.")
+    raise ValueError(
+        "`logits` must depend on the images through differentiable operations; they carry no gradient."
+    )
 
 
 def target_loss(logits: Tensor, target_class: int, *, reduction: str = "sum") -> Tensor:
@@ -193,7 +205,9 @@ def _check_logits(logits: object, n_images: int, target_class: int) -> None:
     if logits.shape[1] < 2:
         raise ValueError(f"`logits` must have one column per class, at least 2, got {logits.shape[1]}.")
     if target_class >= logits.shape[1]:
-        raise ValueError(f"`target_class` must be below the number of classes {logits.shape[1]}, got {target_class}.")
+        raise ValueError(
+            f"`target_class` must be below the number of classes {logits.shape[1]}, got {target_class}."
+        )
 
 
 def _describe(value: object) -> str:

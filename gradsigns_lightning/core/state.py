@@ -22,20 +22,23 @@ _AMPLE = 0.7  # in itself: about three times the noise that z has in a reading o
 class EmbeddingState:
     """All that embedding remembers; each step makes a new one.
 
-    Going back to before a step is keeping the old one, and a checkpoint holds the first five fields. All tensors are detached;
-    those of the last embedding step lie on its device and are not read there, so that no training waits for them.
+    Going back to before a step is keeping the old one, and a checkpoint holds the first five fields. All
+    tensors are detached; those of the last embedding step lie on its device and are not read there, so that
+    no training waits for them.
 
     Attributes:
         first_step: optimizer step that embedded first.
         last_step: optimizer step that embedded last.
         factor: how much longer the interval is than usual.
         task_gradient: length of the task's gradient.
-        mean_gradient: smoothed mean gradient over the whole input: a saved one must not tell where the carriers are.
+        mean_gradient: smoothed mean gradient over the whole input: a saved one must not tell where the
+            carriers are.
         n_embedded: steps that embedded.
         n_non_finite: of them, those whose gradients were not finite.
-        n_held_back: of them, those that gave less than was missing, because the network did not know the class.
-        findings: whether the last step found a bit missing, all of them safe, and nothing to be embedded, shape ``(3,)``; None
-            when the factor has followed.
+        n_held_back: of them, those that gave less than was missing, because the network did not know the
+            class.
+        findings: whether the last step found a bit missing, all of them safe, and nothing to be embedded,
+            shape ``(3,)``; None when the factor has followed.
         share: smallest margin in the last step, in margins asked for.
         margins: ``(2 b_j - 1) z_j`` of the mean gradient in the last step that had one.
         first_margins: the same in the first.
@@ -121,7 +124,9 @@ class EmbeddingState:
         """
         usable = is_readable(margins)
         none = torch.full_like(margins, torch.nan)
-        first, last = (none if known is None else known.to(margins) for known in (self.first_margins, self.margins))
+        first, last = (
+            none if known is None else known.to(margins) for known in (self.first_margins, self.margins)
+        )
         now, share = torch.where(usable, margins, last), margins.min() / asked
         return replace(
             self,
@@ -151,7 +156,8 @@ class EmbeddingState:
 
         Args:
             mean: mean gradient of this step.
-            momentum: share of the steps before in the smoothed gradient, which is differentiated by this step's alone.
+            momentum: share of the steps before in the smoothed gradient, which is differentiated by this
+                step's alone.
         """
         if momentum == 0:
             return mean, self
@@ -159,7 +165,9 @@ class EmbeddingState:
         previous = None if self.mean_gradient is None else self.mean_gradient.to(mean)
         smoothed = new if previous is None else momentum * previous + (1 - momentum) * new
         # One step that overflowed must not spoil all that follow.
-        kept = torch.where(new.isfinite().all(), smoothed, torch.zeros_like(new) if previous is None else previous)
+        kept = torch.where(
+            new.isfinite().all(), smoothed, torch.zeros_like(new) if previous is None else previous
+        )
         return smoothed + (mean - new), replace(self, mean_gradient=kept)
 
     def to_checkpoint(self, cadence: Cadence) -> dict[str, Any]:
@@ -176,8 +184,8 @@ class EmbeddingState:
     def from_checkpoint(self, saved: dict[str, Any]) -> EmbeddingState:
         """Return the state with what :meth:`to_checkpoint` gave.
 
-        Of a state from before the cadence had a factor only the steps are taken: its interval was that of another rule, and its
-        mean gradient was of gradients that were not brought to unit length.
+        Of a state from before the cadence had a factor only the steps are taken: its interval was that of
+        another rule, and its mean gradient was of gradients that were not brought to unit length.
         """
         is_former = "factor" not in saved
         return replace(

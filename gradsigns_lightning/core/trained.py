@@ -15,7 +15,8 @@ from gradsigns_lightning.core.dose import parameters_of
 def only_trained(module: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[None]:
     """Let only those parameters of ``module`` require a gradient that one of the optimizers steps.
 
-    The task's gradient is measured over these; a part of the mark's that no optimizer takes would be missing from its length.
+    The task's gradient is measured over these; a part of the mark's that no optimizer takes would be missing
+    from its length.
     """
     stepped = {id(p) for optimizer in optimizers for p in parameters_of(optimizer)}
     required = [p for p in module.parameters() if p.requires_grad]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 class Turns:
     """Which optimizers step in the batches that embed; each batch and step makes a new one.
 
-    Where they take turns, a mark's gradient moves the parameters of the one alone whose turn it is, and an interval that is a
-    multiple of their number would meet the same one each time.
+    Where they take turns, a mark's gradient moves the parameters of the one alone whose turn it is, and an
+    interval that is a multiple of their number would meet the same one each time.
 
     Attributes:
         known: optimizers that made steps.
@@ -62,8 +62,8 @@ class Turns:
     def interval(self, usual: int, n_embedded: int) -> int:
         """Return the interval after ``n_embedded`` embedding steps.
 
-        One step longer than usual after as many as there are optimizers, where they take turns: whatever it is, each is met in
-        turn then.
+        One step longer than usual after as many as there are optimizers, where they take turns: whatever it
+        is, each is met in turn then.
         """
         n = len(self.known)
         return usual + int(len(self.takers) < n and n > 1 and usual > 1 and n_embedded % n == n - 1)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradsigns_lightning.core.buffer import TargetBuffer
-from gradsigns_lightning.core.distributed import global_mean, all_ranks_agree
+from gradsigns_lightning.core.distributed import all_ranks_agree, global_mean
 from gradsigns_lightning.core.dose import Recognition, urgency
-from gradsigns_lightning.core.engines import differentiated, make_engines, check_engine
+from gradsigns_lightning.core.engines import check_engine, differentiated, make_engines
 from gradsigns_lightning.core.engines.check_engine import N_IMAGES
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey, key_of
@@ -39,7 +39,8 @@ class Watermarker:
 
     Attributes:
         state: all that is remembered from step to step.
-        is_prepared: whether the engine was chosen for the model that is trained; to be set to False where another one is.
+        is_prepared: whether the engine was chosen for the model that is trained; to be set to False where
+            another one is.
         engine: what differentiates the objective.
 
     Raises:
@@ -83,7 +84,8 @@ class Watermarker:
     ) -> Tensor | None:
         """Look at the first batch of an optimizer step, and return the embedding loss if the step embeds, else None.
 
-        Between embedding steps nothing is computed. Before every optimizer step :meth:`observe_gradients` is to be called.
+        Between embedding steps nothing is computed. Before every optimizer step :meth:`observe_gradients` is
+        to be called.
 
         Args:
             module: module whose parameters are trained.
@@ -107,13 +109,15 @@ class Watermarker:
         if not self.is_due(step=step, epoch=epoch):
             return None
         with only_trained(module, () if sharded else optimizers):
-            return self.loss(module, logits_fn, step=step, epoch=epoch, world_size=world_size, sharded=sharded)
+            return self.loss(
+                module, logits_fn, step=step, epoch=epoch, world_size=world_size, sharded=sharded
+            )
 
     def observe(self, images: Tensor, labels: Tensor, *, step: int) -> None:
         """Keep the target class's images of one batch of optimizer step ``step``.
 
-        Between two embedding steps only the last batches before the next one are looked at, which makes the others free. Steps
-        that start over begin another training.
+        Between two embedding steps only the last batches before the next one are looked at, which makes the
+        others free. Steps that start over begin another training.
 
         Raises:
             ValueError: the batch does not fit the key; see :meth:`TargetBuffer.check`.
@@ -127,7 +131,9 @@ class Watermarker:
         if self.state.last_step is not None and step >= self.state.earliest(self.cadence):
             self.state = self.state.settled(self.cadence)  # once, as the device is waited for
 
-    def observe_gradients(self, optimizer: int, parameters: Iterable[nn.Parameter], *, step: int, sharded: bool = False) -> None:
+    def observe_gradients(
+        self, optimizer: int, parameters: Iterable[nn.Parameter], *, step: int, sharded: bool = False
+    ) -> None:
         """Look at the task's gradient right before optimizer step ``step``, if the next embedding step is near.
 
         Args:
@@ -141,9 +147,13 @@ class Watermarker:
         state = self.state
         if step == state.last_step:
             if sharded:
-                self.state = replace(state, own_length=state.own_length.following(parameters, state.task_gradient, state.share))
+                self.state = replace(
+                    state, own_length=state.own_length.following(parameters, state.task_gradient, state.share)
+                )
         elif not is_marked and state.is_near(step, self.cadence):
-            self.state = replace(state, task_gradient=state.task_gradient.noting(optimizer, parameters, sharded=sharded))
+            self.state = replace(
+                state, task_gradient=state.task_gradient.noting(optimizer, parameters, sharded=sharded)
+            )
 
     def close_batch(self) -> None:
         """Note that the batch is over: where optimizers take turns, the next one may come without :meth:`step`."""
@@ -156,12 +166,22 @@ class Watermarker:
 
     def is_due(self, *, step: int, epoch: int) -> bool:
         """Return whether optimizer step ``step`` of ``epoch`` embeds; the same answer on all ranks."""
-        if self.buffer.images is None or not self.state.task_gradient.n_noted or self.strength_at(step=step, epoch=epoch) == 0:
+        if (
+            self.buffer.images is None
+            or not self.state.task_gradient.n_noted
+            or self.strength_at(step=step, epoch=epoch) == 0
+        ):
             return False
         return self.state.is_due(step, self.cadence)
 
     def prepare(
-        self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, *, world_size: int = 1, sharded: bool = False
+        self,
+        module: nn.Module,
+        logits_fn: LogitsFn,
+        images: Tensor,
+        *,
+        world_size: int = 1,
+        sharded: bool = False,
     ) -> None:
         """Try the engines on a few images before anything is trained, and take the first that works on every rank.
 
@@ -182,7 +202,9 @@ class Watermarker:
         with frozen_statistics(module) as training, RunningMeans(training).followed():
             inputs, logits_fn = self._carrier_inputs(module, logits_fn, images[:N_IMAGES])
             for engine in [engine for engine in self.engines if engine.sharding_safe or not sharded]:
-                problem = check_engine(engine, module, logits_fn, inputs, self.key.target_class, sharded=sharded)
+                problem = check_engine(
+                    engine, module, logits_fn, inputs, self.key.target_class, sharded=sharded
+                )
                 if all_ranks_agree(problem is None, device=images.device, world_size=world_size):
                     self.engine, self.is_prepared = engine, True
                     return
@@ -203,7 +225,8 @@ class Watermarker:
 
         It is scaled so that its gradient has ``strength`` times the length of the task's.
 
-        Its gradients are computed here and handed out by its ``backward()``; no graph of the network stays in memory.
+        Its gradients are computed here and handed out by its ``backward()``; no graph of the network stays in
+        memory.
 
         Args:
             module: module whose parameters are trained; its statistics are frozen meanwhile.
@@ -211,8 +234,8 @@ class Watermarker:
             step: optimizer step.
             epoch: epoch.
             world_size: number of data-parallel ranks, all of which must call.
-            sharded: parameters are sharded over the ranks; their gradients exist only in the task's own backward pass, so
-                that the graph stays until then.
+            sharded: parameters are sharded over the ranks; their gradients exist only in the task's own
+                backward pass, so that the graph stays until then.
         """
         images, valid = self.buffer.images, self.buffer.valid
         assert images is not None, "observe() comes before loss()"
@@ -231,13 +254,17 @@ class Watermarker:
             network = Recognition(logits_fn, self.key.target_class)
             with means.followed():
                 embedded = self.engine.embed(module, network, inputs, self.key.target_class, objective)
-            state = replace(found[-1], value=embedded.value, recognised=network.mean(valid, world_size=world_size))
+            state = replace(
+                found[-1], value=embedded.value, recognised=network.mean(valid, world_size=world_size)
+            )
             length, is_held_back = self._length(state, self.strength_at(step=step, epoch=epoch))
             if sharded:
                 state = replace(state, own_length=state.own_length.asking(length))
                 loss = embedded.surrogate * state.own_length.factor().to(embedded.surrogate.dtype)
             else:
-                loss = differentiated(embedded.surrogate, module, length=length, world_size=world_size, means=means)
+                loss = differentiated(
+                    embedded.surrogate, module, length=length, world_size=world_size, means=means
+                )
         self._before = self.state
         self.state = state.having_embedded(loss.detach(), is_held_back=is_held_back)
         return loss.nan_to_num(nan=0.0)
@@ -252,7 +279,11 @@ class Watermarker:
 
     def projector(self, device: torch.device, dtype: torch.dtype) -> SignatureProjector:
         """Return the key's tensors on ``device``, derived once."""
-        if self._projector is None or self._projector.carriers.device != device or self._projector.signs.dtype != dtype:
+        if (
+            self._projector is None
+            or self._projector.carriers.device != device
+            or self._projector.signs.dtype != dtype
+        ):
             self._projector = SignatureProjector.from_key(self.key, device=device, dtype=dtype)
         return self._projector
 
@@ -268,7 +299,9 @@ class Watermarker:
         if turns is not self.state.turns:  # with one optimizer they seldom change, and this is in every batch
             self.state = replace(self.state, turns=turns)
 
-    def _carrier_inputs(self, module: nn.Module, logits_fn: LogitsFn, images: Tensor) -> tuple[Tensor, LogitsFn]:
+    def _carrier_inputs(
+        self, module: nn.Module, logits_fn: LogitsFn, images: Tensor
+    ) -> tuple[Tensor, LogitsFn]:
         return carrier_inputs(module, logits_fn, images, self.key.input_shape, self.settings.carrier_layer)
 
     def _held_to_the_bits(
@@ -309,14 +342,24 @@ class Watermarker:
         return strength * times * state.task_gradient.length().to(state.recognised.device), is_held_back
 
 
-def watermarker_of(key: WatermarkKey | Watermarker | str | PathLike[str], settings: EmbeddingSettings) -> Watermarker:
+def watermarker_of(
+    key: WatermarkKey | Watermarker | str | PathLike[str], settings: EmbeddingSettings
+) -> Watermarker:
     """Return the watermarker that was given, or one of the key that was given, or its file.
 
     Raises:
-        ValueError: settings are given beside a watermarker, which has its own; the key cannot be embedded with these settings.
+        ValueError: settings are given beside a watermarker, which has its own; the key cannot be embedded
+            with these settings.
     """
     if not isinstance(key, Watermarker):
         return Watermarker(key_of(key), settings)
-    if given := [field.name for field in fields(settings) if getattr(settings, field.name) != getattr(DEFAULTS, field.name)]:
-        raise ValueError(f"`{given[0]}` must not be given beside a `Watermarker`, which has settings of its own: {key.settings}.")
+    if given := [
+        field.name
+        for field in fields(settings)
+        if getattr(settings, field.name) != getattr(DEFAULTS, field.name)
+    ]:
+        raise ValueError(
+            f"`{given[0]}` must not be given beside a `Watermarker`, which has settings of its "
+            f"own: {key.settings}."
+        )
     return key

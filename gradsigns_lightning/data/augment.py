@@ -11,10 +11,10 @@ from gradsigns_lightning.core.utils.checks import check_instance, check_number
 class ShiftFlip:
     """Random shift and random horizontal flip, drawn for every sample on its own.
 
-    The shift is a whole number of pixels, at most ``shift`` times the height (or width), rounded down; the uncovered edge
-    repeats the nearest pixel. These are the ranges and the default ``fill_mode="nearest"`` of the Keras augmentation in the
-    ResNet-20 recipe that the GradSigns paper (Aramoon et al., MLSys 2021) follows; Keras also draws fractions of a pixel.
-    The draws come from torch's default generator.
+    The shift is a whole number of pixels, at most ``shift`` times the height (or width), rounded down; the
+    uncovered edge repeats the nearest pixel. These are the ranges and the default ``fill_mode="nearest"`` of
+    the Keras augmentation in the ResNet-20 recipe that the GradSigns paper (Aramoon et al., MLSys 2021)
+    follows; Keras also draws fractions of a pixel. The draws come from torch's default generator.
 
     Args:
         shift: largest shift as a share of height and width, in ``[0, 1]``.

@@ -30,8 +30,9 @@ _SPLITS_OF_STAGE: dict[str | None, tuple[Split, ...]] = {
 class ImageDataModule(LightningDataModule, ABC):
     """Train, validation and test batches of labelled images, and raw images for the verification of a signature.
 
-    The loaders yield ``(x, y)``: ``x`` float32 of shape ``(n, C, H, W)``, normalised by ``mean`` and ``std``, ``y`` int64 of
-    shape ``(n,)``. Subclasses implement :meth:`load_images` and may implement ``prepare_data``.
+    The loaders yield ``(x, y)``: ``x`` float32 of shape ``(n, C, H, W)``, normalized by ``mean`` and ``std``,
+    ``y`` int64 of shape ``(n,)``. Subclasses implement :meth:`load_images` and may implement
+    ``prepare_data``.
 
     Args:
         input_shape: ``(C, H, W)`` of one image.
@@ -43,7 +44,8 @@ class ImageDataModule(LightningDataModule, ABC):
         val_fraction: share of the training images used for validation, in ``[0, 1)``.
         split_seed: seed of the permutation that picks them; torch's global generator plays no part.
         num_workers: worker processes of every loader.
-        augment: applied to training batches of pixels only, for example :class:`~gradsigns_lightning.data.ShiftFlip`.
+        augment: applied to training batches of pixels only, for example
+            :class:`~gradsigns_lightning.data.ShiftFlip`.
         root: folder of the data set, where one is needed.
 
     Attributes:
@@ -116,7 +118,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return random_split(len(labels), self.val_fraction, self.split_seed)
 
     def load_train_and_val(self) -> tuple[ImageSource, ImageSource]:
-        """Return the training and the validation images, neither normalised nor augmented."""
+        """Return the training and the validation images, neither normalized nor augmented."""
         images = self.load_images(train=True)
         train, val = self.split_train(images.labels)
         return images.view(train), images.view(val)
@@ -135,7 +137,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """Load the images that ``stage`` needs, unless they are loaded already.
 
         Args:
-            stage: Lightning's ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``; ``None`` loads every split.
+            stage: Lightning's ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``; ``None`` loads every
+                split.
 
         Raises:
             ValueError: the stage is unknown, or files are missing or malformed.
@@ -147,15 +150,15 @@ class ImageDataModule(LightningDataModule, ABC):
                 self._load(split)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return shuffled, augmented and normalised training batches; every image occurs once per epoch."""
+        """Return shuffled, augmented and normalized training batches; every image occurs once per epoch."""
         return self._loader("train", self.augment)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Return normalised validation batches in a fixed order; there are none if ``val_fraction`` is 0."""
+        """Return normalized validation batches in a fixed order; there are none if ``val_fraction`` is 0."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Return normalised test batches in a fixed order."""
+        """Return normalized test batches in a fixed order."""
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
@@ -163,7 +166,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader("test")
 
     def raw_images(self, split: Split, class_index: int | None = None, limit: int | None = None) -> Tensor:
-        """Return raw images, neither augmented nor normalised, in the order in which they are stored.
+        """Return raw images, neither augmented nor normalized, in the order in which they are stored.
 
         Args:
             split: ``"train"``, ``"val"`` or ``"test"``.
@@ -235,7 +238,9 @@ def check_augment(augment: Augment | None) -> Augment | None:
     return augment
 
 
-def _per_channel(name: str, values: Sequence[float], channels: int, minimum: float = -1e12) -> tuple[float, ...]:
+def _per_channel(
+    name: str, values: Sequence[float], channels: int, minimum: float = -1e12
+) -> tuple[float, ...]:
     numbers = tuple(check_number(name, value, minimum=minimum) for value in values)
     if len(numbers) != channels:
         raise ValueError(f"`{name}` must hold one number for each of the {channels} channels, got {numbers}.")

@@ -25,7 +25,8 @@ def shipped_data(name: str, root: str | Path | None) -> ImageDataModule:
     """Return a data set that this package reads; nothing is downloaded.
 
     Args:
-        name: name of the data set, from a file that may come from anyone; it selects, it is not looked up anywhere.
+        name: name of the data set, from a file that may come from anyone; it selects, it is not looked up
+            anywhere.
         root: folder in which data sets lie; ``None`` leaves those that need none, or that the system has.
 
     Raises:
@@ -33,7 +34,8 @@ def shipped_data(name: str, root: str | Path | None) -> ImageDataModule:
     """
     if name not in _DATA_SETS:
         raise ValueError(
-            f"`checkpoint` names the data {name[:_LONGEST]!r}; test images are found for {', '.join(_DATA_SETS)} alone. "
+            f"`checkpoint` names the data {name[:_LONGEST]!r}; test images are found for "
+            f"{', '.join(_DATA_SETS)} alone. "
             "Give `images=FOLDER` with images of the key's target class, or `data=...`."
         )
     return _DATA_SETS[name](root)

@@ -27,8 +27,9 @@ _LAYOUTS = (("cifar-10-batches-bin", ".bin"), ("cifar-10-batches-py", ""))
 class CIFAR10(ImageDataModule):
     """CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images of 10 objects, shape ``(3, 32, 32)``.
 
-    The official batches are looked for in ``root/cifar-10-batches-bin`` and then in ``root/cifar-10-batches-py``. The pickled
-    Python batches are not unpickled: their pixels and labels are taken out of the file.
+    The official batches are looked for in ``root/cifar-10-batches-bin`` and then in
+    ``root/cifar-10-batches-py``. The pickled Python batches are not unpickled: their pixels and labels are
+    taken out of the file.
 
     Args:
         root: folder that holds one of these folders; with ``download`` the Python batches are put there.
@@ -72,11 +73,14 @@ class CIFAR10(ImageDataModule):
         if paths is None:
             names = ", ".join(_BATCHES[train])
             raise MissingFileError(
-                f"`root` must hold cifar-10-batches-bin (with {names}, each ending in .bin) or cifar-10-batches-py "
+                f"`root` must hold cifar-10-batches-bin (with {names}, each ending in .bin) or "
+                f"cifar-10-batches-py "
                 f"(with {names}), got root={self.root}. Set `download=True` to get the latter."
             )
         batches = [read_binary(path) if path.suffix == ".bin" else read_pickled(path) for path in paths]
-        return TensorImages(torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches]))
+        return TensorImages(
+            torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+        )
 
     def origin(self, train: bool) -> str:
         """Return the folder of the batches; see the base class."""
@@ -104,7 +108,9 @@ def read_binary(path: Path) -> tuple[Tensor, Tensor]:
         ValueError: the file is no whole number of records, or too large.
     """
     if path.stat().st_size > _LARGEST_BATCH:
-        raise ValueError(f"`path` must have at most {_LARGEST_BATCH} bytes, got {path.stat().st_size}: {path}.")
+        raise ValueError(
+            f"`path` must have at most {_LARGEST_BATCH} bytes, got {path.stat().st_size}: {path}."
+        )
     data = bytearray(path.read_bytes())
     if len(data) == 0 or len(data) % (_PIXELS + 1):
         raise ValueError(f"`path` must hold records of {_PIXELS + 1} bytes, got {len(data)} bytes: {path}.")
@@ -131,10 +137,16 @@ def read_pickled(path: Path) -> tuple[Tensor, Tensor]:
         parts = batch.content if batch.kind == "dict" else {}
         pixels, labels = _pixels(parts.get(b"data")), _labels(parts.get(b"labels"))
         if len(pixels) != len(labels) * _PIXELS:
-            raise ValueError(f"it has {len(labels)} labels and {len(pixels)} bytes of images, of {_PIXELS} each")
+            raise ValueError(
+                f"it has {len(labels)} labels and {len(pixels)} bytes of images, of {_PIXELS} each"
+            )
     except ValueError as error:
-        raise ValueError(f"`path` must be a pickled CIFAR-10 batch, got {path}: {str(error)[:200]}") from error
-    return torch.frombuffer(pixels, dtype=torch.uint8).view(-1, *_SHAPE), torch.tensor(labels, dtype=torch.int64)
+        raise ValueError(
+            f"`path` must be a pickled CIFAR-10 batch, got {path}: {str(error)[:200]}"
+        ) from error
+    return torch.frombuffer(pixels, dtype=torch.uint8).view(-1, *_SHAPE), torch.tensor(
+        labels, dtype=torch.int64
+    )
 
 
 def _pixels(data: Outline | None) -> bytearray:
@@ -158,7 +170,10 @@ class _BatchWalk(PickleWalk):
     def name(self, name: str) -> Outline:
         # NumPy 2 moved the module; the official files name the old one.
         module, _, function = name.partition(" ")
-        rebuild = (module, function) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"))
+        rebuild = (module, function) in (
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+        )
         if not rebuild and name not in ("numpy ndarray", "numpy dtype"):
             raise ValueError(f"it names {name[:80]!r}, which no CIFAR-10 batch does")
         return Outline("name", function)
@@ -175,7 +190,9 @@ class _BatchWalk(PickleWalk):
         if value.kind == "dtype":
             return  # the order of bytes, which a single byte has not
         parts = state.content if value.kind == "array" and state.kind == "tuple" else []
-        if [part.kind for part in parts] not in [["int", "tuple", "dtype", kind, "bytes"] for kind in ("bool", "int")]:
+        if [part.kind for part in parts] not in [
+            ["int", "tuple", "dtype", kind, "bytes"] for kind in ("bool", "int")
+        ]:
             raise ValueError("its `data` are no array of bytes")
         _, shape, _, by_column, data = (part.content for part in parts)
         sides = [side.content for side in shape]

@@ -15,7 +15,8 @@ from gradsigns_lightning.core.utils.optional import require
 
 # By content, whatever a file's name says: Pillow would hand an EPS file to Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")  # by which files are found
+# by which files are found
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_SIDE = 1 << 15  # a resize takes memory for each row and column, however thin the image
 MAX_VALUES = 1 << 29  # of all images: two gigabytes as float32
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -39,8 +40,8 @@ def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
         A uint8 tensor of shape ``(C, height, width)``.
 
     Raises:
-        ValueError: the file is missing, damaged, of another format, has more pixels than Pillow deems safe, or a longer side than
-            :data:`MAX_SIDE`.
+        ValueError: the file is missing, damaged, of another format, has more pixels than Pillow deems safe,
+            or a longer side than :data:`MAX_SIDE`.
         ImportError: Pillow is not installed.
     """
     pillow = require("PIL.Image", extra="vision")
@@ -56,7 +57,8 @@ def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         limits = f"Pillow's limit of {pillow.MAX_IMAGE_PIXELS}, before or while it is resized, or a side of more than {MAX_SIDE}"
         raise ValueError(f"{str(path)!r} has more pixels than {limits}.") from error
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged files, SyntaxError among it
+    # Pillow's readers raise nearly anything on damaged files, SyntaxError among it
+    except Exception as error:
         raise ValueError(f"{str(path)!r} cannot be read as an image ({', '.join(FORMATS)}).") from error
     if image.size != (width, height):
         image = image.resize((width, height), pillow.Resampling.BILINEAR)
@@ -78,19 +80,23 @@ def check_inside(folder: Path, files: Sequence[Path], *, argument: str) -> None:
     root = folder.resolve()
     for file in files:
         if not file.resolve().is_relative_to(root):
-            raise ValueError(f"`{argument}`: {str(file)!r} is a link to a file outside the folder; put a copy in its place.")
+            raise ValueError(
+                f"`{argument}`: {str(file)!r} is a link to a file outside the folder; put a "
+                f"copy in its place."
+            )
 
 
 def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
     """Return all image files in ``folder`` (not in folders below it), sorted by name, raw in [0, 1], resized where needed.
 
     Args:
-        folder: the folder, which errors call ``images`` as the command line does; its images should be of the key's target class.
+        folder: the folder, which errors call ``images`` as the command line does; its images should be of the
+            key's target class.
         input_shape: ``(C, H, W)`` of the key.
 
     Raises:
-        ValueError: there is no such folder, no image in it, one that cannot be read or lies elsewhere, no image has so many
-            channels, or the images would be too large.
+        ValueError: there is no such folder, no image in it, one that cannot be read or lies elsewhere, no
+            image has so many channels, or the images would be too large.
         ImportError: Pillow is not installed.
     """
     path = Path(folder).expanduser()
@@ -99,13 +105,19 @@ def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
         raise error_about(path)(f"`images` must name a folder, got {str(folder)!r}, which is {found}.")
     files = image_files(path, below=False)
     if not files:
-        raise ValueError(f"`images` must name a folder with images ({', '.join(SUFFIXES)}), got {str(folder)!r} without any.")
+        raise ValueError(
+            f"`images` must name a folder with images ({', '.join(SUFFIXES)}), got "
+            f"{str(folder)!r} without any."
+        )
     channels, height, width = input_shape
     if channels not in _MODES:
-        raise ValueError(f"`images`: files hold {sorted(_MODES)} channels, but the key's `input_shape` has {channels}.")
+        raise ValueError(
+            f"`images`: files hold {sorted(_MODES)} channels, but the key's `input_shape` has {channels}."
+        )
     if max(height, width) > MAX_SIDE or len(files) * channels * height * width > MAX_VALUES:
         raise ValueError(
-            f"`images`: all images together may have {MAX_VALUES} values and sides of {MAX_SIDE}, got {len(files)} images "
+            f"`images`: all images together may have {MAX_VALUES} values and sides of {MAX_SIDE}, got "
+            f"{len(files)} images "
             f"of the key's `input_shape` {tuple(input_shape)}."
         )
     check_inside(path, files, argument="images")

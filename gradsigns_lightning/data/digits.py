@@ -19,14 +19,14 @@ _TEST_SEED = 20211  # Fixed: another `split_seed` must not move test images into
 class Digits(ImageDataModule):
     """Optical recognition of handwritten digits (Alpaydin and Kaynak, 1998): 1,797 images, shape ``(1, 8, 8)``.
 
-    It needs no files: scikit-learn brings the data. The values 0 ... 16 are divided by 16. There is no official split; test
-    and validation images are drawn class by class, the test images by a fixed seed.
+    It needs no files: scikit-learn brings the data. The values 0 ... 16 are divided by 16. There is no
+    official split; test and validation images are drawn class by class, the test images by a fixed seed.
 
     Args:
         test_fraction: share of the test images, in ``[0.01, 0.99]``.
         mean: mean in raw ``[0, 1]`` units.
-        std: standard deviation in raw ``[0, 1]`` units.
-        **kwargs: see :class:`~gradsigns_lightning.data.ImageDataModule`; ``val_fraction`` is a share of the images that are
+        std: standard deviation in raw ``[0, 1]`` units. **kwargs: see
+        :class:`~gradsigns_lightning.data.ImageDataModule`; ``val_fraction`` is a share of the images that are
             not test images.
 
     Raises:

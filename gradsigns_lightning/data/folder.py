@@ -26,8 +26,8 @@ class FolderDataModule(ImageDataModule):
         classes: the class names, in the order of their labels.
         n_classes: the number of classes that the caller expects; ``None`` takes what ``classes`` has.
         image_size: height and width to which every image is resized; one integer means a square.
-        cache: decode every image once, in ``setup``, and keep all as uint8 in memory, instead of decoding on the fly.
-        **kwargs: see :class:`~gradsigns_lightning.data.ImageDataModule`.
+        cache: decode every image once, in ``setup``, and keep all as uint8 in memory, instead of decoding on
+        the fly. **kwargs: see :class:`~gradsigns_lightning.data.ImageDataModule`.
 
     Attributes:
         classes: as given.
@@ -48,7 +48,10 @@ class FolderDataModule(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         if n_classes is not None and n_classes != len(classes):
-            raise ValueError(f"`n_classes` must be {len(classes)}, the number of classes found in {root}, got {n_classes!r}.")
+            raise ValueError(
+                f"`n_classes` must be {len(classes)}, the number of classes found in {root}, "
+                f"got {n_classes!r}."
+            )
         self.image_size = _image_size(image_size)
         super().__init__(input_shape=(3, *self.image_size), n_classes=len(classes), root=root, **kwargs)
         check_instance("cache", cache, bool)

@@ -26,13 +26,16 @@ def read_idx(path: Path, *, sides: tuple[int, ...], max_bytes: int) -> Tensor:
         A uint8 tensor of shape ``(n, *sides)`` with n >= 1.
 
     Raises:
-        ValueError: the file is not an IDX file of such items, its length does not fit its header, or it is too large.
+        ValueError: the file is not an IDX file of such items, its length does not fit its header, or it is
+            too large.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             data = file.read(max_bytes + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"`path` must be an IDX file, got {path}, which is damaged: {str(error)[:200]}.") from error
+        raise ValueError(
+            f"`path` must be an IDX file, got {path}, which is damaged: {str(error)[:200]}."
+        ) from error
     if len(data) > max_bytes:
         raise ValueError(f"`path` must hold at most {max_bytes} bytes, unpacked, got more: {path}.")
     magic = bytes([0, 0, _UINT8, 1 + len(sides)])
@@ -45,7 +48,8 @@ def read_idx(path: Path, *, sides: tuple[int, ...], max_bytes: int) -> Tensor:
     n, *found = (int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4))
     if n < 1 or tuple(found) != sides or len(data) - start != n * math.prod(sides):
         raise ValueError(
-            f"`path` must hold items of shape {sides}, one or more and all of them, got shape {(n, *found)} and "
+            f"`path` must hold items of shape {sides}, one or more and all of them, got shape {(n, *found)} "
+            f"and "
             f"{max(0, len(data) - start)} bytes: {path}."
         )
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).view(n, *sides)

@@ -8,16 +8,22 @@ from typing import Any
 
 from gradsigns_lightning.core.utils.files import error_about
 from gradsigns_lightning.data.decoding import image_files
-from gradsigns_lightning.data.folder import IMAGENET_MEAN, IMAGENET_STD, FolderDataModule, LabelledFile, subfolders
+from gradsigns_lightning.data.folder import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    FolderDataModule,
+    LabelledFile,
+    subfolders,
+)
 from gradsigns_lightning.data.sources import ImageSource
 
 
 class ImageFolder(FolderDataModule):
     """Image files in ``root/train/<class>/`` and ``root/test/<class>/`` or ``root/val/<class>/``.
 
-    Classes are the folders of ``train``, sorted by name. With both ``test`` and ``val`` the validation images are those of
-    ``val``, and ``val_fraction`` has no effect. With one of them it holds the test images, and the validation images are
-    split off the training images.
+    Classes are the folders of ``train``, sorted by name. With both ``test`` and ``val`` the validation images
+    are those of ``val``, and ``val_fraction`` has no effect. With one of them it holds the test images, and
+    the validation images are split off the training images.
 
     Args:
         root: folder that holds ``train``.
@@ -47,7 +53,16 @@ class ImageFolder(FolderDataModule):
         names = [path.name for path in subfolders(_existing(folder, "train"))]
         self._held_out = next((name for name in ("test", "val") if (folder / name).is_dir()), "test")
         _existing(folder, self._held_out)
-        super().__init__(folder, names, n_classes=n_classes, image_size=image_size, cache=cache, mean=mean, std=std, **kwargs)
+        super().__init__(
+            folder,
+            names,
+            n_classes=n_classes,
+            image_size=image_size,
+            cache=cache,
+            mean=mean,
+            std=std,
+            **kwargs,
+        )
 
     def load_images(self, train: bool) -> ImageSource:
         """Return the images below ``train``, or those below ``test`` (or ``val``, if there is no ``test``).
@@ -70,7 +85,9 @@ class ImageFolder(FolderDataModule):
         files: list[LabelledFile] = []
         for folder in subfolders(self._folder(name)):
             if folder.name not in self.classes:
-                raise ValueError(f"`root` has the class folder {name}/{folder.name}, but no train/{folder.name}.")
+                raise ValueError(
+                    f"`root` has the class folder {name}/{folder.name}, but no train/{folder.name}."
+                )
             found = image_files(folder, below=True)
             if not found:
                 raise ValueError(f"`root` must hold images in every class folder, got none in {folder}.")
@@ -82,6 +99,7 @@ def _existing(root: Path, name: str) -> Path:
     folder = root / name
     if not folder.is_dir():
         raise error_about(folder)(
-            f"`root` must hold train/<class>/ and test/<class>/ or val/<class>/, got root={root} without {name}."
+            f"`root` must hold train/<class>/ and test/<class>/ or val/<class>/, got root={root} without "
+            f"{name}."
         )
     return folder

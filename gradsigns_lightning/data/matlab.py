@@ -1,7 +1,7 @@
 """Arrays of numbers in a MATLAB file of version 5, as SVHN comes in.
 
-SciPy reads more: it takes memory for any length that a file states before it looks for the content, and cells within cells, as
-deep as they are, end the process.
+SciPy reads more: it takes memory for any length that a file states before it looks for the content, and cells
+within cells, as deep as they are, end the process.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ def read_arrays(path: Path, names: Sequence[str], *, max_bytes: int) -> dict[str
         raise ValueError(f"it unpacks to more than {max_bytes} bytes")
     found: dict[str, npt.NDArray[Any]] = {}
     for kind, content in elements:
-        parts = list(islice(_elements(_unpacked(content, order) if kind == _COMPRESSED else content, order, padding=8), 4))
+        parts = list(
+            islice(
+                _elements(_unpacked(content, order) if kind == _COMPRESSED else content, order, padding=8), 4
+            )
+        )
         name = bytes(parts[2][1]).decode("latin-1") if len(parts) == 4 else ""
         if name in found:
             raise ValueError(f"it has two arrays {name}")

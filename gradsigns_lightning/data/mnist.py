@@ -22,7 +22,8 @@ _STEMS = {
 class MNIST(ImageDataModule):
     """MNIST (LeCun et al., 1998): 60,000 training and 10,000 test images of 10 digits, shape ``(1, 28, 28)``.
 
-    The IDX files, plain or ``.gz``, are looked for in ``root`` and in torchvision's layout ``root/MNIST/raw``.
+    The IDX files, plain or ``.gz``, are looked for in ``root`` and in torchvision's layout
+    ``root/MNIST/raw``.
 
     Args:
         root: folder of the files; with ``download`` they are put there.
@@ -60,7 +61,9 @@ class MNIST(ImageDataModule):
             ImportError: torchvision, which downloads, is not installed.
         """
         if self.download and None in (self._find(True) + self._find(False)):
-            getattr(require("torchvision.datasets", extra="vision"), self._name)(str(self.root), download=True)
+            getattr(require("torchvision.datasets", extra="vision"), self._name)(
+                str(self.root), download=True
+            )
 
     def load_images(self, train: bool) -> TensorImages:
         """Read the training or the test images.
@@ -89,16 +92,19 @@ class MNIST(ImageDataModule):
 
     def _missing(self, train: bool) -> str:
         return (
-            f"`root` must hold the {self._name} files {_STEMS[train][0]} and {_STEMS[train][1]} (plain or .gz), itself or in "
-            f"{self._name}/raw; got root={self.root}, where they are not. Set `download=True` to get them{self._hint}."
+            f"`root` must hold the {self._name} files {_STEMS[train][0]} and {_STEMS[train][1]} (plain or "
+            f".gz), itself or in "
+            f"{self._name}/raw; got root={self.root}, where they are not. Set `download=True` to get "
+            f"them{self._hint}."
         )
 
 
 class FashionMNIST(MNIST):
     """Fashion-MNIST (Xiao et al., 2017): 60,000 training and 10,000 test images of 10 garments, shape ``(1, 28, 28)``.
 
-    The IDX files, plain or ``.gz``, are looked for in ``root``, in torchvision's layout ``root/FashionMNIST/raw``, and where
-    Debian's package ``dataset-fashion-mnist`` puts them. The arguments are those of :class:`MNIST`.
+    The IDX files, plain or ``.gz``, are looked for in ``root``, in torchvision's layout
+    ``root/FashionMNIST/raw``, and where Debian's package ``dataset-fashion-mnist`` puts them. The arguments
+    are those of :class:`MNIST`.
     """
 
     _name = "FashionMNIST"

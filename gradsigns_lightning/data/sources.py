@@ -21,7 +21,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class ImageSource(Dataset[Batch], ABC):
-    """Labelled images, read by index and normalised one batch at a time.
+    """Labelled images, read by index and normalized one batch at a time.
 
     ``__getitems__`` gives the ``DataLoader`` a finished batch, so its ``collate_fn`` has to be the identity
     (:func:`keep_batch`). Subclasses implement :meth:`pixels`.
@@ -30,7 +30,8 @@ class ImageSource(Dataset[Batch], ABC):
         labels: int64 class indices, shape ``(n,)``.
         mean: per-channel mean in raw ``[0, 1]`` units; ``None`` means no centring.
         std: per-channel standard deviation in raw ``[0, 1]`` units; ``None`` means no scaling.
-        augment: maps a pixel batch ``(n, C, H, W)`` to one of the same shape and dtype; runs before the normalisation.
+        augment: maps a pixel batch ``(n, C, H, W)`` to one of the same shape and dtype; runs before the
+            normalization.
         scale: the pixel value which stands for raw ``1.0``.
     """
 
@@ -80,7 +81,7 @@ class ImageSource(Dataset[Batch], ABC):
         return other
 
     def raw(self, index: Tensor) -> Tensor:
-        """Return the images at ``index`` as float32 in ``[0, 1]``, neither augmented nor normalised."""
+        """Return the images at ``index`` as float32 in ``[0, 1]``, neither augmented nor normalized."""
         return self.pixels(self._index[index]).to(torch.float32, copy=True).div_(self._scale)
 
     def __len__(self) -> int:
@@ -91,20 +92,22 @@ class ImageSource(Dataset[Batch], ABC):
         return images[0], labels[0]
 
     def __getitems__(self, items: Sequence[int]) -> Batch:
-        """Return the batch ``(images, labels)``: float32 ``(n, C, H, W)``, normalised, and int64 ``(n,)``."""
+        """Return the batch ``(images, labels)``: float32 ``(n, C, H, W)``, normalized, and int64 ``(n,)``."""
         stored = self._index[torch.as_tensor(items, dtype=torch.int64)]
         pixels = self.pixels(stored)
         if self._augment is not None:
             pixels = self._augment(pixels)
-        return self._normalise(pixels.to(torch.float32, copy=True)), self._all_labels[stored]
+        return self._normalize(pixels.to(torch.float32, copy=True)), self._all_labels[stored]
 
-    def _normalise(self, pixels: Tensor) -> Tensor:
+    def _normalize(self, pixels: Tensor) -> Tensor:
         images = pixels.div_(self._scale)
         if self._mean is not None:
             images.sub_(self._mean)
         return images if self._std is None else images.div_(self._std)
 
-    def _set_transform(self, mean: Sequence[float] | None, std: Sequence[float] | None, augment: Augment | None) -> None:
+    def _set_transform(
+        self, mean: Sequence[float] | None, std: Sequence[float] | None, augment: Augment | None
+    ) -> None:
         self._mean = None if mean is None else torch.tensor([float(v) for v in mean]).view(1, -1, 1, 1)
         self._std = None if std is None else torch.tensor([float(v) for v in std]).view(1, -1, 1, 1)
         self._augment = augment
@@ -142,7 +145,8 @@ class TensorImages(ImageSource):
             raise TypeError(f"`images` must be a uint8 tensor, got dtype {images.dtype}.")
         if images.ndim != 4 or len(images) != len(labels):
             raise ValueError(
-                f"`images` must have shape (n, C, H, W) with n = {len(labels)}, one image per label, got {tuple(images.shape)}."
+                f"`images` must have shape (n, C, H, W) with n = {len(labels)}, one image per label, got "
+                f"{tuple(images.shape)}."
             )
         # Last, because labels of no images would take eight times their place in a file.
         super().__init__(labels, mean=mean, std=std, augment=augment, scale=scale)
@@ -165,7 +169,9 @@ class FileImages(ImageSource):
     def __init__(self, paths: Sequence[Path], labels: Tensor, *, size: tuple[int, int]) -> None:
         super().__init__(labels)
         if len(paths) != len(labels):
-            raise ValueError(f"`paths` must have one file for each of the {len(labels)} labels, got {len(paths)}.")
+            raise ValueError(
+                f"`paths` must have one file for each of the {len(labels)} labels, got {len(paths)}."
+            )
         self._paths = list(paths)
         self._size = size
 

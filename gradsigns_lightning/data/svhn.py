@@ -24,7 +24,8 @@ class SVHN(ImageDataModule):
     The files name the digit 0 by the label 10; here its label is 0.
 
     Args:
-        root: folder that holds ``train_32x32.mat`` and ``test_32x32.mat``; with ``download`` they are put there.
+        root: folder that holds ``train_32x32.mat`` and ``test_32x32.mat``; with ``download`` they are put
+            there.
         download: let torchvision download and verify the files if they are not there.
         mean: mean of every channel in raw ``[0, 1]`` units.
         std: standard deviation of every channel in raw ``[0, 1]`` units.
@@ -65,7 +66,9 @@ class SVHN(ImageDataModule):
         """
         path = self._path(train)
         if not path.is_file():
-            raise error_about(path)(f"`root` must hold {path.name}, got root={self.root}. Set `download=True` to get it.")
+            raise error_about(path)(
+                f"`root` must hold {path.name}, got root={self.root}. Set `download=True` to get it."
+            )
         return _read_mat(path)
 
     def origin(self, train: bool) -> str:
@@ -79,7 +82,11 @@ class SVHN(ImageDataModule):
 def _read_mat(path: Path) -> TensorImages:
     try:
         arrays = read_arrays(path, ("X", "y"), max_bytes=_LARGEST)
-        if len(arrays) < 2 or arrays["X"].shape[:3] != (32, 32, 3) or arrays["X"].shape[3:] != (arrays["y"].size,):
+        if (
+            len(arrays) < 2
+            or arrays["X"].shape[:3] != (32, 32, 3)
+            or arrays["X"].shape[3:] != (arrays["y"].size,)
+        ):
             raise ValueError("it must hold X of shape (32, 32, 3, n) and y of n labels")
         if arrays["X"].dtype != np.uint8 or not np.isin(arrays["y"], range(11)).all():
             raise ValueError("X must be of bytes, and y of whole numbers from 0 to 10")

@@ -10,7 +10,13 @@ from typing import Any
 from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.core.utils.files import error_about
 from gradsigns_lightning.data.decoding import image_files
-from gradsigns_lightning.data.folder import IMAGENET_MEAN, IMAGENET_STD, FolderDataModule, LabelledFile, subfolders
+from gradsigns_lightning.data.folder import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    FolderDataModule,
+    LabelledFile,
+    subfolders,
+)
 from gradsigns_lightning.data.sources import ImageSource
 
 _FOLDER = "aligned_images_DB"
@@ -19,9 +25,9 @@ _FOLDER = "aligned_images_DB"
 class YouTubeFaces(FolderDataModule):
     """YouTube Faces (Wolf et al., 2011), identification: frames ``aligned_images_DB/<person>/<video>/<video>.<frame>.jpg``.
 
-    The classes are the persons with at least two videos, sorted by name. A person's last video holds test images, the other
-    videos training and validation images. Validation frames come from the same videos as training frames, so the validation
-    accuracy is higher than the test accuracy.
+    The classes are the persons with at least two videos, sorted by name. A person's last video holds test
+    images, the other videos training and validation images. Validation frames come from the same videos as
+    training frames, so the validation accuracy is higher than the test accuracy.
 
     Args:
         root: folder that holds ``aligned_images_DB``.
@@ -34,7 +40,8 @@ class YouTubeFaces(FolderDataModule):
         **kwargs: see :class:`~gradsigns_lightning.data.ImageDataModule`.
 
     Raises:
-        ValueError: the folder is missing or has no person with two videos, or an argument is out of its range.
+        ValueError: the folder is missing or has no person with two videos, or an argument is out of its
+            range.
     """
 
     def __init__(
@@ -55,7 +62,14 @@ class YouTubeFaces(FolderDataModule):
             check_int("max_frames_per_video", max_frames_per_video, minimum=1)
         self.max_frames_per_video = max_frames_per_video
         super().__init__(
-            folder, list(self._videos), n_classes=n_classes, image_size=image_size, cache=cache, mean=mean, std=std, **kwargs
+            folder,
+            list(self._videos),
+            n_classes=n_classes,
+            image_size=image_size,
+            cache=cache,
+            mean=mean,
+            std=std,
+            **kwargs,
         )
 
     def load_images(self, train: bool) -> ImageSource:
@@ -70,7 +84,9 @@ class YouTubeFaces(FolderDataModule):
         frames = sorted(image_files(video, below=True), key=_natural)
         if self.max_frames_per_video is None or len(frames) <= self.max_frames_per_video:
             return frames
-        return [frames[i * len(frames) // self.max_frames_per_video] for i in range(self.max_frames_per_video)]
+        return [
+            frames[i * len(frames) // self.max_frames_per_video] for i in range(self.max_frames_per_video)
+        ]
 
 
 def _videos_by_person(root: Path) -> dict[str, list[Path]]:
@@ -83,7 +99,9 @@ def _videos_by_person(root: Path) -> dict[str, list[Path]]:
     videos = {person.name: sorted(subfolders(person), key=_natural) for person in subfolders(folder)}
     several = {name: found for name, found in videos.items() if len(found) >= 2}
     if len(several) < 2:
-        raise ValueError(f"`root` must hold at least 2 persons with 2 videos each, got {len(several)} in {folder}.")
+        raise ValueError(
+            f"`root` must hold at least 2 persons with 2 videos each, got {len(several)} in {folder}."
+        )
     return several
 
 

@@ -1,6 +1,7 @@
 """Evidence that a third party can check: commitment before release, claim, judgement.
 
-Files and verdicts about them; the readings that they rest on are made by :mod:`gradsigns_lightning.verification`.
+Files and verdicts about them; the readings that they rest on are made by
+:mod:`gradsigns_lightning.verification`.
 """
 
 from typing import TYPE_CHECKING

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.key.payload import freedom
+from gradsigns_lightning.core.key.payload import free_bits
 from gradsigns_lightning.core.key.reach import USUAL_GRINDING_BITS
 from gradsigns_lightning.core.result import ReadingResult, Verdict, is_recognised, verdict_of
 from gradsigns_lightning.core.utils.text import printable
@@ -38,7 +38,7 @@ class Charges:
     def of(cls, statement: Statement, key: WatermarkKey, grinding_bits: float) -> Charges:
         """Return the charges for a key out of a statement, where ``grinding_bits`` are charged at least."""
         n_commitments = len(set(statement.commitments))
-        return cls(n_commitments, freedom(key), max(float(grinding_bits), math.log2(n_commitments)))
+        return cls(n_commitments, free_bits(key), max(float(grinding_bits), math.log2(n_commitments)))
 
     @property
     def log10_factor(self) -> float:
@@ -99,16 +99,24 @@ def _objections_of_controls(readings: Readings) -> list[str]:
 def _remarks(readings: Readings) -> tuple[str, ...]:
     own, controls = readings.suspect, readings.controls
     silent = [name for name, result in controls.items() if result.verdict == "inconclusive"]
-    found = [f"control model {printable(name)!r} answers nothing of use, so it is no control" for name in silent]
+    found = [
+        f"control model {printable(name)!r} answers nothing of use, so it is no control" for name in silent
+    ]
     if own is not None and len(silent) == len(controls):
-        found.append("no control model of the same task was read, so whether the key fits any such model is not known")
+        found.append(
+            "no control model of the same task was read, so whether the key fits any such model is not known"
+        )
     if own is None:
-        found.append("the answers are what the claimant says they were; only a reading of the suspect can decide")
+        found.append(
+            "the answers are what the claimant says they were; only a reading of the suspect can decide"
+        )
     if not readings.as_announced:
-        found.append("the transcript was not read as the published commitment announced, so its p-value proves nothing")
+        found.append(
+            "the transcript was not read as the published commitment announced, so its p-value proves nothing"
+        )
     if own is not None and not is_recognised(own.recognised):
         found.append(
-            "the suspect does not take the images for the key's class as it was read (normalisation "
+            "the suspect does not take the images for the key's class as it was read (normalization "
             f"{readings.key.input_mean}, {readings.key.input_std}), so its reading says nothing"
         )
     return tuple(found)

@@ -18,7 +18,7 @@ from torch import Tensor
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.utils.canonical import canonical_json, parse_json
 from gradsigns_lightning.core.utils.checks import check_instance
-from gradsigns_lightning.core.utils.files import read_file, atomic_write
+from gradsigns_lightning.core.utils.files import atomic_write, read_file
 from gradsigns_lightning.evidence.commitment import Statement, is_signed, public_hex
 
 _FORMAT = "gradsigns-bundle/1"
@@ -30,9 +30,9 @@ _MAX_FILE_BYTES, _MAX_VALUES = 1 << 27, 1 << 23
 class Bundle:
     """An owner's evidence for a claim to a model. Handing it over reveals the key: open one key for each dispute.
 
-    The file is one line of canonical JSON with the members ``evidence`` and ``signature`` (Ed25519, over the canonical
-    ``evidence``). It holds the secret and no carrier, projection or signature bit; a file with any further member is refused, so
-    that nothing chosen by hand can stand in for what must be derived.
+    The file is one line of canonical JSON with the members ``evidence`` and ``signature`` (Ed25519, over the
+    canonical ``evidence``). It holds the secret and no carrier, projection or signature bit; a file with any
+    further member is refused, so that nothing chosen by hand can stand in for what must be derived.
 
     Attributes:
         key: the key that is opened.
@@ -57,7 +57,10 @@ class Bundle:
         if (self.images is None) != (self.transcript is None):
             raise ValueError("`images` and `transcript` must be given both or not at all.")
         if self.images is not None and tuple(self.images.shape[1:]) != self.key.input_shape:
-            raise ValueError(f"`images` must have the key's shape {self.key.input_shape}, got {tuple(self.images.shape[1:])}.")
+            raise ValueError(
+                f"`images` must have the key's shape {self.key.input_shape}, got "
+                f"{tuple(self.images.shape[1:])}."
+            )
 
     def save(self, path: str | PathLike[str], signer: Ed25519PrivateKey) -> None:
         """Write the signed bundle in one atomic step, mode 0600.
@@ -81,8 +84,8 @@ class Bundle:
 
         Raises:
             FileNotFoundError: the file is missing; it is a :class:`ValueError` too.
-            ValueError: it is too large, no bundle, edited, signed by somebody else, or its key is not the one that was
-                committed to.
+            ValueError: it is too large, no bundle, edited, signed by somebody else, or its key is not the one
+                that was committed to.
         """
         return cls.from_bytes(read_file(path, argument="bundle", kind="file", max_bytes=_MAX_FILE_BYTES))
 
@@ -92,10 +95,14 @@ class Bundle:
         outer = _object(_parse(data), {"evidence", "signature"}, "the file")
         content = _object(outer["evidence"], _MEMBERS, "the evidence")
         if content["format"] != _FORMAT:
-            raise ValueError(f"`bundle` has format {str(content['format'])[:80]!r}, this release reads {_FORMAT!r}.")
+            raise ValueError(
+                f"`bundle` has format {str(content['format'])[:80]!r}, this release reads {_FORMAT!r}."
+            )
         statement = Statement.from_bytes(_text(content["statement"], "statement").encode())
         if not is_signed(canonical_json(content), _hex(outer["signature"], "signature"), statement.signer):
-            raise ValueError("`bundle` must be signed by who committed to the key; the signature does not fit.")
+            raise ValueError(
+                "`bundle` must be signed by who committed to the key; the signature does not fit."
+            )
         return cls(
             key=_key(content["key"]),
             statement=statement,
@@ -145,7 +152,9 @@ def _object(value: Any, names: set[str], where: str) -> dict[str, Any]:
     """Return ``value`` if it is an object with these members and no other."""
     if not isinstance(value, dict) or set(value) != names:
         found = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise ValueError(f"`bundle`: {where} must have the members {sorted(names)} and no other, got {str(found)[:200]}.")
+        raise ValueError(
+            f"`bundle`: {where} must have the members {sorted(names)} and no other, got {str(found)[:200]}."
+        )
     return value
 
 
@@ -159,7 +168,9 @@ def _key(value: Any) -> WatermarkKey:
 
 def _transcript(value: Any) -> list[Any] | None:
     if value is not None and not isinstance(value, list):
-        raise ValueError(f"`bundle`: the transcript must be an array of a journal's lines, got {type(value).__name__}.")
+        raise ValueError(
+            f"`bundle`: the transcript must be an array of a journal's lines, got {type(value).__name__}."
+        )
     return value
 
 
@@ -186,7 +197,9 @@ def _base64(value: Any, where: str) -> bytes:
 def _images(value: Any) -> Tensor:
     parts = _object(value, {"shape", "pixels"}, "images")
     pixels, shape = _base64(parts["pixels"], "pixels"), parts["shape"]
-    is_shape = isinstance(shape, list) and len(shape) == 4 and all(type(size) is int and size > 0 for size in shape)
+    is_shape = (
+        isinstance(shape, list) and len(shape) == 4 and all(type(size) is int and size > 0 for size in shape)
+    )
     if not is_shape or math.prod(shape) != len(pixels):
         raise ValueError("`bundle`: images must have a shape (n, C, H, W) and as many pixels.")
     return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(shape)

@@ -10,7 +10,13 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 
 from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.utils.canonical import canonical_json, parse_json
@@ -30,11 +36,14 @@ class Statement:
     """What the owner publishes before releasing a model; it reveals nothing about the keys.
 
     Attributes:
-        commitments: what :meth:`WatermarkKey.claim` says of each key and this signer, 64 hexadecimal digits. Several keys can be
-            committed to at once and opened one at a time. Nobody can copy one into a statement of their own.
-        signer: Ed25519 public key of who may claim them, 64 hexadecimal digits. Opening a key reveals its secret; nobody who
-            reads the evidence can claim the model with it, because they cannot sign for this.
-        reading: how the owner will read a prediction API, so that no settings can be chosen to fit the answers.
+        commitments: what :meth:`WatermarkKey.claim` says of each key and this signer, 64 hexadecimal digits.
+            Several keys can be committed to at once and opened one at a time. Nobody can copy one into a
+            statement of their own.
+        signer: Ed25519 public key of who may claim them, 64 hexadecimal digits. Opening a key reveals its
+            secret; nobody who reads the evidence can claim the model with it, because they cannot sign for
+            this.
+        reading: how the owner will read a prediction API, so that no settings can be chosen to fit the
+            answers.
 
     Raises:
         ValueError: a value is no digest, or there are too many.
@@ -46,10 +55,14 @@ class Statement:
 
     def __post_init__(self) -> None:
         if not self.commitments or len(self.commitments) > _MAX_COMMITMENTS:
-            raise ValueError(f"`commitments` must be 1 to {_MAX_COMMITMENTS} digests, got {len(self.commitments)}.")
+            raise ValueError(
+                f"`commitments` must be 1 to {_MAX_COMMITMENTS} digests, got {len(self.commitments)}."
+            )
         for value in (*self.commitments, self.signer):
             if not isinstance(value, str) or not _DIGEST.fullmatch(value):
-                raise ValueError(f"`commitments` and `signer` must be 64 hexadecimal digits each, got {str(value)[:80]!r}.")
+                raise ValueError(
+                    f"`commitments` and `signer` must be 64 hexadecimal digits each, got {str(value)[:80]!r}."
+                )
 
     def to_bytes(self) -> bytes:
         """Return the content of the published file: one line of canonical JSON. These bytes are what is time-stamped."""
@@ -86,13 +99,18 @@ def _check_format(content: Any) -> None:
     """Refuse the former format by name: its owner has to publish another file, however old its time-stamp is."""
     if isinstance(content, dict) and content.get("format") == _FORMER:
         raise ValueError(
-            f"`commitment` has format {_FORMER!r}, which anybody could copy into a file of their own and have stamped; this "
-            f"release reads {_FORMAT!r}. Commit to the same keys again with `gradsigns commit`, and have that file time-stamped."
+            f"`commitment` has format {_FORMER!r}, which anybody could copy into a file of their own and "
+            f"have stamped; this "
+            f"release reads {_FORMAT!r}. Commit to the same keys again with `gradsigns commit`, and have "
+            f"that file time-stamped."
         )
 
 
 def make_statement(
-    keys: Sequence[WatermarkKey | str | PathLike[str]], signer: Ed25519PrivateKey, *, reading: ApiSettings | None = None
+    keys: Sequence[WatermarkKey | str | PathLike[str]],
+    signer: Ed25519PrivateKey,
+    *,
+    reading: ApiSettings | None = None,
 ) -> Statement:
     """Return the statement that commits ``signer`` to keys and to how they will be read; by default as ``verify_api`` does.
 
@@ -102,14 +120,16 @@ def make_statement(
         reading: how a prediction API will be read.
 
     Raises:
-        TypeError: ``keys`` holds neither keys nor files (public commitments do not suffice), or ``signer`` is no
-            signing key.
+        TypeError: ``keys`` holds neither keys nor files (public commitments do not suffice), or ``signer`` is
+            no signing key.
         ValueError: there are no keys, or too many, or a file is missing or no key file.
     """
     check_instance("signer", signer, Ed25519PrivateKey)
     opened = [key_of(key, argument="keys") for key in keys]
     public = public_hex(signer.public_key())
-    return Statement(tuple(key.claim(public) for key in opened), public, ApiSettings() if reading is None else reading)
+    return Statement(
+        tuple(key.claim(public) for key in opened), public, ApiSettings() if reading is None else reading
+    )
 
 
 def load_signer(pem: bytes) -> Ed25519PrivateKey:

@@ -15,8 +15,10 @@ class Dating:
     """What the judge knows of the time of a commitment.
 
     Attributes:
-        committed_at: when the time-stamp authority saw it, in UTC; None without time-stamp, or without authority to check it by.
-        precedes_suspect: whether that was before the suspect was there; None if the judge did not say since when it is.
+        committed_at: when the time-stamp authority saw it, in UTC; None without time-stamp, or without
+            authority to check it by.
+        precedes_suspect: whether that was before the suspect was there; None if the judge did not say since
+            when it is.
     """
 
     committed_at: datetime | None

@@ -45,24 +45,28 @@ class Judgement:
         n_commitments: commitments in the claimant's statement, each of which could have been opened instead.
         committed_at: when the time-stamp authority saw the commitment, in UTC; None without time-stamp, or
             without authority to check it by.
-        precedes_suspect: whether that was before the suspect was there; None if the judge did not say since when it is.
-        reading: the judge's own reading of the suspect, or None. Its p-value is the raw one, its ``alpha`` what is left of the
-            judge's when keys tried and payload are charged; so its ``free_bits`` are NaN, not charged once more.
-        transcript: the claimant's reading, replayed from the bundle; its answers are what the claimant says they were. Or None.
-        controls: reading of each control model with the same key and images. Their p-values are raw: they speak against the
-            claim, and a charge would make them weaker.
+        precedes_suspect: whether that was before the suspect was there; None if the judge did not say since
+            when it is.
+        reading: the judge's own reading of the suspect, or None. Its p-value is the raw one, its ``alpha``
+            what is left of the judge's when keys tried and payload are charged; so its ``free_bits`` are NaN,
+            not charged once more.
+        transcript: the claimant's reading, replayed from the bundle; its answers are what the claimant says
+            they were. Or None.
+        controls: reading of each control model with the same key and images. Their p-values are raw: they
+            speak against the claim, and a charge would make them weaker.
         payload_bits: bits of choice that the key's payload left to its maker.
-        grinding_bits: base-2 logarithm of the secrets that the claimant is thought able to have tried, at least that of
-            ``n_commitments``.
+        grinding_bits: base-2 logarithm of the secrets that the claimant is thought able to have tried, at
+            least that of ``n_commitments``.
         p_value: raw p-value of the judge's reading, or of the transcript where there is no suspect to read.
         log10_p_value: its base-10 logarithm.
-        adjusted_p_value: ``p_value`` times ``2 ** (grinding_bits + payload_bits)``, at most 1. A time-stamp takes nothing from
-            that: models of one task share much of their mean gradient, so a key can be fitted to another model before the suspect
-            is there.
+        adjusted_p_value: ``p_value`` times ``2 ** (grinding_bits + payload_bits)``, at most 1. A time-stamp
+            takes nothing from that: models of one task share much of their mean gradient, so a key can be
+            fitted to another model before the suspect is there.
         log10_adjusted_p_value: its base-10 logarithm.
         alpha: significance level of the verdict.
-        verdict: ``"owned"`` if ``adjusted_p_value <= alpha`` and nothing in ``objections``; ``"not_proven"``; ``"inconclusive"``
-            if the reading can say nothing; ``"claimed"`` if there was no suspect to read, whatever the transcript says.
+        verdict: ``"owned"`` if ``adjusted_p_value <= alpha`` and nothing in ``objections``; ``"not_proven"``;
+            ``"inconclusive"`` if the reading can say nothing; ``"claimed"`` if there was no suspect to read,
+            whatever the transcript says.
         objections: what speaks against the claim or is missing for it, in words.
         remarks: what a reader should know, in words; they do not change the verdict.
     """
@@ -92,10 +96,14 @@ class Judgement:
         result = self.reading or self.transcript
         assert result is not None
         bits = bits_in_words(result.n_matches, result.n_bits, result.n_erasures, self.log10_p_value)
-        adjusted = f"10^{self.log10_adjusted_p_value:.1f} for 2^{self.grinding_bits + self.payload_bits:g} tries"
+        adjusted = (
+            f"10^{self.log10_adjusted_p_value:.1f} for 2^{self.grinding_bits + self.payload_bits:g} tries"
+        )
         read = f"{result.n_queries} images asked about{recognised_in_words(result.recognised)}"
         whose = "the judge's own reading" if self.reading else "the claimant's transcript"
-        return three_lines(self.verdict, printable(self.reason), f"{bits}, adjusted {adjusted}", f"{whose}: {read}")
+        return three_lines(
+            self.verdict, printable(self.reason), f"{bits}, adjusted {adjusted}", f"{whose}: {read}"
+        )
 
     @property
     def reason(self) -> str:
@@ -138,23 +146,26 @@ def judge(
 ) -> Judgement:
     """Judge a bundle.
 
-    Carriers, projection and signature are derived from the opened secret; nothing else in the bundle can stand in for them. What
-    was left to choose costs (``2 ** grinding_bits`` secrets tried make the smallest p-value smaller by that factor, and a free
-    payload is a signature chosen freely, bit by bit) or is the judge's: images, normalisation, estimator, budget and level. Only
-    a key that was time-stamped before the suspect was there can be ``"owned"``.
+    Carriers, projection and signature are derived from the opened secret; nothing else in the bundle can
+    stand in for them. What was left to choose costs (``2 ** grinding_bits`` secrets tried make the smallest
+    p-value smaller by that factor, and a free payload is a signature chosen freely, bit by bit) or is the
+    judge's: images, normalization, estimator, budget and level. Only a key that was time-stamped before the
+    suspect was there can be ``"owned"``.
 
     Args:
         bundle: the evidence, as :meth:`Bundle.load` returns it.
-        suspect: the model in dispute: a ``torch.nn.Module`` that returns logits, or what :func:`verify_api` can ask. Without it
-            only the bundle's transcript is replayed, and the verdict is ``"claimed"``.
-        images: the judge's own natural images of the key's target class, raw in [0, 1], ``(n, C, H, W)``; 50 or more.
-        input_mean: mean of the suspect's input normalisation, as its own documentation states it, one value or one per channel;
-            by default it takes raw images. What the key says plays no part.
-        input_std: standard deviation of that normalisation.
-        controls: models that the claimant had no part in, by name, which take raw images (:class:`RawInputs` makes them). The key
-            must not be found in them.
+        suspect: the model in dispute: a ``torch.nn.Module`` that returns logits, or what :func:`verify_api`
+            can ask. Without it only the bundle's transcript is replayed, and the verdict is ``"claimed"``.
+        images: the judge's own natural images of the key's target class, raw in [0, 1], ``(n, C, H, W)``; 50
+            or more.
+        input_mean: mean of the suspect's input normalization, as its own documentation states it, one value
+            or one per channel; by default it takes raw images. What the key says plays no part.
+        input_std: standard deviation of that normalization.
+        controls: models that the claimant had no part in, by name, which take raw images (:class:`RawInputs`
+            makes them). The key must not be found in them.
         authority: the time-stamp authority's certificates, PEM; without it time-stamps count for nothing.
-        suspect_since: when the suspect is first known to have existed, with time zone. A key committed to later proves nothing.
+        suspect_since: when the suspect is first known to have existed, with time zone. A key committed to
+            later proves nothing.
         grinding_bits: see :class:`Judgement`, 0 or more.
         alpha: significance level of the verdict.
         max_queries: images that each suspect or control behind an API may be asked about.
@@ -168,16 +179,25 @@ def judge(
     check_alpha(alpha)
     controls = controls or {}
     if images is None and (suspect is not None or controls):
-        raise ValueError("`images` must be given to read a suspect or controls: the judge's own, of the key's target class.")
+        raise ValueError(
+            "`images` must be given to read a suspect or controls: the judge's own, of the "
+            "key's target class."
+        )
     key = KeyAsRead.of(bundle.key, input_mean=input_mean, input_std=input_std)
-    dating = date_statement(bundle.statement, bundle.timestamp, authority=authority, suspect_since=suspect_since)
+    dating = date_statement(
+        bundle.statement, bundle.timestamp, authority=authority, suspect_since=suspect_since
+    )
     charges = Charges.of(bundle.statement, bundle.key, grinding_bits)
     level = charges.alpha_left(alpha)
-    readings = read_all(bundle, key, suspect=suspect, controls=controls, images=images, alpha=level, max_queries=max_queries)
+    readings = read_all(
+        bundle, key, suspect=suspect, controls=controls, images=images, alpha=level, max_queries=max_queries
+    )
     return _judgement(bundle, dating, charges, readings, alpha)
 
 
-def _judgement(bundle: Bundle, dating: Dating, charges: Charges, readings: Readings, alpha: float) -> Judgement:
+def _judgement(
+    bundle: Bundle, dating: Dating, charges: Charges, readings: Readings, alpha: float
+) -> Judgement:
     finding, evidence = adjust(readings, charges, dating, alpha=alpha), readings.evidence
     return Judgement(
         owner=bundle.key.owner,

@@ -26,10 +26,11 @@ class Readings:
     """What was read, before anything is charged for.
 
     Attributes:
-        key: the opened key as it was read from the suspect, with the suspect's normalisation.
+        key: the opened key as it was read from the suspect, with the suspect's normalization.
         suspect: the judge's own reading, or None.
         transcript: the claimant's reading, replayed from the bundle, or None.
-        as_announced: whether the transcript was read as the published commitment announced; true if there is none.
+        as_announced: whether the transcript was read as the published commitment announced; true if there is
+            none.
         controls: the reading of each control model, at its share of the level for all controls.
     """
 
@@ -61,7 +62,7 @@ def read_all(
 
     Args:
         bundle: the evidence.
-        key: its key, with the suspect's normalisation.
+        key: its key, with the suspect's normalization.
         suspect: the model in dispute, or None.
         controls: models that the claimant had no part in, by name; they take raw images.
         images: the judge's own images; None if there is neither suspect nor control.

@@ -15,8 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.evidence.commitment import Statement
 
-_MAX_REPLY_BYTES, _MAX_AUTHORITY_BYTES = 1 << 18, 1 << 20  # usual: 3 to 8 KiB; all certificates of a browser: 250 KiB
-_STRONG_DIGESTS = {f"2.16.840.1.101.3.4.2.{i}": name for i, name in enumerate(("SHA-256", "SHA-384", "SHA-512"), 1)}
+# usual: 3 to 8 KiB; all certificates of a browser: 250 KiB
+_MAX_REPLY_BYTES, _MAX_AUTHORITY_BYTES = 1 << 18, 1 << 20
+_STRONG_DIGESTS = {
+    f"2.16.840.1.101.3.4.2.{i}": name for i, name in enumerate(("SHA-256", "SHA-384", "SHA-512"), 1)
+}
 _BROKEN_HASHES = (hashes.MD5, hashes.SHA1)
 _LEAST_KEY_BITS, _LEAST_CURVE_BITS = 2048, 224
 _NOT_THE_FILES = (KeyboardInterrupt, SystemExit, MemoryError)
@@ -27,7 +30,11 @@ _CONTEXT_0 = 0xA0  # DER's tag of what a structure marks with [0]
 def timestamp_request(statement: Statement) -> bytes:
     """Return a time-stamp request (RFC 3161, section 2.4.1) over the statement's SHA-256, DER, to be sent to an authority."""
     client = require("rfc3161_client", extra="evidence")
-    builder = client.TimestampRequestBuilder().data(statement.to_bytes()).hash_algorithm(client.HashAlgorithm.SHA256)
+    builder = (
+        client.TimestampRequestBuilder()
+        .data(statement.to_bytes())
+        .hash_algorithm(client.HashAlgorithm.SHA256)
+    )
     request: bytes = builder.nonce(nonce=True).cert_request(cert_request=True).build().as_bytes()
     return request
 
@@ -35,10 +42,11 @@ def timestamp_request(statement: Statement) -> bytes:
 def check_timestamp(reply: bytes, statement: Statement, authority: bytes) -> datetime:
     """Check an authority's reply (RFC 3161, section 2.4.2) and return when it saw the statement, in UTC.
 
-    Certificates must have been valid at the time of the stamp; they may have expired since. What rests on SHA-1 proves nothing:
-    neither the stamp nor a certificate between it and the trusted root may be signed with it, nor with an RSA key shorter than
-    2048 bits. The identifier of the certificate inside the stamp (ESSCertID of RFC 2634, a SHA-1 digest by its standard) is
-    no such signature: it only points at a certificate, which stands for itself by its own chain.
+    Certificates must have been valid at the time of the stamp; they may have expired since. What rests on
+    SHA-1 proves nothing: neither the stamp nor a certificate between it and the trusted root may be signed
+    with it, nor with an RSA key shorter than 2048 bits. The identifier of the certificate inside the stamp
+    (ESSCertID of RFC 2634, a SHA-1 digest by its standard) is no such signature: it only points at a
+    certificate, which stands for itself by its own chain.
 
     Args:
         reply: the reply, DER.
@@ -46,8 +54,8 @@ def check_timestamp(reply: bytes, statement: Statement, authority: bytes) -> dat
         authority: certificates that are trusted, PEM, the root's among them.
 
     Raises:
-        ValueError: the reply is none, was refused, is over something else, is of the future, rests on SHA-1 or a short key, or
-            is not by a trusted authority.
+        ValueError: the reply is none, was refused, is over something else, is of the future, rests on SHA-1
+            or a short key, or is not by a trusted authority.
         ImportError: rfc3161-client is not installed.
     """
     client = require("rfc3161_client", extra="evidence")
@@ -58,28 +66,36 @@ def check_timestamp(reply: bytes, statement: Statement, authority: bytes) -> dat
         response = client.decode_timestamp_response(_in_order(reply))
         roots = [certificate for certificate in trusted if _is_root(certificate)]
         others = [certificate for certificate in trusted if not _is_root(certificate)]
-        client.VerifierBuilder(roots=roots, intermediates=others).build().verify_message(response, statement.to_bytes())
+        client.VerifierBuilder(roots=roots, intermediates=others).build().verify_message(
+            response, statement.to_bytes()
+        )
         time: datetime = response.tst_info.gen_time
         _check_time(time)
         _check_strength(response.signed_data, trusted, time)
-    except BaseException as error:  # the library's errors share no other base class, and its panics not even Exception
+    # the library's errors share no other base class, and its panics not even Exception
+    except BaseException as error:
         if isinstance(error, _NOT_THE_FILES):
             raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"`timestamp` must be a trusted authority's reply for this commitment: {reason.rstrip('.')}.") from error
+        raise ValueError(
+            f"`timestamp` must be a trusted authority's reply for this commitment: {reason.rstrip('.')}."
+        ) from error
     return time
 
 
 def _in_order(reply: bytes) -> bytes:
     """Return the reply with its certificates in DER's order of sets.
 
-    rfc3161-client reads no other, while openssl and some authorities write them in any. No signature covers them.
+    rfc3161-client reads no other, while openssl and some authorities write them in any. No signature covers
+    them.
     """
     try:
         (outer,) = _elements(reply, 0, len(reply))
         token = _elements(reply, *outer[2:])[1]
         (signed_data,) = _elements(reply, *_elements(reply, *token[2:])[1][2:])
-        start, end = next(content for tag, _, *content in _elements(reply, *signed_data[2:]) if tag == _CONTEXT_0)
+        start, end = next(
+            content for tag, _, *content in _elements(reply, *signed_data[2:]) if tag == _CONTEXT_0
+        )
         certificates = sorted(reply[first:last] for _, first, _, last in _elements(reply, start, end))
     except (ValueError, IndexError, StopIteration):
         return reply  # for rfc3161-client to say what is wrong
@@ -92,7 +108,10 @@ def _elements(data: bytes, start: int, end: int) -> list[tuple[int, int, int, in
     while start < end:
         content, length = start + 2, data[start + 1]
         if length & 0x80:
-            content, length = content + (length & 0x7F), int.from_bytes(data[content : content + (length & 0x7F)], "big")
+            content, length = (
+                content + (length & 0x7F),
+                int.from_bytes(data[content : content + (length & 0x7F)], "big"),
+            )
         found.append((data[start], start, content, content + length))
         start = content + length
     if start != end:
@@ -107,21 +126,30 @@ def _check_time(time: datetime) -> None:
 
 def _check_strength(signed_data: Any, trusted: Sequence[x509.Certificate], time: datetime) -> None:
     """Check that the stamp's signature and a chain from its signer to a trusted root do without SHA-1 and short keys."""
-    # OpenSSL verifies with the signer's digest algorithm and insists that it is one of these, whatever else is written there.
+    # OpenSSL verifies with the signer's digest algorithm and insists that it is one of these, whatever else
+    # is written there.
     weak = {oid.dotted_string for oid in signed_data.digest_algorithms} - set(_STRONG_DIGESTS)
     if weak:
         names = ", ".join(_STRONG_DIGESTS.values())
-        raise ValueError(f"it must be signed with {names}, not with the digest algorithm {min(weak)} (SHA-1 is 1.3.14.3.2.26)")
+        raise ValueError(
+            f"it must be signed with {names}, not with the digest algorithm {min(weak)} (SHA-1 "
+            f"is 1.3.14.3.2.26)"
+        )
     embedded = [x509.load_der_x509_certificate(data) for data in signed_data.certificates]
     (info,) = signed_data.signer_infos
     signers = [c for c in embedded if (c.issuer, c.serial_number) == (info.issuer, info.serial_number)]
     if len(signers) != 1:
-        raise ValueError(f"it must hold its signer's certificate once, got {len(signers)} of that name and number")
+        raise ValueError(
+            f"it must hold its signer's certificate once, got {len(signers)} of that name and number"
+        )
     _check_chain(signers[0], [*embedded, *trusted], trusted, time)
 
 
 def _check_chain(
-    signer: x509.Certificate, pool: Sequence[x509.Certificate], trusted: Sequence[x509.Certificate], time: datetime
+    signer: x509.Certificate,
+    pool: Sequence[x509.Certificate],
+    trusted: Sequence[x509.Certificate],
+    time: datetime,
 ) -> None:
     """Look for a way from the signer to a trusted root over valid, strong certificates only; rfc3161-client takes any."""
     reached, weaknesses = [signer], []
@@ -176,10 +204,13 @@ def _certificates(pem: bytes) -> list[x509.Certificate]:
     try:
         certificates = list(dict.fromkeys(x509.load_pem_x509_certificates(pem)))
         has_root = any(_is_root(certificate) for certificate in certificates)
-    except BaseException as error:  # not all that the library raises is a ValueError, and its panics are no Exception
+    # not all that the library raises is a ValueError, and its panics are no Exception
+    except BaseException as error:
         if isinstance(error, _NOT_THE_FILES):
             raise
-        raise ValueError("`authority` must be a PEM file with the time-stamp authority's certificates.") from error
+        raise ValueError(
+            "`authority` must be a PEM file with the time-stamp authority's certificates."
+        ) from error
     if not has_root:
         raise ValueError("`authority` must hold the authority's root certificate, which signs itself.")
     return certificates

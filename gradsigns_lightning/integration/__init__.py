@@ -14,5 +14,6 @@ if TYPE_CHECKING:
 __all__ = ["FabricGradSigns", "GradSigns", "GradSignsMixin"]
 
 __getattr__, __dir__ = lazy_names(
-    __name__, {"callback": "GradSigns", "fabric": "FabricGradSigns", "mixin": "GradSignsMixin", "release": "strip"}
+    __name__,
+    {"callback": "GradSigns", "fabric": "FabricGradSigns", "mixin": "GradSignsMixin", "release": "strip"},
 )

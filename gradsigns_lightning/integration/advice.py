@@ -29,7 +29,8 @@ def why_diverged(module: nn.Module) -> str | None:
     if not finite or bool(torch.stack([flag.to(finite[0].device) for flag in finite]).all()):
         return None
     return (
-        "the training has diverged: weights are no longer finite, so nothing can be embedded or read. Take a lower learning "
+        "the training has diverged: weights are no longer finite, so nothing can be embedded or read. Take a "
+        "lower learning "
         "rate, or clip the gradients (`gradient_clip_val`)."
     )
 
@@ -46,11 +47,13 @@ def why_idle(trainer: Trainer, marker: Watermarker, *, automatic: bool) -> str |
     if not int(marker.state.n_non_finite) and own_margins(marker) is None:
         if _n_images(marker):
             return (
-                f"the gradient of class {target} was zero in every embedding step, so nothing was embedded: has the training "
+                f"the gradient of class {target} was zero in every embedding step, so nothing was embedded: "
+                f"has the training "
                 "diverged (a learning rate that is too high)?"
             )
         return (
-            f"no image of class {target} came by in training, so nothing was embedded: is {target} one of the labels, and in the "
+            f"no image of class {target} came by in training, so nothing was embedded: is {target} one of "
+            f"the labels, and in the "
             "batches that are trained on?"
         )
     return None
@@ -60,46 +63,61 @@ def _why_spoilt(marker: Watermarker) -> str | None:
     """Return that embedding steps were left out; None if none was."""
     if n_non_finite := int(marker.state.n_non_finite):
         return (
-            f"{n_non_finite} of {marker.state.n_embedded} embedding steps had gradients that are not finite and were left out (a "
+            f"{n_non_finite} of {marker.state.n_embedded} embedding steps had gradients that are not finite "
+            f"and were left out (a "
             "norm or a root at zero?)."
         )
     return None
 
 
 def warn_if_not_owned(
-    trainer: Trainer, pl_module: LightningModule, name: str, marker: Watermarker, standing: Standing | None, *, n_batches: int
+    trainer: Trainer,
+    pl_module: LightningModule,
+    name: str,
+    marker: Watermarker,
+    standing: Standing | None,
+    *,
+    n_batches: int,
 ) -> None:
     """Warn at the end of a fit of ``n_batches`` that the model would not be ``owned``, of likely causes and of what helps."""
     if not marker.schedule.strength or is_dev_run(trainer):
         return
     if n_batches == 0:
         problem = (
-            "this fit trained on no batch, so it embedded and read nothing: are there any, and are `max_epochs`, `max_steps` or "
+            "this fit trained on no batch, so it embedded and read nothing: are there any, and are "
+            "`max_epochs`, `max_steps` or "
             "`max_time` over, where a checkpoint goes on? `verify` tells whether the model is signed."
         )
     elif diverged := why_diverged(pl_module):
         problem = diverged
     elif standing is None:
         problem = why_idle(trainer, marker, automatic=pl_module.automatic_optimization) or (
-            f"no bit can be read, because the gradient of class {marker.key.target_class} is zero or not finite at the end: has "
+            f"no bit can be read, because the gradient of class {marker.key.target_class} is zero or not "
+            f"finite at the end: has "
             "the training diverged (a learning rate that is too high)?"
         )
     elif standing.owned:
         problem = _why_spoilt(marker) or ""
     else:
         causes = " ".join(_causes(trainer, pl_module, marker, standing))
-        problem = f"the model would not be `owned` ({standing.n_matches} of {standing.n_bits} bits held). {causes}"
+        problem = (
+            f"the model would not be `owned` ({standing.n_matches} of {standing.n_bits} bits held). {causes}"
+        )
     if problem and trainer.is_global_zero:
         warnings.warn(f"GradSigns {name!r}: {problem}", UserWarning, stacklevel=2)
 
 
-def _causes(trainer: Trainer, pl_module: LightningModule, marker: Watermarker, standing: Standing) -> Iterator[str]:
+def _causes(
+    trainer: Trainer, pl_module: LightningModule, marker: Watermarker, standing: Standing
+) -> Iterator[str]:
     if standing.n_bits < least_bits():
         yield f"A key of {standing.n_bits} bits never is: {least_bits()} bits would do, 128 leave room for wrong bits."
     if not standing.is_recognised:
         yield (
-            f"It takes only {standing.recognised:.0%} of the images of class {marker.key.target_class} for it, so nothing could "
-            "be concluded from its bits: train until it knows the class; if it does, `GradSigns.logits` must return the logits "
+            f"It takes only {standing.recognised:.0%} of the images of class {marker.key.target_class} for "
+            f"it, so nothing could "
+            "be concluded from its bits: train until it knows the class; if it does, `GradSigns.logits` must "
+            "return the logits "
             "that the loss is computed from."
         )
     if standing.n_matches == standing.n_bits:
@@ -108,7 +126,8 @@ def _causes(trainer: Trainer, pl_module: LightningModule, marker: Watermarker, s
         yield spoilt
     if _is_pruned(trainer, pl_module):
         yield (
-            "Weights are pruned, which takes bits away: train on with the mask in place, which brings them back, the more slowly "
+            "Weights are pruned, which takes bits away: train on with the mask in place, which brings them "
+            "back, the more slowly "
             "the fewer weights are left."
         )
     if left_out := _left_out(marker):
@@ -124,18 +143,24 @@ def _left_out(marker: Watermarker) -> str | None:
     if not (left_out := marker.state.turns.left_out):
         return None
     return (
-        f"Optimizer {left_out[0]} of `self.optimizers()` made no step in a batch that embeds, so its parameters carry nothing of "
+        f"Optimizer {left_out[0]} of `self.optimizers()` made no step in a batch that embeds, so its "
+        f"parameters carry nothing of "
         "the mark: call `watermark_loss` in its batches too, or take another `cadence`."
     )
 
 
 def _held_back(marker: Watermarker) -> str | None:
     """Return that the dose was small to the end, because the network has yet to learn; None if it was not."""
-    sure = None if marker.state.recognised is None or marker.cadence.growth is None else float(marker.state.recognised)
+    sure = (
+        None
+        if marker.state.recognised is None or marker.cadence.growth is None
+        else float(marker.state.recognised)
+    )
     if sure is None or not sure < _UNSURE:
         return None
     return (
-        f"The network gave images of class {marker.key.target_class} a probability of only {sure:.2f} for it at the end, so the "
+        f"The network gave images of class {marker.key.target_class} a probability of only {sure:.2f} for it "
+        f"at the end, so the "
         "mark was held back to leave it room to learn: train until it knows the class."
     )
 
@@ -143,15 +168,19 @@ def _held_back(marker: Watermarker) -> str | None:
 def _by_pace(trainer: Trainer, marker: Watermarker, standing: Standing) -> str:
     own, pace = own_margins(marker), pace_of(marker)
     n_own = 0 if own is None else int((own > 0).sum())
-    if n_own >= least_matches(standing.n_bits) and _has_callback(trainer, "WeightAveraging", "StochasticWeightAveraging"):
+    if n_own >= least_matches(standing.n_bits) and _has_callback(
+        trainer, "WeightAveraging", "StochasticWeightAveraging"
+    ):
         return (
-            f"The weights in training held {n_own} bits, their averages, which are read, have not followed yet: train longer, or "
+            f"The weights in training held {n_own} bits, their averages, which are read, have not followed "
+            f"yet: train longer, or "
             "average over fewer steps (a smaller `decay`, a later start)."
         )
     if standing.held_out and n_own >= least_matches(standing.n_bits):
         return (
             f"The training images' own gradient holds {n_own} bits: the held-out images' differs. "
-            f"{_few_images(marker)}More images of class {marker.key.target_class}, label smoothing (0.1) or a higher `strength` "
+            f"{_few_images(marker)}More images of class {marker.key.target_class}, label smoothing (0.1) or "
+            f"a higher `strength` "
             "help."
         )
     if pace is None:

@@ -33,7 +33,8 @@ def images_and_labels(batch: Any, input_shape: tuple[int, ...]) -> tuple[Tensor,
     if len(found) == 2 and all(isinstance(value, Tensor) for value in found):
         return found[0], found[1]
     raise TypeError(
-        f"`batch` must be two tensors (images, labels) or a mapping with one of each, got {_describe(batch)}. "
+        f"`batch` must be two tensors (images, labels) or a mapping with one of each, got "
+        f"{_describe(batch)}. "
         f"Override `GradSigns.images_and_labels` for batches of another form{_example(batch, input_shape)}"
     )
 
@@ -56,15 +57,25 @@ def cure(images: Tensor, labels: Tensor, input_shape: tuple[int, ...], *, any_in
 
 def _label_cure(labels: Tensor, n: int) -> str:
     if labels.ndim == 2 and labels.shape[0] == n:
-        return _override("x", "y.flatten()") if labels.shape[1] == 1 else f" Are they one-hot?{_override('x', 'y.argmax(1)')}"
+        return (
+            _override("x", "y.flatten()")
+            if labels.shape[1] == 1
+            else f" Are they one-hot?{_override('x', 'y.argmax(1)')}"
+        )
     return " Override `GradSigns.images_and_labels` to return class indices."
 
 
 def _image_cure(images: Tensor, input_shape: tuple[int, ...]) -> str:
     shape = tuple(images.shape[1:])
-    x = "x" if images.is_floating_point() else "(x.float() / 255)" if images.dtype == torch.uint8 else "x.float()"
+    x = (
+        "x"
+        if images.is_floating_point()
+        else "(x.float() / 255)"
+        if images.dtype == torch.uint8
+        else "x.float()"
+    )
     if shape == input_shape:
-        return f" Give what the network is trained on, normalised as the key says.{_override(x, 'y')}"
+        return f" Give what the network is trained on, normalized as the key says.{_override(x, 'y')}"
     if len(shape) == 3 and shape == (*input_shape[1:], input_shape[0]):
         there, back = "permute(0, 3, 1, 2)", "permute(0, 2, 3, 1)"
     elif math.prod(shape) == math.prod(input_shape):
@@ -81,7 +92,8 @@ def _image_cure(images: Tensor, input_shape: tuple[int, ...]) -> str:
 def _override(images: str, labels: str) -> str:
     return (
         " Override `GradSigns.images_and_labels` in a subclass:\n"
-        f"    def images_and_labels(self, batch): x, y = super().images_and_labels(batch); return {images}, {labels}"
+        f"    def images_and_labels(self, batch): x, y = super().images_and_labels(batch); return {images}, "
+        f"{labels}"
     )
 
 
@@ -89,7 +101,11 @@ def _example(batch: Any, input_shape: tuple[int, ...]) -> str:
     """Return the override that takes from a batch what looks like images and class indices; ends a sentence if nothing does."""
     tensors = list(_tensors_in(batch))
     images = [(path, t) for path, t in tensors if tuple(t.shape[1:]) == input_shape]
-    labels = [(path, t) for path, t in tensors if t.ndim == 1 and not t.is_floating_point() and t.dtype != torch.bool]
+    labels = [
+        (path, t)
+        for path, t in tensors
+        if t.ndim == 1 and not t.is_floating_point() and t.dtype != torch.bool
+    ]
     pairs = [(x, y) for x, one in images for y, other in labels if len(one) == len(other)]
     if not pairs:
         return "."

@@ -45,36 +45,41 @@ if TYPE_CHECKING:
 class GradSigns(LeavesNoKeyBehind, Callback):
     """Signs the input gradients of the key's target class during ``Trainer.fit``.
 
-    Wraps the module's ``training_step`` while fitting and adds the embedding loss to what it returns, every few optimizer steps.
-    The images come from the batches as they stream by. During validation the mark is read on held-out images and logged as
-    ``wm/ber``, ``wm/log10_p_value``, ``wm/p_value`` and ``wm/margin``; p-values are those for the key's maker, who knows that its
-    payload was not fitted to the model (``free_bits`` of :class:`VerificationResult`). A model that is already trained is signed
-    by a short fit with the same callback.
+    Wraps the module's ``training_step`` while fitting and adds the embedding loss to what it returns, every
+    few optimizer steps. The images come from the batches as they stream by. During validation the mark is
+    read on held-out images and logged as ``wm/ber``, ``wm/log10_p_value``, ``wm/p_value`` and ``wm/margin``;
+    p-values are those for the key's maker, who knows that its payload was not fitted to the model
+    (``free_bits`` of :class:`VerificationResult`). A model that is already trained is signed by a short fit
+    with the same callback.
 
-    Override :meth:`images_and_labels` for batches of another form and :meth:`logits` for modules that do not return logits.
+    Override :meth:`images_and_labels` for batches of another form and :meth:`logits` for modules that do not
+    return logits.
 
     Args:
-        key: the owner's key, or its file; batches hold inputs normalised as its ``input_mean`` and ``input_std`` say. Or a
-            :class:`Watermarker`, which has the settings up to ``momentum``, and ``carrier_layer``, already.
-        strength: length of the mark's gradient in an embedding step, in lengths of the task's gradient, or a schedule; by default
-            up to 4.8 times as much while bits are wrong, and less while the network does not know the class or hardly anything
-            is missing; 0 trains exactly as without the callback.
+        key: the owner's key, or its file; batches hold inputs normalized as its ``input_mean`` and
+            ``input_std`` say. Or a :class:`Watermarker`, which has the settings up to ``momentum``, and
+            ``carrier_layer``, already.
+        strength: length of the mark's gradient in an embedding step, in lengths of the task's gradient, or a
+            schedule; by default up to 4.8 times as much while bits are wrong, and less while the network does
+            not know the class or hardly anything is missing; 0 trains exactly as without the callback.
         objective: ``"margin"``, ``"paper"``, or an objective.
-        engine: ``"auto"`` (the first that works on this model and strategy), ``"double_backward"``, ``"forward_over_reverse"``,
-            ``"finite_difference"``, or an engine.
-        cadence: optimizer steps from one embedding step to the next, or a cadence; by default every 80 steps, in the first 1,000
-            and while bits are missing more often (:meth:`Cadence.following`).
+        engine: ``"auto"`` (the first that works on this model and strategy), ``"double_backward"``,
+            ``"forward_over_reverse"``, ``"finite_difference"``, or an engine.
+        cadence: optimizer steps from one embedding step to the next, or a cadence; by default every 80 steps,
+            in the first 1,000 and while bits are missing more often (:meth:`Cadence.following`).
         n_images: images of the target class in one embedding step, on each rank.
-        momentum: share of earlier embedding steps in the mean gradient that is held to the bits, 0 up to 1 (exclusive).
-        n_val_images: held-out images of the target class that the mark is read on in each validation, on each rank; 0 turns
-            reading off.
+        momentum: share of earlier embedding steps in the mean gradient that is held to the bits, 0 up to 1
+            (exclusive).
+        n_val_images: held-out images of the target class that the mark is read on in each validation, on each
+            rank; 0 turns reading off.
         name: prefix of the logged names; give every callback in a Trainer its own.
-        carrier_layer: name of the submodule whose output carries the mark instead of the network's input: the embedding of a text
-            classifier, whose batches are token ids.
+        carrier_layer: name of the submodule whose output carries the mark instead of the network's input: the
+            embedding of a text classifier, whose batches are token ids.
 
     Raises:
-        ValueError: a value is out of range or the key cannot carry the objective; at fit start, one message that lists all that
-            keeps this model and Trainer from being signed; at the first batch, that no engine works on this model, and why.
+        ValueError: a value is out of range or the key cannot carry the objective; at fit start, one message
+            that lists all that keeps this model and Trainer from being signed; at the first batch, that no
+            engine works on this model, and why.
 
     Example:
         >>> key = WatermarkKey.generate("Acme Vision", 32, input_shape=(1, 28, 28), target_class=0)
@@ -113,17 +118,17 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     def standing(self) -> Standing | None:
         """How the mark stands at the end of the last fit; None before, or if the fit read nothing.
 
-        ``print`` shows one line: bits held, p-value, smallest margin, whether the model would be ``owned`` at the default alpha,
-        and where it was read: on the held-out images of the last validation, or, if steps were made since, on the last training
-        images of the class.
+        ``print`` shows one line: bits held, p-value, smallest margin, whether the model would be ``owned`` at
+        the default alpha, and where it was read: on the held-out images of the last validation, or, if steps
+        were made since, on the last training images of the class.
         """
         return self._end.standing
 
     def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return normalised inputs ``(n, C, H, W)`` and class indices ``(n,)`` of a batch.
+        """Return normalized inputs ``(n, C, H, W)`` and class indices ``(n,)`` of a batch.
 
-        Takes ``(x, y)`` sequences, and mappings with exactly one of the names ``x``, ``image``, ``images``, ``pixel_values``,
-        ``input_ids`` and one of ``y``, ``label``, ``labels``, ``target``, ``targets``.
+        Takes ``(x, y)`` sequences, and mappings with exactly one of the names ``x``, ``image``, ``images``,
+        ``pixel_values``, ``input_ids`` and one of ``y``, ``label``, ``labels``, ``target``, ``targets``.
 
         Raises:
             TypeError: a batch of another form.
@@ -140,14 +145,16 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     def embedding_loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> Tensor | None:
         """Return the embedding loss if this batch opens an optimizer step that embeds, else None.
 
-        The step's first batch carries the whole term, times the number of accumulated batches by which Lightning divides, so that
-        gradient accumulation changes nothing.
+        The step's first batch carries the whole term, times the number of accumulated batches by which
+        Lightning divides, so that gradient accumulation changes nothing.
         """
         marker, hooks, step = self.watermarker, self._hooks(pl_module), trainer.global_step
         if marker.schedule.strength == 0:
             return None
         images, labels = hooks.taken_from(batch)
-        self._evaluations.begin(images, step, only=pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1)
+        self._evaluations.begin(
+            images, step, only=pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1
+        )
         if not marker.is_prepared:
             self._watch = InputWatch(pl_module)
             with self._watch.recording():
@@ -170,7 +177,9 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         pl_module.log(f"{self.name}/loss", marker.state.value, on_step=True, on_epoch=False)
         return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss
 
-    def _embedding_loss_before_step(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> Tensor | None:
+    def _embedding_loss_before_step(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any
+    ) -> Tensor | None:
         if not trainer.training:
             return None  # a validation step that calls the training step
         loss = self.embedding_loss(trainer, pl_module, batch)
@@ -191,25 +200,32 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         self.watermarker.load_state_dict(state_dict["watermarker"])
 
     @override
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint.setdefault(CHECKPOINT_ENTRY, {})[self.name] = published(self.watermarker)
 
     @override
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         warn_of_changes(self.name, self.watermarker, checkpoint.get(CHECKPOINT_ENTRY, {}).get(self.name))
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.global_step == 0:
-            # Maybe another model than last time. Here, because a checkpoint's state is loaded next; a Trainer that goes on
-            # counting steps goes on with the state.
+            # Maybe another model than last time. Here, because a checkpoint's state is loaded next; a Trainer
+            # that goes on counting steps goes on with the state.
             self.watermarker.reset()
             self._monitor.reset()
-        check_distinct([(mark.name, mark.key) for mark in callbacks_of(trainer) if isinstance(mark, GradSigns)])
+        check_distinct(
+            [(mark.name, mark.key) for mark in callbacks_of(trainer) if isinstance(mark, GradSigns)]
+        )
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored yet.
+        # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored
+        # yet.
         self._unwrap()  # of a fit that ended without telling
         self.watermarker.is_prepared = False
         self._monitor.start_fit()
@@ -228,7 +244,9 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         prepare_loggers(trainer, self.name, published(self.watermarker))
 
     @override
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._watch.stop()
         self.watermarker.close_batch()  # the next one may be without `watermark_loss`
         self._early.after_batch(trainer, pl_module)
@@ -239,7 +257,9 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         self._early.after_epoch(trainer, pl_module)
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
         self._evaluations.stepped()
         # Here gradients are whole, unscaled and not clipped yet.
         if self.watermarker.is_prepared:
@@ -253,10 +273,15 @@ class GradSigns(LeavesNoKeyBehind, Callback):
 
     @override
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        # Within the batches, because weight averaging swaps the weights that will be saved in just for them. Before the step,
-        # which may take the batch apart.
+        # Within the batches, because weight averaging swaps the weights that will be saved in just for them.
+        # Before the step, which may take the batch apart.
         self._monitor.read(trainer, batch, self._hooks(pl_module))
 
     @override
@@ -279,7 +304,9 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Loggers are still open here.
         self._end.tell(trainer, pl_module, partial(self.logits, pl_module))
-        warn_if_not_owned(trainer, pl_module, self.name, self.watermarker, self.standing, n_batches=self._early.n_batches)
+        warn_if_not_owned(
+            trainer, pl_module, self.name, self.watermarker, self.standing, n_batches=self._early.n_batches
+        )
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -293,7 +320,11 @@ class GradSigns(LeavesNoKeyBehind, Callback):
 
     @override
     def _outside_a_fit(self) -> dict[str, Any]:
-        return {"_wrapper": StepWrapper(), "_watch": InputWatch(), "_evaluations": Evaluations(self.watermarker)}
+        return {
+            "_wrapper": StepWrapper(),
+            "_watch": InputWatch(),
+            "_evaluations": Evaluations(self.watermarker),
+        }
 
     def _hooks(self, pl_module: LightningModule) -> Hooks:
         return Hooks(pl_module, self.images_and_labels, partial(self.logits, pl_module), self.watermarker)

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", *SHARDING_STRATEGIES)
-UNSUPPORTED_SUBCLASSES = ("DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")  # one of them by inheritance only
+# one of them by inheritance only
+UNSUPPORTED_SUBCLASSES = ("DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
 SUPPORTED_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true")
-# Their optimizers take the per-sample gradients of the task's backward pass and leave out a term that is added to the loss.
+# Their optimizers take the per-sample gradients of the task's backward pass and leave out a term that is
+# added to the loss.
 PER_SAMPLE = ("AbstractGradSampleModule", "GradSampleModule", "GradSampleHooks")
 PER_SAMPLE_OPTIMIZER = "DPOptimizer"
 KINKED = (
@@ -60,7 +62,12 @@ def check_compatible(trainer: Trainer, module: LightningModule, marker: Watermar
 
 def check_module(module: nn.Module, marker: Watermarker) -> None:
     """Raise one ``ValueError`` that lists all that keeps a network from being signed in a loop without a Trainer."""
-    _refuse([*_module_problems(module, marker.settings.carrier_layer), *_engine_problems(module, marker.engines, sharded=False)])
+    _refuse(
+        [
+            *_module_problems(module, marker.settings.carrier_layer),
+            *_engine_problems(module, marker.engines, sharded=False),
+        ]
+    )
 
 
 def check_distinct(marks: Sequence[tuple[str, WatermarkKey]]) -> None:
@@ -68,7 +75,8 @@ def check_distinct(marks: Sequence[tuple[str, WatermarkKey]]) -> None:
     names, keys = [name for name, _ in marks], [key.commitment for _, key in marks]
     if len(set(names)) < len(names):
         raise ValueError(
-            f"`name` must be different for every GradSigns callback of a Trainer, got {names}: give the second one its "
+            f"`name` must be different for every GradSigns callback of a Trainer, got {names}: give the "
+            f"second one its "
             "own, as in GradSigns(key, name='wm2')."
         )
     if len(set(keys)) < len(keys):
@@ -86,17 +94,27 @@ def _strategy_problems(trainer: Trainer) -> Iterator[str]:
     names = [c.__name__ for c in type(strategy).__mro__]
     if set(names).isdisjoint(SUPPORTED_STRATEGIES) or not set(names).isdisjoint(UNSUPPORTED_SUBCLASSES):
         yield (
-            f"strategy {names[0]} is not supported (DeepSpeed differentiates in an engine of its own, which a second derivative "
-            "does not pass; XLA is untested): use strategy='ddp', 'fsdp' or ModelParallelStrategy, or a single device."
+            f"strategy {names[0]} is not supported (DeepSpeed differentiates in an engine of its own, which "
+            f"a second derivative "
+            "does not pass; XLA is untested): use strategy='ddp', 'fsdp' or ModelParallelStrategy, or a "
+            "single device."
         )
     if "FSDPStrategy" in names and isinstance(strategy.model, nn.Module):
-        wrapped = [name for name, child in strategy.model.named_modules() if type(child).__name__ == "FullyShardedDataParallel"]
+        wrapped = [
+            name
+            for name, child in strategy.model.named_modules()
+            if type(child).__name__ == "FullyShardedDataParallel"
+        ]
         if len(wrapped) > 1:
             yield (
-                f"FSDP wraps {len(wrapped) - 1} submodules apart, and loses gradients of modules that are called twice before "
+                f"FSDP wraps {len(wrapped) - 1} submodules apart, and loses gradients of modules that are "
+                f"called twice before "
                 "the backward pass: leave `auto_wrap_policy` out, or use FSDP2 (ModelParallelStrategy)."
             )
-    if "ModelParallelStrategy" in names and trainer.world_size != strategy.distributed_sampler_kwargs["num_replicas"]:
+    if (
+        "ModelParallelStrategy" in names
+        and trainer.world_size != strategy.distributed_sampler_kwargs["num_replicas"]
+    ):
         yield "tensor parallelism is not supported: use ModelParallelStrategy(tensor_parallel_size=1, data_parallel_size=...)."
     # FSDP1 casts the weights themselves for mixed precision, so the embedding pass could not leave it.
     allowed = ("32-true",) if "FSDPStrategy" in names else ("32-true", "bf16-mixed")
@@ -114,13 +132,17 @@ def _trainer_problems(trainer: Trainer, module: LightningModule) -> Iterator[str
             yield f"optimizer {type(optimizer).__name__} steps by per-sample gradients, in which the mark is not: use another."
     if not module.automatic_optimization and not hasattr(module, "watermark_loss"):
         yield (
-            "automatic_optimization is False: the step has run its own backward pass before a loss can be added. Derive the "
-            "module from GradSignsMixin and add `self.watermark_loss(batch)` to the loss before `manual_backward`."
+            "automatic_optimization is False: the step has run its own backward pass before a loss can be "
+            "added. Derive the "
+            "module from GradSignsMixin and add `self.watermark_loss(batch)` to the loss before "
+            "`manual_backward`."
         )
 
 
 def _module_problems(module: nn.Module, carrier_layer: str | None) -> Iterator[str]:
-    if carrier_layer is not None and carrier_layer not in (names := [name for name, _ in module.named_modules() if name]):
+    if carrier_layer is not None and carrier_layer not in (
+        names := [name for name, _ in module.named_modules() if name]
+    ):
         close = difflib.get_close_matches(carrier_layer, names, n=3, cutoff=0.3)
         yield f"`carrier_layer` {carrier_layer!r} is no submodule; similar names: {', '.join(close) or 'none'}."
     step = getattr(module, "training_step", None)
@@ -129,13 +151,17 @@ def _module_problems(module: nn.Module, carrier_layer: str | None) -> Iterator[s
     for name, child in module.named_modules():
         if not _class_names(child).isdisjoint(PER_SAMPLE):
             yield (
-                f"module {name or '(root)'!r} ({type(child).__name__}) collects per-sample gradients, as Opacus does for private "
-                "training, in which the mark would not be: sign the network by a short fit without it, or use strength=0."
+                f"module {name or '(root)'!r} ({type(child).__name__}) collects per-sample gradients, as "
+                f"Opacus does for private "
+                "training, in which the mark would not be: sign the network by a short fit without it, or "
+                "use strength=0."
             )
         if isinstance(child, _BatchNorm) and child.running_mean is None:
             yield (
-                f"module {name or '(root)'!r} keeps no running statistics, so images of a batch depend on each other in "
-                "evaluation too, and a signature cannot be read from single ones: let it track them, or normalise otherwise."
+                f"module {name or '(root)'!r} keeps no running statistics, so images of a batch depend on "
+                f"each other in "
+                "evaluation too, and a signature cannot be read from single ones: let it track them, or "
+                "normalize otherwise."
             )
         if _checkpoints_reentrantly(child):
             yield f"module {name!r} checkpoints activations with use_reentrant=True, which no gradient passes: set it to False."
@@ -147,7 +173,9 @@ def _class_names(value: Any) -> set[str]:
 
 def _checkpoints_reentrantly(module: nn.Module) -> bool:
     if type(module).__name__ == "CheckpointWrapper":
-        return str(getattr(module, "checkpoint_impl", "")).endswith("REENTRANT") and "NO_" not in str(module.checkpoint_impl)
+        return str(getattr(module, "checkpoint_impl", "")).endswith("REENTRANT") and "NO_" not in str(
+            module.checkpoint_impl
+        )
     # Hugging Face's models
     checkpoint = getattr(module, "_gradient_checkpointing_func", None)
     keywords = getattr(checkpoint, "keywords", {})
@@ -162,6 +190,7 @@ def _engine_problems(module: nn.Module, engines: Sequence[Engine], *, sharded: b
         for name, child in module.named_modules():
             if isinstance(child, KINKED):
                 yield (
-                    f"module {name!r} ({type(child).__name__}) is not smooth, and engine {engines[0].name!r} is wrong there: use "
+                    f"module {name!r} ({type(child).__name__}) is not smooth, and engine {engines[0].name!r} "
+                    f"is wrong there: use "
                     "another engine."
                 )

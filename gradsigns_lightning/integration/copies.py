@@ -13,7 +13,8 @@ from typing_extensions import Self
 class LeavesNoKeyBehind(ABC):
     """Goes along to deep copies, and to processes that this one starts, but not into files.
 
-    A class that derives from it has ``brought``, whether a module brings the callback, and :meth:`_outside_a_fit`.
+    A class that derives from it has ``brought``, whether a module brings the callback, and
+    :meth:`_outside_a_fit`.
     """
 
     brought: bool

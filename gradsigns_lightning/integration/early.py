@@ -37,7 +37,9 @@ class EarlyWarnings:
         """Forget the last fit."""
         self._length = FitLength()
         self._n_due = 0  # batches since the schedule's start
-        self._idle_known = self._pace_known = self._worse_known = self._half_known = self._has_diverged = False
+        self._idle_known = self._pace_known = self._worse_known = self._half_known = self._has_diverged = (
+            False
+        )
         self._validated = False
         self._wrong: list[int] = []
 
@@ -72,21 +74,33 @@ class EarlyWarnings:
 
     def _compare(self, trainer: Trainer, margins: list[float], readings: str) -> None:
         marker, now = self._marker, {"step": trainer.global_step, "epoch": trainer.current_epoch}
-        if self._worse_known or marker.state.n_embedded == 0 or marker.strength_at(**now) != marker.schedule.strength:
+        if (
+            self._worse_known
+            or marker.state.n_embedded == 0
+            or marker.strength_at(**now) != marker.schedule.strength
+        ):
             return
         self._wrong = [*self._wrong[-_RISES:], sum(margin < 0 for margin in margins)]
-        if len(self._wrong) > _RISES and all(a < b for a, b in zip(self._wrong, self._wrong[1:], strict=False)):
+        if len(self._wrong) > _RISES and all(
+            a < b for a, b in zip(self._wrong, self._wrong[1:], strict=False)
+        ):
             self._worse_known = True
             self._warn(
                 trainer,
-                f"the bits are getting worse while the strength is constant: {', '.join(map(str, self._wrong))} of "
-                f"{len(margins)} were wrong in the last {readings}. A lower learning rate or a higher `strength` holds them; "
+                f"the bits are getting worse while the strength is constant: "
+                f"{', '.join(map(str, self._wrong))} of "
+                f"{len(margins)} were wrong in the last {readings}. A lower learning rate or a higher "
+                f"`strength` holds them; "
                 "pruning and adversarial training take them away.",
             )
 
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         marker, automatic = self._marker, pl_module.automatic_optimization
-        if marker.schedule.strength == 0 or is_dev_run(trainer) or (automatic and trainer.global_step < _FEWEST_STEPS):
+        if (
+            marker.schedule.strength == 0
+            or is_dev_run(trainer)
+            or (automatic and trainer.global_step < _FEWEST_STEPS)
+        ):
             return
         if self._has_diverged:
             return

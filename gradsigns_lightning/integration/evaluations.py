@@ -42,8 +42,10 @@ class Evaluations:
             return
         if self._last_seen is not None and self._last_seen[0] == step and self._last_seen[1]() is images:
             raise ValueError(
-                "The optimizer evaluates the loss more than once a step (as SAM and LBFGS do), and the embedding loss is in the "
-                "first evaluation only: use another optimizer, or manual optimization with GradSignsMixin, which adds "
+                "The optimizer evaluates the loss more than once a step (as SAM and LBFGS do), and the "
+                "embedding loss is in the "
+                "first evaluation only: use another optimizer, or manual optimization with GradSignsMixin, "
+                "which adds "
                 "`watermark_loss` where the gradient is kept."
             )
         self._last_seen = (step, weakref.ref(images))

@@ -26,13 +26,14 @@ SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 class FabricGradSigns:
     """Signs a model in a loop of one's own: add :meth:`loss` to the task's loss before ``fabric.backward``.
 
-    Has ``state_dict`` and ``load_state_dict``, so it can be put into the state that ``fabric.save`` and ``fabric.load`` take.
+    Has ``state_dict`` and ``load_state_dict``, so it can be put into the state that ``fabric.save`` and
+    ``fabric.load`` take.
 
     Args:
         fabric: the launched Fabric; on one device or with DDP.
         key: the owner's key, or its file, or a :class:`Watermarker`.
-        settings: those of a key: ``strength``, ``objective``, ``engine``, ``cadence``, ``n_images``, ``momentum`` and
-            ``carrier_layer`` as in :class:`~gradsigns_lightning.GradSigns`.
+        settings: those of a key: ``strength``, ``objective``, ``engine``, ``cadence``, ``n_images``,
+            ``momentum`` and ``carrier_layer`` as in :class:`~gradsigns_lightning.GradSigns`.
 
     Raises:
         ValueError: the strategy is not supported, or a setting is out of range.
@@ -44,17 +45,23 @@ class FabricGradSigns:
         >>> # loss = task_loss + watermark.loss(model, images, labels, step=step, epoch=epoch); fabric.backward(loss)
     """
 
-    def __init__(self, fabric: Fabric, key: WatermarkKey | Watermarker | str | PathLike[str], **settings: Any) -> None:
+    def __init__(
+        self, fabric: Fabric, key: WatermarkKey | Watermarker | str | PathLike[str], **settings: Any
+    ) -> None:
         name = type(fabric.strategy).__name__
         if name not in SUPPORTED_STRATEGIES:
-            raise ValueError(f"`fabric` must use one of {', '.join(SUPPORTED_STRATEGIES)} (parameters not sharded), got {name}.")
+            raise ValueError(
+                f"`fabric` must use one of {', '.join(SUPPORTED_STRATEGIES)} (parameters not "
+                f"sharded), got {name}."
+            )
         self.fabric = fabric
         self.watermarker = watermarker_of(key, EmbeddingSettings(**settings))
         self.watermarker.is_prepared = False
         self._step = 0
         self._parameters: set[nn.Parameter] = set()
         self._optimizers: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-        # Fabric's loop has no hook between the task's backward pass and the step, and optimizers are not known here.
+        # Fabric's loop has no hook between the task's backward pass and the step, and optimizers are not
+        # known here.
         this = weakref.ref(self)
 
         def note(optimizer: Optimizer, *_: Any) -> None:
@@ -65,7 +72,14 @@ class FabricGradSigns:
         weakref.finalize(self, hook.remove)
 
     def loss(
-        self, module: nn.Module, images: Tensor, labels: Tensor, *, step: int, epoch: int = 0, logits: LogitsFn | None = None
+        self,
+        module: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        step: int,
+        epoch: int = 0,
+        logits: LogitsFn | None = None,
     ) -> Tensor:
         """Return the embedding loss, a scalar; 0 on steps that do not embed.
 
@@ -73,17 +87,18 @@ class FabricGradSigns:
 
         Args:
             module: what ``fabric.setup`` returned.
-            images: the batch's normalised inputs, shape ``(n, C, H, W)``.
+            images: the batch's normalized inputs, shape ``(n, C, H, W)``.
             labels: class indices, shape ``(n,)``.
             step: optimizer step; with gradient accumulation call once a step, for its first batch.
             epoch: epoch, for schedules that start late.
-            logits: maps inputs to logits; by default the module itself. Use the network that was given to ``fabric.setup`` in
-                it, not what came back, which counts forward passes and casts.
+            logits: maps inputs to logits; by default the module itself. Use the network that was given to
+                ``fabric.setup`` in it, not what came back, which counts forward passes and casts.
 
         Raises:
             ValueError: the batch does not fit the key, or no engine works on this model.
         """
-        # Fabric's wrapper would redirect to the strategy's forward, which has had its one call for this backward pass.
+        # Fabric's wrapper would redirect to the strategy's forward, which has had its one call for this
+        # backward pass.
         original = getattr(module, "module", module) if hasattr(module, "_forward_module") else module
         self._step = step
         if self.watermarker.schedule.strength and not self.watermarker.is_prepared:
@@ -115,4 +130,6 @@ class FabricGradSigns:
             if self._parameters.isdisjoint(parameters_of(optimizer)):
                 return
             self._optimizers[optimizer] = len(self._optimizers)
-        self.watermarker.observe_gradients(self._optimizers[optimizer], parameters_of(optimizer), step=self._step)
+        self.watermarker.observe_gradients(
+            self._optimizers[optimizer], parameters_of(optimizer), step=self._step
+        )

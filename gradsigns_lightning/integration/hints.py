@@ -12,7 +12,11 @@ from gradsigns_lightning.core.engines.probe import N_IMAGES
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.signature import LogitsFn, as_logits, class_logits
-from gradsigns_lightning.core.torch_state.contexts import frozen_statistics, gradients_enabled, twice_differentiable_kernels
+from gradsigns_lightning.core.torch_state.contexts import (
+    frozen_statistics,
+    gradients_enabled,
+    twice_differentiable_kernels,
+)
 
 Candidate = tuple[str, Callable[[Tensor], Any]]
 _PAD = "torch.nn.functional.pad({}, (1, 0))"  # the logit of class 0 is 0 then
@@ -37,11 +41,12 @@ def check_logits_hook(
         batch: the batch as the module gets it.
         key: the owner's key.
         carrier_layer: as in the callback; inputs are taken as they are with it.
-        sharded: parameters are sharded over the ranks; whether the logits depend on the images is not looked at then.
+        sharded: parameters are sharded over the ranks; whether the logits depend on the images is not looked
+            at then.
 
     Raises:
-        ValueError: it fails, gives no logits or none that depend on the images; the message ends with an override of
-            ``GradSigns.logits``.
+        ValueError: it fails, gives no logits or none that depend on the images; the message ends with an
+            override of ``GradSigns.logits``.
     """
     with torch.no_grad(), frozen_statistics(module), twice_differentiable_kernels(module, images.device.type):
         few = images[:N_IMAGES]
@@ -60,9 +65,12 @@ def check_logits_hook(
             cure = _working([*_parts_of(answer), *_calls(module, batch, images)], inputs, key.target_class)
             raise ValueError(_explain(error, answer, cure)) from error
         if carrier_layer is None and not sharded and not _is_function_of(whole_fn, inputs):
-            others = [(code, call) for code, call in _calls(module, batch, images) if _is_function_of(call, inputs)]
+            others = [
+                (code, call) for code, call in _calls(module, batch, images) if _is_function_of(call, inputs)
+            ]
             problem = ValueError(
-                "`logits` must depend on the images through differentiable operations; those of `GradSigns.logits` have no "
+                "`logits` must depend on the images through differentiable operations; those of "
+                "`GradSigns.logits` have no "
                 "gradient (a forward pass under `no_grad`, or through `detach`, NumPy or whole numbers?)."
             )
             raise ValueError(_explain(problem, answer, _working(others, inputs, key.target_class)))
@@ -78,7 +86,8 @@ def _explain(error: Exception, answer: Any, cure: str | None) -> str:
     return (
         f"{what}\nOverride `GradSigns.logits` in a subclass, and use that as the callback"
         f"{'; this works here' if cure else ', for example'}:\n"
-        f"    def logits(self, pl_module, images): return {cure or 'pl_module.net(images)  # what gives (n, n_classes)'}"
+        f"    def logits(self, pl_module, images): return "
+        f"{cure or 'pl_module.net(images)  # what gives (n, n_classes)'}"
     )
 
 
@@ -110,7 +119,10 @@ def _is_function_of(call: Callable[[Tensor], Any], inputs: Tensor) -> bool:
         leaf = inputs.detach().clone().requires_grad_(True)
         try:
             answer = as_logits(call(leaf.clone()))
-            return answer.requires_grad and torch.autograd.grad(answer.sum(), leaf, allow_unused=True)[0] is not None
+            return (
+                answer.requires_grad
+                and torch.autograd.grad(answer.sum(), leaf, allow_unused=True)[0] is not None
+            )
         except Exception:
             return True
 
@@ -147,7 +159,9 @@ def _calls(module: Any, batch: Any, images: Tensor) -> Iterator[Candidate]:
         yield "pl_module((images,))", lambda x: module((x,))
         yield "pl_module(images, None)", lambda x: module(x, None)
     yield "pl_module(images.flatten(1))", lambda x: module(x.flatten(1))
-    parts = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
+    parts = [
+        (name, child) for name, child in module.named_children() if any(True for _ in child.parameters())
+    ]
     if parts:
         code, chain = "images", nn.Sequential(*(child for _, child in parts))
         for name, _ in parts:

@@ -40,14 +40,17 @@ class Hooks:
 
         Raises:
             TypeError: a batch of another form.
-            ValueError: they do not fit the key; the message ends with the override that helps, if there is one.
+            ValueError: they do not fit the key; the message ends with the override that helps, if there is
+                one.
         """
         images, labels = self.images_and_labels(batch)
         try:
             self.marker.buffer.check(images, labels)
         except ValueError as error:
             any_input = self.marker.settings.carrier_layer is not None
-            raise ValueError(f"{error}{cure(images, labels, self.marker.key.input_shape, any_input=any_input)}") from error
+            raise ValueError(
+                f"{error}{cure(images, labels, self.marker.key.input_shape, any_input=any_input)}"
+            ) from error
         return images, labels
 
     def try_logits(self, images: Tensor, batch: Any) -> None:

@@ -1,4 +1,4 @@
-"""Does the step give the network the images of its batch, or others, which it normalised itself?"""
+"""Does the step give the network the images of its batch, or others, which it normalized itself?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class InputWatch:
         module = nn.Module() if module is None else module
         # A compiled network would be compiled anew for a hook.
         compiled = any(
-            getattr(m, "_compiled_call_impl", None) or getattr(m, "_compiler_ctx", None) or type(m).__name__ == "OptimizedModule"
+            getattr(m, "_compiled_call_impl", None)
+            or getattr(m, "_compiler_ctx", None)
+            or type(m).__name__ == "OptimizedModule"
             for m in module.modules()
         )
         self._layers: list[nn.Module] = [] if compiled else [m for m in module.modules() if _is_layer(m)]
@@ -72,11 +74,14 @@ class InputWatch:
         difference = _difference(expected, found)
         if difference:
             warnings.warn(
-                f"The step gives the network other images than the batch holds: {difference[0]}. The mark would be embedded on "
-                "images that the network never gets, and read on others. Change the images in the data set instead, or override "
+                f"The step gives the network other images than the batch holds: {difference[0]}. The mark "
+                f"would be embedded on "
+                "images that the network never gets, and read on others. Change the images in the data set "
+                "instead, or override "
                 "`GradSigns.images_and_labels` in a subclass to return them as the network gets them:\n"
-                f"    def images_and_labels(self, batch): x, y = super().images_and_labels(batch); return {difference[1]}, y\n"
-                "The key's `input_mean` and `input_std` must say how they are normalised.",
+                f"    def images_and_labels(self, batch): x, y = super().images_and_labels(batch); return "
+                f"{difference[1]}, y\n"
+                "The key's `input_mean` and `input_std` must say how they are normalized.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -90,11 +95,14 @@ def _is_layer(module: nn.Module) -> bool:
 def _difference(expected: Tensor, found: Tensor) -> tuple[str, str] | None:
     """Return in words, and in code, how the images differ; None if they are the same or an augmentation's."""
     if expected.shape != found.shape:
-        return f"they have shape {tuple(found.shape[1:])}, not {tuple(expected.shape[1:])}", "self.as_the_step_does(x)"
+        return (
+            f"they have shape {tuple(found.shape[1:])}, not {tuple(expected.shape[1:])}",
+            "self.as_the_step_does(x)",
+        )
     mean, spread = expected.mean(), expected.std().clamp_min(1e-12)
     if bool((expected - found).abs().max() <= _TOLERANCE * spread):
         return None
-    scale = _normalisation(expected, found)
+    scale = _normalization(expected, found)
     if scale is not None:
         code = "(x - {}) / {}".format(*map(_in_code, scale))
         return f"they are {code}, x those of the batch", code
@@ -106,14 +114,20 @@ def _difference(expected: Tensor, found: Tensor) -> tuple[str, str] | None:
     return None
 
 
-def _normalisation(expected: Tensor, found: Tensor) -> tuple[list[float], list[float]] | None:
-    """Return mean and standard deviation, by channel, of the normalisation that makes one from the other, if one does."""
-    channels = (expected.transpose(0, 1), found.transpose(0, 1)) if expected.ndim == 4 else (expected[None], found[None])
+def _normalization(expected: Tensor, found: Tensor) -> tuple[list[float], list[float]] | None:
+    """Return mean and standard deviation, by channel, of the normalization that makes one from the other, if one does."""
+    channels = (
+        (expected.transpose(0, 1), found.transpose(0, 1))
+        if expected.ndim == 4
+        else (expected[None], found[None])
+    )
     x, y = (tensor.flatten(1) for tensor in channels)
     centred, moved = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     slope = (centred * moved).sum(1) / centred.square().sum(1).clamp_min(1e-12)
     rest = (moved - slope[:, None] * centred).norm(dim=1)
-    if bool((rest > _TOLERANCE * moved.norm(dim=1).clamp_min(1e-12)).any()) or bool((slope.abs() < 1e-12).any()):
+    if bool((rest > _TOLERANCE * moved.norm(dim=1).clamp_min(1e-12)).any()) or bool(
+        (slope.abs() < 1e-12).any()
+    ):
         return None
     mean = x.mean(1) - y.mean(1) / slope
     return mean.tolist(), slope.reciprocal().tolist()

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 class FitLength:
     """Extrapolates from the batches so far what Lightning does not know.
 
-    Lightning counts the steps of automatic optimization with loaders that have a length; not those of manual optimization, of a
-    loader without a length, or of a time limit.
+    Lightning counts the steps of automatic optimization with loaders that have a length; not those of manual
+    optimization, of a loader without a length, or of a time limit.
     """
 
     def __init__(self) -> None:
         self.n_batches = 0
         self._n_epochs = self._n_batches_then = 0  # epochs that ended, and batches in them
-        self._first = (0.0, 0, 0)  # time, optimizer steps and epoch after the first batch, which may take much longer
+        # time, optimizer steps and epoch after the first batch, which may take much longer
+        self._first = (0.0, 0, 0)
 
     def after_batch(self, trainer: Trainer) -> None:
         """Count a batch of training."""
@@ -37,7 +38,14 @@ class FitLength:
 
     def n_steps(self, trainer: Trainer, *, automatic: bool) -> float:
         """Return after how many optimizer steps the fit will end; infinite if that is not known yet."""
-        return min([math.inf, *self._by_steps(trainer), *self._by_time(trainer), *self._by_epochs(trainer, automatic)])
+        return min(
+            [
+                math.inf,
+                *self._by_steps(trainer),
+                *self._by_time(trainer),
+                *self._by_epochs(trainer, automatic),
+            ]
+        )
 
     def is_half_over(self, trainer: Trainer) -> bool:
         """Return whether half of the steps or of the time is over, if they are limited."""

@@ -17,7 +17,9 @@ _SUMMARIES = {"ber": "min", "log10_p_value": "min", "p_value": "min", "margin": 
 def prepare_loggers(trainer: Trainer, name: str, settings: dict[str, Any]) -> None:
     """Write the public settings (the commitment, never the secret) into each run's configuration."""
     for logger in trainer.loggers:
-        logger.log_hyperparams({f"{name}/{k}": printable(v) if isinstance(v, str) else v for k, v in settings.items()})
+        logger.log_hyperparams(
+            {f"{name}/{k}": printable(v) if isinstance(v, str) else v for k, v in settings.items()}
+        )
         # Lightning itself defines a metric for everything on first use of the run, so ours comes after.
         define_metric = getattr(_experiment(logger), "define_metric", None)
         if trainer.is_global_zero and callable(define_metric):

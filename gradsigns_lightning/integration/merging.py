@@ -13,7 +13,11 @@ from typing import Any
 from gradsigns_lightning.integration.published import published
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
-_MODULE, _CLASS, _METHOD = "trainer.connectors.callback_connector", "_CallbackConnector", "_attach_model_callbacks"
+_MODULE, _CLASS, _METHOD = (
+    "trainer.connectors.callback_connector",
+    "_CallbackConnector",
+    "_attach_model_callbacks",
+)
 
 
 def watch_merging(kind: type) -> None:
@@ -36,8 +40,11 @@ def _watched(attach: Callable[[Any], None], kind: type) -> Callable[[Any], None]
         before = list(trainer.callbacks)
         attach(connector)
         given = [callback for callback in before if isinstance(callback, kind)]
-        brought = [callback for callback in trainer.callbacks if isinstance(callback, kind) and callback not in given]
-        earlier = vars(connector).setdefault("_gradsigns_brought", [])  # by this Trainer's last module, which may be another
+        brought = [
+            callback for callback in trainer.callbacks if isinstance(callback, kind) and callback not in given
+        ]
+        # by this Trainer's last module, which may be another
+        earlier = vars(connector).setdefault("_gradsigns_brought", [])
         try:
             _refuse_dropped([c for c in given if c not in trainer.callbacks and c not in earlier], brought)
         except ValueError:
@@ -58,17 +65,25 @@ def _refuse_dropped(dropped: list[Any], brought: list[Any]) -> None:
         by = "the module's own" if same is None else "the module's own of the same key and other settings"
         keys = ", ".join(other.key.commitment for other in brought)
         raise ValueError(
-            f"The Trainer's GradSigns callback of the key {callback.key.commitment} would be dropped, because Lightning replaces "
-            f"it by {by} ({_differences(callback, same) if same else keys}): let the module bring both, each with a `name` "
+            f"The Trainer's GradSigns callback of the key {callback.key.commitment} would be dropped, "
+            f"because Lightning replaces "
+            f"it by {by} ({_differences(callback, same) if same else keys}): let the module bring both, each "
+            f"with a `name` "
             "of its own (`sign_with(key, name=...)` or `configure_callbacks`), or leave one of them out."
         )
 
 
 def _settings(callback: Any) -> dict[str, Any]:
-    private = {"name": callback.name, "n_val_images": callback.reader.n_images, "carrier_layer": callback.reader.carrier_layer}
+    private = {
+        "name": callback.name,
+        "n_val_images": callback.reader.n_images,
+        "carrier_layer": callback.reader.carrier_layer,
+    }
     return {**private, **published(callback.watermarker)}
 
 
 def _differences(callback: Any, other: Any) -> str:
     before, after = _settings(callback), _settings(other)
-    return "; ".join(f"{name}: {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
+    return "; ".join(
+        f"{name}: {before[name]} -> {after[name]}" for name in before if before[name] != after[name]
+    )

@@ -23,8 +23,8 @@ else:
 class GradSignsMixin(_Base):
     """Put before ``LightningModule`` in the bases and call :meth:`sign_with` in the constructor.
 
-    With automatic optimization nothing else is needed. With manual optimization add :meth:`watermark_loss` to the loss before
-    ``manual_backward``.
+    With automatic optimization nothing else is needed. With manual optimization add :meth:`watermark_loss` to
+    the loss before ``manual_backward``.
 
     Example:
         >>> import lightning
@@ -49,7 +49,8 @@ class GradSignsMixin(_Base):
     def sign_with(self, key: WatermarkKey | Watermarker | str | PathLike[str], **settings: Any) -> GradSigns:
         """Sign this module with ``key`` whenever it is fitted; may be called for several keys.
 
-        Deep copies of the module sign too. A pickled module (``torch.save(module)``) leaves keys and callbacks behind.
+        Deep copies of the module sign too. A pickled module (``torch.save(module)``) leaves keys and
+        callbacks behind.
 
         Args:
             key: the owner's key, or its file, or a :class:`Watermarker`.
@@ -75,7 +76,8 @@ class GradSignsMixin(_Base):
         """Refuse to train unsigned.
 
         Raises:
-            ValueError: no key was given, or the module's own ``configure_callbacks`` dropped the watermark's callbacks.
+            ValueError: no key was given, or the module's own ``configure_callbacks`` dropped the watermark's
+                callbacks.
         """
         super().on_fit_start()
         self._signing()
@@ -83,7 +85,8 @@ class GradSignsMixin(_Base):
     def _signing(self) -> list[GradSigns]:
         if None in self._gradsigns:
             raise ValueError(
-                f"This {type(self).__name__} was pickled, and left the key behind that signed it: call `self.sign_with(key)` "
+                f"This {type(self).__name__} was pickled, and left the key behind that signed it: call "
+                f"`self.sign_with(key)` "
                 "anew before it is fitted."
             )
         callbacks = [c for c in callbacks_of(self.trainer) if isinstance(c, GradSigns)]
@@ -94,8 +97,10 @@ class GradSignsMixin(_Base):
             )
         if not callbacks:
             raise ValueError(
-                f"{type(self).__name__} derives from GradSignsMixin and has no key, so it would be trained unsigned: call "
-                "`self.sign_with(key)` in the constructor, or give a GradSigns callback to the Trainer (with strength=0 it only "
+                f"{type(self).__name__} derives from GradSignsMixin and has no key, so it would be trained "
+                f"unsigned: call "
+                "`self.sign_with(key)` in the constructor, or give a GradSigns callback to the Trainer (with "
+                "strength=0 it only "
                 "reads)."
             )
         return callbacks
@@ -111,14 +116,17 @@ class GradSignsMixin(_Base):
     def watermark_loss(self, batch: Any) -> Tensor:
         """Return the embedding loss of this batch, a scalar, 0 on steps that do not embed; for manual optimization.
 
-        Optimizers must be those of ``self.optimizers()``, by which Lightning counts steps. When gradients are accumulated over k
-        batches, divide the task's loss only: one of the k carries the whole term.
+        Optimizers must be those of ``self.optimizers()``, by which Lightning counts steps. When gradients are
+        accumulated over k batches, divide the task's loss only: one of the k carries the whole term.
 
         Raises:
-            ValueError: optimization is automatic, where the callback adds the loss by itself; or no key is signed.
+            ValueError: optimization is automatic, where the callback adds the loss by itself; or no key is
+                signed.
         """
         if self.automatic_optimization:
-            raise ValueError("`watermark_loss` is for automatic_optimization=False; otherwise the loss is added by itself.")
+            raise ValueError(
+                "`watermark_loss` is for automatic_optimization=False; otherwise the loss is added by itself."
+            )
         zero = torch.zeros((), device=self.device)
         if self._is_tuned():
             return zero

@@ -26,7 +26,8 @@ class Pace:
 
     Attributes:
         n_steps: embedding steps that were made.
-        needed: embedding steps after which it is held, if it goes on like this; infinite if it does not come nearer.
+        needed: embedding steps after which it is held, if it goes on like this; infinite if it does not come
+            nearer.
         lost: root mean square of how far margins fell from the first embedding step to the last.
     """
 
@@ -49,7 +50,11 @@ def own_margins(marker: Watermarker) -> Tensor | None:
 
 def pace_of(marker: Watermarker) -> Pace | None:
     """Return the pace of this fit; None if there were too few embedding steps to tell."""
-    if marker.state.n_embedded < LEAST_STEPS or marker.state.first_margins is None or (now := own_margins(marker)) is None:
+    if (
+        marker.state.n_embedded < LEAST_STEPS
+        or marker.state.first_margins is None
+        or (now := own_margins(marker)) is None
+    ):
         return None
     first, aim = marker.state.first_margins.float().cpu(), getattr(marker.objective, "margin", 1.0)
     # The margins approach what the objective asks for like a decay, the slower the nearer.
@@ -59,7 +64,11 @@ def pace_of(marker: Watermarker) -> Pace | None:
         return Pace(marker.state.n_embedded, marker.state.n_embedded, lost)
     if after >= before:
         return Pace(marker.state.n_embedded, math.inf, lost)
-    return Pace(marker.state.n_embedded, marker.state.n_embedded * math.log(before / aim) / math.log(before / after), lost)
+    return Pace(
+        marker.state.n_embedded,
+        marker.state.n_embedded * math.log(before / aim) / math.log(before / after),
+        lost,
+    )
 
 
 def _deciding(margins: Tensor) -> float:
@@ -85,16 +94,23 @@ def cure(trainer: Trainer, marker: Watermarker, pace: Pace, factor: float) -> st
     """Return what helps a mark that needs ``factor`` times as many embedding steps."""
     if pace.lost > _LOST:
         return (
-            f"In {pace.n_steps} embedding steps bits were lost as fast as others came: the learning rate is too high, or the "
+            f"In {pace.n_steps} embedding steps bits were lost as fast as others came: the learning rate is "
+            f"too high, or the "
             "`strength` too low."
         )
     if factor >= HOPELESS:
         return (
-            f"In {pace.n_steps} embedding steps the bits hardly came nearer: take a learning rate that is at least {HOPELESS:g} "
+            f"In {pace.n_steps} embedding steps the bits hardly came nearer: take a learning rate that is at "
+            f"least {HOPELESS:g} "
             "times as high."
         )
-    end = next(islice(marker.coming_steps(), max(math.ceil(pace.needed) - pace.n_steps - 1, 0), None), trainer.global_step)
+    end = next(
+        islice(marker.coming_steps(), max(math.ceil(pace.needed) - pace.n_steps - 1, 0), None),
+        trainer.global_step,
+    )
     return (
-        f"At the pace of the {pace.n_steps} embedding steps so far the mark takes about {math.ceil(pace.needed)}, which come in "
-        f"{end} optimizer steps: train that long, or with a learning rate that is at least {max(factor, 1.1):.2g} times as high."
+        f"At the pace of the {pace.n_steps} embedding steps so far the mark takes about "
+        f"{math.ceil(pace.needed)}, which come in "
+        f"{end} optimizer steps: train that long, or with a learning rate that is at least "
+        f"{max(factor, 1.1):.2g} times as high."
     )

@@ -37,6 +37,12 @@ def warn_of_changes(name: str, marker: Watermarker, saved: Mapping[str, Any] | N
     if not saved:
         return
     now = published(marker)
-    changed = [f"{k}: {printable(str(saved.get(k)), limit=80)} -> {now[k]}" for k in now if saved.get(k) != now[k]]
+    changed = [
+        f"{k}: {printable(str(saved.get(k)), limit=80)} -> {now[k]}" for k in now if saved.get(k) != now[k]
+    ]
     if changed:
-        warnings.warn(f"GradSigns {name!r} differs from the checkpoint: {'; '.join(changed)}.", UserWarning, stacklevel=2)
+        warnings.warn(
+            f"GradSigns {name!r} differs from the checkpoint: {'; '.join(changed)}.",
+            UserWarning,
+            stacklevel=2,
+        )

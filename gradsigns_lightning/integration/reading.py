@@ -11,8 +11,18 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.result import is_readable, signed_by
-from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector, as_logits, input_gradients, read_z
-from gradsigns_lightning.core.torch_state.contexts import frozen_statistics, gradients_enabled, twice_differentiable_kernels
+from gradsigns_lightning.core.signature import (
+    LogitsFn,
+    SignatureProjector,
+    as_logits,
+    input_gradients,
+    read_z,
+)
+from gradsigns_lightning.core.torch_state.contexts import (
+    frozen_statistics,
+    gradients_enabled,
+    twice_differentiable_kernels,
+)
 from gradsigns_lightning.core.torch_state.precision import widest_float
 from gradsigns_lightning.metrics import MeanInputGradient
 from gradsigns_lightning.metrics.functional import bit_error_rate, bits_of, ownership_p_value, smallest_margin
@@ -31,7 +41,9 @@ class HeldOutEstimator:
         carrier_layer: name of the submodule whose output carries the mark, or None for the input.
     """
 
-    def __init__(self, key: WatermarkKey, projector: ProjectorFn, n_images: int, carrier_layer: str | None) -> None:
+    def __init__(
+        self, key: WatermarkKey, projector: ProjectorFn, n_images: int, carrier_layer: str | None
+    ) -> None:
         self.key = key
         self.n_images = n_images
         self.carrier_layer = carrier_layer
@@ -65,7 +77,9 @@ class HeldOutEstimator:
         self._n_read = 0
         self.lengths = None
 
-    def read(self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, labels: Tensor, *, always: bool = False) -> None:
+    def read(
+        self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, labels: Tensor, *, always: bool = False
+    ) -> None:
         """Add the gradients of the target class's images of one batch.
 
         Args:
@@ -73,7 +87,8 @@ class HeldOutEstimator:
             logits_fn: maps inputs to logits.
             images: inputs of the batch, shape ``(n, ...)``.
             labels: classes, shape ``(n,)``.
-            always: pass an image through the network also if there is none to read, because other ranks wait for this one.
+            always: pass an image through the network also if there is none to read, because other ranks wait
+                for this one.
         """
         chosen = images[labels == self.key.target_class][: self.n_images - self._n_read]
         n_chosen = len(chosen)
@@ -82,8 +97,14 @@ class HeldOutEstimator:
                 return
             chosen = images[:1]
         self._n_read += n_chosen
-        with gradients_enabled(), frozen_statistics(module), twice_differentiable_kernels(module, chosen.device.type):
-            inputs, logits_fn = carrier_inputs(module, logits_fn, chosen, self.key.input_shape, self.carrier_layer)
+        with (
+            gradients_enabled(),
+            frozen_statistics(module),
+            twice_differentiable_kernels(module, chosen.device.type),
+        ):
+            inputs, logits_fn = carrier_inputs(
+                module, logits_fn, chosen, self.key.input_shape, self.carrier_layer
+            )
             answers: list[Tensor] = []
             gradients = input_gradients(_noted(logits_fn, answers), inputs, self.key.target_class)
             directions = self._projector(gradients.device, gradients.dtype).directions(gradients[:n_chosen])
@@ -106,7 +127,10 @@ class HeldOutEstimator:
             "p_value": ownership_p_value(bits, signature),
             "margin": smallest_margin(z, signature),
         }
-        return {name: figure.to(gradient.device, widest_float(gradient.device)) for name, figure in figures.items()}
+        return {
+            name: figure.to(gradient.device, widest_float(gradient.device))
+            for name, figure in figures.items()
+        }
 
     def missing(self) -> dict[str, Tensor]:
         """Return the figures of a reading that found nothing: all NaN."""

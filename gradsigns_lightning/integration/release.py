@@ -12,25 +12,27 @@ from typing import Any
 import torch
 
 from gradsigns_lightning.core.utils.archive import check_archive
-from gradsigns_lightning.core.utils.files import check_target, error_about, atomic_write
+from gradsigns_lightning.core.utils.files import atomic_write, check_target, error_about
 
 CHECKPOINT_ENTRY = "gradsigns"
 STATE_PREFIX = "GradSigns["
 _MOST_MARKS = 64  # each name of a mark is looked for in every text
 
 
-def strip(checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrite: bool = False) -> tuple[str, ...]:
+def strip(
+    checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrite: bool = False
+) -> tuple[str, ...]:
     """Write a copy of a Lightning checkpoint in which nothing says that the model is signed; the weights stay as they are.
 
-    Left out are the callback's settings and state, with them the commitment and the target class, what ``gradsigns train`` noted
-    of the model, and the state of callbacks that watch one of the mark's figures (a ``ModelCheckpoint`` of ``wm/ber``) or name
-    this package in a path (that of W&B's project). All else is kept, so Lightning loads the copy. ``gradsigns verify`` does not:
-    keep the original, or verify in Python.
+    Left out are the callback's settings and state, with them the commitment and the target class, what
+    ``gradsigns train`` noted of the model, and the state of callbacks that watch one of the mark's figures (a
+    ``ModelCheckpoint`` of ``wm/ber``) or name this package in a path (that of W&B's project). All else is
+    kept, so Lightning loads the copy. ``gradsigns verify`` does not: keep the original, or verify in Python.
 
     Args:
-        checkpoint: the checkpoint; it is read with ``weights_only=True``, so nothing in it is run, and takes the memory of a few
-            copies of the file at most, and time in proportion to its length. Types that you named with
-            ``torch.serialization.add_safe_globals`` are read as torch reads them.
+        checkpoint: the checkpoint; it is read with ``weights_only=True``, so nothing in it is run, and takes
+            the memory of a few copies of the file at most, and time in proportion to its length. Types that
+            you named with ``torch.serialization.add_safe_globals`` are read as torch reads them.
         out: the copy; written in one atomic step.
         overwrite: whether ``out`` may be replaced.
 
@@ -38,8 +40,8 @@ def strip(checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrit
         What was left out, as ``callbacks.GradSigns[...]``; empty if nothing announced a mark.
 
     Raises:
-        ValueError: ``checkpoint`` is no Lightning checkpoint of weights and plain types; ``out`` exists and must not be
-            replaced, or cannot be written.
+        ValueError: ``checkpoint`` is no Lightning checkpoint of weights and plain types; ``out`` exists and
+            must not be replaced, or cannot be written.
 
     Example:
         >>> removed = strip("signed.ckpt", "release.ckpt")  # doctest: +SKIP
@@ -50,8 +52,11 @@ def strip(checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrit
     buffer = io.BytesIO()
     try:
         torch.save(content, buffer)
-    except Exception as error:  # an attribute hides a method, or what a trusted type lets through is nested too deep
-        raise ValueError(f"`checkpoint`: the values of {str(checkpoint)!r} cannot be written again.") from error
+    # an attribute hides a method, or what a trusted type lets through is nested too deep
+    except Exception as error:
+        raise ValueError(
+            f"`checkpoint`: the values of {str(checkpoint)!r} cannot be written again."
+        ) from error
     atomic_write(out, buffer.getvalue(), argument="out", overwrite=overwrite, mode=0o644)
     return tuple(removed)
 
@@ -59,7 +64,9 @@ def strip(checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrit
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         found = "a folder" if file.is_dir() else "not there"
-        raise error_about(file)(f"`checkpoint` must name a checkpoint file, got {str(file)!r}, which is {found}.")
+        raise error_about(file)(
+            f"`checkpoint` must name a checkpoint file, got {str(file)!r}, which is {found}."
+        )
     try:
         check_archive(file, trusted=_trusted())
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -67,7 +74,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise ValueError(f"`checkpoint`: {str(file)!r} {_why_unread(error)}") from error
     content = dict(dict.items(content)) if isinstance(content, dict) else {}  # an attribute may hide a method
     if "state_dict" not in content:
-        raise ValueError(f"`checkpoint`: {str(file)!r} has no `state_dict`; it is not a Lightning checkpoint.")
+        raise ValueError(
+            f"`checkpoint`: {str(file)!r} has no `state_dict`; it is not a Lightning checkpoint."
+        )
     return content
 
 
@@ -75,14 +84,22 @@ def _why_unread(error: Exception) -> str:
     told = f": {str(error)[:200]}" if type(error) is ValueError else ""
     # A type is what torch can be told of; of any other file that advice would lead astray.
     is_of_types = told.startswith(": it names") or isinstance(error, pickle.UnpicklingError)
-    advice = " Name the types in it that you trust by torch.serialization.add_safe_globals, in Python." if is_of_types else ""
+    advice = (
+        " Name the types in it that you trust by torch.serialization.add_safe_globals, in Python."
+        if is_of_types
+        else ""
+    )
     return f"is damaged, or no checkpoint of weights and plain types{told}.{advice}"
 
 
 def _trusted() -> set[str]:
     """Return the types that the user has named to torch; torch's own names are not the user's."""
-    types = [entry if isinstance(entry, tuple) else (entry, "") for entry in torch.serialization.get_safe_globals()]
-    names = {name.rpartition(".")[::2] if name else (kind.__module__, kind.__qualname__) for kind, name in types}
+    types = [
+        entry if isinstance(entry, tuple) else (entry, "") for entry in torch.serialization.get_safe_globals()
+    ]
+    names = {
+        name.rpartition(".")[::2] if name else (kind.__module__, kind.__qualname__) for kind, name in types
+    }
     return {f"{module} {name}" for module, name in names if module.partition(".")[0] != "torch"}
 
 
@@ -101,7 +118,9 @@ def _strip_states(content: dict[str, Any]) -> list[str]:
     removed = [] if marks is None else [CHECKPOINT_ENTRY]
     names = [f"{name}/".lower() for name in (marks if isinstance(marks, dict) else ())]
     if len(names) > _MOST_MARKS:
-        raise ValueError(f"`checkpoint` must have at most {_MOST_MARKS} marks in `{CHECKPOINT_ENTRY}`, got {len(names)}.")
+        raise ValueError(
+            f"`checkpoint` must have at most {_MOST_MARKS} marks in `{CHECKPOINT_ENTRY}`, got {len(names)}."
+        )
     telling = (CHECKPOINT_ENTRY, *names)  # a path may tell as well: that of W&B's default project
     states = content.get("callbacks")
     states = states if isinstance(states, dict) else {}

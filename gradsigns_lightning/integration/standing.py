@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from gradsigns_lightning.core.distributed import all_ranks_agree
 from gradsigns_lightning.core.key import WatermarkKey
-from gradsigns_lightning.core.key.payload import freedom
+from gradsigns_lightning.core.key.payload import free_bits
 from gradsigns_lightning.core.key.reach import USUAL_ALPHA, for_whom, log10_charged
 from gradsigns_lightning.core.result import BitCounts, count_bits, is_recognised, verdict_of
 from gradsigns_lightning.core.signature import LogitsFn
@@ -44,9 +44,10 @@ class Standing(BitCounts):
         n_embedded: embedding steps of the fit.
         n_steps_since: optimizer steps from the reading to the end of the fit.
         replaced: whether the weights were replaced after the reading by others that could not be read.
-        n_held_back: embedding steps that gave less than was missing, because the network did not know the class.
-        free_bits: bits of choice that the key's payload and purpose left to its maker, for whom p-value and ``owned`` hold;
-            others charge them, see :class:`~gradsigns_lightning.VerificationResult`.
+        n_held_back: embedding steps that gave less than was missing, because the network did not know the
+            class.
+        free_bits: bits of choice that the key's payload and purpose left to its maker, for whom p-value and
+            ``owned`` hold; others charge them, see :class:`~gradsigns_lightning.VerificationResult`.
     """
 
     margin: float
@@ -62,7 +63,7 @@ class Standing(BitCounts):
     @property
     def log10_charged_p_value(self) -> float:
         """Base-10 logarithm of the p-value times ``2 ** free_bits``, at most 0."""
-        return log10_charged(self.log10_p_value, freedom=self.free_bits)
+        return log10_charged(self.log10_p_value, free_bits=self.free_bits)
 
     @property
     def owned(self) -> bool:
@@ -77,15 +78,26 @@ class Standing(BitCounts):
     def __str__(self) -> str:
         """Return the whole in one line."""
         where = f"on {self.n_images} {'held-out' if self.held_out else 'training'} images"
-        where += "" if self.is_recognised else f" (only {self.recognised:.0%} of which the model takes for the class)"
+        where += (
+            ""
+            if self.is_recognised
+            else f" (only {self.recognised:.0%} of which the model takes for the class)"
+        )
         since = f", {self.n_steps_since} steps before the end" if self.n_steps_since else ""
         since += ", before the weights were replaced" if self.replaced else ""
-        whose = for_whom(self.log10_p_value, freedom=self.free_bits, alpha=USUAL_ALPHA)
-        verdict = f"owned at alpha {USUAL_ALPHA:g}{whose}" if self.owned else f"not owned at alpha {USUAL_ALPHA:g}"
-        held_back = f", {self.n_held_back} at a lower dose while the class was not known yet" if self.n_held_back else ""
+        whose = for_whom(self.log10_p_value, free_bits=self.free_bits, alpha=USUAL_ALPHA)
+        verdict = (
+            f"owned at alpha {USUAL_ALPHA:g}{whose}" if self.owned else f"not owned at alpha {USUAL_ALPHA:g}"
+        )
+        held_back = (
+            f", {self.n_held_back} at a lower dose while the class was not known yet"
+            if self.n_held_back
+            else ""
+        )
         erased = f" ({self.n_erasures} of {self.n_bits} undecided)" if self.n_erasures else ""
         return (
-            f"{self.n_matches} of {self.n_decided} bits held{erased}, p = {self.p_value:.2g} (log10 {self.log10_p_value:.1f}), "
+            f"{self.n_matches} of {self.n_decided} bits held{erased}, p = {self.p_value:.2g} (log10 "
+            f"{self.log10_p_value:.1f}), "
             f"smallest margin {self.margin:+.3f}: {verdict}; read {where}{since}, "
             f"{self.n_embedded} embedding steps{held_back}"
         )
@@ -104,18 +116,24 @@ class Standing(BitCounts):
         ber, margin, recognised, *counts = (float(metrics[f"{name}/final_{figure}"]) for figure in figures)
         n_erasures, n_images, held_out, n_embedded, n_steps_since, replaced, n_held_back = map(int, counts)
         n_matches = round((1 - ber) * (key.n_bits - n_erasures))
-        counted = cls(key.n_bits, n_matches, n_erasures, margin, n_images, recognised, bool(held_out), n_embedded)
+        counted = cls(
+            key.n_bits, n_matches, n_erasures, margin, n_images, recognised, bool(held_out), n_embedded
+        )
         return replace(
             counted,
             n_steps_since=n_steps_since,
             replaced=bool(replaced),
             n_held_back=n_held_back,
-            free_bits=freedom(key),
+            free_bits=free_bits(key),
         )
 
 
 def final_standing(
-    trainer: Trainer, pl_module: LightningModule, logits_fn: LogitsFn, reader: HeldOutEstimator, marker: Watermarker
+    trainer: Trainer,
+    pl_module: LightningModule,
+    logits_fn: LogitsFn,
+    reader: HeldOutEstimator,
+    marker: Watermarker,
 ) -> Standing | None:
     """Return how the mark stands in the final weights; all ranks must call.
 
@@ -137,14 +155,18 @@ def final_standing(
     labels = torch.where(valid, marker.key.target_class, -1)
     with unlogged(pl_module):
         together = is_sharded(trainer)
-        inside_forward(trainer, pl_module, lambda: own.read(pl_module, logits_fn, images, labels, always=together))
+        inside_forward(
+            trainer, pl_module, lambda: own.read(pl_module, logits_fn, images, labels, always=together)
+        )
     own.finish(step=trainer.global_step)
     return _standing_of(trainer, own, marker, held_out=False) or last_reading(
         trainer, reader, marker, replaced=known and not current
     )
 
 
-def last_reading(trainer: Trainer, reader: HeldOutEstimator, marker: Watermarker, *, replaced: bool = False) -> Standing | None:
+def last_reading(
+    trainer: Trainer, reader: HeldOutEstimator, marker: Watermarker, *, replaced: bool = False
+) -> Standing | None:
     """Return how the mark stood when held-out images were read last; None if none were."""
     return _standing_of(trainer, reader, marker, held_out=True, replaced=replaced)
 
@@ -169,7 +191,7 @@ def _standing_of(
         n_steps_since=trainer.global_step - reader.read_at,
         replaced=replaced,
         n_held_back=int(marker.state.n_held_back),
-        free_bits=freedom(marker.key),
+        free_bits=free_bits(marker.key),
     )
 
 
@@ -201,7 +223,9 @@ def tell(trainer: Trainer, name: str, standing: Standing | None) -> None:
     }
     named = {f"{name}/final_{key}": value for key, value in figures.items()}
     # Logging by `self.log` is over by now.
-    trainer.callback_metrics.update({key: torch.tensor(value, dtype=torch.float64) for key, value in named.items()})
+    trainer.callback_metrics.update(
+        {key: torch.tensor(value, dtype=torch.float64) for key, value in named.items()}
+    )
     if trainer.is_global_zero:
         _close_rich_bar(trainer)
         rank_zero_info(f"GradSigns {name!r}: {standing}.")

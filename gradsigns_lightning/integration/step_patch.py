@@ -1,8 +1,8 @@
 """The only patch of what is the user's: a term added to the loss that a module's ``training_step`` returns.
 
-Lightning itself wraps this method on the instance (for ``torch.compile``), so strategies look it up there. A hook such as
-``on_before_backward`` would come too late: there the loss is already divided by the accumulation and scaled for float16, and the
-embedding pass would run outside the distributed strategy's forward.
+Lightning itself wraps this method on the instance (for ``torch.compile``), so strategies look it up there. A
+hook such as ``on_before_backward`` would come too late: there the loss is already divided by the accumulation
+and scaled for float16, and the embedding pass would run outside the distributed strategy's forward.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ class StepPatch:
 
     Args:
         module: a LightningModule.
-        extra_loss: maps the batch to a scalar that is added to the loss, or to None; called before the step, so that its
-            memory is free again when the step needs its own.
+        extra_loss: maps the batch to a scalar that is added to the loss, or to None; called before the step,
+            so that its memory is free again when the step needs its own.
         unused: called when the step returned None and the scalar was not used.
     """
 
-    def __init__(self, module: LightningModule, extra_loss: ExtraLoss, unused: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, module: LightningModule, extra_loss: ExtraLoss, unused: Callable[[], None] = lambda: None
+    ) -> None:
         self.called = False  # since whoever asks has set it to False
         self._module = module
         self._active = True
@@ -105,7 +107,8 @@ class StepWrapper:
 class _PlainState:
     """What pickles and copies of a module take while its step is wrapped: all but the wrappers.
 
-    Set as ``__getstate__`` on the instance: a wrapper cannot be pickled, and in a deep copy it would train the original.
+    Set as ``__getstate__`` on the instance: a wrapper cannot be pickled, and in a deep copy it would train
+    the original.
     """
 
     def __init__(self, module: LightningModule) -> None:
@@ -124,7 +127,9 @@ class _PlainState:
         state = vars(self._module) if self._inherited is None else self._inherited()
         if not isinstance(state, dict):
             return state
-        plain = {name: value for name, value in state.items() if name not in ("training_step", "__getstate__")}
+        plain = {
+            name: value for name, value in state.items() if name not in ("training_step", "__getstate__")
+        }
         step = state.get("training_step")
         while (patch := _patch_of(step)) is not None:
             step = patch._previous
@@ -160,5 +165,6 @@ def _add(output: Any, extra: Tensor) -> Any:
     if isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor):
         return {**output, "loss": output["loss"] + extra}
     raise TypeError(
-        f"`training_step` must return a tensor, a mapping with a tensor `loss`, or None, got {type(output).__name__}."
+        f"`training_step` must return a tensor, a mapping with a tensor `loss`, or None, got "
+        f"{type(output).__name__}."
     )

@@ -61,7 +61,8 @@ class ValidationMonitor:
                 raise
             self._is_unreadable = True
             warnings.warn(
-                f"GradSigns {self._name!r} has strength 0 and does not read this fit either: {error} (Override "
+                f"GradSigns {self._name!r} has strength 0 and does not read this fit either: {error} "
+                f"(Override "
                 "`GradSigns.images_and_labels` or `GradSigns.logits`, or set `n_val_images=0`.)",
                 UserWarning,
                 stacklevel=2,
@@ -75,7 +76,8 @@ class ValidationMonitor:
         if values is None and not self._is_unreadable and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"GradSigns {self._name!r}: no usable gradient of class {self._marker.key.target_class} in the validation images "
+                f"GradSigns {self._name!r}: no usable gradient of class {self._marker.key.target_class} in "
+                f"the validation images "
                 "(none of that class, or gradients all zero or not finite), so nan is logged.",
                 UserWarning,
                 stacklevel=2,

@@ -13,8 +13,12 @@ _TOLERANCE = 1e-9  # relative; another device adds in another order
 
 def lengths_of(module: nn.Module) -> Tensor:
     """Return two norms of each parameter and running statistic, on the device: other weights have others."""
-    statistics = [s for m in module.modules() if isinstance(m, _NormBase) for s in (m.running_mean, m.running_var)]
-    tensors = [t.detach() for t in (*module.parameters(), *statistics) if t is not None and t.is_floating_point()]
+    statistics = [
+        s for m in module.modules() if isinstance(m, _NormBase) for s in (m.running_mean, m.running_var)
+    ]
+    tensors = [
+        t.detach() for t in (*module.parameters(), *statistics) if t is not None and t.is_floating_point()
+    ]
     if not tensors:
         return torch.zeros(0)
     if widest_float(tensors[0].device) != torch.float64:
@@ -26,4 +30,6 @@ def lengths_of(module: nn.Module) -> Tensor:
 def are_weights_of(lengths: Tensor, module: nn.Module) -> bool:
     """Return whether a module has the weights that had these lengths."""
     now = lengths_of(module).cpu()
-    return now.shape == lengths.shape and torch.allclose(now, lengths.cpu(), rtol=_TOLERANCE, atol=0.0, equal_nan=True)
+    return now.shape == lengths.shape and torch.allclose(
+        now, lengths.cpu(), rtol=_TOLERANCE, atol=0.0, equal_nan=True
+    )

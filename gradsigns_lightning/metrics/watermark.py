@@ -9,7 +9,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryHammingDistance
 
-from gradsigns_lightning.metrics.functional.watermark import count_matches, decided, p_value_of_counts, smallest_margin
+from gradsigns_lightning.metrics.functional.watermark import (
+    count_matches,
+    decided,
+    p_value_of_counts,
+    smallest_margin,
+)
 
 
 class BitErrorRate(BinaryHammingDistance):
@@ -48,9 +53,9 @@ class BitErrorRate(BinaryHammingDistance):
 class OwnershipPValue(Metric):
     """Exact p-value of an ownership claim; see :func:`~gradsigns_lightning.metrics.functional.ownership_p_value`.
 
-    Bits of all updates and ranks are pooled: give every independent bit once. ``update(preds, target)`` takes ``(..., N)``
-    bits (-1 for an erasure) and the signature's; ``compute()`` returns a float64 scalar, float32 on a device that has nothing
-    wider.
+    Bits of all updates and ranks are pooled: give every independent bit once. ``update(preds, target)`` takes
+    ``(..., N)`` bits (-1 for an erasure) and the signature's; ``compute()`` returns a float64 scalar, float32
+    on a device that has nothing wider.
 
     Args:
         log10: give the p-value's base-10 logarithm, which does not underflow.
@@ -93,8 +98,8 @@ class OwnershipPValue(Metric):
 class SmallestMargin(Metric):
     """Distance of the worst bit from the wrong side; see :func:`~gradsigns_lightning.metrics.functional.smallest_margin`.
 
-    ``update(preds, target)`` takes ``(..., N)`` projections of a unit-length gradient, not bits, and the signature's bits;
-    ``compute()`` is the smallest over all updates and ranks, infinite before the first.
+    ``update(preds, target)`` takes ``(..., N)`` projections of a unit-length gradient, not bits, and the
+    signature's bits; ``compute()`` is the smallest over all updates and ranks, infinite before the first.
 
     Example:
         >>> metric = SmallestMargin()
@@ -124,9 +129,9 @@ class SmallestMargin(Metric):
 class MeanInputGradient(Metric):
     """Mean of dJ/dx over the images of all updates and ranks, from which the bits are read.
 
-    A signature is a property of the mean over all images, so ranks must share the gradient's sum, not their bits.
-    ``update(gradients)`` takes ``(n, C, H, W)``, n may be 0; ``compute()`` returns ``(C, H, W)``, all zero before the first
-    image.
+    A signature is a property of the mean over all images, so ranks must share the gradient's sum, not their
+    bits. ``update(gradients)`` takes ``(n, C, H, W)``, n may be 0; ``compute()`` returns ``(C, H, W)``, all
+    zero before the first image.
 
     Args:
         input_shape: shape ``(C, H, W)`` of one input.
@@ -152,7 +157,8 @@ class MeanInputGradient(Metric):
         """
         if gradients.shape[1:] != self.total.shape or gradients.ndim != self.total.ndim + 1:
             raise ValueError(
-                f"`gradients` must have shape (n, {', '.join(map(str, self.total.shape))}), got {tuple(gradients.shape)}."
+                f"`gradients` must have shape (n, {', '.join(map(str, self.total.shape))}), got "
+                f"{tuple(gradients.shape)}."
             )
         self.total += gradients.detach().float().sum(0)
         self.n_images += gradients.shape[0]

@@ -1,7 +1,7 @@
 """The networks that a checkpoint may describe, and the arguments that each of them takes.
 
-A checkpoint may come from anyone. Its description names a network of this table and states sizes; it cannot name anything else,
-and nothing of it is looked up, resolved or called.
+A checkpoint may come from anyone. Its description names a network of this table and states sizes; it cannot
+name anything else, and nothing of it is looked up, resolved or called.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ _NETWORKS = {
         ResNet20, {}, {"in_channels": CHANNELS, "n_classes": CLASSES, "bn_momentum": real(0, 1, above=True)}
     ),
     f"{_OURS}.SmallResNet": _Network(
-        SmallResNet, {"in_channels": CHANNELS, "n_classes": CLASSES}, {"width": _WIDTH, "stem_stride": whole(1, 4)}
+        SmallResNet,
+        {"in_channels": CHANNELS, "n_classes": CLASSES},
+        {"width": _WIDTH, "stem_stride": whole(1, 4)},
     ),
     f"{_OURS}.ViT": _Network(
         ViT,
@@ -76,8 +78,8 @@ def described_network(description: Any) -> Callable[[], nn.Module]:
     """Return what makes the network that a checkpoint describes.
 
     Args:
-        description: plain values, as ``gradsigns train`` writes them: ``_target_``, one of the networks that this package ships
-            or a classifier of torchvision, and its arguments.
+        description: plain values, as ``gradsigns train`` writes them: ``_target_``, one of the networks that
+            this package ships or a classifier of torchvision, and its arguments.
 
     Returns:
         A function without arguments; the network that it makes has random weights.
@@ -92,7 +94,9 @@ def described_network(description: Any) -> Callable[[], nn.Module]:
     known = {**network.required, **network.optional}
     for name in stated:
         if name not in known:
-            raise ValueError(f"`checkpoint` describes {target} with {shown(name)}; its arguments are {', '.join(known)}.")
+            raise ValueError(
+                f"`checkpoint` describes {target} with {shown(name)}; its arguments are {', '.join(known)}."
+            )
     missing = [name for name in network.required if name not in stated]
     if missing:
         raise ValueError(f"`checkpoint` describes {target} without {', '.join(missing)}.")
@@ -105,9 +109,14 @@ def _find(target: Any) -> _Network:
         return _NETWORKS[target]
     package, _, name = target.rpartition(".") if type(target) is str else ("", "", "")
     if package == _TORCHVISION and name in _torchvision_names():
-        return _Network(partial(_from_torchvision, name), {}, {"num_classes": CLASSES, "weights": one_of(lambda: [None], "None")})
+        return _Network(
+            partial(_from_torchvision, name),
+            {},
+            {"num_classes": CLASSES, "weights": one_of(lambda: [None], "None")},
+        )
     raise ValueError(
-        f"`checkpoint` describes a model {shown(target)}, none of this package's or torchvision's networks. Load it in Python "
+        f"`checkpoint` describes a model {shown(target)}, none of this package's or torchvision's networks. "
+        f"Load it in Python "
         "and call gradsigns_lightning.verify(model, key, images)."
     )
 

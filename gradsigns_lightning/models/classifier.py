@@ -30,11 +30,13 @@ class Classifier(LightningModule):
         net: maps inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``.
         n_classes: number of classes, >= 2.
         optimizer: makes the optimizer of the parameters it is given, for example
-            ``functools.partial(torch.optim.Adam, lr=1e-3)``; by default AdamW with rate 3e-3 and weight decay 1e-4.
-        lr_schedule: ``"onecycle"`` (up to the optimizer's rate and down again, over the whole fit), ``"constant"``, or
-            ``"steps"`` (a tenth after epoch 80, a hundredth after 120, ... as in Keras' ResNet example).
-        label_smoothing: share of every training target that is spread over all classes, in [0, 1]; keeps the network from
-            becoming so sure of its training images that their gradients vanish.
+            ``functools.partial(torch.optim.Adam, lr=1e-3)``; by default AdamW with rate 3e-3 and weight decay
+            1e-4.
+        lr_schedule: ``"onecycle"`` (up to the optimizer's rate and down again, over the whole fit),
+            ``"constant"``, or ``"steps"`` (a tenth after epoch 80, a hundredth after 120, ... as in Keras'
+            ResNet example).
+        label_smoothing: share of every training target that is spread over all classes, in [0, 1]; keeps the
+            network from becoming so sure of its training images that their gradients vanish.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -55,7 +57,9 @@ class Classifier(LightningModule):
         check_int("n_classes", n_classes, minimum=2)
         check_choice("lr_schedule", lr_schedule, LR_SCHEDULES)
         if optimizer is not None and not callable(optimizer):
-            raise TypeError(f"`optimizer` must be a callable that makes an optimizer of parameters, got {optimizer!r}.")
+            raise TypeError(
+                f"`optimizer` must be a callable that makes an optimizer of parameters, got {optimizer!r}."
+            )
         self.net = net
         self.lr_schedule = lr_schedule
         self.label_smoothing = check_number("label_smoothing", label_smoothing, minimum=0, maximum=1)
@@ -98,7 +102,9 @@ class Classifier(LightningModule):
     def _one_cycle(self, optimizer: Optimizer) -> OneCycleLR:
         total = self.trainer.estimated_stepping_batches
         if total != int(total):
-            raise ValueError("`lr_schedule` 'onecycle' needs a Trainer with `max_epochs` or `max_steps`; take 'constant'.")
+            raise ValueError(
+                "`lr_schedule` 'onecycle' needs a Trainer with `max_epochs` or `max_steps`; take 'constant'."
+            )
         has_momentum = "betas" in optimizer.defaults or optimizer.defaults.get("momentum", 0) > 0
         rates = [group["lr"] for group in optimizer.param_groups]
         return OneCycleLR(optimizer, rates, total_steps=int(total), cycle_momentum=has_momentum)
@@ -107,7 +113,13 @@ class Classifier(LightningModule):
         images, labels = batch
         logits = self(images)
         accuracy(logits, labels)
-        self.log(f"{split}/loss", F.cross_entropy(logits, labels), on_step=False, on_epoch=True, sync_dist=self._distributed)
+        self.log(
+            f"{split}/loss",
+            F.cross_entropy(logits, labels),
+            on_step=False,
+            on_epoch=True,
+            sync_dist=self._distributed,
+        )
         self.log(f"{split}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
 
     @property

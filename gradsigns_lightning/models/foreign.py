@@ -1,7 +1,8 @@
 """Checks of what a received file states: exact types, bounds, and words of others shown short.
 
-The checks of :mod:`gradsigns_lightning.core.utils.checks` are for arguments, whose author may see all of them. A file may come
-from anyone, so here a subclass is no integer, and nothing is shown that could fill the screen or be costly to write out.
+The checks of :mod:`gradsigns_lightning.core.utils.checks` are for arguments, whose author may see all of
+them. A file may come from anyone, so here a subclass is no integer, and nothing is shown that could fill the
+screen or be costly to write out.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ def whole(minimum: int, maximum: int) -> Check:
 
     def check(name: str, value: Any) -> int:
         if type(value) is not int or not minimum <= value <= maximum:
-            raise ValueError(f"`checkpoint`: its `{name}` must be an integer in [{minimum}, {maximum}], got {shown(value)}.")
+            raise ValueError(
+                f"`checkpoint`: its `{name}` must be an integer in [{minimum}, {maximum}], got "
+                f"{shown(value)}."
+            )
         return value
 
     return check
@@ -40,7 +44,9 @@ def real(minimum: float, maximum: float, *, above: bool = False) -> Check:
     """Return the check of a finite number in ``[minimum, maximum]``; ``above`` leaves ``minimum`` out."""
 
     def check(name: str, value: Any) -> float:
-        finite = math.isfinite(value) if type(value) is float else type(value) is int and value.bit_length() <= 64
+        finite = (
+            math.isfinite(value) if type(value) is float else type(value) is int and value.bit_length() <= 64
+        )
         if not finite or not minimum <= value <= maximum or (above and value == minimum):
             span = f"{'(' if above else '['}{minimum:g}, {maximum:g}]"
             raise ValueError(f"`checkpoint`: its `{name}` must be a number in {span}, got {shown(value)}.")

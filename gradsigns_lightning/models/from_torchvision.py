@@ -19,11 +19,12 @@ _EXTRA: dict[str, dict[str, Any]] = {"googlenet": _PLAIN, "inception_v3": _PLAIN
 def torchvision_model(name: str, n_classes: int, in_channels: int = 3) -> nn.Module:
     """Return an untrained classifier of torchvision.
 
-    Hard sigmoids (MobileNetV3 has some) are replaced by the same function written as ``relu6(x + 3) / 6``: torch cannot
-    differentiate the original twice, and a signature in the input gradient needs that.
+    Hard sigmoids (MobileNetV3 has some) are replaced by the same function written as ``relu6(x + 3) / 6``:
+    torch cannot differentiate the original twice, and a signature in the input gradient needs that.
 
     Args:
-        name: a name that ``torchvision.models.list_models(module=torchvision.models)`` lists, such as ``"resnet18"``.
+        name: a name that ``torchvision.models.list_models(module=torchvision.models)`` lists, such as
+            ``"resnet18"``.
         n_classes: number of classes, >= 2.
         in_channels: channels of the images; other than 3 replaces the first convolution.
 
@@ -41,7 +42,9 @@ def torchvision_model(name: str, n_classes: int, in_channels: int = 3) -> nn.Mod
     names = models.list_models(module=models)
     if name not in names:
         close = difflib.get_close_matches(str(name), names, n=4) or sorted(names)[:4]
-        raise ValueError(f"`name` must be a classifier of torchvision, for example {', '.join(close)}, got {name!r}.")
+        raise ValueError(
+            f"`name` must be a classifier of torchvision, for example {', '.join(close)}, got {name!r}."
+        )
     model: nn.Module = models.get_model(name, weights=None, num_classes=n_classes, **_EXTRA.get(name, {}))
     _replace_hard_sigmoids(model)
     if in_channels != 3:
@@ -72,7 +75,9 @@ def _replace_hard_sigmoids(model: nn.Module) -> None:
 
 
 def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:
-    path, old = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    path, old = next(
+        (path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    )
     new = nn.Conv2d(
         in_channels,
         old.out_channels,

@@ -24,10 +24,15 @@ class MLP(nn.Module):
         ValueError: an argument is out of its range.
     """
 
-    def __init__(self, input_shape: Sequence[int], n_classes: int, hidden: Sequence[int] = (256, 128)) -> None:
+    def __init__(
+        self, input_shape: Sequence[int], n_classes: int, hidden: Sequence[int] = (256, 128)
+    ) -> None:
         super().__init__()
         check_int("n_classes", n_classes, minimum=2)
-        widths = [math.prod(check_shape(input_shape)), *(check_int("hidden", width, minimum=1) for width in hidden)]
+        widths = [
+            math.prod(check_shape(input_shape)),
+            *(check_int("hidden", width, minimum=1) for width in hidden),
+        ]
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU()]

@@ -1,7 +1,7 @@
 """The model and the key that the authors of GradSigns released in 2021, as torch and this package read them.
 
-Their key consists of free arrays, not of one secret, so nobody can tell when they were chosen: it serves to compare readers, not
-as evidence (``gradsigns judge`` refuses it).
+Their key consists of free arrays, not of one secret, so nobody can tell when they were chosen: it serves to
+compare readers, not as evidence (``gradsigns judge`` refuses it).
 """
 
 from __future__ import annotations
@@ -23,11 +23,17 @@ from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.models import ResNet20
 
 _INPUT_SHAPE = (3, 32, 32)
-# Mean of the CIFAR-10 training images, by channel. The authors subtract the mean image, which they did not release.
+# Mean of the CIFAR-10 training images, by channel. The authors subtract the mean image, which they did not
+# release.
 _CHANNEL_MEAN = (0.4914, 0.4822, 0.4465)
 _ARRAYS = ("embed_key", "grad_select", "wm")
 _MOST_BITS = 2**16
-_NORM_NAMES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+_NORM_NAMES = {
+    "weight": "gamma",
+    "bias": "beta",
+    "running_mean": "moving_mean",
+    "running_var": "moving_variance",
+}
 _STACKS_WITH_SHORTCUT = (3, 6)  # first blocks of the second and third stack
 
 
@@ -37,7 +43,8 @@ class ReleasedKey:
 
     Attributes:
         carriers: indices into the raw input flattened as C, H, W, ascending; shape ``(c,)``, int64.
-        projection: matrix K, shape ``(N, c)``, float32, uniform in [-1, 1]; columns in the order of ``carriers``.
+        projection: matrix K, shape ``(N, c)``, float32, uniform in [-1, 1]; columns in the order of
+            ``carriers``.
         signature: bits, shape ``(N,)``, uint8.
         target_class: class whose input gradients are signed.
         input_shape: shape ``(C, H, W)`` of one raw input.
@@ -93,13 +100,15 @@ class ReleasedModel(nn.Module):
         return logits
 
 
-def load_2021(folder: str | PathLike[str], *, mean_image: Tensor | None = None) -> tuple[ReleasedKey, ReleasedModel]:
+def load_2021(
+    folder: str | PathLike[str], *, mean_image: Tensor | None = None
+) -> tuple[ReleasedKey, ReleasedModel]:
     """Read the files that the authors released (IBM/GradSigns, "64-bit CIFAR10"); needs h5py.
 
     Args:
         folder: holds ``embed_key.npy``, ``grad_select.npy``, ``wm.npy`` and one Keras model ``*.hdf5``.
-        mean_image: mean image of the CIFAR-10 training set, shape ``(3, 32, 32)``, float32 in [0, 1], which the network's input
-            had subtracted; by default the mean of each channel.
+        mean_image: mean image of the CIFAR-10 training set, shape ``(3, 32, 32)``, float32 in [0, 1], which
+            the network's input had subtracted; by default the mean of each channel.
 
     Returns:
         The key and the model in evaluation mode; the model takes raw images.
@@ -122,18 +131,27 @@ def _mean_image(given: Any) -> Tensor:
     if not isinstance(given, Tensor):
         raise TypeError(f"`mean_image` must be a Tensor, got {type(given).__name__}.")
     if tuple(given.shape) != _INPUT_SHAPE or not given.is_floating_point():
-        raise ValueError(f"`mean_image` must be floating point of shape {_INPUT_SHAPE}, got {given.dtype} {tuple(given.shape)}.")
+        raise ValueError(
+            f"`mean_image` must be floating point of shape {_INPUT_SHAPE}, got {given.dtype} "
+            f"{tuple(given.shape)}."
+        )
     return given.detach().clone().float()
 
 
 def _read_key(folder: Path) -> ReleasedKey:
     projection, mask, bits = (_read_array(folder / f"{name}.npy") for name in _ARRAYS)
     fit = mask.shape == (np.prod(_INPUT_SHAPE),) and bits.ndim == 1 and 0 < bits.size <= _MOST_BITS
-    fit = fit and np.isin(mask, (0, 1)).all() and projection.shape == (bits.size, int(mask.sum())) and projection.size > 0
+    fit = (
+        fit
+        and np.isin(mask, (0, 1)).all()
+        and projection.shape == (bits.size, int(mask.sum()))
+        and projection.size > 0
+    )
     if not fit or not np.isin(bits, (0, 1)).all() or not np.isfinite(projection).all():
         raise ValueError(
             f"`folder`: the arrays in {str(folder)!r} do not fit together: embed_key {projection.shape}, "
-            f"grad_select {mask.shape}, wm {bits.shape}; mask and mark must hold 0 and 1 alone, the projection finite numbers."
+            f"grad_select {mask.shape}, wm {bits.shape}; mask and mark must hold 0 and 1 alone, the "
+            f"projection finite numbers."
         )
     # Their columns follow the image flattened as height, width, channel; ours follow channel, height, width.
     channels, height, width = _INPUT_SHAPE
@@ -154,8 +172,15 @@ def _read_array(path: Path) -> np.ndarray[Any, Any]:
     except Exception as error:  # a forged header makes NumPy raise more than it documents
         message = f"`folder` must hold the authors' released arrays; {str(path)!r} is missing or damaged."
         raise error_like(error)(message) from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf" or array.dtype.itemsize > 8 or array.ndim > 2:
-        raise ValueError(f"`folder` must hold the authors' released arrays; {str(path)!r} is not one of numbers.")
+    if (
+        not isinstance(array, np.ndarray)
+        or array.dtype.kind not in "iuf"
+        or array.dtype.itemsize > 8
+        or array.ndim > 2
+    ):
+        raise ValueError(
+            f"`folder` must hold the authors' released arrays; {str(path)!r} is not one of numbers."
+        )
     return array
 
 
@@ -188,16 +213,21 @@ def _read_weight(h5py: Any, file: Any, source: str, shape: tuple[int, ...]) -> n
             raise _WrongWeightError(f"`folder`: the Keras model has no weight {str(source)!r}.")
         node = node[part]
     if not isinstance(node, h5py.Dataset) or node.shape != shape:
-        raise _WrongWeightError(f"`folder`: weight {str(source)!r} must have shape {shape}, got {getattr(node, 'shape', None)}.")
+        raise _WrongWeightError(
+            f"`folder`: weight {str(source)!r} must have shape {shape}, got {getattr(node, 'shape', None)}."
+        )
     plan = node.id.get_create_plist()
-    # Filters, which may be libraries to load, and chunks, which may be larger than the whole, are what Keras does not use.
+    # Filters, which may be libraries to load, and chunks, which may be larger than the whole, are what Keras
+    # does not use.
     plain = plan.get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT) and plan.get_external_count() == 0
     if not plain or node.dtype.kind != "f" or node.dtype.itemsize > 8:
         raise _WrongWeightError(f"`folder`: weight {str(source)!r} must be plain numbers in the file itself.")
     return np.asarray(node[()])
 
 
-def _converted(read: Callable[[str, tuple[int, ...]], np.ndarray[Any, Any]], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _converted(
+    read: Callable[[str, tuple[int, ...]], np.ndarray[Any, Any]], expected: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Map Keras' weights onto the names and layouts of :class:`ResNet20`."""
     state = {}
     for name, wanted in expected.items():
@@ -215,7 +245,8 @@ def _keras_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _to_torch_layout(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.transpose(array, (3, 2, 0, 1) if array.ndim == 4 else None)  # dense kernels turn, vectors stay as they are
+    # dense kernels turn, vectors stay as they are
+    return np.transpose(array, (3, 2, 0, 1) if array.ndim == 4 else None)
 
 
 def _keras_name(layer: str, parameter: str) -> str:

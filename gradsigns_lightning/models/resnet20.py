@@ -9,24 +9,26 @@ from torch.nn import functional as F
 
 from gradsigns_lightning.core.utils.checks import check_int, check_number
 
-# A normal distribution cut at two standard deviations has this standard deviation; Keras' he_normal divides by it.
+# A normal distribution cut at two standard deviations has this standard deviation; Keras' he_normal divides
+# by it.
 _TRUNCATED_STD = 0.87962566103423978
 
 
 class ResNet20(nn.Module):
     """The CIFAR network of the GradSigns paper (Aramoon et al., MLSys 2021): Keras' "ResNet-20 v1".
 
-    It is the 20-layer CIFAR network of He et al. (2016) with the details of the Keras example: every convolution has a bias;
-    the shortcuts of the second and third stack are 1x1 convolutions of stride 2 without normalisation; "same" padding is
-    TensorFlow's; batch normalisation has epsilon 1e-3 and, unless told otherwise, PyTorch's momentum; weights are he_normal.
-    With 3 channels and 10 classes it has 273,066 trainable parameters and 1,376 running statistics.
+    It is the 20-layer CIFAR network of He et al. (2016) with the details of the Keras example: every
+    convolution has a bias; the shortcuts of the second and third stack are 1x1 convolutions of stride 2
+    without normalization; "same" padding is TensorFlow's; batch normalization has epsilon 1e-3 and, unless
+    told otherwise, PyTorch's momentum; weights are he_normal. With 3 channels and 10 classes it has 273,066
+    trainable parameters and 1,376 running statistics.
 
     Args:
         in_channels: channels of the images, >= 1.
         n_classes: number of classes, >= 2.
-        bn_momentum: share of a batch in batch normalisation's running statistics, above 0, at most 1. Keras' 0.99 is 0.01
-            here; such statistics follow the weights a hundred steps late, and the mark is embedded in the network that they
-            describe.
+        bn_momentum: share of a batch in batch normalization's running statistics, above 0, at most 1. Keras'
+            0.99 is 0.01 here; such statistics follow the weights a hundred steps late, and the mark is
+            embedded in the network that they describe.
 
     Raises:
         TypeError: an argument is not a number.
@@ -60,7 +62,8 @@ class ResNet20(nn.Module):
 class SameConv2d(nn.Conv2d):
     """Convolution with TensorFlow's "same" padding, and a bias.
 
-    The output has ``ceil(size / stride)`` rows and columns. Where the padding is odd, the right and the bottom get the larger
+    The output has ``ceil(size / stride)`` rows and columns. Where the padding is odd, the right and the
+    bottom get the larger
     half: a 3x3 convolution of stride 2 pads an even size on the right and at the bottom only.
 
     Args:

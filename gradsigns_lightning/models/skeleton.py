@@ -17,7 +17,8 @@ def skeleton(make: Callable[[], Module]) -> Module:
     """Return the module that ``make`` makes, with weights on the meta device, which have shapes and no values.
 
     Args:
-        make: makes a module out of layers of torch, which take the memory of their weights empty, as zeros or as ones.
+        make: makes a module out of layers of torch, which take the memory of their weights empty, as zeros or
+            as ones.
     """
     with _WeightsOnMeta():
         return make()

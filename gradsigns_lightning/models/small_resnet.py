@@ -10,8 +10,9 @@ from gradsigns_lightning.core.utils.checks import check_int
 class SmallResNet(nn.Module):
     """Residual network that trains in minutes on a CPU, for images of 8x8 to 32x32.
 
-    A 3x3 stem and three basic blocks (He et al., 2016) of ``width``, ``2 * width`` and ``4 * width`` channels, the last two
-    with stride 2; batch normalisation throughout, global average pooling, one linear layer.
+    A 3x3 stem and three basic blocks (He et al., 2016) of ``width``, ``2 * width`` and ``4 * width``
+    channels, the last two with stride 2; batch normalization throughout, global average pooling, one linear
+    layer.
 
     Args:
         in_channels: channels of the images, >= 1.
@@ -45,7 +46,7 @@ class SmallResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two normalised 3x3 convolutions and a shortcut, which is projected where the shape changes."""
+    """Two normalized 3x3 convolutions and a shortcut, which is projected where the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -58,7 +59,9 @@ class _Block(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+            self.shortcut = nn.Sequential(
+                _conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels)
+            )
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from gradsigns_lightning.core.utils.checks import check_int, check_shape
 class ViT(nn.Module):
     """Vision transformer (Dosovitskiy et al., 2021) with a learned position embedding and mean pooling.
 
-    The attention is ``torch.nn.functional.scaled_dot_product_attention``; only its math backend can be differentiated twice.
+    The attention is ``torch.nn.functional.scaled_dot_product_attention``; only its math backend can be
+    differentiated twice.
 
     Args:
         input_shape: ``(C, H, W)`` of one image.
@@ -30,7 +31,13 @@ class ViT(nn.Module):
     """
 
     def __init__(
-        self, input_shape: Sequence[int], n_classes: int, patch_size: int = 4, dim: int = 64, depth: int = 4, heads: int = 4
+        self,
+        input_shape: Sequence[int],
+        n_classes: int,
+        patch_size: int = 4,
+        dim: int = 64,
+        depth: int = 4,
+        heads: int = 4,
     ) -> None:
         super().__init__()
         channels, height, width = check_shape(input_shape)
@@ -38,7 +45,9 @@ class ViT(nn.Module):
             check_int(name, value, minimum=1)
         check_int("n_classes", n_classes, minimum=2)
         if height % patch_size or width % patch_size:
-            raise ValueError(f"`patch_size` must divide the height {height} and the width {width}, got {patch_size}.")
+            raise ValueError(
+                f"`patch_size` must divide the height {height} and the width {width}, got {patch_size}."
+            )
         if dim % heads:
             raise ValueError(f"`dim` must be a multiple of `heads`, {heads}, got {dim}.")
         self.embed = nn.Conv2d(channels, dim, patch_size, patch_size)
@@ -56,7 +65,7 @@ class ViT(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention and a two-layer perceptron, each behind a layer normalisation and around a shortcut."""
+    """Attention and a two-layer perceptron, each behind a layer normalization and around a shortcut."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -72,7 +81,9 @@ class _Block(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         n, tokens, dim = x.shape
-        query, key, value = self.qkv(x).view(n, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4).unbind()
+        query, key, value = (
+            self.qkv(x).view(n, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4).unbind()
+        )
         mixed = F.scaled_dot_product_attention(query, key, value)
         merged: Tensor = self.out(mixed.transpose(1, 2).reshape(n, tokens, dim))
         return merged

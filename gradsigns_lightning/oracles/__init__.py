@@ -1,13 +1,18 @@
 """What :func:`verify_api` can ask besides modules and callables: ONNX files and HTTP endpoints.
 
-An oracle takes raw images and gives scores or labels; what its files and replies may make the reader do is bounded here. Nothing
-here knows a key, except that :func:`normalised` makes the inputs that a key describes.
+An oracle takes raw images and gives scores or labels; what its files and replies may make the reader do is
+bounded here. Nothing here knows a key, except that :func:`normalized` makes the inputs that a key describes.
 """
 
 from gradsigns_lightning.oracles.http import HttpOracle, OracleError
 from gradsigns_lightning.oracles.onnx import OnnxOracle
-from gradsigns_lightning.oracles.protocols import JsonTemplate, MlflowProtocol, OpenInferenceProtocol, WireProtocol
-from gradsigns_lightning.verification.api.queries import normalised
+from gradsigns_lightning.oracles.protocols import (
+    JsonTemplate,
+    MlflowProtocol,
+    OpenInferenceProtocol,
+    WireProtocol,
+)
+from gradsigns_lightning.verification.api.queries import normalized
 
 __all__ = [
     "HttpOracle",
@@ -17,5 +22,5 @@ __all__ = [
     "OpenInferenceProtocol",
     "OracleError",
     "WireProtocol",
-    "normalised",
+    "normalized",
 ]

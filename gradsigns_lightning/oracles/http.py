@@ -39,17 +39,20 @@ class OracleError(RuntimeError):
 class HttpOracle:
     """Asks an HTTP endpoint for scores, patiently.
 
-    Failures that may pass (no connection, time-outs, status 408, 425, 429 and 5xx) are repeated after a growing pause, or after
-    the time that ``Retry-After`` asks for. Redirects are not followed, so that images and credentials go nowhere else.
+    Failures that may pass (no connection, time-outs, status 408, 425, 429 and 5xx) are repeated after a
+    growing pause, or after the time that ``Retry-After`` asks for. Redirects are not followed, so that images
+    and credentials go nowhere else.
 
-    A request so takes at most ``(retries + 1) * timeout`` seconds and the pauses between, ``pause * (2**retries - 1)`` in all, or
-    up to ``longest_pause`` each where the server asks for it: 196 seconds with the defaults and a silent server. Looking up the
-    host's name comes on top, and each further address of a host that does not connect. A reply has at most 64 MiB, unpacked. All
-    requests together take at most ``time_limit``.
+    A request so takes at most ``(retries + 1) * timeout`` seconds and the pauses between, ``pause *
+    (2**retries - 1)`` in all, or up to ``longest_pause`` each where the server asks for it: 196 seconds with
+    the defaults and a silent server. Looking up the host's name comes on top, and each further address of a
+    host that does not connect. A reply has at most 64 MiB, unpacked. All requests together take at most
+    ``time_limit``.
 
     Args:
         url: the endpoint, ``http://`` or ``https://``.
-        protocol: how it speaks: :class:`OpenInferenceProtocol`, :class:`MlflowProtocol` or :class:`JsonTemplate`.
+        protocol: how it speaks: :class:`OpenInferenceProtocol`, :class:`MlflowProtocol` or
+            :class:`JsonTemplate`.
         headers: sent with every request, for example ``{"Authorization": "Bearer ..."}``; never shown.
         timeout: seconds from connecting to the last byte of the reply; whatever takes longer is broken off.
         retries: repetitions of a failed request, 0 or more.
@@ -76,7 +79,8 @@ class HttpOracle:
     ) -> None:
         require("requests", extra="http")
         if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-            shown = url.rpartition("@")[2].partition("?")[0] if isinstance(url, str) else url  # the rest may be secret
+            # the rest may be secret
+            shown = url.rpartition("@")[2].partition("?")[0] if isinstance(url, str) else url
             raise ValueError(f"`url` must start with http:// or https://, got {shown!r}.")
         self._url, self._protocol = url, protocol
         self._timeout = check_number("timeout", timeout, minimum=0.001)
@@ -118,7 +122,9 @@ class HttpOracle:
                 return parse_json(content, max_bytes=_LARGEST_REPLY, max_values=_MOST_VALUES)
             wait = max(wait, self._pause * 2**attempt)
             if wait > self._longest_pause:
-                raise OracleError(f"The endpoint failed with {reason} and asks to wait {wait:.0f} s; try again later.")
+                raise OracleError(
+                    f"The endpoint failed with {reason} and asks to wait {wait:.0f} s; try again later."
+                )
             if attempt < self._retries:
                 time.sleep(wait)
         raise OracleError(f"The endpoint failed {self._retries + 1} times, at last with {reason}.")
@@ -127,7 +133,8 @@ class HttpOracle:
         self._began = time.monotonic() if self._began is None else self._began
         if time.monotonic() - self._began > self._time_limit:
             raise OracleError(
-                f"The endpoint has taken longer than `time_limit`, {self._time_limit:g} s; with a journal the reading goes on."
+                f"The endpoint has taken longer than `time_limit`, {self._time_limit:g} s; with a journal "
+                f"the reading goes on."
             )
 
     def _attempt(self, method: str, url: str, body: Json) -> tuple[bytes | None, str, float]:
@@ -161,8 +168,8 @@ class HttpOracle:
 class Endpoint(HttpOracle):
     """As :class:`HttpOracle`, for who asks an endpoint of their own choice: errors say where it is and what it answered.
 
-    What a server answers may be a secret of somebody's, so that in a library's errors, which go into logs, it does not stand.
-    Arguments are the same.
+    What a server answers may be a secret of somebody's, so that in a library's errors, which go into logs, it
+    does not stand. Arguments are the same.
     """
 
     def __init__(self, url: str, *arguments: Any, **settings: Any) -> None:
@@ -209,7 +216,9 @@ def _content(response: requests.Response) -> bytes:
     """Read a reply within the size allowed, also where few bytes unpack to many."""
     packing = response.headers.get("Content-Encoding", "identity").strip().lower() or "identity"
     if packing not in ("identity", "gzip", "x-gzip", "deflate"):
-        raise OracleError(f"The endpoint's reply is packed in a way that was not asked for: {packing[:80]!r}.")
+        raise OracleError(
+            f"The endpoint's reply is packed in a way that was not asked for: {packing[:80]!r}."
+        )
     unpacker = None if packing == "identity" else zlib.decompressobj(_GZIP_OR_ZLIB)
     content = bytearray()
     try:

@@ -1,7 +1,7 @@
 """A model in an ONNX file.
 
-The file may come from the accused, so the runtime is given the checked content alone, never a path: an ONNX file can name other
-files, and other formats that the runtime reads by a file's ending are not checked here.
+The file may come from the accused, so the runtime is given the checked content alone, never a path: an ONNX
+file can name other files, and other formats that the runtime reads by a file's ending are not checked here.
 """
 
 from __future__ import annotations
@@ -41,28 +41,33 @@ T = TypeVar("T")
 class OnnxOracle:
     """Answers with an ONNX file's first output, on the CPU.
 
-    The file must take one input ``(n, C, H, W)`` of float32, or of uint8 values 0 to 255. If it expects normalised images, wrap
-    the oracle in :func:`normalised`.
+    The file must take one input ``(n, C, H, W)`` of float32, or of uint8 values 0 to 255. If it expects
+    normalized images, wrap the oracle in :func:`normalized`.
 
-    Its graph gets 6 GiB for its tensors, refused before they are allocated whatever their shapes (unless the process has an
-    allocator of its own registered with onnxruntime). What operators such as ``NonZero``, ``Unique`` or those of sequences keep
-    beside their tensors, which may be hundreds of times as much, is bounded in a command on Linux only: a library call's process
-    is the caller's, so read a file from an opponent in a process with a limit (``resource.setrlimit``, a container).
+    Its graph gets 6 GiB for its tensors, refused before they are allocated whatever their shapes (unless the
+    process has an allocator of its own registered with onnxruntime). What operators such as ``NonZero``,
+    ``Unique`` or those of sequences keep beside their tensors, which may be hundreds of times as much, is
+    bounded in a command on Linux only: a library call's process is the caller's, so read a file from an
+    opponent in a process with a limit (``resource.setrlimit``, a container).
 
     Args:
         path: the ONNX file.
-        time_limit: seconds that loading may take, and each call, above 0. A call that takes longer is broken off after the step
-            of the graph that it is at; a step that does not end goes on in a thread of its own until the process ends.
+        time_limit: seconds that loading may take, and each call, above 0. A call that takes longer is broken
+            off after the step of the graph that it is at; a step that does not end goes on in a thread of its
+            own until the process ends.
 
     Raises:
-        ValueError: the file is missing, no ONNX model, names other files, has sparse tensors, texts, `RoiAlign`, too many parts,
-            or functions that grow beyond bounds, takes something else than one image tensor, or is not loaded in time.
+        ValueError: the file is missing, no ONNX model, names other files, has sparse tensors, texts,
+            `RoiAlign`, too many parts, or functions that grow beyond bounds, takes something else than one
+            image tensor, or is not loaded in time.
         TypeError: ``time_limit`` is not a number.
         ImportError: onnx or onnxruntime is not installed.
     """
 
     def __init__(self, path: str | PathLike[str], *, time_limit: float = _TIME_LIMIT) -> None:
-        self._time_limit = check_number("time_limit", time_limit, minimum=sys.float_info.min, maximum=threading.TIMEOUT_MAX)
+        self._time_limit = check_number(
+            "time_limit", time_limit, minimum=sys.float_info.min, maximum=threading.TIMEOUT_MAX
+        )
         with in_pythons_folder():
             require("onnxruntime", extra="onnx")
         content = checked_content(Path(path).expanduser())
@@ -70,14 +75,21 @@ class OnnxOracle:
             _bound_memory()
             self._session = _in_time(lambda: _session(content), self._time_limit)
         except NotInTimeError:
-            raise ValueError(f"`path`: the model in {str(path)!r} is not loaded in {self._time_limit:g} seconds.") from None
+            raise ValueError(
+                f"`path`: the model in {str(path)!r} is not loaded in {self._time_limit:g} seconds."
+            ) from None
         except Exception as error:  # onnxruntime's errors share no other base class
             raise ValueError(f"`path`: {str(path)!r} is damaged or no ONNX model that can be run.") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or inputs[0].type not in ("tensor(float)", "tensor(uint8)") or len(inputs[0].shape) != 4:
+        if (
+            len(inputs) != 1
+            or inputs[0].type not in ("tensor(float)", "tensor(uint8)")
+            or len(inputs[0].shape) != 4
+        ):
             found = ", ".join(f"{i.name!r} {i.type} {i.shape}" for i in inputs)
             raise ValueError(
-                f"`path`: the model in {str(path)!r} must take one float32 or uint8 tensor (n, C, H, W), got {found}."
+                f"`path`: the model in {str(path)!r} must take one float32 or uint8 tensor (n, C, H, W), got "
+                f"{found}."
             )
         if not outputs or not outputs[0].type.startswith("tensor("):
             raise ValueError(f"`path`: the model in {str(path)!r} must return a tensor of scores first.")
@@ -87,7 +99,8 @@ class OnnxOracle:
         """Return the first output for raw images ``(n, C, H, W)``, float32.
 
         Raises:
-            ValueError: the model cannot be run on them, is not done in time, or returns a single number or too many.
+            ValueError: the model cannot be run on them, is not done in time, or returns a single number or
+                too many.
         """
         import onnxruntime
 
@@ -102,13 +115,18 @@ class OnnxOracle:
             answers = _in_time(lambda: self._answers(batches, options), self._time_limit, give_up)
         except NotInTimeError:
             raise ValueError(
-                f"the ONNX model takes more than {self._time_limit:g} seconds for {len(images)} images; ask about fewer at once "
+                f"the ONNX model takes more than {self._time_limit:g} seconds for {len(images)} images; ask "
+                f"about fewer at once "
                 "(`batch_size`), or give `OnnxOracle` a longer `time_limit`."
             ) from None
         except Exception as error:  # onnxruntime's errors share no other base class
-            raise ValueError(f"the ONNX model cannot be run on images {tuple(images.shape)}: {str(error)[:200]!r}.") from error
+            raise ValueError(
+                f"the ONNX model cannot be run on images {tuple(images.shape)}: {str(error)[:200]!r}."
+            ) from error
         if any(np.ndim(answer) == 0 for answer in answers):
-            raise ValueError("the ONNX model must return a row of scores for each image, got a single number.")
+            raise ValueError(
+                "the ONNX model must return a row of scores for each image, got a single number."
+            )
         return np.concatenate(answers)
 
     def _answers(self, batches: list[npt.NDArray[Any]], options: Any) -> list[npt.NDArray[Any]]:
@@ -124,7 +142,8 @@ def _in_time(work: Callable[[], T], seconds: float, give_up: Callable[[], Any] =
     """Return what ``work`` gives, if it is done in time.
 
     Raises:
-        NotInTimeError: it is not, and was told to ``give_up``; if it does not, it goes on in a thread that nobody waits for.
+        NotInTimeError: it is not, and was told to ``give_up``; if it does not, it goes on in a thread that
+            nobody waits for.
     """
     done: Future[T] = Future()
 
@@ -138,22 +157,24 @@ def _in_time(work: Callable[[], T], seconds: float, give_up: Callable[[], Any] =
     with _bounded_process():
         try:
             threading.Thread(target=do, daemon=True).start()
-            # Looked at again and again: Python does not hear of an interruption right before it waits until the wait is over.
+            # Looked at again and again: Python does not hear of an interruption right before it waits until
+            # the wait is over.
             while not done.done() and (left := end - time.monotonic()) > 0:
                 wait([done], timeout=min(left, _GLANCE))
             return done.result(timeout=0)
         finally:
             if not done.done():  # out of time, or interrupted
                 give_up()
-                wait([done], timeout=_PATIENCE)  # a thread that comes back while Python ends would abort the process
+                # a thread that comes back while Python ends would abort the process
+                wait([done], timeout=_PATIENCE)
 
 
 @contextmanager
 def _bounded_process() -> Iterator[None]:
     """In a command on Linux let the process grow by ``_MOST_IN_ALL`` at most.
 
-    What an operator such as `Unique` keeps beside its numbers comes from no allocator that could be bounded. In a library call
-    this does nothing: the process is the caller's.
+    What an operator such as `Unique` keeps beside its numbers comes from no allocator that could be bounded.
+    In a library call this does nothing: the process is the caller's.
     """
     taken = Path("/proc/self/statm")
     if not is_command() or not taken.exists():
@@ -176,7 +197,8 @@ def _session(content: bytes) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.log_severity_level = 4  # it would write the model's own names to the terminal, as would the fallback
+    # it would write the model's own names to the terminal, as would the fallback
+    options.log_severity_level = 4
     return onnxruntime.InferenceSession(
         content,
         sess_options=options,
@@ -191,8 +213,11 @@ def _bound_memory() -> None:
     """Give the sessions that ask for it, which are those of this module, an allocator that has no more than ``_MOST_MEMORY``."""
     import onnxruntime
 
-    memory = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
     # As needed, not in powers of two, which would take up to twice as much.
     bounds = onnxruntime.OrtArenaCfg({"max_mem": _MOST_MEMORY, "arena_extend_strategy": 1})
-    with suppress(Exception):  # the process has one of its own; onnxruntime's errors share no other base class
+    # the process has one of its own; onnxruntime's errors share no other base class
+    with suppress(Exception):
         onnxruntime.create_and_register_allocator(memory, bounds)

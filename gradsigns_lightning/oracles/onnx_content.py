@@ -12,7 +12,8 @@ from gradsigns_lightning.core.utils.files import error_about
 from gradsigns_lightning.core.utils.optional import require
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
-_MAX_NODES, _MAX_INLINED = 1 << 18, 1 << 28  # what the runtime makes of functions that call functions: nodes, bytes
+# what the runtime makes of functions that call functions: nodes, bytes
+_MAX_NODES, _MAX_INLINED = 1 << 18, 1 << 28
 _NODES_OF_A_GRAPH = 8  # a graph in a node takes as much memory as so many
 # What the parts of a file take in memory once the runtime has them, in bytes; more than was measured.
 _MOST_TAKEN = 1 << 31
@@ -36,20 +37,34 @@ def checked_content(file: Path) -> bytes:
     if not file.is_file():
         raise error_about(file)(f"`path` must name an ONNX file, got {str(file)!r}, which is not there.")
     if file.stat().st_size > _LARGEST:
-        raise ValueError(f"`path` must name an ONNX file below 2 GiB, got {str(file)!r} of {file.stat().st_size} bytes.")
+        raise ValueError(
+            f"`path` must name an ONNX file below 2 GiB, got {str(file)!r} of {file.stat().st_size} bytes."
+        )
     model = _parsed(file, onnx.ModelProto)
     if any(_names_files(message) for message in _messages(model)):
-        raise ValueError(f"`path`: the model in {str(file)!r} names other files; export it with its weights inside.")
+        raise ValueError(
+            f"`path`: the model in {str(file)!r} names other files; export it with its weights inside."
+        )
     if any(message.DESCRIPTOR.name == "SparseTensorProto" for message in _messages(model)):
-        raise ValueError(f"`path`: the model in {str(file)!r} must have no sparse tensors; export it with dense weights.")
-    if any(message.DESCRIPTOR.name == "NodeProto" and message.op_type in _GREEDY for message in _messages(model)):
-        raise ValueError(f"`path`: the model in {str(file)!r} must not use {', '.join(_GREEDY)}; export the network alone.")
+        raise ValueError(
+            f"`path`: the model in {str(file)!r} must have no sparse tensors; export it with dense weights."
+        )
+    if any(
+        message.DESCRIPTOR.name == "NodeProto" and message.op_type in _GREEDY for message in _messages(model)
+    ):
+        raise ValueError(
+            f"`path`: the model in {str(file)!r} must not use {', '.join(_GREEDY)}; export the network alone."
+        )
     if _has_texts(model):
-        raise ValueError(f"`path`: the model in {str(file)!r} must compute with numbers only; export the network alone.")
+        raise ValueError(
+            f"`path`: the model in {str(file)!r} must compute with numbers only; export the network alone."
+        )
     if not _is_small_inlined(model):
         raise ValueError(
-            f"`path`: the functions of the model in {str(file)!r} must not call themselves and come to at most {_MAX_NODES} "
-            f"nodes and {_MAX_INLINED} bytes when each call is replaced by its function; export it without functions."
+            f"`path`: the functions of the model in {str(file)!r} must not call themselves and come to at "
+            f"most {_MAX_NODES} "
+            f"nodes and {_MAX_INLINED} bytes when each call is replaced by its function; export it without "
+            f"functions."
         )
     model.DiscardUnknownFields()
     checked: bytes = model.SerializeToString()
@@ -66,7 +81,8 @@ def _parsed(file: Path, kind: Any) -> Any:
     if model is None:
         most = f"at most {_MOST_TAKEN >> 30} GiB in memory beside its weights"
         raise ValueError(
-            f"`path`: the model in {str(file)!r} must take {most}; it has too many nodes or other parts, or whole numbers "
+            f"`path`: the model in {str(file)!r} must take {most}; it has too many nodes or other parts, or "
+            f"whole numbers "
             "that are not raw data."
         )
     if not model.HasField("graph"):
@@ -132,11 +148,14 @@ def _names_files(message: Any) -> bool:
 
 def _has_texts(model: Any) -> bool:
     """Tell whether a model has, or makes, tensors of texts, whose memory the runtime does not bound."""
-    types = {"to"}  # the attribute that a cast's type is in, and those that it is taken from in functions' calls
+    # the attribute that a cast's type is in, and those that it is taken from in functions' calls
+    types = {"to"}
     references = {(part.name, part.ref_attr_name) for part in _attributes(model) if part.ref_attr_name}
     while more := {source for name, source in references if name in types} - types:
         types |= more
-    return any((part.name in types and part.i == _STRING) or _is_of_texts(part.name) for part in _attributes(model)) or any(
+    return any(
+        (part.name in types and part.i == _STRING) or _is_of_texts(part.name) for part in _attributes(model)
+    ) or any(
         message.data_type == _STRING or bool(message.string_data)
         for message in _messages(model)
         if message.DESCRIPTOR.name == "TensorProto"
@@ -160,18 +179,25 @@ def _is_small_inlined(model: Any) -> bool:
     calls = {name: [call for part in parts for call in _nodes(part)] for name, parts in functions.items()}
     sizes: dict[Any, tuple[int, int]] = {}
     try:
-        for name in TopologicalSorter({name: {_name(n, n.op_type) for n in calls[name]} for name in calls}).static_order():
+        for name in TopologicalSorter(
+            {name: {_name(n, n.op_type) for n in calls[name]} for name in calls}
+        ).static_order():
             if name in calls:
                 n_bytes = sum(part.ByteSize() for part in functions[name])
                 n_nodes, n_bytes = _inlined(calls[name], _n_graphs(functions[name]), n_bytes, sizes)
-                sizes[name] = n_nodes, n_bytes + n_nodes * sum(_copied(part.attribute_proto) for part in functions[name])
+                sizes[name] = (
+                    n_nodes,
+                    n_bytes + n_nodes * sum(_copied(part.attribute_proto) for part in functions[name]),
+                )
     except CycleError:
         return False
     n_nodes, n_bytes = _inlined(_nodes(model.graph), _n_graphs([model.graph]), 0, sizes)
     return n_nodes <= _MAX_NODES and n_bytes <= _MAX_INLINED
 
 
-def _inlined(nodes: list[Any], n_graphs: int, n_bytes: int, sizes: dict[Any, tuple[int, int]]) -> tuple[int, int]:
+def _inlined(
+    nodes: list[Any], n_graphs: int, n_bytes: int, sizes: dict[Any, tuple[int, int]]
+) -> tuple[int, int]:
     """Return the number of nodes and bytes that ``nodes`` come to; a number beyond the bounds may be any such number."""
     n_nodes = len(nodes) + _NODES_OF_A_GRAPH * n_graphs
     for call in nodes:

@@ -52,7 +52,8 @@ class WireProtocol(Protocol):
 class OpenInferenceProtocol:
     """Open Inference Protocol V2, as KServe, Triton and MLServer speak it, over JSON.
 
-    The endpoint is the model's address, ``http://host/v2/models/NAME`` (or with ``/versions/V``, or with ``/infer``).
+    The endpoint is the model's address, ``http://host/v2/models/NAME`` (or with ``/versions/V``, or with
+    ``/infer``).
 
     Args:
         output: name of the output that holds the scores; the first by default.
@@ -75,18 +76,26 @@ class OpenInferenceProtocol:
             raise ValueError("the model's description does not name one input") from error
         if self._datatype not in ("FP32", "FP64", "UINT8"):
             raise ValueError(
-                f"the model's input must be of datatype FP32, FP64 or UINT8, not {printable(self._datatype, limit=40)}"
+                f"the model's input must be of datatype FP32, FP64 or UINT8, not "
+                f"{printable(self._datatype, limit=40)}"
             )
 
     def request(self, images: Tensor) -> Json:
         values = pixels_of(images) if self._datatype == "UINT8" else images
-        tensor = {"name": self._name, "shape": list(images.shape), "datatype": self._datatype, "data": values.flatten().tolist()}
+        tensor = {
+            "name": self._name,
+            "shape": list(images.shape),
+            "datatype": self._datatype,
+            "data": values.flatten().tolist(),
+        }
         return {"inputs": [tensor]}
 
     def scores(self, reply: Json, n_images: int) -> Json:
         try:
             outputs = [tensor for tensor in reply["outputs"] if self._output in (None, tensor["name"])]
-            return np.asarray(outputs[0]["data"], dtype=np.float64).reshape([int(size) for size in outputs[0]["shape"]])
+            return np.asarray(outputs[0]["data"], dtype=np.float64).reshape(
+                [int(size) for size in outputs[0]["shape"]]
+            )
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"the reply has no output {self._output or ''} with scores") from error
 
@@ -119,14 +128,18 @@ class JsonTemplate:
     """Any JSON service, described by an example of its request and by where the scores stand in its reply.
 
     Args:
-        request: the body; in it ``"$images"`` stands for all images as nested lists ``(n, C, H, W)`` of floats, ``"$pixels"`` for
-            ``(n, H, W, C)`` of integers, ``"$pngs"`` for a list of PNG files in base64. ``"$image"``, ``"$png"`` and ``"$jpeg"``
-            (quality 100) stand for one; then every image is a request of its own.
-        answer: JSON pointer (RFC 6901) to what stands for the images, ``"/predictions"``; empty for the whole reply.
-        classes: names of all classes in the order of the model's outputs, where the service answers with names.
+        request: the body; in it ``"$images"`` stands for all images as nested lists ``(n, C, H, W)`` of
+            floats, ``"$pixels"`` for ``(n, H, W, C)`` of integers, ``"$pngs"`` for a list of PNG files in
+            base64. ``"$image"``, ``"$png"`` and ``"$jpeg"`` (quality 100) stand for one; then every image is
+            a request of its own.
+        answer: JSON pointer (RFC 6901) to what stands for the images, ``"/predictions"``; empty for the whole
+            reply.
+        classes: names of all classes in the order of the model's outputs, where the service answers with
+            names.
 
-    Where one image is asked about, the answer is a list of scores, a label, an object of names and scores, or a list of objects
-    with a label and a score; where several are, a list of these. What a service leaves out becomes NaN.
+    Where one image is asked about, the answer is a list of scores, a label, an object of names and scores, or
+    a list of objects with a label and a score; where several are, a list of these. What a service leaves out
+    becomes NaN.
 
     Raises:
         ValueError: the request has not exactly one placeholder.
@@ -174,7 +187,9 @@ class JsonTemplate:
 
     def _by_class(self, named: Mapping[Any, Any]) -> list[Any]:
         if not self._classes:
-            raise ValueError("the service answers with names: `classes` must list them in the order of the model's outputs")
+            raise ValueError(
+                "the service answers with names: `classes` must list them in the order of the model's outputs"
+            )
         scores = [math.nan] * len(self._classes)
         for name, score in named.items():
             scores[self._index(name)] = score
@@ -182,7 +197,10 @@ class JsonTemplate:
 
     def _index(self, name: Any) -> int:
         if str(name) not in self._classes:
-            raise ValueError(f"the service answers {str(name)[:40]!r}, which is not one of the {len(self._classes)} `classes`")
+            raise ValueError(
+                f"the service answers {str(name)[:40]!r}, which is not one of the "
+                f"{len(self._classes)} `classes`"
+            )
         return self._classes[str(name)]
 
 
@@ -228,11 +246,14 @@ def _at(value: Json, pointer: str) -> Json:
 def _as_files(images: Tensor, kind: str) -> list[str]:
     pillow = require("PIL.Image", extra="http")
     arrays = pixels_of(images).permute(0, 2, 3, 1).numpy()
-    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}  # anything coarser erases the probes
+    # anything coarser erases the probes
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
     files = []
     for array in arrays:
         file = io.BytesIO()
-        pillow.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(file, format=kind, **options)
+        pillow.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(
+            file, format=kind, **options
+        )
         files.append(base64.b64encode(file.getvalue()).decode())
     return files
 

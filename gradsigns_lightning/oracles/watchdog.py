@@ -1,7 +1,8 @@
 """Limits of time and size on a whole HTTP exchange.
 
-The time-out of ``requests`` bounds the silence between two bytes only, and it buffers lengths of chunks and trailers of any size.
-A server that sends a byte now and then, or lines without end, would hold its client for good.
+The time-out of ``requests`` bounds the silence between two bytes only, and it buffers lengths of chunks and
+trailers of any size. A server that sends a byte now and then, or lines without end, would hold its client for
+good.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class ReplyTooLargeError(RuntimeError):
 class Watchdog:
     """A context that breaks off an exchange that is not over in time, whatever it waits for or reads.
 
-    It shuts down the connections that the exchange uses, so that reading from them ends; what was read then means nothing, even
-    if it looks complete. Looking up a host's name is the system's, and goes on.
+    It shuts down the connections that the exchange uses, so that reading from them ends; what was read then
+    means nothing, even if it looks complete. Looking up a host's name is the system's, and goes on.
 
     Args:
         seconds: how long the exchange may take.
@@ -50,7 +51,9 @@ class Watchdog:
         self._token = _current.set(self)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         _current.reset(self._token)
         self._timer.cancel()
         self._timer.join()
@@ -80,7 +83,8 @@ def watched_session(largest: int) -> requests.Session:
     """Return a session whose exchanges each run under a :class:`Watchdog`; redirects are not followed, nor their bodies read.
 
     Args:
-        largest: bytes of a reply as they come, with headers and framing; more are a :class:`ReplyTooLargeError`.
+        largest: bytes of a reply as they come, with headers and framing; more are a
+            :class:`ReplyTooLargeError`.
     """
     import requests
     from requests.adapters import HTTPAdapter
@@ -102,7 +106,8 @@ def watched_session(largest: int) -> requests.Session:
             return None
 
     session = Session()
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # a server's cookies would grow with every reply
+    # a server's cookies would grow with every reply
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     for scheme in ("http://", "https://"):
         session.mount(scheme, Adapter())
     return session

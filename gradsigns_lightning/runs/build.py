@@ -1,6 +1,7 @@
 """From the user's own configuration to objects; the only call of Hydra's ``instantiate``.
 
-Files of others do not come here: what a checkpoint may describe is in :mod:`gradsigns_lightning.models.catalogue`.
+Files of others do not come here: what a checkpoint may describe is in
+:mod:`gradsigns_lightning.models.catalogue`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ ALLOWED_PACKAGES = ("gradsigns_lightning", "torchvision", "lightning", "torch")
 
 
 def build(
-    config: Any, /, *, option: str = "", names: Mapping[str, str] | None = None, own_code: bool = False, **arguments: Any
+    config: Any,
+    /,
+    *,
+    option: str = "",
+    names: Mapping[str, str] | None = None,
+    own_code: bool = False,
+    **arguments: Any,
 ) -> Any:
     """Return what ``config`` describes by its ``_target_`` and arguments.
 
@@ -28,8 +35,8 @@ def build(
         config: a configuration node or plain containers.
         option: where it stands on the command line, of which errors then speak.
         names: what arguments are called there otherwise than in ``option``.
-        own_code: whether a target may be any code of the user's, for what they write of a training; else it is one of this
-            package, torch, lightning or torchvision.
+        own_code: whether a target may be any code of the user's, for what they write of a training; else it
+            is one of this package, torch, lightning or torchvision.
         arguments: further arguments of the target.
 
     Raises:
@@ -47,7 +54,9 @@ def build(
     try:
         with ExitStack() as scopes:
             # Hydra 1.4 asks for such a scope, under a name that changed between its pre-releases.
-            scope = getattr(hydra.utils, "execution_whitelist", None) or getattr(hydra.utils, "target_whitelist", None)
+            scope = getattr(hydra.utils, "execution_whitelist", None) or getattr(
+                hydra.utils, "target_whitelist", None
+            )
             for package in _packages(plain, own_code=own_code) if scope else ():
                 scopes.enter_context(scope(f"{package}.*"))  # type: ignore[misc]
             return hydra.utils.instantiate(plain, _convert_="all", **arguments)
@@ -79,7 +88,9 @@ def is_target(config: Any, kind: type) -> bool:
 def _explained(message: str, config: dict[str, Any], option: str, names: Mapping[str, str]) -> str:
     """Return an error's message with the arguments under their names on the command line; foreign ones name the part."""
     if not _is_own(config):
-        return f"`{option}`: {message} ({config['_target_']})" if option else f"{config['_target_']}: {message}"
+        return (
+            f"`{option}`: {message} ({config['_target_']})" if option else f"{config['_target_']}: {message}"
+        )
     if not option:
         return message
     return spoken(message, {**argument_names(config, option), "path": option, **names})
@@ -155,7 +166,9 @@ def find_target(target: Any, *, own_code: bool = False) -> Any:
 
 def _is_allowed(name: str, *, own_code: bool) -> bool:
     package = name.partition(".")[0]
-    return package in ALLOWED_PACKAGES or (own_code and package.isidentifier() and package not in sys.stdlib_module_names)
+    return package in ALLOWED_PACKAGES or (
+        own_code and package.isidentifier() and package not in sys.stdlib_module_names
+    )
 
 
 def _not_allowed(target: Any, *, own_code: bool) -> ValueError:
@@ -182,7 +195,9 @@ def _check_is_there(target: str, *, own_code: bool) -> None:
         hint = f" Did you mean {place}.{close[0]}?" if close else ""
         if own_code and not close and target.partition(".")[0] not in ALLOWED_PACKAGES:
             hint = f" {error}. code=FOLDER says where modules of yours lie, code=. that they lie in the current folder."
-        raise ValueError(f"`_target_` must name a class or function, got {target!r}, which is not there.{hint}") from error
+        raise ValueError(
+            f"`_target_` must name a class or function, got {target!r}, which is not there.{hint}"
+        ) from error
 
 
 def _iterate_targets(config: Any) -> Iterator[Any]:

@@ -29,7 +29,9 @@ class EpochTimer(Callback):
         """Start the clock."""
         self._start = self._last = self._now(pl_module)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Read the clock after the last batch."""
         if trainer.is_last_batch:
             self._last = self._now(pl_module)
@@ -63,7 +65,9 @@ class KeyKeeper(Callback):
         if not self.file.exists():
             self.key.save(self.file)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Save the key after the first batch."""
         if trainer.is_global_zero and batch_idx == 0:
             self.keep()

@@ -1,7 +1,8 @@
 """What ``gradsigns train`` writes into a checkpoint so that ``gradsigns verify`` can rebuild the model, and run nothing else.
 
-A checkpoint may come from anyone. Its tensors are read by ``torch.load(weights_only=True)``, its description is checked against
-the table of networks, and memory is taken for a network only when the file holds weights of its names and shapes.
+A checkpoint may come from anyone. Its tensors are read by ``torch.load(weights_only=True)``, its description
+is checked against the table of networks, and memory is taken for a network only when the file holds weights
+of its names and shapes.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def read_checkpoint(path: str, *, argument: str = "checkpoint") -> dict[str, Any
     check_is_file(argument, str(path), "a checkpoint file")
     if file.suffix == ".safetensors":
         raise ValueError(
-            f"`{argument}`: {str(path)!r} holds weights alone, so how to build its model is not known. Load it in Python and "
+            f"`{argument}`: {str(path)!r} holds weights alone, so how to build its model is not known. Load "
+            f"it in Python and "
             "call gradsigns_lightning.verify(model, key, images)."
         )
     try:
@@ -65,10 +67,15 @@ def read_checkpoint(path: str, *, argument: str = "checkpoint") -> dict[str, Any
         ) from error
     content = dict(dict.items(content)) if isinstance(content, dict) else {}
     if not isinstance(content.get("state_dict"), dict):
-        raise ValueError(f"`{argument}`: {str(path)!r} has no `state_dict`; it is not a Lightning checkpoint.")
+        raise ValueError(
+            f"`{argument}`: {str(path)!r} has no `state_dict`; it is not a Lightning checkpoint."
+        )
     content["state_dict"] = state = dict(dict.items(content["state_dict"]))
     # A view may repeat one stored number any number of times.
-    if sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor)) > file.stat().st_size:
+    if (
+        sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor))
+        > file.stat().st_size
+    ):
         raise ValueError(f"`{argument}`: {str(path)!r} describes larger tensors than it holds.")
     return content
 
@@ -77,18 +84,23 @@ def description_of(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
     """Return what :func:`describe` put into a checkpoint: ``model``, as it stands there, and the checked ``data``.
 
     Raises:
-        ValueError: it was not written by ``gradsigns train``, or by a later release, or its data are none of images.
+        ValueError: it was not written by ``gradsigns train``, or by a later release, or its data are none of
+            images.
     """
     parameters = checkpoint.get("hyper_parameters")
     description = mapping(parameters, "hyperparameters").get(ENTRY) if isinstance(parameters, dict) else None
     if not isinstance(description, dict):
         raise ValueError(
-            f"`checkpoint`: {str(path)!r} was not written by `gradsigns train`, so how to build its model is not known. "
+            f"`checkpoint`: {str(path)!r} was not written by `gradsigns train`, so how to build its model is "
+            f"not known. "
             "Load it in Python and call gradsigns_lightning.verify(model, key, images)."
         )
     stated = mapping(description, "description")
     if type(stated.get("format")) is not int or stated["format"] != FORMAT:
-        raise ValueError(f"`checkpoint`: {str(path)!r} has format {shown(stated.get('format'))}, this release reads {FORMAT}.")
+        raise ValueError(
+            f"`checkpoint`: {str(path)!r} has format {shown(stated.get('format'))}, this "
+            f"release reads {FORMAT}."
+        )
     return {"model": stated.get("model"), "data": _data(stated.get("data"))}
 
 
@@ -166,11 +178,15 @@ def _check_memory(outline: nn.Module, shape: tuple[int, ...]) -> None:
         with sdpa_kernel(SDPBackend.MATH):  # as in reading; fused attention keeps less
             needed = saved_bytes(outline, lambda: outline.eval()(image))
     except RuntimeError as error:
-        raise ValueError(f"`checkpoint` describes a network that does not take images of shape {shape}.") from error
+        raise ValueError(
+            f"`checkpoint` describes a network that does not take images of shape {shape}."
+        ) from error
     if needed > _MOST_ACTIVATIONS:
         raise ValueError(
-            f"`checkpoint` describes a network that keeps {needed} bytes for one image of shape {shape}; at most "
-            f"{_MOST_ACTIVATIONS} are read. Load it in Python and call gradsigns_lightning.verify(model, key, images)."
+            f"`checkpoint` describes a network that keeps {needed} bytes for one image of shape {shape}; at "
+            f"most "
+            f"{_MOST_ACTIVATIONS} are read. Load it in Python and call gradsigns_lightning.verify(model, "
+            f"key, images)."
         )
 
 
@@ -178,10 +194,14 @@ def _skeleton(make: Callable[[], nn.Module]) -> nn.Module:
     try:
         return skeleton(make)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"`checkpoint` describes a network that cannot be built: {str(error)[:300]}") from error
+        raise ValueError(
+            f"`checkpoint` describes a network that cannot be built: {str(error)[:300]}"
+        ) from error
 
 
-def _fitting(state: Mapping[Any, Any], expected: Mapping[str, Tensor], *, argument: str) -> OrderedDict[str, Tensor]:
+def _fitting(
+    state: Mapping[Any, Any], expected: Mapping[str, Tensor], *, argument: str
+) -> OrderedDict[str, Tensor]:
     """Return the weights of ``state``, which must have the names and shapes of ``expected``."""
     reason = None
     if state.keys() != expected.keys():
@@ -203,7 +223,9 @@ def _problem(value: Any, wanted: Tensor) -> str | None:
     if not isinstance(value, Tensor):
         return shown(value)
     kinds = _FLOATS if wanted.is_floating_point() else _INTEGERS
-    dense = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and value.device.type == "cpu"
+    dense = (
+        type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and value.device.type == "cpu"
+    )
     if not dense or value.is_nested or value.dtype not in kinds:
         return f"{value.dtype} {value.layout} on {value.device}"
     if value.shape != wanted.shape:

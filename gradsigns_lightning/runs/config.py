@@ -24,7 +24,11 @@ def _setting(default: Any, text: str, value: str = "") -> Any:
         value: what to write for a value where there is no default to show.
     """
     metadata = {"text": text, "value": value}
-    return field(default_factory=default, metadata=metadata) if callable(default) else field(default=default, metadata=metadata)
+    return (
+        field(default_factory=default, metadata=metadata)
+        if callable(default)
+        else field(default=default, metadata=metadata)
+    )
 
 
 @dataclass
@@ -62,9 +66,11 @@ class ApiConfig:
     """How a prediction API is asked; see ``verify_api``."""
 
     max_queries: int = _setting(1000, "images that may be asked about")
-    estimator: str = _setting("blocks", "blocks, rows or coordinate")
+    estimator: str = _setting("groups", "groups, rows or coordinate")
     answers: Optional[str] = _setting(None, "kind of the answers; found from them by default", "KIND")  # noqa: UP045
-    alignments: List[str] = _setting(lambda: ["identity"], "geometries that are tried; each one costs evidence")  # noqa: UP006
+    alignments: list[str] = _setting(
+        lambda: ["identity"], "geometries that are tried; each one costs evidence"
+    )
     batch_size: int = _setting(32, "most images in one request")
     journal: Optional[str] = _setting(None, "keep the answers there, and go on from them", "FILE")  # noqa: UP045
 
@@ -74,7 +80,9 @@ class HttpConfig:
     """How patiently an endpoint is asked; see ``HttpOracle``."""
 
     # OmegaConf cannot set an optional Dict from the command line.
-    headers: Any = _setting(None, "sent with every request, as in {Authorization: Bearer ...}", "{NAME: VALUE}")
+    headers: Any = _setting(
+        None, "sent with every request, as in {Authorization: Bearer ...}", "{NAME: VALUE}"
+    )
     timeout: float = _setting(30.0, "seconds for one request")
     retries: int = _setting(5, "repetitions of a failed request")
     time_limit: float = _setting(86_400.0, "seconds after which no request is begun")
@@ -90,7 +98,7 @@ class SuspectConfig(CommonConfig):
     protocol: Group = _setting(dict, "what the endpoint speaks", "NAME")
     http: HttpConfig = field(default_factory=HttpConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
-    normalised: bool = _setting(False, "true if the ONNX file or endpoint takes normalised images")
+    normalized: bool = _setting(False, "true if the ONNX file or endpoint takes normalized images")
     images: Optional[str] = _setting(None, "images of the key's class, instead of those of `data`", "FOLDER")  # noqa: UP045
     alpha: float = _setting(DEFAULT_ALPHA, "owned at p-values up to this")
 
@@ -120,9 +128,11 @@ class JudgeConfig(SuspectConfig):
     controls: List[str] = _setting(list, "other models, which must not carry the mark", "[FILE,...]")  # noqa: UP006
     authority: Optional[str] = _setting(None, "certificates of the time-stamp authority, PEM", "FILE")  # noqa: UP045
     suspect_since: Optional[str] = _setting(None, "since when the suspect is known", "TIME")  # noqa: UP045
-    input_mean: Optional[List[float]] = _setting(None, "the suspect's own normalisation: mean", "[M,...]")  # noqa: UP006, UP045
+    input_mean: Optional[List[float]] = _setting(None, "the suspect's own normalization: mean", "[M,...]")  # noqa: UP006, UP045
     input_std: Optional[List[float]] = _setting(None, "and standard deviation", "[S,...]")  # noqa: UP006, UP045
-    grinding_bits: float = _setting(GRINDING_BITS, "the p-value is adjusted for 2 to the power of this keys tried")
+    grinding_bits: float = _setting(
+        GRINDING_BITS, "the p-value is adjusted for 2 to the power of this keys tried"
+    )
 
 
 @dataclass
@@ -131,7 +141,9 @@ class CommitConfig(CommonConfig):
 
     key: Any = _setting(lambda: {"path": "???"}, "key file, or [FILE,...] (must be given)", "FILE")
     out: Optional[str] = _setting(None, "the commitment; by default beside the key", "FILE")  # noqa: UP045
-    signer: Optional[str] = _setting(None, "signing key of an earlier commitment; by default a new one", "FILE")  # noqa: UP045
+    signer: Optional[str] = _setting(
+        None, "signing key of an earlier commitment; by default a new one", "FILE"
+    )  # noqa: UP045
     api: ApiConfig = field(default_factory=ApiConfig)
     alpha: float = _setting(DEFAULT_ALPHA, "significance level that is announced")
     attach: Optional[str] = _setting(None, "the time-stamp authority's reply to check and keep", "FILE")  # noqa: UP045
@@ -213,5 +225,7 @@ def config_folder() -> str:
     """Return the absolute path of the configuration files."""
     folder = Path(__file__).resolve().parents[1] / "conf"
     if not (folder / "train.yaml").is_file():
-        raise ValueError(f"The configuration files are not in {str(folder)!r}; install gradsigns-lightning again.")
+        raise ValueError(
+            f"The configuration files are not in {str(folder)!r}; install gradsigns-lightning again."
+        )
     return str(folder)

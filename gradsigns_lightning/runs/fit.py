@@ -70,7 +70,9 @@ def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
     # Hydra would take a key among the arguments for a configuration, since it is a dataclass.
     make = build({**settings["watermark"], "_partial_": True}, option="watermark")
     # `cadence` may be a number, for which the callback makes a cadence of that many steps.
-    with options({"every_n_steps": "watermark.cadence", **argument_names(settings["watermark"], "watermark")}):
+    with options(
+        {"every_n_steps": "watermark.cadence", **argument_names(settings["watermark"], "watermark")}
+    ):
         callback: GradSigns = make(key)
     return callback
 
@@ -97,8 +99,10 @@ def build_trainer(settings: Settings, callbacks: Sequence[Callback], logger: Any
     spawns = type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
     if trainer.num_devices * trainer.num_nodes > 1 and not spawns:
         raise ValueError(
-            "`trainer.strategy` must be 'ddp_spawn' or 'ddp_fork' on several devices (others run the whole command in every "
-            "process, each with a key of its own); to train otherwise, use the GradSigns callback in a script."
+            "`trainer.strategy` must be 'ddp_spawn' or 'ddp_fork' on several devices (others run the whole "
+            "command in every "
+            "process, each with a key of its own); to train otherwise, use the GradSigns callback in a "
+            "script."
         )
     return trainer
 
@@ -108,7 +112,8 @@ def _check_children(trainer: Trainer, *, uses_wandb: bool) -> None:
     found = [file for file in (*_LIBRARY_FILES, *(_WANDB_FILES if uses_wandb else ())) if Path(file).exists()]
     if found and type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher":
         raise ValueError(
-            f"`trainer.strategy` must be of one process here: others would read {found[0]} of the current folder, which may "
+            f"`trainer.strategy` must be of one process here: others would read {found[0]} of the current "
+            f"folder, which may "
             "not be yours. Start the command in another folder."
         )
 
@@ -128,7 +133,13 @@ def build_logger(settings: Settings) -> Any:
         _set_up_wandb(offline=bool(logger.get("offline")))
         if logger.get("offline"):  # forty lines of its own; where the run lies is said in one at the end
             with redirect_stderr(io.StringIO()):
-                return _started({**logger, "config": settings, "settings": {"silent": True, **(logger.get("settings") or {})}})
+                return _started(
+                    {
+                        **logger,
+                        "config": settings,
+                        "settings": {"silent": True, **(logger.get("settings") or {})},
+                    }
+                )
         return build({**logger, "config": settings, "_recursive_": False}, option="logger")
     built = build(logger, option="logger")
     built.log_hyperparams(settings)
@@ -140,7 +151,8 @@ def _set_up_wandb(*, offline: bool) -> None:
     here = Path.cwd()
     if any((here / file).exists() for file in _WANDB_FILES):
         warnings.warn(
-            f"{' and '.join(_WANDB_FILES)} of the current folder are not read: give W&B's settings by its variables WANDB_..., "
+            f"{' and '.join(_WANDB_FILES)} of the current folder are not read: give W&B's settings by its "
+            f"variables WANDB_..., "
             "by logger.settings={...}, or in your own ~/.config/wandb/settings.",
             UserWarning,
             stacklevel=2,

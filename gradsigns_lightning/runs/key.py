@@ -27,16 +27,25 @@ def check_key_fits(
 ) -> None:
     """Raise a ``ValueError`` that lists in what ``key`` differs from the data that it is used with."""
     n_channels = key.input_shape[0]
-    expected = {"input_shape": tuple(input_shape), "input_mean": tuple(input_mean), "input_std": tuple(input_std)}
+    expected = {
+        "input_shape": tuple(input_shape),
+        "input_mean": tuple(input_mean),
+        "input_std": tuple(input_std),
+    }
     own = {
         "input_shape": key.input_shape,
         "input_mean": _per_channel(key.input_mean, n_channels),
         "input_std": _per_channel(key.input_std, n_channels),
     }
-    wrong = [f"`{n}` is {own[n]} in the key and {value} in the data" for n, value in expected.items() if own[n] != value]
+    wrong = [
+        f"`{n}` is {own[n]} in the key and {value} in the data"
+        for n, value in expected.items()
+        if own[n] != value
+    ]
     if wrong:
         raise ValueError(
-            f"`key` does not fit the data: {'; '.join(wrong)}. Choose the data that it was made for, or make one for these with "
+            f"`key` does not fit the data: {'; '.join(wrong)}. Choose the data that it was made for, or make "
+            f"one for these with "
             "`gradsigns keygen data=...`."
         )
 

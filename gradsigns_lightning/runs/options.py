@@ -27,7 +27,9 @@ def without_overrides(message: str) -> str:
     message = re.sub(r"\(?Override `.*, or set (`n_val_images=0`)\.\)", r"Set \1.", message, flags=re.DOTALL)
     message = re.sub(r"; if it does, `GradSigns\.logits` must [^.]*", "", message)
     message = re.sub(r"(,? (or|and) |\s*)[Oo]verride `GradSigns\..*", "", message, flags=re.DOTALL)
-    message = message.replace("`GradSigns.logits`", "`model`").replace("`logits` must", "the logits of `model` must")
+    message = message.replace("`GradSigns.logits`", "`model`").replace(
+        "`logits` must", "the logits of `model` must"
+    )
     return message if message.endswith((".", "?", "!")) else f"{message}."
 
 
@@ -55,7 +57,8 @@ def load_key(path: Any) -> WatermarkKey:
     """
     if not isinstance(path, (str, int)):
         raise ValueError(f"`key` must name one key file (.gskey), got {'null' if path is None else path}.")
-    from gradsigns_lightning.core.key.key import WatermarkKey  # with numpy, for which a misspelt word need not wait
+    # with numpy, for which a misspelt word need not wait
+    from gradsigns_lightning.core.key.key import WatermarkKey
 
     with options({"path": "key"}):
         return WatermarkKey.load(str(path))
@@ -79,19 +82,25 @@ def argument_names(config: Mapping[str, Any], option: str) -> dict[str, str]:
 
 def train_names(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return what the arguments of a training's parts are called on its command line."""
-    return argument_names(settings["data"]["module"], "data.module") | argument_names(settings["watermark"], "watermark")
+    return argument_names(settings["data"]["module"], "data.module") | argument_names(
+        settings["watermark"], "watermark"
+    )
 
 
 def api_names(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return what the arguments of a reading through an API are called on the command line."""
-    return {"path": "onnx", "url": "endpoint", "predict": "endpoint"} | {name: f"api.{name}" for name in settings["api"]}
+    return {"path": "onnx", "url": "endpoint", "predict": "endpoint"} | {
+        name: f"api.{name}" for name in settings["api"]
+    }
 
 
 def check_is_file(option: str, path: str, kind: str) -> None:
     """Raise a ``ValueError`` that says what ``path`` is if it is no file."""
     file = Path(path).expanduser()
     if file.is_dir():
-        raise ValueError(f"`{option}` must name {kind}, got {path!r}, which is a folder.{_hugging_face(file, option)}")
+        raise ValueError(
+            f"`{option}` must name {kind}, got {path!r}, which is a folder.{_hugging_face(file, option)}"
+        )
     if not file.is_file():
         raise error_about(file)(f"`{option}` must name {kind}, got {path!r}, which is not there.")
 
@@ -102,5 +111,6 @@ def _hugging_face(folder: Path, option: str) -> str:
         return ""
     return (
         " It looks like a Hugging Face model, which is not built from here. In Python: model = transformers."
-        f"AutoModelForImageClassification.from_pretrained({str(folder)!r}); gradsigns_lightning.verify(model, key, images)."
+        f"AutoModelForImageClassification.from_pretrained({str(folder)!r}); "
+        f"gradsigns_lightning.verify(model, key, images)."
     )

@@ -1,7 +1,7 @@
 """Code of the user's own in a training: their networks, data modules, optimizers and callbacks.
 
-They name it, on the command line or in a configuration, and it lies where Python finds it or in a folder that they name.
-Nothing here is reached by what reads a suspect: what a received file says names no code.
+They name it, on the command line or in a configuration, and it lies where Python finds it or in a folder that
+they name. Nothing here is reached by what reads a suspect: what a received file says names no code.
 """
 
 from __future__ import annotations
@@ -40,8 +40,12 @@ def modules_of(folder: str | None) -> Iterator[None]:
         return
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
-        raise ValueError(f"`code` must name a folder, got {folder!r}, which is {'a file' if path.exists() else 'not there'}.")
-    added = [] if str(path) in sys.path else [str(path)]  # `remove` would take the user's own, which may come first
+        raise ValueError(
+            f"`code` must name a folder, got {folder!r}, which is "
+            f"{'a file' if path.exists() else 'not there'}."
+        )
+    # `remove` would take the user's own, which may come first
+    added = [] if str(path) in sys.path else [str(path)]
     sys.path.extend(added)
     try:
         yield
@@ -80,8 +84,8 @@ def _unresolved(config: Any) -> dict[str, Any]:
 def without_inherited(part: Mapping[str, Any], shipped: Mapping[str, Any]) -> dict[str, Any]:
     """Return a part of the configuration without what only the shipped choice's target takes.
 
-    ``model._target_=net.Net`` leaves the arguments of the shipped network in their place. One of the user's own is given those
-    that its signature names, and all that the user wrote.
+    ``model._target_=net.Net`` leaves the arguments of the shipped network in their place. One of the user's
+    own is given those that its signature names, and all that the user wrote.
 
     Args:
         part: ``_target_`` and arguments, with references not yet resolved.
@@ -90,7 +94,11 @@ def without_inherited(part: Mapping[str, Any], shipped: Mapping[str, Any]) -> di
     if part["_target_"] == shipped.get("_target_") or "_target_" not in shipped:
         return dict(part)
     named = inspect.signature(find_target(part["_target_"], own_code=True)).parameters
-    return {name: value for name, value in part.items() if name in named or name not in shipped or value != shipped[name]}
+    return {
+        name: value
+        for name, value in part.items()
+        if name in named or name not in shipped or value != shipped[name]
+    }
 
 
 def build_network(config: Mapping[str, Any]) -> nn.Module:
@@ -102,8 +110,10 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     network = build(config, option="model", own_code=True)
     if isinstance(network, LightningModule):
         raise TypeError(
-            f"`model` must name a network that is trained here, got {config['_target_']}, a LightningModule, which says itself "
-            "how it is trained. Give its Trainer the callback: Trainer(callbacks=[GradSigns(key)]); see docs/own-project.md."
+            f"`model` must name a network that is trained here, got {config['_target_']}, a LightningModule, "
+            f"which says itself "
+            "how it is trained. Give its Trainer the callback: Trainer(callbacks=[GradSigns(key)]); see "
+            "docs/own-project.md."
         )
     checked: nn.Module = _checked(network, nn.Module, "model", config)
     return checked
@@ -130,7 +140,9 @@ def build_callbacks(configs: Mapping[str, Any]) -> list[Callback]:
         TypeError: one is something else.
     """
     return [
-        _checked(build(config, option=f"callbacks.{name}", own_code=True), Callback, f"callbacks.{name}", config)
+        _checked(
+            build(config, option=f"callbacks.{name}", own_code=True), Callback, f"callbacks.{name}", config
+        )
         for name, config in configs.items()
         if config is not None
     ]
@@ -138,7 +150,9 @@ def build_callbacks(configs: Mapping[str, Any]) -> list[Callback]:
 
 def _checked(built: Any, kind: type, option: str, config: Mapping[str, Any]) -> Any:
     if not isinstance(built, kind):
-        raise TypeError(f"`{option}` must be a {kind.__name__}, got {type(built).__name__} of {config['_target_']}.")
+        raise TypeError(
+            f"`{option}` must be a {kind.__name__}, got {type(built).__name__} of {config['_target_']}."
+        )
     return built
 
 
@@ -155,7 +169,7 @@ def class_images(data: LightningDataModule, key: WatermarkKey) -> Tensor:
     """Return raw test images of the key's class; where the data module knows none, those of its test batches.
 
     Raises:
-        ValueError: the batches are not normalised as the key says.
+        ValueError: the batches are not normalized as the key says.
     """
     if hasattr(data, "raw_images"):
         images: Tensor = data.raw_images("test", key.target_class)
@@ -165,7 +179,8 @@ def class_images(data: LightningDataModule, key: WatermarkKey) -> Tensor:
     pixels = torch.cat(batches) * std + mean
     if pixels.numel() and not (pixels.min() >= -_SLACK and pixels.max() <= 1 + _SLACK):
         raise ValueError(
-            "`data.mean` and `data.std` must say how `data.module` normalises its test images; with these, their pixels are in "
+            "`data.mean` and `data.std` must say how `data.module` normalizes its test images; with these, "
+            "their pixels are in "
             f"[{pixels.min():.3g}, {pixels.max():.3g}] and not in [0, 1]."
         )
     return pixels.clamp(0, 1)

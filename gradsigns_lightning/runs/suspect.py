@@ -16,7 +16,7 @@ from gradsigns_lightning.core.result import ReadingResult
 from gradsigns_lightning.core.utils.files import error_like
 from gradsigns_lightning.data.decoding import MAX_VALUES, read_folder
 from gradsigns_lightning.lazy import in_pythons_folder
-from gradsigns_lightning.oracles import OnnxOracle, normalised
+from gradsigns_lightning.oracles import OnnxOracle, normalized
 from gradsigns_lightning.oracles.http import Endpoint, without_credentials
 from gradsigns_lightning.runs.build import build
 from gradsigns_lightning.runs.checkpoint import description_of, load_classifier, read_checkpoint
@@ -27,8 +27,10 @@ from gradsigns_lightning.verification.api.queries import Oracle
 from gradsigns_lightning.verification.images import RawInputs
 
 _WHERE = (
-    "Say where the test images lie: paths.data=FOLDER, the variable GRADSIGNS_DATA, or images=FOLDER. A folder `data` that "
-    "happens to be in the current one is not read for a verdict; if it is your own, from which you trained, add paths.data=data."
+    "Say where the test images lie: paths.data=FOLDER, the variable GRADSIGNS_DATA, or images=FOLDER. A "
+    "folder `data` that "
+    "happens to be in the current one is not read for a verdict; if it is your own, from which you trained, "
+    "add paths.data=data."
 )
 _KINDS = ("checkpoint", "onnx", "endpoint")
 
@@ -42,8 +44,8 @@ class Suspect:
         source: path, or address without credentials: it stands in reports.
         model: the classifier, or what answers for it.
         data_name: name of the data that a checkpoint was trained on, else None.
-        input_mean: mean of the normalisation that a checkpoint states, one number a channel, else None.
-        input_std: standard deviation of that normalisation, likewise.
+        input_mean: mean of the normalization that a checkpoint states, one number a channel, else None.
+        input_std: standard deviation of that normalization, likewise.
     """
 
     kind: str
@@ -59,14 +61,17 @@ def open_suspect(settings: dict[str, Any], key: SignatureKey) -> Suspect:
 
     Args:
         settings: of the command line.
-        key: what it will be read with; inputs of answers that ask for ``normalised`` ones are made as it says.
+        key: what it will be read with; inputs of answers that ask for ``normalized`` ones are made as it
+            says.
 
     Raises:
         ValueError: none or several are named, or it cannot be read or does not fit the key.
     """
     named = {kind: settings[kind] for kind in _KINDS if settings[kind] is not None}
     if len(named) != 1:
-        raise ValueError(f"one of `checkpoint`, `onnx` and `endpoint` must be given, got {' and '.join(named) or 'none'}.")
+        raise ValueError(
+            f"one of `checkpoint`, `onnx` and `endpoint` must be given, got {' and '.join(named) or 'none'}."
+        )
     ((kind, source),) = named.items()
     if kind == "checkpoint":
         return open_checkpoint(source, key)
@@ -78,13 +83,13 @@ def open_suspect(settings: dict[str, Any], key: SignatureKey) -> Suspect:
         else:
             oracle = Endpoint(source, build(settings["protocol"], option="protocol"), **settings["http"])
             source = without_credentials(source)
-    return Suspect(kind, source, normalised(oracle, key) if settings["normalised"] else oracle)
+    return Suspect(kind, source, normalized(oracle, key) if settings["normalized"] else oracle)
 
 
 def open_checkpoint(path: str, key: SignatureKey) -> Suspect:
     """Return the classifier in a checkpoint of ``gradsigns train``.
 
-    How its inputs are normalised may differ from the key; see :func:`check_normalisation`.
+    How its inputs are normalized may differ from the key; see :func:`check_normalization`.
 
     Raises:
         ValueError: it is something else, or its images have another shape than the key's.
@@ -94,7 +99,8 @@ def open_checkpoint(path: str, key: SignatureKey) -> Suspect:
     data = description["data"]
     if data["input_shape"] != tuple(key.input_shape):
         raise ValueError(
-            f"`key` does not fit the checkpoint {str(path)!r}: `input_shape` is {tuple(key.input_shape)} in the key and "
+            f"`key` does not fit the checkpoint {str(path)!r}: `input_shape` is {tuple(key.input_shape)} in "
+            f"the key and "
             f"{data['input_shape']} in the checkpoint."
         )
     model = load_classifier(checkpoint, description)
@@ -109,15 +115,21 @@ def _check_images(model: nn.Module, data: dict[str, Any]) -> None:
     try:
         found = tuple(model(torch.zeros(1, *shape)).shape)
     except RuntimeError as error:
-        raise ValueError(f"`checkpoint` describes a network that does not take images of shape {shape}.") from error
+        raise ValueError(
+            f"`checkpoint` describes a network that does not take images of shape {shape}."
+        ) from error
     if found != (1, n_classes):
-        raise ValueError(f"`checkpoint` describes a network that gives {found} for an image, not {n_classes} logits.")
+        raise ValueError(
+            f"`checkpoint` describes a network that gives {found} for an image, not {n_classes} logits."
+        )
 
 
-def check_normalisation(suspect: Suspect, key: WatermarkKey) -> None:
-    """Raise a ``ValueError`` if a checkpoint states another normalisation of its inputs than ``key``; answers need none."""
+def check_normalization(suspect: Suspect, key: WatermarkKey) -> None:
+    """Raise a ``ValueError`` if a checkpoint states another normalization of its inputs than ``key``; answers need none."""
     if suspect.input_mean is not None and suspect.input_std is not None:
-        check_key_fits(key, input_shape=key.input_shape, input_mean=suspect.input_mean, input_std=suspect.input_std)
+        check_key_fits(
+            key, input_shape=key.input_shape, input_mean=suspect.input_mean, input_std=suspect.input_std
+        )
 
 
 def open_control(path: str, key: WatermarkKey) -> nn.Module | Oracle:
@@ -164,8 +176,8 @@ class Images:
 def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str | None) -> Images:
     """Return images of the key's target class: those of ``images=FOLDER``, else test images of ``data=...`` or of ``data_name``.
 
-    The current folder may be a received one, and who chooses the images chooses the reading: a data set is read from where the
-    user says or the system has it, never from a folder that happens to lie there.
+    The current folder may be a received one, and who chooses the images chooses the reading: a data set is
+    read from where the user says or the system has it, never from a folder that happens to lie there.
 
     Args:
         settings: of the command line, which alone says where data lie.
@@ -176,7 +188,10 @@ def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str |
         ValueError: none of them is given, or the data cannot be read.
     """
     if settings["paths"]["data"] == "":
-        raise ValueError("`paths.data` (or the variable GRADSIGNS_DATA) must name a folder, got '', which would be this one.")
+        raise ValueError(
+            "`paths.data` (or the variable GRADSIGNS_DATA) must name a folder, got '', which "
+            "would be this one."
+        )
     if settings["images"] is not None:
         origin = str(Path(settings["images"]).expanduser().resolve())
         return Images(read_folder(settings["images"], key.input_shape), origin)
@@ -185,7 +200,9 @@ def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str |
         with options({name: f"data.module.{name}" for name in module}):
             return _test_images(build(module, option="data.module"), key, settings)
     if data_name is None:
-        raise ValueError("`images` must name a folder with images of the key's target class, or `data` a data set.")
+        raise ValueError(
+            "`images` must name a folder with images of the key's target class, or `data` a data set."
+        )
     with in_pythons_folder():
         from gradsigns_lightning.data.catalogue import shipped_data  # data modules are Lightning's
 

@@ -64,8 +64,13 @@ def train(
     classifier = fit.build_classifier(settings)
     watermark: list[Callback] = [fit.build_watermark(settings, key)] if name == "signed" else []
     kept: list[Callback] = [keeper] if keeper else []
-    own = [c for c in build_callbacks(settings["callbacks"]) if name != "twin" or not isinstance(c, (Checkpoint, GradSigns))]
-    # Before the fit, so that a checkpoint of any epoch says how its model is built; loggers have their own hyperparameters.
+    own = [
+        c
+        for c in build_callbacks(settings["callbacks"])
+        if name != "twin" or not isinstance(c, (Checkpoint, GradSigns))
+    ]
+    # Before the fit, so that a checkpoint of any epoch says how its model is built; loggers have their own
+    # hyperparameters.
     classifier.hparams.update(describe(settings["model"], settings["data"], key.commitment))
     trainer = fit.build_trainer(settings, [*watermark, *kept, *own, *callbacks], logger)
     network = settings["model"]["_target_"].rpartition(".")[2]

@@ -1,7 +1,7 @@
 """Reading the signature: from a model's weights, through a prediction API (:mod:`.api`), and whose copy a model is.
 
-Every verdict is by the rules of :mod:`gradsigns_lightning.core.result`. Nothing here trains, and nothing judges a claim: what a
-third party may conclude from a reading is in :mod:`gradsigns_lightning.evidence`.
+Every verdict is by the rules of :mod:`gradsigns_lightning.core.result`. Nothing here trains, and nothing
+judges a claim: what a third party may conclude from a reading is in :mod:`gradsigns_lightning.evidence`.
 """
 
 from typing import TYPE_CHECKING

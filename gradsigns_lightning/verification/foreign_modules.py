@@ -29,7 +29,9 @@ def is_module(suspect: Any, *, argument: str) -> TypeGuard[nn.Module]:
     """
     if not callable(suspect):
         hint = load_first(suspect)
-        raise TypeError(f"`{argument}` must be a module or a callable, got {type(suspect).__name__}.{hint and ' '}{hint}")
+        raise TypeError(
+            f"`{argument}` must be a module or a callable, got {type(suspect).__name__}.{hint and ' '}{hint}"
+        )
     return isinstance(suspect, nn.Module)
 
 
@@ -53,8 +55,10 @@ def shapes_named(key: SignatureKey, model: nn.Module) -> Iterator[None]:
         raise
     except RuntimeError as error:
         raise ValueError(
-            f"`model` ({type(model).__name__}) must take images of the key's `input_shape` {tuple(key.input_shape)}, which the "
-            f"images have; it raised: {str(error).strip().rstrip('.')[:500]}. Is this the model that the key was made for?"
+            f"`model` ({type(model).__name__}) must take images of the key's `input_shape` "
+            f"{tuple(key.input_shape)}, which the "
+            f"images have; it raised: {str(error).strip().rstrip('.')[:500]}. Is this the model that the key "
+            f"was made for?"
         ) from error
 
 
@@ -65,9 +69,13 @@ def refuse_int8(model: nn.Module) -> None:
         ValueError: names a module that does, and ``verify_api``.
     """
     for name, module in model.named_modules():
-        if any(word in where for word in _INT8 for where in _origins(module)) and type(module).__name__ not in _FLOATS:
+        if (
+            any(word in where for word in _INT8 for where in _origins(module))
+            and type(module).__name__ not in _FLOATS
+        ):
             raise ValueError(
-                f"`model` computes in int8 (module {name or '(root)'!r}) and has no gradients: read its answers by "
+                f"`model` computes in int8 (module {name or '(root)'!r}) and has no gradients: read its "
+                f"answers by "
                 "`verify_api(model, key, images)`, or the weights of the network that it was made from."
             )
 
@@ -105,7 +113,9 @@ def without_inference_tensors(model: nn.Module) -> Iterator[None]:
 def _normal(tensor: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         copy = tensor.clone()
-    return nn.Parameter(copy, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+    return (
+        nn.Parameter(copy, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+    )
 
 
 def any_batch_size(model: nn.Module, logits_fn: LogitsFn) -> LogitsFn:

@@ -1,4 +1,4 @@
-"""Raw images as every reader takes them: their checks, their normalisation, their 8 bits; and the keys to read with."""
+"""Raw images as every reader takes them: their checks, their normalization, their 8 bits; and the keys to read with."""
 
 from __future__ import annotations
 
@@ -42,15 +42,23 @@ def check_key(key: SignatureKey) -> None:
 
 def check_raw_images(images: Tensor, key: SignatureKey) -> None:
     """Refuse images that are not raw, of the key's shape and at least one."""
-    check_instance("images", images, Tensor, hint="Of an array torch.from_numpy makes one, of a list of images torch.stack.")
+    check_instance(
+        "images",
+        images,
+        Tensor,
+        hint="Of an array torch.from_numpy makes one, of a list of images torch.stack.",
+    )
     hint = "Divide bytes by 255." if images.dtype == torch.uint8 else ""
-    if images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == key.input_shape != tuple(images.shape[1:]):
+    if images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == key.input_shape != tuple(
+        images.shape[1:]
+    ):
         hint += f"{hint and ' '}Channels come first: images.permute(0, 3, 1, 2)."
     check_images(images, key.input_shape, least=1, hint=hint)
     low, high = (float(v) for v in images.detach().aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(
-            f"`images` must be raw pixels in [0, 1] (before any normalisation), got values from {low:g} to {high:g}."
+            f"`images` must be raw pixels in [0, 1] (before any normalization), got values from {low:g} to "
+            f"{high:g}."
         )
 
 
@@ -59,18 +67,18 @@ def pixels_of(images: Tensor) -> Tensor:
     return (images.detach() * 255).round().to("cpu", torch.uint8)
 
 
-def normalise(images: Tensor, key: SignatureKey) -> Tensor:
+def normalize(images: Tensor, key: SignatureKey) -> Tensor:
     """Make the model's inputs from raw images as the key's ``input_mean`` and ``input_std`` say."""
     mean, std = pixel_scale(key, device=images.device, dtype=images.dtype)
     return (images - mean) / std
 
 
 class RawInputs(nn.Module):
-    """A classifier of raw images, made of one whose inputs are normalised.
+    """A classifier of raw images, made of one whose inputs are normalized.
 
     Args:
-        model: takes normalised images ``(n, C, H, W)`` and returns logits.
-        input_mean: mean of its normalisation, one value or one per channel.
+        model: takes normalized images ``(n, C, H, W)`` and returns logits.
+        input_mean: mean of its normalization, one value or one per channel.
         input_std: standard deviation, positive, one value or one per channel.
     """
 
@@ -126,8 +134,10 @@ def warn_if_unlike(
         warn_if_few(n_images, stacklevel=stacklevel + 1)
     if not is_recognised(recognised):
         warnings.warn(
-            f"The model takes only {round(recognised * n_asked)} of {n_asked} images for class {target_class}: nothing is "
-            "concluded. Are they of the target class, raw in [0, 1], and do `input_mean` and `input_std` fit the model?",
+            f"The model takes only {round(recognised * n_asked)} of {n_asked} images for class "
+            f"{target_class}: nothing is "
+            "concluded. Are they of the target class, raw in [0, 1], and do `input_mean` and `input_std` fit "
+            "the model?",
             UserWarning,
             stacklevel=stacklevel + 1,
         )
@@ -138,7 +148,8 @@ def warn_if_few(n_images: int, *, stacklevel: int) -> None:
     if n_images < MIN_IMAGES:
         plural = "s" if n_images > 1 else ""
         warnings.warn(
-            f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits can get lost.",
+            f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits can get "
+            f"lost.",
             FewImagesWarning,
             stacklevel=stacklevel + 1,
         )

@@ -17,7 +17,13 @@ from gradsigns_lightning.verification.white_box import read_projections, verify
 
 
 def read(
-    suspect: nn.Module | Oracle, key: SignatureKey, images: Tensor, *, alpha: float, argument: str = "suspect", **api: Any
+    suspect: nn.Module | Oracle,
+    key: SignatureKey,
+    images: Tensor,
+    *,
+    alpha: float,
+    argument: str = "suspect",
+    **api: Any,
 ) -> ReadingResult:
     """Read a key from a suspect; see :func:`verify` and :func:`verify_api`.
 
@@ -40,8 +46,8 @@ def read_evidence(
     """Read the bits of a key, not compared with its signature; see :func:`read_rows`.
 
     Returns:
-        The evidence for each bit being 1, shape ``(N,)``, 0 for an erasure; the images asked about; the share of natural images
-        that the model takes for the target class, and of how many.
+        The evidence for each bit being 1, shape ``(N,)``, 0 for an erasure; the images asked about; the share
+        of natural images that the model takes for the target class, and of how many.
     """
     if not is_module(suspect, argument="suspect"):
         return read_rows(suspect, key, images, max_queries=max_queries)

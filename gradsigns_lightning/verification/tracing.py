@@ -55,21 +55,23 @@ class TraceResult:
         n_matches: decided bits that equal this customer's signature.
         n_erasures: bits that the answers could not decide.
         next_n_matches: the same for the customer who fits next best.
-        p_value: probability that any customer whose copy had no part in the model fits as well, at most 1, whatever other
-            customers' marks the model holds: the exact p-value of one customer (:func:`sign_flip_p_value`, bits weighted by how
-            clearly they were read) times ``n_customers``; NaN when no bit was decided. Nothing is charged for a payload: a
-            master has none, and the customers' signatures follow from its secret.
+        p_value: probability that any customer whose copy had no part in the model fits as well, at most 1,
+            whatever other customers' marks the model holds: the exact p-value of one customer
+            (:func:`sign_flip_p_value`, bits weighted by how clearly they were read) times ``n_customers``;
+            NaN when no bit was decided. Nothing is charged for a payload: a master has none, and the
+            customers' signatures follow from its secret.
         log10_p_value: its base-10 logarithm.
-        present: customers whose marks are in the model, each with a p-value of its own of at most ``alpha``, clearest first: one
-            for a copy, several for a mixture of copies.
-        mixed: whether the model shows a second mark, another customer's or the master's own, as it is or turned round (p <= 1e-3,
-            or ``alpha`` if that is more, for all of them). Then it is no single customer's copy. A second mark that is much
-            fainter, or was subtracted, may not show: then the customer named had a part in the model all the same.
+        present: customers whose marks are in the model, each with a p-value of its own of at most ``alpha``,
+            clearest first: one for a copy, several for a mixture of copies.
+        mixed: whether the model shows a second mark, another customer's or the master's own, as it is or
+            turned round (p <= 1e-3, or ``alpha`` if that is more, for all of them). Then it is no single
+            customer's copy. A second mark that is much fainter, or was subtracted, may not show: then the
+            customer named had a part in the model all the same.
         is_master: whether the model shows the master's own mark (p <= alpha).
         n_queries: images that the model was asked about.
         alpha: significance level of the verdict.
-        verdict: ``"owned"`` if the copy is this customer's (p <= alpha, and not mixed), else ``"not_proven"`` or
-            ``"inconclusive"``.
+        verdict: ``"owned"`` if the copy is this customer's (p <= alpha, and not mixed), else ``"not_proven"``
+            or ``"inconclusive"``.
         commitment: public commitment of the customer's key.
         recognised: share of the natural images that the model takes for the target class.
     """
@@ -96,7 +98,10 @@ class TraceResult:
         bits = bits_in_words(self.n_matches, self.n_bits, self.n_erasures, self.log10_p_value)
         nearest = f"customer {self.customer}, the nearest of {self.n_customers}: {bits}; {self.next_n_matches} match the next"
         return three_lines(
-            self.verdict, self.reason, nearest, f"{self.n_queries} images asked about{recognised_in_words(self.recognised)}"
+            self.verdict,
+            self.reason,
+            nearest,
+            f"{self.n_queries} images asked about{recognised_in_words(self.recognised)}",
         )
 
     @property
@@ -143,14 +148,16 @@ def trace(
 ) -> TraceResult:
     """Tell which customer's copy a model is, from one reading.
 
-    The bits are read once and correlated with every customer's signature (:func:`customer_key`). An innocent customer's signature
-    is independent of everything that is in the model, however many customers mixed their copies to make it, so the p-value holds
-    for mixtures as well: as long as neither the master's key nor the innocent's own was opened, and nobody who made the model saw
-    figures of earlier traces.
+    The bits are read once and correlated with every customer's signature (:func:`customer_key`). An innocent
+    customer's signature is independent of everything that is in the model, however many customers mixed their
+    copies to make it, so the p-value holds for mixtures as well: as long as neither the master's key nor the
+    innocent's own was opened, and nobody who made the model saw figures of earlier traces.
 
     Args:
-        suspect: a ``torch.nn.Module`` that returns logits, read from its weights; anything else is asked like a prediction API.
-        master: the key that the customers' keys were made from, or its file; 44 bits or more for the defaults, 128 to be sure.
+        suspect: a ``torch.nn.Module`` that returns logits, read from its weights; anything else is asked like
+            a prediction API.
+        master: the key that the customers' keys were made from, or its file; 44 bits or more for the
+            defaults, 128 to be sure.
         images: natural images of the target class, raw in [0, 1], shape ``(n, C, H, W)``; 50 or more.
         n_customers: customers who have a copy, 2 to 65536; the p-value pays for their number.
         alpha: significance level of the verdict.
@@ -166,18 +173,27 @@ def trace(
     check_master(master)
     check_traceable(master.n_bits, n_customers=n_customers, alpha=alpha)
     evidence, n_queries, recognised, n_asked = read_evidence(suspect, master, images, max_queries=max_queries)
-    result = decode(evidence, master, n_customers=n_customers, alpha=alpha, n_queries=n_queries, recognised=recognised)
+    result = decode(
+        evidence, master, n_customers=n_customers, alpha=alpha, n_queries=n_queries, recognised=recognised
+    )
     warn_if_unlike([result], len(images), master.target_class, n_asked=n_asked, stacklevel=2)
     return result
 
 
 def decode(
-    evidence: Evidence, master: WatermarkKey, *, n_customers: int, alpha: float, n_queries: int, recognised: float
+    evidence: Evidence,
+    master: WatermarkKey,
+    *,
+    n_customers: int,
+    alpha: float,
+    n_queries: int,
+    recognised: float,
 ) -> TraceResult:
     """Tell whose signature the evidence shows.
 
     Args:
-        evidence: for each bit how clearly it was read as 1 (above 0) or as 0 (below 0), 0 for an erasure; shape ``(N,)``.
+        evidence: for each bit how clearly it was read as 1 (above 0) or as 0 (below 0), 0 for an erasure;
+            shape ``(N,)``.
         master: the key that the customers' keys were made from.
         n_customers: customers who have a copy.
         alpha: significance level of the verdict.
@@ -218,11 +234,16 @@ class _Marks:
 
     def __init__(self, master: WatermarkKey, n_customers: int, scores: npt.NDArray[np.int64]) -> None:
         self._master, self._scores = master, scores
-        self._signatures = np.concatenate([master.customer_signatures(n_customers), master.signature.numpy()[None]])
-        # Whole numbers below 2^24, which float32 holds exactly; some customers at a time, for the memory's sake.
+        self._signatures = np.concatenate(
+            [master.customer_signatures(n_customers), master.signature.numpy()[None]]
+        )
+        # Whole numbers below 2^24, which float32 holds exactly; some customers at a time, for the memory's
+        # sake.
         parts = np.array_split(self._signatures, max(1, self._signatures.size >> 24))
         weights = scores.astype(np.float32)
-        self.totals = np.concatenate([2 * (part.astype(np.float32) @ weights) for part in parts]) - weights.sum()
+        self.totals = (
+            np.concatenate([2 * (part.astype(np.float32) @ weights) for part in parts]) - weights.sum()
+        )
 
     def key(self, customer: int) -> WatermarkKey:
         """Return a customer's key."""
@@ -255,21 +276,29 @@ class _Marks:
 
 
 def read_message(
-    suspect: nn.Module | Oracle, master: WatermarkKey | str | PathLike[str], images: Tensor, *, max_queries: int = 1000
+    suspect: nn.Module | Oracle,
+    master: WatermarkKey | str | PathLike[str],
+    images: Tensor,
+    *,
+    max_queries: int = 1000,
 ) -> Message:
     """Read the text that :func:`message_key` put into a model; arguments as for :func:`trace`.
 
     Raises:
-        ValueError: more bits are wrong than the code mends, the model does not take the images for the target class, or an
-            argument is out of range.
+        ValueError: more bits are wrong than the code mends, the model does not take the images for the target
+            class, or an argument is out of range.
     """
     master = key_of(master, argument="master")
     code = message_code(master)
     evidence, _, recognised, _ = read_evidence(suspect, master, images, max_queries=max_queries)
     if not is_recognised(recognised):
-        raise ValueError("`images` must be of the target class: the model takes most of them for something else.")
+        raise ValueError(
+            "`images` must be of the target class: the model takes most of them for something else."
+        )
     try:
-        data, n_corrected = code.decode((evidence > 0).astype(np.uint8) ^ blank_message_key(master).signature.numpy())
+        data, n_corrected = code.decode(
+            (evidence > 0).astype(np.uint8) ^ blank_message_key(master).signature.numpy()
+        )
         text = data.rstrip(b"\0").decode()
     except ValueError as error:
         warn_if_few(len(images), stacklevel=2)

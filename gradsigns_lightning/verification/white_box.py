@@ -15,8 +15,19 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key.signature_key import KeyAsRead, SignatureKey
 from gradsigns_lightning.core.result import DEFAULT_ALPHA, VerificationResult, decide, free_bits
-from gradsigns_lightning.core.signature import LogitsFn, as_logits, directions, input_gradients, inverse_std, read_z
-from gradsigns_lightning.core.torch_state.contexts import frozen_statistics, gradients_enabled, twice_differentiable_kernels
+from gradsigns_lightning.core.signature import (
+    LogitsFn,
+    as_logits,
+    directions,
+    input_gradients,
+    inverse_std,
+    read_z,
+)
+from gradsigns_lightning.core.torch_state.contexts import (
+    frozen_statistics,
+    gradients_enabled,
+    twice_differentiable_kernels,
+)
 from gradsigns_lightning.core.torch_state.memory import saved_bytes
 from gradsigns_lightning.core.utils.checks import check_instance, check_int
 from gradsigns_lightning.verification.foreign_modules import (
@@ -26,11 +37,18 @@ from gradsigns_lightning.verification.foreign_modules import (
     shapes_named,
     without_inference_tensors,
 )
-from gradsigns_lightning.verification.images import check_key, check_raw_images, normalise, readable_key, warn_if_unlike
+from gradsigns_lightning.verification.images import (
+    check_key,
+    check_raw_images,
+    normalize,
+    readable_key,
+    warn_if_unlike,
+)
 
 _BATCH_SIZE = 128  # at most, where nothing is said
 _MOST_BYTES = 4 << 30  # of activations, likewise
-_PEAK = 3  # times what is kept, at most: 2.8 were measured of attention, whose backward pass copies what it kept
+# times what is kept, at most: 2.8 were measured of attention, whose backward pass copies what it kept
+_PEAK = 3
 _COPIES = 3  # of an image and its gradient in float64
 Name = TypeVar("Name")
 
@@ -49,40 +67,49 @@ def verify(
 ) -> VerificationResult:
     """Read one key from a model's weights (GradSigns, MLSys 2021, section 3.3).
 
-    Works for any module that returns logits, on any device, in training or evaluation mode and inside ``no_grad`` and
-    ``inference_mode``, also frozen TorchScript, programs exported for batches of one size, and weights made under
-    ``inference_mode``; training flags, gradients, buffers, other attributes and random states are as before afterwards.
+    Works for any module that returns logits, on any device, in training or evaluation mode and inside
+    ``no_grad`` and ``inference_mode``, also frozen TorchScript, programs exported for batches of one size,
+    and weights made under ``inference_mode``; training flags, gradients, buffers, other attributes and random
+    states are as before afterwards.
 
     Args:
         model: the suspect; moved nowhere.
         key: the owner's key, or its file.
-        images: raw natural images of the target class in [0, 1], floating point, shape ``(n, C, H, W)``; 50 or more. With
-            ``carrier_layer`` the network's inputs as they are, for example token ids ``(n, length)``.
+        images: raw natural images of the target class in [0, 1], floating point, shape ``(n, C, H, W)``; 50
+            or more. With ``carrier_layer`` the network's inputs as they are, for example token ids ``(n,
+            length)``.
         alpha: significance level of the verdict.
-        batch_size: images per pass; by default as many, up to 128, as take 4 GiB for activations (one image is passed first to
-            tell).
-        logits: maps normalised inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``; by default ``model`` itself.
-        carrier_layer: name of the submodule whose output carries the mark instead of the input, as in the callback.
-        input_mean: mean of the model's own input normalisation, one value or one per channel; by default the key's. Who checks
-            somebody else's claim states what the model's documentation says.
-        input_std: standard deviation of that normalisation; by default the key's.
+        batch_size: images per pass; by default as many, up to 128, as take 4 GiB for activations (one image
+            is passed first to tell).
+        logits: maps normalized inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``; by default ``model``
+            itself.
+        carrier_layer: name of the submodule whose output carries the mark instead of the input, as in the
+            callback.
+        input_mean: mean of the model's own input normalization, one value or one per channel; by default the
+            key's. Who checks somebody else's claim states what the model's documentation says.
+        input_std: standard deviation of that normalization; by default the key's.
 
     Returns:
-        The result. Its verdict takes the key's payload for fixed before the model was there; see ``free_bits`` where that is not
-        known, as of somebody else's key. ``inconclusive`` if the gradient is all zero or not finite, or if the model takes less
-        than half of the images for the target class.
+        The result. Its verdict takes the key's payload for fixed before the model was there; see
+        ``free_bits`` where that is not known, as of somebody else's key. ``inconclusive`` if the gradient is
+        all zero or not finite, or if the model takes less than half of the images for the target class.
 
     Raises:
-        ValueError: images of the wrong shape or range, a model that returns no logits, or an int8 model, which
-            :func:`verify_api` reads.
+        ValueError: images of the wrong shape or range, a model that returns no logits, or an int8 model,
+            which :func:`verify_api` reads.
         TypeError: an argument of the wrong type.
     """
     key = readable_key(key)
     n_free = free_bits(key)
     if input_mean is not None or input_std is not None:
-        mean, std = key.input_mean if input_mean is None else input_mean, key.input_std if input_std is None else input_std
+        mean, std = (
+            key.input_mean if input_mean is None else input_mean,
+            key.input_std if input_std is None else input_std,
+        )
         key = KeyAsRead.of(key, input_mean=mean, input_std=std)
-    result = replace(_read(model, [key], images, alpha, batch_size, logits, carrier_layer)[0], free_bits=n_free)
+    result = replace(
+        _read(model, [key], images, alpha, batch_size, logits, carrier_layer)[0], free_bits=n_free
+    )
     warn_if_unlike([result], len(images), key.target_class, stacklevel=2)
     return result
 
@@ -119,7 +146,7 @@ def verify_many(
     logits: LogitsFn | None = None,
     carrier_layer: str | None = None,
 ) -> list[VerificationResult] | dict[Name, VerificationResult]:
-    """Read many keys of one class, input shape and normalisation for the price of one gradient; see :func:`verify`.
+    """Read many keys of one class, input shape and normalization for the price of one gradient; see :func:`verify`.
 
     The p-values are those of single claims: who tries n keys multiplies them by n.
 
@@ -129,7 +156,7 @@ def verify_many(
         images: as for :func:`verify`, like what follows.
         alpha: significance level of the verdicts.
         batch_size: images per pass.
-        logits: maps normalised inputs to logits.
+        logits: maps normalized inputs to logits.
         carrier_layer: name of the submodule whose output carries the mark.
 
     Returns:
@@ -162,7 +189,10 @@ def _read(
     logits_fn = model if logits is None else logits
     gradient, recognised = _mean_gradient(model, logits_fn, images, keys[0], batch_size, carrier_layer)
     n_queries = images.shape[0]
-    return [decide(read_z(key, gradient), key, n_queries=n_queries, alpha=alpha, recognised=recognised) for key in keys]
+    return [
+        decide(read_z(key, gradient), key, n_queries=n_queries, alpha=alpha, recognised=recognised)
+        for key in keys
+    ]
 
 
 def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> tuple[Tensor, float]:
@@ -202,7 +232,7 @@ def _mean_gradient(
 
     def gradients_of(batch: Tensor, watch: Callable[[LogitsFn, Tensor], Tensor]) -> Tensor:
         batch = batch.detach()  # no graph of the caller's grows here
-        inputs = (batch if carrier_layer else normalise(batch, key)).to(device)
+        inputs = (batch if carrier_layer else normalize(batch, key)).to(device)
         carriers, logits_of = carrier_inputs(model, logits_fn, inputs, key.input_shape, carrier_layer)
         return input_gradients(partial(watch, logits_of), carriers, key.target_class)
 
@@ -214,7 +244,9 @@ def _mean_gradient(
     ):
         if batch_size is None:
             n_bytes = _COPIES * 8 * images[0].numel()
-            batch_size = _pass_size(model, lambda: gradients_of(images[:1], lambda logits_of, inputs: logits_of(inputs)), n_bytes)
+            batch_size = _pass_size(
+                model, lambda: gradients_of(images[:1], lambda logits_of, inputs: logits_of(inputs)), n_bytes
+            )
         for batch in torch.split(images, batch_size):
             gradient = gradients_of(batch, counted)
             # Not in place: `total` may be an inference tensor.
@@ -226,7 +258,8 @@ def _pass_size(model: nn.Module, pass_one_image: Callable[[], Tensor], n_bytes: 
     """Return how many images to pass at once; each takes ``n_bytes`` itself, and the network may be large, or a stranger's."""
     try:
         n_bytes += _PEAK * saved_bytes(model, pass_one_image)
-    except Exception:  # what does not take one image alone may take a batch; if not, that pass gives the error
+    # what does not take one image alone may take a batch; if not, that pass gives the error
+    except Exception:
         return _BATCH_SIZE
     return min(_BATCH_SIZE, max(1, _MOST_BYTES // max(1, n_bytes)))
 

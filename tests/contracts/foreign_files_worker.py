@@ -1,9 +1,10 @@
 """Hands hostile files to every reader and reports what happened beside the answer: `foreign_files_worker.py FOLDER` (Linux).
 
-Run by test_foreign_files.py. Genuine files come first, so that all modules that readers need are imported; then every attack runs
-with a hook on what Python does, a watch on the baits (files that only a hostile text names, whoever opens them), wrappers around
-Hydra's and OmegaConf's functions, and the peak memory of its own. At the end come what the watch must see: guilty acts of every
-kind, and readers that compose and instantiate what a checkpoint says, as this package's once did.
+Run by test_foreign_files.py. Genuine files come first, so that all modules that readers need are imported;
+then every attack runs with a hook on what Python does, a watch on the baits (files that only a hostile text
+names, whoever opens them), wrappers around Hydra's and OmegaConf's functions, and the peak memory of its own.
+At the end come what the watch must see: guilty acts of every kind, and readers that compose and instantiate
+what a checkpoint says, as this package's once did.
 """
 
 import contextlib
@@ -48,13 +49,35 @@ from gradsigns_lightning.verification.api.verify import replay  # noqa: E402
 
 torch.set_num_threads(1)
 ROOT = Path(schema.__file__).resolve().parents[2]
-READABLE = (sys.prefix, sys.base_prefix, sys.exec_prefix, str(ROOT), str(FOLDER), "/proc/", "/sys/", "/dev/null", "/dev/urandom")
+READABLE = (
+    sys.prefix,
+    sys.base_prefix,
+    sys.exec_prefix,
+    str(ROOT),
+    str(FOLDER),
+    "/proc/",
+    "/sys/",
+    "/dev/null",
+    "/dev/urandom",
+)
 FORBIDDEN = (
-    *("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pty.", "socket.", "ctypes.", "pickle."),
+    *(
+        "subprocess.",
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.fork",
+        "pty.",
+        "socket.",
+        "ctypes.",
+        "pickle.",
+    ),
     *("urllib.", "http.", "ftplib.", "smtplib.", "webbrowser.", "shutil.", "tempfile."),
     *("os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.chown", "os.truncate"),
 )
-WRITING = ("os.remove", "os.rename", "os.link", "os.chmod", "tempfile.mkstemp")  # allowed in the folder for results
+# allowed in the folder for results
+WRITING = ("os.remove", "os.rename", "os.link", "os.chmod", "tempfile.mkstemp")
 HYDRAS_OWN = {"HYDRA_FULL_ERROR"}  # set and put back by the command itself
 MARK = "foreign"  # in every hostile text
 READ = (0, 3)  # exit codes of a verdict
@@ -105,7 +128,9 @@ class Watch:
         if isinstance(path, int):
             return
         path = str(Path(os.fsdecode(path)).absolute())
-        changes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        changes = isinstance(flags, int) and flags & (
+            os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        )
         if path.startswith(str(BAIT)) or not path.startswith(READABLE):
             self.note(f"open {path}")
         elif changes and not path.startswith((str(OUT), "/dev/null")):
@@ -161,7 +186,12 @@ def wrap(watch):
 
 # --- genuine files
 
-MODEL = {"_target_": "gradsigns_lightning.models.MLP", "input_shape": [1, 8, 8], "n_classes": 10, "hidden": [8]}
+MODEL = {
+    "_target_": "gradsigns_lightning.models.MLP",
+    "input_shape": [1, 8, 8],
+    "n_classes": 10,
+    "hidden": [8],
+}
 DATA = {"name": "digits", "n_classes": 10, "input_shape": [1, 8, 8], "mean": [0.305], "std": [0.376]}
 
 
@@ -203,11 +233,20 @@ def prepare():
     assert main(["keygen", "owner=A", "data=cifar10", "key=b32", "target_class=3", "out=k32.gskey"]) == 0
     write_batch(FOLDER / "cifar", {b"data": np.zeros((20, 3072), np.uint8), b"labels": [3] * 20})
     np.save(FOLDER / "mean.npy", np.full((3, 32, 32), 0.5, np.float32))
-    words = [*COMMANDS["onnx"]("good.onnx"), "bundle=b.gsbundle", "commitment=k.commitment.json", "api.journal=j.jsonl"]
+    words = [
+        *COMMANDS["onnx"]("good.onnx"),
+        "bundle=b.gsbundle",
+        "commitment=k.commitment.json",
+        "api.journal=j.jsonl",
+    ]
     assert main(words) in READ
     (OUT / "j.jsonl").write_bytes(Path("j.jsonl").read_bytes())
-    runpy.run_path(str(ROOT / "tests/unit/models/test_models_release_2021.py"))["write_release"](FOLDER / "release")
-    (BAIT / "evil.yaml").write_text("name: foreign\nmodule:\n  _target_: torch.load\n  f: bait/run.pkl\n  weights_only: false\n")
+    runpy.run_path(str(ROOT / "tests/unit/models/test_models_release_2021.py"))["write_release"](
+        FOLDER / "release"
+    )
+    (BAIT / "evil.yaml").write_text(
+        "name: foreign\nmodule:\n  _target_: torch.load\n  f: bait/run.pkl\n  weights_only: false\n"
+    )
     (BAIT / "run.pkl").write_bytes(pickle.dumps(Runs()))
     (BAIT / "weights.bin").write_bytes(bytes(10**5))
 
@@ -221,7 +260,10 @@ def write_onnx(path, change=lambda model: None):
     from onnx import TensorProto, helper, numpy_helper
 
     nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["y"])]
-    sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["n", 1, 8, 8]), ("y", ["n", 10]))]
+    sides = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
+        for n, s in (("x", ["n", 1, 8, 8]), ("y", ["n", 10]))
+    ]
     weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(64, 10)).astype("f4"), "w")
     graph = helper.make_graph(nodes, "net", sides[:1], sides[1:], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -234,14 +276,50 @@ def write_onnx(path, change=lambda model: None):
 ENV = "${foreign:}${oc.env:FOREIGN_SECRET}"
 UP = os.path.relpath(BAIT / "evil", Path(schema.config_folder()) / "data")
 NAMES = [
-    *(UP, str(BAIT / "evil"), f"../{UP}", "foreign", "data@foreign", "digits@data", "digits,foreign", "digits +foreign=1"),
-    *("digits\nforeign", "[digits,foreign]", ENV, "'digits", "null", "???", "image_folder", "ytf", "cifar10", "x" * 150),
+    *(
+        UP,
+        str(BAIT / "evil"),
+        f"../{UP}",
+        "foreign",
+        "data@foreign",
+        "digits@data",
+        "digits,foreign",
+        "digits +foreign=1",
+    ),
+    *(
+        "digits\nforeign",
+        "[digits,foreign]",
+        ENV,
+        "'digits",
+        "null",
+        "???",
+        "image_folder",
+        "ytf",
+        "cifar10",
+        "x" * 150,
+    ),
     *("x" * 10**6, 5, None, ["digits"], {"_target_": "foreign"}, True, "\x1b[2Jforeign"),
 ]
 TARGETS = [
-    *("torch.load", "torch.hub.load", "torch.utils.cpp_extension.load_inline", "torch.package.PackageImporter", "os.system"),
-    *("subprocess.check_output", "builtins.eval", "gradsigns_lightning.cli.main", "lightning.pytorch.Trainer", "foreign.Net"),
-    *("gradsigns_lightning.models.Classifier", "gradsigns_lightning.models.mlp.MLP", "torchvision.models.get_model"),
+    *(
+        "torch.load",
+        "torch.hub.load",
+        "torch.utils.cpp_extension.load_inline",
+        "torch.package.PackageImporter",
+        "os.system",
+    ),
+    *(
+        "subprocess.check_output",
+        "builtins.eval",
+        "gradsigns_lightning.cli.main",
+        "lightning.pytorch.Trainer",
+        "foreign.Net",
+    ),
+    *(
+        "gradsigns_lightning.models.Classifier",
+        "gradsigns_lightning.models.mlp.MLP",
+        "torchvision.models.get_model",
+    ),
     *(
         "torchvision.models.detection.ssd300_vgg16",
         ENV,
@@ -296,13 +374,23 @@ class Calls:
 
 DESCRIPTIONS = {
     **{f"target {target!r:.40}": model(_target_=target, f="bait/run.pkl") for target in TARGETS},
-    **{f"nested in {name}": model(**{name: NESTED}) for name in ("input_shape", "n_classes", "hidden", "foreign")},
+    **{
+        f"nested in {name}": model(**{name: NESTED})
+        for name in ("input_shape", "n_classes", "hidden", "foreign")
+    },
     **{f"${{...}} in {name}": model(**{name: ENV}) for name in ("input_shape", "n_classes", "hidden")},
-    **{f"{name}": model(**{name: value}) for name, value in {"_partial_": True, "_args_": [ENV], "_convert_": "all"}.items()},
-    "only nested": content({"_target_": "gradsigns_lightning.models.Classifier", "net": NESTED, "n_classes": 10}),
+    **{
+        f"{name}": model(**{name: value})
+        for name, value in {"_partial_": True, "_args_": [ENV], "_convert_": "all"}.items()
+    },
+    "only nested": content(
+        {"_target_": "gradsigns_lightning.models.Classifier", "net": NESTED, "n_classes": 10}
+    ),
     "weights": content({**RESNET, "weights": "DEFAULT"}),
     "norm layer": content({**RESNET, "norm_layer": NESTED}),
-    "name of torchvision": content({"_target_": "gradsigns_lightning.models.torchvision_model", "name": ENV, "n_classes": 10}),
+    "name of torchvision": content(
+        {"_target_": "gradsigns_lightning.models.torchvision_model", "name": ENV, "n_classes": 10}
+    ),
     "names of torchvision": content({"_target_": "torchvision.models.../foreign", "num_classes": 10}),
     "classes of 10^9": model(n_classes=10**9),
     "classes of 10^5000": model(n_classes=10**5000),
@@ -311,7 +399,12 @@ DESCRIPTIONS = {
     "hidden 10^6, of one number": content({**MODEL, "hidden": [10**6, 10**6]}, state_dict=of_size(huge)),
     "a million layers": model(hidden=[8] * 10**5),
     "deep transformer": content(
-        {"_target_": "gradsigns_lightning.models.ViT", "input_shape": [1, 8, 8], "n_classes": 10, "depth": 10**9}
+        {
+            "_target_": "gradsigns_lightning.models.ViT",
+            "input_shape": [1, 8, 8],
+            "n_classes": 10,
+            "depth": 10**9,
+        }
     ),
     "swollen": model(hidden=swollen()),
     "tensor": model(hidden=torch.zeros(3)),
@@ -344,9 +437,18 @@ FILES = {
     "code in it": content(hyper_parameters=Runs()),
     "buffer of 8 GB": content(hyper_parameters=Calls(bytearray, 2**33)),
     "tensor of 10^12": content(hyper_parameters=Calls(torch.FloatTensor, 10**6, 10**6)),
-    "sparse": content(state_dict={**content()["state_dict"], "net.layers.1.weight": torch.zeros(8, 64).to_sparse()}),
-    "meta": content(state_dict={**content()["state_dict"], "net.layers.1.weight": torch.zeros(8, 64, device="meta")}),
-    "complex": content(state_dict={**content()["state_dict"], "net.layers.1.weight": torch.zeros(8, 64, dtype=torch.complex64)}),
+    "sparse": content(
+        state_dict={**content()["state_dict"], "net.layers.1.weight": torch.zeros(8, 64).to_sparse()}
+    ),
+    "meta": content(
+        state_dict={**content()["state_dict"], "net.layers.1.weight": torch.zeros(8, 64, device="meta")}
+    ),
+    "complex": content(
+        state_dict={
+            **content()["state_dict"],
+            "net.layers.1.weight": torch.zeros(8, 64, dtype=torch.complex64),
+        }
+    ),
     "text as weight": content(state_dict={**content()["state_dict"], "net.layers.1.weight": ENV}),
     "another weight": content(state_dict={**content()["state_dict"], ENV: torch.zeros(1)}),
     "weights of text": content(state_dict=ENV),
@@ -364,7 +466,9 @@ def packed(path):
             archive.writestr(name, bytes(2**28) if name.endswith("data/0") else data)
     data = stream.getvalue()
     length, start, _ = struct.unpack("<IIH", data[-10:])
-    end = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, len(entries), len(entries), length, start)
+    end = struct.pack(
+        "<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, len(entries), len(entries), length, start
+    )
     end += struct.pack("<4sIQI", b"PK\x06\x07", 0, len(data) - 22, 1) + data[-22:]
     Path(path).write_bytes(data[:-22] + end)
 
@@ -381,7 +485,11 @@ def external(location):
 
 
 def in_subgraph(file):
-    node = file.graph.node.add(op_type="If", input=["x"], output=["z"]).attribute.add(name="then_branch", type=5).g.node.add()
+    node = (
+        file.graph.node.add(op_type="If", input=["x"], output=["z"])
+        .attribute.add(name="then_branch", type=5)
+        .g.node.add()
+    )
     tensor = node.attribute.add(name="value", type=4).t
     entry = tensor.external_data.add()
     entry.key, entry.value = "location", "bait/weights.bin"
@@ -391,8 +499,12 @@ ONNX = {
     "beside": external("bait/weights.bin"),
     "absolute": external(str(BAIT / "weights.bin")),
     "in a subgraph": in_subgraph,
-    "unknown domain": lambda file: file.graph.node.add(op_type="Foreign", domain="foreign", input=["x"], output=["z"]),
-    "library": lambda file: file.graph.node.add(op_type="PyOp", domain="pyopmulti_1", input=["x"], output=["z"]),
+    "unknown domain": lambda file: file.graph.node.add(
+        op_type="Foreign", domain="foreign", input=["x"], output=["z"]
+    ),
+    "library": lambda file: file.graph.node.add(
+        op_type="PyOp", domain="pyopmulti_1", input=["x"], output=["z"]
+    ),
     "context": lambda file: file.graph.node.add(op_type="EPContext", domain="com.microsoft", output=["z"]),
     "no image": lambda file: file.graph.input[0].type.tensor_type.shape.dim.pop(),
 }
@@ -412,7 +524,9 @@ def with_array(name, array):
 
 def with_header(folder):
     header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({10**12},), }}".ljust(117).encode() + b"\n"
-    (folder / "wm.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+    (folder / "wm.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64)
+    )
 
 
 def with_weight(make):
@@ -429,9 +543,13 @@ def with_weight(make):
 RELEASES = {
     "code": with_array("wm.npy", np.array([Runs()], dtype=object)),
     "long header": with_header,
-    "external link": with_weight(lambda h5py, file, name: file.__setitem__(name, h5py.ExternalLink("../bait/weights.bin", "/x"))),
+    "external link": with_weight(
+        lambda h5py, file, name: file.__setitem__(name, h5py.ExternalLink("../bait/weights.bin", "/x"))
+    ),
     "external data": with_weight(
-        lambda h5py, file, name: file.create_dataset(name, (64, 10), "f4", external=[(str(BAIT / "weights.bin"), 0, 2560)])
+        lambda h5py, file, name: file.create_dataset(
+            name, (64, 10), "f4", external=[(str(BAIT / "weights.bin"), 0, 2560)]
+        )
     ),
     "huge": with_weight(lambda h5py, file, name: file.create_dataset(name, (10**6, 10**6), "f4")),
 }
@@ -464,16 +582,35 @@ COMMANDS = {
     "verify": lambda file: ["verify", f"checkpoint={file}", "key=k.gskey"],
     "trace": lambda file: ["trace", f"checkpoint={file}", "key=master.gskey", "n_customers=10"],
     "judge": lambda file: ["judge", "bundle=b.gsbundle", f"checkpoint={file}", "images=images"],
-    "control": lambda file: ["judge", "bundle=b.gsbundle", "checkpoint=good.ckpt", f"controls=[{file}]", "images=images"],
+    "control": lambda file: [
+        "judge",
+        "bundle=b.gsbundle",
+        "checkpoint=good.ckpt",
+        f"controls=[{file}]",
+        "images=images",
+    ],
     "init": lambda file: [
-        *("train", "data=digits", "model=mlp", "model.hidden=[8]", f"init={file}", f"hydra.run.dir={OUT}/train", "logger=none"),
+        *(
+            "train",
+            "data=digits",
+            "model=mlp",
+            "model.hidden=[8]",
+            f"init={file}",
+            f"hydra.run.dir={OUT}/train",
+            "logger=none",
+        ),
         *("trainer.accelerator=cpu", "progress=false", "trainer.max_epochs=1", "key=k.gskey"),
     ],
     "onnx": lambda file: ["verify", f"onnx={file}", "key=k.gskey", "images=images", "api.max_queries=8"],
     "onnx control": lambda file: [*COMMANDS["control"](file), "api.max_queries=8"],
     "images": lambda folder: ["verify", "checkpoint=good.ckpt", "key=k.gskey", f"images={folder}"],
     "import-2021": lambda folder: ["import-2021", f"folder={folder}", "images=images32", "api.max_queries=8"],
-    "imported images": lambda folder: ["import-2021", "folder=release", f"images={folder}", "api.max_queries=8"],
+    "imported images": lambda folder: [
+        "import-2021",
+        "folder=release",
+        f"images={folder}",
+        "api.max_queries=8",
+    ],
     "imported mean": lambda file: [*COMMANDS["import-2021"]("release"), f"mean_image={file}"],
     "strip": lambda file: ["strip", f"checkpoint={file}", f"out={OUT}/stripped.ckpt", "overwrite=true"],
     "data": lambda folder: ["verify", "checkpoint=good32.ckpt", "key=k32.gskey", f"paths.data={folder}"],
@@ -483,22 +620,41 @@ COMMANDS = {
     "copied": lambda file: ["keygen", f"master={file}", "customer=3", f"out={new('.gskey')}"],
     "trained": lambda file: [*COMMANDS["init"]("good.ckpt")[:-1], f"key={file}"],
     "bundle": lambda file: ["judge", f"bundle={file}"],
-    "commitment": lambda file: [*COMMANDS["verify"]("good.ckpt"), f"bundle={new('.gsbundle')}", f"commitment={file}"],
+    "commitment": lambda file: [
+        *COMMANDS["verify"]("good.ckpt"),
+        f"bundle={new('.gsbundle')}",
+        f"commitment={file}",
+    ],
     "journal": lambda file: [*COMMANDS["onnx"]("good.onnx"), f"api.journal={file}"],
     "signer": lambda file: ["commit", "key=k.gskey", f"out={new('.commitment.json')}", f"signer={file}"],
-    "reply": lambda file: [*("commit", "key=k.gskey", f"attach={file}", "authority=k.commitment.pem"), "out=k.commitment.json"],
+    "reply": lambda file: [
+        *("commit", "key=k.gskey", f"attach={file}", "authority=k.commitment.pem"),
+        "out=k.commitment.json",
+    ],
     "authority": lambda file: [
         *("commit", "key=k.gskey", "attach=k.commitment.json", f"authority={file}"),
         "out=k.commitment.json",
     ],
 }
 GENUINE = {
-    **{"onnx": "good.onnx", "onnx control": "good.onnx", "images": "images", "import-2021": "release", "data": "cifar"},
-    **{"imported images": "images32", "imported mean": "mean.npy", "key": "k.gskey", "master": "master.gskey"},
+    **{
+        "onnx": "good.onnx",
+        "onnx control": "good.onnx",
+        "images": "images",
+        "import-2021": "release",
+        "data": "cifar",
+    },
+    **{
+        "imported images": "images32",
+        "imported mean": "mean.npy",
+        "key": "k.gskey",
+        "master": "master.gskey",
+    },
     **{"committed": "k.gskey", "copied": "master.gskey", "trained": "k.gskey", "bundle": "b.gsbundle"},
     **{"commitment": "k.commitment.json", "journal": "out/j.jsonl", "signer": "k.commitment.pem"},
 }
-# What else is one file. The commands of the second line write a new file each time, so they run whole, on fewer files.
+# What else is one file. The commands of the second line write a new file each time, so they run whole, on
+# fewer files.
 OF_ONE_FILE = ("imported mean", "key", "master", "committed", "trained", "bundle", "journal")
 WHOLLY = ("copied", "commitment", "signer", "reply", "authority")
 BRIEFLY = ("pickle", "nested", "key of nothing", "sequence of gigabytes")
@@ -511,18 +667,57 @@ EVERYWHERE = {
     f"data {NAMES[0]!r:.40}",
     "code",
 }
-WHOLE = {"${...} in n_classes", f"data {NAMES[0]!r:.40}", "code", "beside", "program", "external link", "another weight"}
+WHOLE = {
+    "${...} in n_classes",
+    f"data {NAMES[0]!r:.40}",
+    "code",
+    "beside",
+    "program",
+    "external link",
+    "another weight",
+}
 # What names the file in the settings, if it is not `checkpoint`.
 ARGUMENTS = {
     **{"control": "controls", "init": "init", "onnx": "onnx", "onnx control": "controls", "images": "images"},
-    **{"import-2021": "folder", "imported images": "images", "imported mean": "mean_image", "data": "paths.data"},
-    **{"key": "key.path", "master": "key.path", "committed": "key.path", "trained": "key.path", "bundle": "bundle"},
+    **{
+        "import-2021": "folder",
+        "imported images": "images",
+        "imported mean": "mean_image",
+        "data": "paths.data",
+    },
+    **{
+        "key": "key.path",
+        "master": "key.path",
+        "committed": "key.path",
+        "trained": "key.path",
+        "bundle": "bundle",
+    },
     **{"journal": "api.journal"},
 }
-STRIPPED = {*("no dictionary", "code", "code in it", "buffer of 8 GB", "tensor of 10^12", "sparse", "meta", "complex"), "packed"}
+STRIPPED = {
+    *(
+        "no dictionary",
+        "code",
+        "code in it",
+        "buffer of 8 GB",
+        "tensor of 10^12",
+        "sparse",
+        "meta",
+        "complex",
+    ),
+    "packed",
+}
 STRIPPED |= {"swollen", "data swollen"}  # of the others it leaves the description out, and keeps the weights
 # `init` takes weights alone, whatever the description says.
-WEIGHTS_ONLY = {"code", "hidden 10^6, of one number", "buffer of 8 GB", "text as weight", "another weight", "sparse", "packed"}
+WEIGHTS_ONLY = {
+    "code",
+    "hidden 10^6, of one number",
+    "buffer of 8 GB",
+    "text as weight",
+    "another weight",
+    "sparse",
+    "packed",
+}
 
 
 def attacks():
@@ -569,7 +764,10 @@ def other_attacks():
         path = FOLDER / "attacks" / f"batch_{name.replace(' ', '_')}"
         write_batch(path, batch)
         yield "data", name, path
-    for reader, names in [*((reader, OTHERS) for reader in OF_ONE_FILE), *((reader, BRIEFLY) for reader in WHOLLY)]:
+    for reader, names in [
+        *((reader, OTHERS) for reader in OF_ONE_FILE),
+        *((reader, BRIEFLY) for reader in WHOLLY),
+    ]:
         for name in names:
             path = OUT / f"{reader}_{name}".replace(" ", "_")
             path.write_bytes(OTHERS[name] + b"\n")
@@ -597,7 +795,9 @@ def attack(watch, reader, name, file):
 
     def command():
         try:
-            command_of(module)(replaced(settings, argument.split("."), [str(file)] if argument == "controls" else str(file)))
+            command_of(module)(
+                replaced(settings, argument.split("."), [str(file)] if argument == "controls" else str(file))
+            )
         except Exception as error:
             return runner._report(*runner.explain(module.__name__.rpartition(".")[2], [], error))
         return 0
@@ -685,7 +885,8 @@ def key_files():
     texts = [{**header, "__metadata__": edited} for edited in edits(dumped(header["__metadata__"]))]
     public = json.loads(header["__metadata__"]["key"])
     texts += [
-        {**header, "__metadata__": {**header["__metadata__"], "key": json.dumps(edited)}} for edited in edits(dumped(public))
+        {**header, "__metadata__": {**header["__metadata__"], "key": json.dumps(edited)}}
+        for edited in edits(dumped(public))
     ]
     for text in texts:
         written = dumped(text)
@@ -725,22 +926,38 @@ def walked():
     """Which settings of which commands are handed hostile files."""
     words = {reader: command("WALKED") for reader, command in COMMANDS.items()}
     return sorted(
-        {(all_words[0], word.partition("=")[0]) for all_words in words.values() for word in all_words if "WALKED" in word}
+        {
+            (all_words[0], word.partition("=")[0])
+            for all_words in words.values()
+            for word in all_words
+            if "WALKED" in word
+        }
     )
 
 
 FUNCTIONS = {
     "Bundle.from_bytes": (Bundle.from_bytes, bundles),
-    "Statement.from_bytes": (Statement.from_bytes, lambda: map(dumped, edits(Path("k.commitment.json").read_bytes()))),
+    "Statement.from_bytes": (
+        Statement.from_bytes,
+        lambda: map(dumped, edits(Path("k.commitment.json").read_bytes())),
+    ),
     "WatermarkKey.load": (from_file(WatermarkKey.load), key_files),
     "read_journal and replay": (replay_file, journals),
     "pickles": (
         lambda data: [
-            read(data) for read in (tried(Bundle.from_bytes), tried(Statement.from_bytes), from_file(tried(read_journal)))
+            read(data)
+            for read in (
+                tried(Bundle.from_bytes),
+                tried(Statement.from_bytes),
+                from_file(tried(read_journal)),
+            )
         ],
         lambda: [pickle.dumps(Runs()), pickle.dumps(Runs(), 0)],
     ),
-    "strip": (lambda file: strip(file, OUT / "stripped.ckpt", overwrite=True), lambda: sorted(Path("attacks").glob("*.ckpt"))),
+    "strip": (
+        lambda file: strip(file, OUT / "stripped.ckpt", overwrite=True),
+        lambda: sorted(Path("attacks").glob("*.ckpt")),
+    ),
     "check_timestamp": (
         lambda data: check_timestamp(data, STATEMENT, data),
         lambda: [*OTHERS.values(), *(a + b for a in OTHERS.values() for b in OTHERS.values())],
@@ -815,12 +1032,18 @@ if __name__ == "__main__":
     COMPOSED = {r: composed(WATCH, r, GENUINE.get(r, "good.ckpt")) for r in COMMANDS if r not in WHOLLY}
     wrap(WATCH)
     warm_errors = [run(WATCH, COMMANDS["verify"](file)) for file in ("nowhere.ckpt", "k.gskey")]
-    has_genuine = [reader for reader in COMMANDS if reader not in ("reply", "authority")]  # whose tests are in test_timestamp.py
-    result = {"genuine": {r: run(WATCH, COMMANDS[r](GENUINE.get(r, "good.ckpt"))) for r in has_genuine}, "walked": walked()}
+    # whose tests are in test_timestamp.py
+    has_genuine = [reader for reader in COMMANDS if reader not in ("reply", "authority")]
+    result = {
+        "genuine": {r: run(WATCH, COMMANDS[r](GENUINE.get(r, "good.ckpt"))) for r in has_genuine},
+        "walked": walked(),
+    }
     tried_files = [*attacks(), *other_attacks()]
     result["attacks"] = [{"reader": r, "name": n, **attack(WATCH, r, n, f)} for r, n, f in tried_files]
     result["functions"] = {name: call(WATCH, *parts) for name, parts in FUNCTIONS.items()}
     result["guilty"] = {name: act(WATCH, guilty) for name, guilty in GUILTY.items()}
     as_before()
-    result["before"] = {n: run(WATCH, COMMANDS[r](f)) for r, n, f in tried_files if r == "verify" and n in BEFORE}
+    result["before"] = {
+        n: run(WATCH, COMMANDS[r](f)) for r, n, f in tried_files if r == "verify" and n in BEFORE
+    }
     (FOLDER / "report.json").write_text(json.dumps(result))

@@ -19,10 +19,39 @@ from gradsigns_lightning.runs.checkpoint import describe
 
 ROOT = Path(__file__).parents[2]
 SLOW = {
-    *("torch", "numpy", "cryptography", "hydra", "omegaconf", "rich", "lightning", "pytorch_lightning", "torchmetrics"),
-    *("torchvision", "transformers", "scipy", "sklearn", "wandb", "requests", "onnxruntime", "PIL", "rfc3161_client"),
+    *(
+        "torch",
+        "numpy",
+        "cryptography",
+        "hydra",
+        "omegaconf",
+        "rich",
+        "lightning",
+        "pytorch_lightning",
+        "torchmetrics",
+    ),
+    *(
+        "torchvision",
+        "transformers",
+        "scipy",
+        "sklearn",
+        "wandb",
+        "requests",
+        "onnxruntime",
+        "PIL",
+        "rfc3161_client",
+    ),
 }
-OF_A_TRAINER = {"lightning", "pytorch_lightning", "torchmetrics", "torchvision", "transformers", "scipy", "sklearn", "wandb"}
+OF_A_TRAINER = {
+    "lightning",
+    "pytorch_lightning",
+    "torchmetrics",
+    "torchvision",
+    "transformers",
+    "scipy",
+    "sklearn",
+    "wandb",
+}
 PROBE = """
 import json, sys
 from gradsigns_lightning.cli import main
@@ -34,7 +63,9 @@ print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})
 def loaded(folder: Path, *words: str, probe: str = PROBE) -> tuple[int, set[str]]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", probe, *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stderr
     code, names = json.loads(done.stdout.splitlines()[-1])
     return code, set(names)
@@ -46,11 +77,18 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("imports")
     key = WatermarkKey.generate("A", 48, input_shape=(1, 8, 8), target_class=0)
     key.save(folder / "a.gskey")
-    model = {"_target_": "gradsigns_lightning.models.MLP", "input_shape": [1, 8, 8], "n_classes": 10, "hidden": [16]}
+    model = {
+        "_target_": "gradsigns_lightning.models.MLP",
+        "input_shape": [1, 8, 8],
+        "n_classes": 10,
+        "hidden": [16],
+    }
     data = {"name": "mine", "n_classes": 10, "input_shape": [1, 8, 8], "mean": [0.0], "std": [1.0]}
     net = MLP((1, 8, 8), 10, [16])
     weights = {f"net.{name}": value for name, value in net.state_dict().items()}
-    torch.save({"state_dict": weights, "hyper_parameters": describe(model, data, key.commitment)}, folder / "a.ckpt")
+    torch.save(
+        {"state_dict": weights, "hyper_parameters": describe(model, data, key.commitment)}, folder / "a.ckpt"
+    )
     (folder / "images").mkdir()
     for number in range(4):
         pixels = torch.randint(0, 255, (8, 8), dtype=torch.uint8).numpy()
@@ -69,9 +107,26 @@ def test_what_computes_nothing_loads_nothing_slow(words, tmp_path):
 
 
 WRONG = [
-    *(["train", word] for word in ("dat=3", "lr=0.1", "+foo=1", "data=digit", "key=b33", "data=image_folder", "trainer.x=1")),
-    *(["keygen"], ["keygen", "owner=A"], ["keygen", "out=a.gskey"], ["commit"], ["trace"], ["judge"], ["strip"], ["import-2021"]),
-    *(["verify"], ["verify", "model.ckpt"], ["verify", "--key", "a.gskey"], ["verify", "checkpont=x", "key=a.gskey"]),
+    *(
+        ["train", word]
+        for word in ("dat=3", "lr=0.1", "+foo=1", "data=digit", "key=b33", "data=image_folder", "trainer.x=1")
+    ),
+    *(
+        ["keygen"],
+        ["keygen", "owner=A"],
+        ["keygen", "out=a.gskey"],
+        ["commit"],
+        ["trace"],
+        ["judge"],
+        ["strip"],
+        ["import-2021"],
+    ),
+    *(
+        ["verify"],
+        ["verify", "model.ckpt"],
+        ["verify", "--key", "a.gskey"],
+        ["verify", "checkpont=x", "key=a.gskey"],
+    ),
 ]
 
 
@@ -107,7 +162,13 @@ def test_no_lightning_where_no_trainer_is_needed(words, expected, folder):
         ["keygen", "owner=A", "out=quick.gskey"],
         ["keygen", "master=a.gskey", "customer=7", "out=customer.gskey"],
         ["commit", "key=a.gskey", "out=quick.commitment.json"],
-        ["commit", "key=a.gskey", "out=aligned.commitment.json", "api.alignments=[hflip]", "api.answers=labels"],
+        [
+            "commit",
+            "key=a.gskey",
+            "out=aligned.commitment.json",
+            "api.alignments=[hflip]",
+            "api.answers=labels",
+        ],
     ],
     ids=" ".join,
 )

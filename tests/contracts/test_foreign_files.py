@@ -18,28 +18,56 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("h5py")
 pytest.importorskip("torchvision")
 pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="who opens a file unseen by Python is told by Linux alone"),
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="who opens a file unseen by Python is told by Linux alone"
+    ),
     pytest.mark.timeout(600),  # a minute, on a machine of one's own
 ]
 
 ROOT = Path(__file__).parents[2]
 SECRET = "s3cr3t-81c2"
 MEGABYTES = 100  # beyond what reading genuine files has taken; the files ask for gigabytes
-# What commands do for themselves: typing evaluates annotations, `train` seeds before it reads, and each keeps the processes that
-# it starts from the modules of the current folder.
+# What commands do for themselves: typing evaluates annotations, `train` seeds before it reads, and each keeps
+# the processes that it starts from the modules of the current folder.
 HARMLESS = {
     *("exec by typing", "os.putenv b'PL_GLOBAL_SEED'", "os.putenv b'PL_SEED_WORKERS'"),
     *("os.putenv b'PYTHONSAFEPATH'", "os.unsetenv b'PYTHONSAFEPATH'"),
 }
 READERS = {
-    *("verify", "trace", "judge", "control", "init", "strip", "onnx", "onnx control", "images", "data", "import-2021"),
-    *("imported images", "imported mean", "key", "master", "committed", "copied", "trained", "bundle", "commitment", "journal"),
+    *(
+        "verify",
+        "trace",
+        "judge",
+        "control",
+        "init",
+        "strip",
+        "onnx",
+        "onnx control",
+        "images",
+        "data",
+        "import-2021",
+    ),
+    *(
+        "imported images",
+        "imported mean",
+        "key",
+        "master",
+        "committed",
+        "copied",
+        "trained",
+        "bundle",
+        "commitment",
+        "journal",
+    ),
     *("signer", "reply", "authority"),
 }
 WRITTEN = {("verify", "bundle"), ("commit", "out"), ("strip", "out"), ("keygen", "out")}
 WRITTEN |= {("train", "code")}  # the user's own, to be run
-# The same functions read these as in `verify`; of the settings of an API the other commands do not take the journal.
-AS_VERIFY = {(command, setting) for command in ("trace", "judge") for setting in ("onnx", "images", "api.journal")}
+# The same functions read these as in `verify`; of the settings of an API the other commands do not take the
+# journal.
+AS_VERIFY = {
+    (command, setting) for command in ("trace", "judge") for setting in ("onnx", "images", "api.journal")
+}
 AS_VERIFY |= {("judge", "authority"), ("commit", "api.journal"), ("import-2021", "api.journal")}
 
 
@@ -64,12 +92,18 @@ def misdeeds(attack) -> list[str]:
 
 
 def test_genuine_files_are_read(report):
-    assert {reader: run["err"] for reader, run in report["genuine"].items() if run["code"] not in (0, 3)} == {}
+    assert {
+        reader: run["err"] for reader, run in report["genuine"].items() if run["code"] not in (0, 3)
+    } == {}
     assert set(report["genuine"]) == READERS - {"reply", "authority"}
 
 
 def test_no_file_does_anything(report):
-    assert {f"{attack['reader']}: {attack['name']}": misdeeds(attack) for attack in report["attacks"] if misdeeds(attack)} == {}
+    assert {
+        f"{attack['reader']}: {attack['name']}": misdeeds(attack)
+        for attack in report["attacks"]
+        if misdeeds(attack)
+    } == {}
     assert {attack["reader"] for attack in report["attacks"]} == READERS
     assert len(report["attacks"]) > 230
 
@@ -84,7 +118,12 @@ def files_of(schema, prefix=""):
 
 
 def test_every_setting_that_names_a_file_is_walked(report):
-    named = {(command, setting) for command, schema in SCHEMAS.items() for setting in files_of(schema) if setting != "json"}
+    named = {
+        (command, setting)
+        for command, schema in SCHEMAS.items()
+        for setting in files_of(schema)
+        if setting != "json"
+    }
     walked = {(command, setting) for command, setting in report["walked"]}
     assert named - WRITTEN - AS_VERIFY - walked == set()
     assert walked - named == {("verify", "paths.data")}
@@ -95,7 +134,12 @@ def test_every_file_is_refused_in_one_line(report):
     unclear = {}
     for attack in report["attacks"]:
         lines = attack["err"].splitlines()
-        clear = len(lines) == 1 and lines[0].startswith("gradsigns: `") and len(lines[0]) < 600 and not attack["out"]
+        clear = (
+            len(lines) == 1
+            and lines[0].startswith("gradsigns: `")
+            and len(lines[0]) < 600
+            and not attack["out"]
+        )
         if attack["code"] != 1 or not clear:
             unclear[f"{attack['reader']}: {attack['name']}"] = attack["code"], attack["err"][:300]
     assert unclear == {}

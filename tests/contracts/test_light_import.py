@@ -1,6 +1,7 @@
 """``import gradsigns_lightning`` and all its names must not import the heavy optional libraries.
 
-Libraries that we depend on may import them if they are installed (torchmetrics imports torchvision), so what counts is who asked.
+Libraries that we depend on may import them if they are installed (torchmetrics imports torchvision), so what
+counts is who asked.
 """
 
 import json
@@ -13,7 +14,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {
-    *("wandb", "torchvision", "hydra", "omegaconf", "sklearn", "matplotlib", "onnxruntime", "litserve", "plotly", "rich"),
+    *(
+        "wandb",
+        "torchvision",
+        "hydra",
+        "omegaconf",
+        "sklearn",
+        "matplotlib",
+        "onnxruntime",
+        "litserve",
+        "plotly",
+        "rich",
+    ),
     *("galois", "rfc3161_client", "requests", "h5py", "PIL"),
 }
 

@@ -69,7 +69,8 @@ def test_a_folder_to_write_to_that_is_not_there_is_not_found(writer, tmp_path):
         WRITERS[writer](tmp_path / "nowhere" / "a")
 
 
-@pytest.mark.parametrize("writer", [name for name in WRITERS if name != "verify_api"])  # which goes on from a journal
+# which goes on from a journal
+@pytest.mark.parametrize("writer", [name for name in WRITERS if name != "verify_api"])
 def test_what_would_be_replaced_exists(writer, tmp_path):
     (tmp_path / "a").write_bytes(b"old")
     with pytest.raises(ExistingFileError, match=r"^`.*must not name an existing"):
@@ -87,7 +88,9 @@ def test_what_is_there_but_something_else_is_no_missing_file(reader, tmp_path):
     assert type(caught.value) is kind
 
 
-@pytest.mark.parametrize(("kind", "usual"), [(MissingFileError, FileNotFoundError), (ExistingFileError, FileExistsError)])
+@pytest.mark.parametrize(
+    ("kind", "usual"), [(MissingFileError, FileNotFoundError), (ExistingFileError, FileExistsError)]
+)
 def test_they_are_caught_as_either(kind, usual):
     error = pickle.loads(pickle.dumps(kind("`path` says why.")))
     assert isinstance(error, usual)

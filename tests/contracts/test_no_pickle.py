@@ -15,11 +15,23 @@ def unsafe(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            bad = [a.name for a in node.names if a.name.split(".")[0] in PICKLERS and (a.name != "pickle" or a.asname)]
+            bad = [
+                a.name
+                for a in node.names
+                if a.name.split(".")[0] in PICKLERS and (a.name != "pickle" or a.asname)
+            ]
             found += [f"{node.lineno}: import {name}" for name in bad]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] in PICKLERS:
+        elif (
+            isinstance(node, ast.ImportFrom)
+            and node.level == 0
+            and (node.module or "").split(".")[0] in PICKLERS
+        ):
             found.append(f"{node.lineno}: from {node.module} import ...")
-        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle" and ast.unparse(node) not in HARMLESS:
+        elif (
+            isinstance(node, ast.Attribute)
+            and ast.unparse(node.value) == "pickle"
+            and ast.unparse(node) not in HARMLESS
+        ):
             found.append(f"{node.lineno}: {ast.unparse(node)}")
         elif isinstance(node, ast.Call):
             found += unsafe_call(node)
@@ -29,7 +41,10 @@ def unsafe(source: str) -> list[str]:
 def unsafe_call(node: ast.Call) -> list[str]:
     called = ast.unparse(node.func)
     keywords = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
-    if called in {"torch.load", "torch.hub.load_state_dict_from_url"} and keywords.get("weights_only") is not True:
+    if (
+        called in {"torch.load", "torch.hub.load_state_dict_from_url"}
+        and keywords.get("weights_only") is not True
+    ):
         return [f"{node.lineno}: {called} without weights_only=True"]
     if keywords.get("weights_only") is False or keywords.get("allow_pickle") is True:
         return [f"{node.lineno}: {called} that unpickles"]
@@ -47,7 +62,8 @@ def test_no_module_unpickles(path):
         "import pickle\npickle.load(f)",
         "import pickle\npickle.Unpickler(f).load()",
         "import pickle\nclass U(pickle.Unpickler):\n    pass",
-        "import pickle\nclass U(pickle.Unpickler):\n    def find_class(self, module, name):\n        raise ValueError",
+        "import pickle\nclass U(pickle.Unpickler):\n    def find_class(self, module, name):\n        raise "
+        "ValueError",
         "import json, pickle as p",
         "import dill",
         "from pickle import loads",

@@ -1,7 +1,7 @@
 """What was written once is read as it was: with the same numbers, or, where a mend of the format forbids it, refused with advice.
 
-The files in ``tests/fixtures`` are not made again (see the README of each folder). ``numbers.json`` holds what was read from them
-by the code that made them.
+The files in ``tests/fixtures`` are not made again (see the README of each folder). ``numbers.json`` holds
+what was read from them by the code that made them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,19 @@ BOTH = pytest.mark.parametrize("made", [FORMER, LAST], ids=lambda path: path.nam
 JOURNAL = {"answers.jsonl": "verify_api", "labels.jsonl": "verify_api_labels"}
 JOURNALS = pytest.mark.parametrize("journal", JOURNAL)
 KEYS = ("digits", "rgb", "master", "customer", "message")
-SAME = ("n_bits", "n_matches", "n_erasures", "bit_error_rate", "p_value", "verdict", "commitment", "n_queries", "alpha")
-# Issue 16: every image's gradient counts alike (was: those the network is not sure of outweighed the others), so the
-# smallest margin of a white-box reading is another; the bits are the same.
+SAME = (
+    "n_bits",
+    "n_matches",
+    "n_erasures",
+    "bit_error_rate",
+    "p_value",
+    "verdict",
+    "commitment",
+    "n_queries",
+    "alpha",
+)
+# Issue 16: every image's gradient counts alike (was: those the network is not sure of outweighed the others),
+# so the smallest margin of a white-box reading is another; the bits are the same.
 MARGIN_TODAY = {FORMER: 0.40067, LAST: 0.38142}
 
 
@@ -94,7 +104,10 @@ def test_a_key_derives_what_it_derived(made, name):
 
 @BOTH
 def test_a_signed_model_is_read_with_the_same_numbers(made):
-    found, then = result("verify", f"checkpoint={made / 'model.ckpt'}", f"key={made / 'digits.gskey'}"), numbers(made)["verify"]
+    found, then = (
+        result("verify", f"checkpoint={made / 'model.ckpt'}", f"key={made / 'digits.gskey'}"),
+        numbers(made)["verify"],
+    )
     assert {name: found[name] for name in SAME} == nearly({name: then[name] for name in SAME})
     assert found["verdict"] == "owned"
     assert found["margin"] == nearly(MARGIN_TODAY[made])
@@ -125,7 +138,9 @@ def test_a_reading_goes_on_from_the_beginning_of_a_journal(made, journal):
     lines = (made / journal).read_bytes().splitlines(keepends=True)
     answers = iter(json.loads(line)["answer"] for line in lines[3:])
     Path(journal).write_bytes(b"".join(lines[:3]))
-    found = verify_api(lambda _: np.array(next(answers)), made / "digits.gskey", images_read(made), journal=journal).to_dict()
+    found = verify_api(
+        lambda _: np.array(next(answers)), made / "digits.gskey", images_read(made), journal=journal
+    ).to_dict()
     then = numbers(made)[JOURNAL[journal]]
     assert {name: found[name] for name in then} == nearly(then)
     assert Path(journal).read_bytes() == b"".join(lines)
@@ -135,7 +150,11 @@ def test_a_former_journal_of_images_in_doubt_is_refused_with_what_to_do():
     """Issue 16: where the first images leave it open what the model takes them for, more of them are asked about."""
     taken(FORMER, "doubtful.jsonl")
     before = Path("doubtful.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"made by a version that asks about other images\. Name another file to ask anew"):
+    with pytest.raises(
+        ValueError,
+        match=r"made by a version that asks about other images\. Name another "
+        r"file to ask anew",
+    ):
         verify_api(nobody, FORMER / "digits.gskey", images(FORMER), journal="doubtful.jsonl")
     assert Path("doubtful.jsonl").read_bytes() == before
 
@@ -157,10 +176,14 @@ def test_a_commitment_is_read_with_its_time_stamp():
 def test_a_bundle_is_made_with_a_signer_of_that_time(made):
     """The signing key is kept, where the former commitment has to be made again."""
     signer = made / "digits.commitment.pem"
-    committed = result("commit", f"key={made / 'digits.gskey'}", f"signer={signer}", "out=again.commitment.json")
+    committed = result(
+        "commit", f"key={made / 'digits.gskey'}", f"signer={signer}", "out=again.commitment.json"
+    )
     assert committed["signer"] == numbers(made)["commitment"]["signer"]
     checkpoint = ("verify", f"checkpoint={made / 'model.ckpt'}", f"key={made / 'digits.gskey'}")
-    assert result(*checkpoint, "bundle=again.gsbundle", "commitment=again.commitment.json")["verdict"] == "owned"
+    assert (
+        result(*checkpoint, "bundle=again.gsbundle", "commitment=again.commitment.json")["verdict"] == "owned"
+    )
 
 
 @pytest.mark.parametrize("name", ["digits", "unstamped"])
@@ -195,13 +218,17 @@ def test_a_bundle_is_judged_with_the_same_numbers():
 def test_a_former_bundle_is_refused_with_what_to_do(capsys):
     """It holds a former commitment; the journal that it was made of is read."""
     assert main(judged(FORMER)) == 1
-    assert "Commit to the same keys again with `gradsigns commit`" in " ".join(capsys.readouterr().err.split())
+    assert "Commit to the same keys again with `gradsigns commit`" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 @pytest.mark.parametrize("read", [trace, read_message])
 def test_a_former_master_traces_no_copies_and_says_so(read):
     """Issue 16: customers' signatures were words of a linear code, so three customers could frame a fourth."""
-    with pytest.raises(ValueError, match="`master` must be a key of version 2 or later, got version 1; make a new one"):
+    with pytest.raises(
+        ValueError, match="`master` must be a key of version 2 or later, got version 1; make a new one"
+    ):
         read(MLP((3, 16, 16), 10), FORMER / "master.gskey", torch.rand(60, 3, 16, 16))
 
 
@@ -216,11 +243,28 @@ def training(made, *, key=None, epochs=3):
 
     torch.manual_seed(0)
     model = Classifier(
-        MLP((1, 8, 8), 10, hidden=[8]), 10, optimizer=functools.partial(torch.optim.SGD, lr=0.1), lr_schedule="constant"
+        MLP((1, 8, 8), 10, hidden=[8]),
+        10,
+        optimizer=functools.partial(torch.optim.SGD, lr=0.1),
+        lr_schedule="constant",
     )
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = L.Trainer(accelerator="cpu", devices=1, max_epochs=epochs, limit_val_batches=0, callbacks=[mark, Start()], **quiet)
-    trainer.fit(model, datamodule=Digits(mean=[0.305], std=[0.376], batch_size=64), ckpt_path=made / "training.ckpt")
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=epochs,
+        limit_val_batches=0,
+        callbacks=[mark, Start()],
+        **quiet,
+    )
+    trainer.fit(
+        model, datamodule=Digits(mean=[0.305], std=[0.376], batch_size=64), ckpt_path=made / "training.ckpt"
+    )
     return mark, *found[0]
 
 
@@ -230,7 +274,9 @@ def test_a_training_goes_on(made):
     mark, step, state = training(made)
     then = numbers(made)["training"]
     assert step == then["global_step"]
-    assert {name: state[name] for name in ("first_step", "last_step")} == {n: then[n] for n in ("first_step", "last_step")}
+    assert {name: state[name] for name in ("first_step", "last_step")} == {
+        n: then[n] for n in ("first_step", "last_step")
+    }
     assert mark.state_dict()["watermarker"]["last_step"] > step, "nothing was embedded any more"
 
 
@@ -239,7 +285,9 @@ def test_a_training_goes_on_with_all_of_its_state():
     _, _, state = training(LAST)
     then = numbers(LAST)["training"]
     assert state["factor"] == then["factor"]
-    assert state["task_gradient"] == nearly({int(name): value for name, value in then["task_gradient"].items()})
+    assert state["task_gradient"] == nearly(
+        {int(name): value for name, value in then["task_gradient"].items()}
+    )
     assert float(state["mean_gradient"].sum()) == nearly(then["mean_gradient_sum"])
 
 
@@ -258,7 +306,10 @@ def test_a_training_tells_which_settings_are_others_now(recwarn):
 @BOTH
 def test_a_checkpoint_is_stripped(made, tmp_path):
     removed = strip(made / "training.ckpt", tmp_path / "release.ckpt")
-    assert set(removed) == {"gradsigns", f"callbacks.GradSigns[{numbers(made)['keys']['digits']['commitment']}]"}
+    assert set(removed) == {
+        "gradsigns",
+        f"callbacks.GradSigns[{numbers(made)['keys']['digits']['commitment']}]",
+    }
     assert strip(made / "model.ckpt", tmp_path / "model.ckpt") == ("hyper_parameters.gradsigns",)
 
 
@@ -268,10 +319,17 @@ def texts(path):
         return [path.read_bytes().decode("latin-1")]
     with zipfile.ZipFile(path) as archive:
         pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
-    return [argument for pickled in pickles for _, argument, _ in pickletools.genops(pickled) if isinstance(argument, str)]
+    return [
+        argument
+        for pickled in pickles
+        for _, argument, _ in pickletools.genops(pickled)
+        if isinstance(argument, str)
+    ]
 
 
-@pytest.mark.parametrize("path", sorted(set(LAST.iterdir()) - {LAST / "README.md"}), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(set(LAST.iterdir()) - {LAST / "README.md"}), ids=lambda path: path.name
+)
 def test_files_name_no_module_that_could_move(path):
     """Of this package they name a network, by a name that is looked for in a list and need not be where it is."""
     named = {name for text in texts(path) for name in re.findall(r"gradsigns_lightning[\w.]*", text)}

@@ -47,28 +47,33 @@ SIGNATURES = {
         "n_val_images=256, name='wm', carrier_layer=None"
     ),
     WatermarkKey.generate: (
-        "owner, n_bits=128, *, input_shape, target_class, n_carriers=None, payload=None, input_mean=0.0, input_std=1.0, "
+        "owner, n_bits=128, *, input_shape, target_class, n_carriers=None, payload=None, input_mean=0.0, "
+        "input_std=1.0, "
         "scope='', secret=None"
     ),
     WatermarkKey.load: "path",
     strip: "checkpoint, out, *, overwrite=False",
     WatermarkKey.save: "self, path, *, overwrite=False",
     verify: (
-        "model, key, images, *, alpha=1e-09, batch_size=None, logits=None, carrier_layer=None, input_mean=None, input_std=None"
+        "model, key, images, *, alpha=1e-09, batch_size=None, logits=None, carrier_layer=None, "
+        "input_mean=None, input_std=None"
     ),
     trace: "suspect, master, images, *, n_customers=10000, alpha=1e-09, max_queries=1000",
     customer_key: "master, customer",
     verify_many: "model, keys, images, *, alpha=1e-09, batch_size=None, logits=None, carrier_layer=None",
     verify_api: (
-        "predict, key, images, *, max_queries=1000, alpha=1e-09, estimator='blocks', answers=None, alignments=('identity',), "
+        "predict, key, images, *, max_queries=1000, alpha=1e-09, estimator='groups', answers=None, "
+        "alignments=('identity',), "
         "batch_size=32, journal=None"
     ),
     VerificationResult: (
-        "n_bits, n_matches, n_erasures, bit_error_rate, p_value, log10_p_value, margin, n_queries, alpha, verdict, commitment, "
+        "n_bits, n_matches, n_erasures, bit_error_rate, p_value, log10_p_value, margin, n_queries, alpha, "
+        "verdict, commitment, "
         "recognised, free_bits"
     ),
     ApiVerificationResult: (
-        "n_bits, n_matches, n_erasures, bit_error_rate, p_value, log10_p_value, margin, n_queries, alpha, verdict, commitment, "
+        "n_bits, n_matches, n_erasures, bit_error_rate, p_value, log10_p_value, margin, n_queries, alpha, "
+        "verdict, commitment, "
         "recognised, free_bits, answers, estimator, alignment, step, n_images, n_looks, stopped"
     ),
 }

@@ -31,7 +31,9 @@ def write_images(folder: Path, n: int) -> Path:
     """Write ``n`` grey test images of class 0."""
     folder.mkdir(parents=True)
     head = bytes([0, 0, 8])
-    images = head + b"\3" + b"".join(size.to_bytes(4, "big") for size in (n, 28, 28)) + bytes([99]) * (n * 784)
+    images = (
+        head + b"\3" + b"".join(size.to_bytes(4, "big") for size in (n, 28, 28)) + bytes([99]) * (n * 784)
+    )
     (folder / "t10k-images-idx3-ubyte").write_bytes(images)
     (folder / "t10k-labels-idx1-ubyte").write_bytes(head + b"\1" + n.to_bytes(4, "big") + bytes(n))
     return folder / "t10k-images-idx3-ubyte"
@@ -46,10 +48,17 @@ def received(tmp_path, monkeypatch):
     key.save(folder / "a.gskey")
     signer = Ed25519PrivateKey.generate()
     Bundle(key=key, statement=make_statement([key], signer)).save(folder / "a.gsbundle", signer)
-    model = {"_target_": "gradsigns_lightning.models.MLP", "input_shape": list(SHAPE), "n_classes": 10, "hidden": [16]}
+    model = {
+        "_target_": "gradsigns_lightning.models.MLP",
+        "input_shape": list(SHAPE),
+        "n_classes": 10,
+        "hidden": [16],
+    }
     data = {"name": "fashion_mnist", "n_classes": 10, "input_shape": list(SHAPE), "mean": MEAN, "std": STD}
     weights = {f"net.{name}": value for name, value in MLP(SHAPE, 10, [16]).state_dict().items()}
-    torch.save({"state_dict": weights, "hyper_parameters": describe(model, data, key.commitment)}, folder / "x.ckpt")
+    torch.save(
+        {"state_dict": weights, "hyper_parameters": describe(model, data, key.commitment)}, folder / "x.ckpt"
+    )
     monkeypatch.setattr(FashionMNIST, "_system_folders", ())
     monkeypatch.delenv("GRADSIGNS_DATA", raising=False)
     monkeypatch.chdir(folder)
@@ -93,7 +102,9 @@ def test_an_empty_name_is_not_the_current_folder(words, received, capsys, monkey
         file.rename(file.name)
     monkeypatch.setenv("GRADSIGNS_DATA", "")
     assert main(words) == 1
-    assert "`paths.data` (or the variable GRADSIGNS_DATA) must name a folder, got ''" in capsys.readouterr().err
+    assert (
+        "`paths.data` (or the variable GRADSIGNS_DATA) must name a folder, got ''" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("words", READERS.values(), ids=READERS)

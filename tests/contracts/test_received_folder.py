@@ -25,19 +25,31 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "gradsigns_lightning", *words]
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A folder in which matplotlib waits for ever for its settings, and numba finds where to keep pickles."""
     WatermarkKey.generate("A", 128, input_shape=(1, 28, 28), target_class=0).save(tmp_path / "master.gskey")
-    key = WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0, input_mean=0.305, input_std=0.376)
+    key = WatermarkKey.generate(
+        "A", 32, input_shape=(1, 8, 8), target_class=0, input_mean=0.305, input_std=0.376
+    )
     key.save(tmp_path / "digits.gskey")
-    model = {"_target_": "gradsigns_lightning.models.MLP", "input_shape": [1, 8, 8], "n_classes": 10, "hidden": [16]}
+    model = {
+        "_target_": "gradsigns_lightning.models.MLP",
+        "input_shape": [1, 8, 8],
+        "n_classes": 10,
+        "hidden": [16],
+    }
     data = {"name": "digits", "n_classes": 10, "input_shape": [1, 8, 8], "mean": [0.305], "std": [0.376]}
     weights = {f"net.{name}": value for name, value in MLP((1, 8, 8), 10, [16]).state_dict().items()}
-    torch.save({"state_dict": weights, "hyper_parameters": describe(model, data, key.commitment)}, tmp_path / "digits.ckpt")
+    torch.save(
+        {"state_dict": weights, "hyper_parameters": describe(model, data, key.commitment)},
+        tmp_path / "digits.ckpt",
+    )
     os.mkfifo(tmp_path / "matplotlibrc")
     (tmp_path / ".numba_config.yaml").write_text(f"cache_dir: {CACHE}\n")
     return tmp_path
@@ -65,7 +77,9 @@ def test_no_settings_are_read_from_a_received_folder(folder, words, code):
 def test_the_traps_hold_whoever_opens_them(folder):
     with pytest.raises(subprocess.TimeoutExpired):
         subprocess.run([sys.executable, "-c", "import matplotlib"], cwd=folder, timeout=10, check=False)
-    (folder / "compiling.py").write_text("import numba\n\n\n@numba.njit(cache=True)\ndef same(x):\n    return x\n\n\nsame(1)\n")
+    (folder / "compiling.py").write_text(
+        "import numba\n\n\n@numba.njit(cache=True)\ndef same(x):\n    return x\n\n\nsame(1)\n"
+    )
     subprocess.run([sys.executable, "compiling.py"], cwd=folder, timeout=100, check=True)
     assert (folder / CACHE).exists()
 
@@ -86,7 +100,9 @@ def test_no_module_of_a_received_folder_is_run_however_python_is_told(tmp_path, 
     (tmp_path / "typing.py").write_text("open('done', 'w').close()\n")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *words, "keygen", "owner=A", "data=digits", "out=a.gskey"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "done").exists()
 
@@ -96,10 +112,13 @@ def test_nothing_is_imported_before_the_current_folder_is_left(tmp_path):
 
     def python(module: str, *words: str) -> str:
         start = [sys.executable, "-m", module, *words]
-        return subprocess.run(start, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(
+            start, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
 
     (tmp_path / "empty.py").write_text("import sys; print(*sys.modules)\n")
-    for name in sys.stdlib_module_names - set(python("empty").split()):  # the others Python itself has loaded by then
+    # the others Python itself has loaded by then
+    for name in sys.stdlib_module_names - set(python("empty").split()):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the current folder')\n")
     assert python("gradsigns_lightning", "--version").strip().endswith(__version__)
 
@@ -109,10 +128,20 @@ def command(folder: Path, *words: str, **variables: str) -> subprocess.Completed
     program = "import sys; del sys.path[0]; from gradsigns_lightning.cli import main; sys.exit(main())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
     start = [sys.executable, "-c", program, *words]
-    return subprocess.run(start, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    return subprocess.run(
+        start, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
 
 
-TRAIN = ("train", "data=digits", "model=mlp", "key=b32", "trainer.max_epochs=1", "trainer.accelerator=cpu", "progress=false")
+TRAIN = (
+    "train",
+    "data=digits",
+    "model=mlp",
+    "key=b32",
+    "trainer.max_epochs=1",
+    "trainer.accelerator=cpu",
+    "progress=false",
+)
 SPAWN = ("trainer.strategy=ddp_spawn", "trainer.devices=2", "hydra.run.dir=run")
 
 
@@ -123,7 +152,15 @@ def test_no_process_that_a_command_starts_runs_a_module_of_a_received_folder(tmp
         (tmp_path / f"{name}.py").write_text(f"open('done_{name}', 'w').close()\nraise SystemExit\n")
     done = command(tmp_path, *TRAIN, *SPAWN)
     assert done.returncode == 0, done.stderr
-    sweep = ("keygen", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "owner=A,B", "data=digits", "out=${owner}.gskey")
+    sweep = (
+        "keygen",
+        "-m",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "owner=A,B",
+        "data=digits",
+        "out=${owner}.gskey",
+    )
     done = command(tmp_path, *sweep)
     assert done.returncode == 0, done.stderr
     assert sorted(file.name for file in tmp_path.glob("*.gskey")) == ["A.gskey", "B.gskey"]
@@ -134,7 +171,12 @@ def test_no_process_that_a_command_starts_runs_a_module_of_a_received_folder(tmp
 def test_processes_that_would_read_settings_there_are_refused(tmp_path, file):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("")
-    done = command(tmp_path, *TRAIN, *SPAWN, *(["logger=wandb", "logger.offline=true"] if file == "wandb/settings" else []))
+    done = command(
+        tmp_path,
+        *TRAIN,
+        *SPAWN,
+        *(["logger=wandb", "logger.offline=true"] if file == "wandb/settings" else []),
+    )
     assert done.returncode == 1
     assert f"others would read {file} of the current folder" in done.stderr
 
@@ -166,11 +208,15 @@ def listener():
 def wandb_settings(folder: Path, listener: ThreadingHTTPServer) -> dict[str, str]:
     """Write settings of W&B that name the listener, and return the variables of a user who has an API key."""
     (folder / "wandb").mkdir()
-    (folder / "wandb" / "settings").write_text(f"[default]\nbase_url = http://127.0.0.1:{listener.server_port}\n")
+    (folder / "wandb" / "settings").write_text(
+        f"[default]\nbase_url = http://127.0.0.1:{listener.server_port}\n"
+    )
     own = folder.parent / "home"
     own.mkdir()
     nowhere = "http://127.0.0.1:9"  # otherwise it would be asked in earnest
-    return {"WANDB_API_KEY": "0123456789" * 4, "HOME": str(own), "WANDB_INIT_TIMEOUT": "5"} | {"NOWHERE": nowhere}
+    return {"WANDB_API_KEY": "0123456789" * 4, "HOME": str(own), "WANDB_INIT_TIMEOUT": "5"} | {
+        "NOWHERE": nowhere
+    }
 
 
 @pytest.mark.timeout(200)
@@ -180,7 +226,9 @@ def test_no_settings_of_wandb_are_read_from_a_received_folder(tmp_path, listener
     folder.mkdir()
     variables = wandb_settings(folder, listener)
     (tmp_path / "home" / ".config" / "wandb").mkdir(parents=True)
-    (tmp_path / "home" / ".config" / "wandb" / "settings").write_text(f"[default]\nbase_url = {variables.pop('NOWHERE')}\n")
+    (tmp_path / "home" / ".config" / "wandb" / "settings").write_text(
+        f"[default]\nbase_url = {variables.pop('NOWHERE')}\n"
+    )
     done = command(folder, *TRAIN, "logger=wandb", "logger.offline=true", "hydra.run.dir=run", **variables)
     assert done.returncode == 0, done.stderr
     assert "wandb/settings of the current folder" in " ".join(done.stderr.split())
@@ -204,7 +252,9 @@ def test_wandb_itself_reads_them(tmp_path, listener):
     program = "import wandb; print(wandb.setup().settings.base_url)"
     environment = {**os.environ, **variables}
     start = [sys.executable, "-c", program]
-    done = subprocess.run(start, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        start, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip().endswith(f":{listener.server_port}")
 
 

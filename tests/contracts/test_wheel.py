@@ -25,7 +25,9 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_ships_types_configuration_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    configuration = {str(p.relative_to(ROOT)) for p in (ROOT / "gradsigns_lightning" / "conf").rglob("*.yaml")}
+    configuration = {
+        str(p.relative_to(ROOT)) for p in (ROOT / "gradsigns_lightning" / "conf").rglob("*.yaml")
+    }
     assert len(configuration) > 40
     assert configuration <= set(names)
     assert "gradsigns_lightning/py.typed" in names
@@ -36,7 +38,18 @@ def test_the_wheel_ships_types_configuration_and_nothing_else(wheel):
 def target(wheel, tmp_path_factory):
     """The folder in which the wheel is installed."""
     target = tmp_path_factory.mktemp("site")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(target),
+        str(wheel),
+    ]
     subprocess.run(pip, check=True, capture_output=True, text=True)
     return target
 
@@ -59,7 +72,9 @@ def test_a_project_of_ones_own_finds_the_groups_in_the_wheel(target, tmp_path):
     WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0).save(tmp_path / "a.gskey")
     (tmp_path / "project.py").write_text(PROJECT)
     groups = "defaults: [{data: digits}, {model: mlp}, {callbacks: gradsigns}, _self_]"
-    (tmp_path / "main.yaml").write_text(f"{groups}\nhydra: {{searchpath: ['pkg://gradsigns_lightning.conf']}}\n")
+    (tmp_path / "main.yaml").write_text(
+        f"{groups}\nhydra: {{searchpath: ['pkg://gradsigns_lightning.conf']}}\n"
+    )
     done = subprocess.run(
         [sys.executable, "project.py", f"callbacks.gradsigns.key={tmp_path / 'a.gskey'}"],
         cwd=tmp_path,
@@ -77,7 +92,12 @@ def test_the_wheel_works_outside_the_repository(target, tmp_path):
     words = ["keygen", "owner=Acme", "data=digits", "key=b32", "out=acme.gskey"]
     environment = {**os.environ, "PYTHONPATH": str(target)}
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert str(target) in done.stdout

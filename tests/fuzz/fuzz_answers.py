@@ -22,12 +22,22 @@ def image():
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, format=form)
         seeds.append(file.getvalue())
-    for mode, options in (("L", {}), ("P", {}), ("1", {}), ("RGBA", {"format": "TIFF", "compression": "tiff_lzw"})):
+    for mode, options in (
+        ("L", {}),
+        ("P", {}),
+        ("1", {}),
+        ("RGBA", {"format": "TIFF", "compression": "tiff_lzw"}),
+    ):
         file = io.BytesIO()
         Image.fromarray(pixels).convert(mode).save(file, **{"format": "PNG", **options})
         seeds.append(file.getvalue())
     Image.init()
-    return Reader(lambda data: read_folder(str(folder), (3, 4, 5)), seeds, (folder / "a.png").write_bytes, pack=lambda value: b"")
+    return Reader(
+        lambda data: read_folder(str(folder), (3, 4, 5)),
+        seeds,
+        (folder / "a.png").write_bytes,
+        pack=lambda value: b"",
+    )
 
 
 def reply_of(data):
@@ -35,7 +45,9 @@ def reply_of(data):
     try:
         reply = json.loads(data)
         headers = {str(name): str(value) for name, value in reply["headers"].items()}
-        body = reply["body"].encode() if isinstance(reply["body"], str) else json.dumps(reply["body"]).encode()
+        body = (
+            reply["body"].encode() if isinstance(reply["body"], str) else json.dumps(reply["body"]).encode()
+        )
         return int(reply["status"]), headers, body
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return 200, {}, data
@@ -105,7 +117,11 @@ def server():
         "a",
     ]
     seeds = [plain.to_json(body) for body in bodies]
-    for status, headers in ((200, {"Content-Type": "text/html"}), (503, {"Retry-After": "1"}), (302, {"Location": "http://x"})):
+    for status, headers in (
+        (200, {"Content-Type": "text/html"}),
+        (503, {"Retry-After": "1"}),
+        (302, {"Location": "http://x"}),
+    ):
         seeds.append(plain.to_json({"status": status, "headers": headers, "body": bodies[0]}))
     seeds.append(plain.to_json({"status": 200, "headers": {"Content-Encoding": "gzip"}, "body": bodies[0]}))
     return Reader(read, seeds, write, errors=(ValueError, OracleError))

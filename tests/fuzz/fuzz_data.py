@@ -71,7 +71,9 @@ def unpack(data):
     place, content = _place(data), data[1:]
     if place == PICKLE:
         starts = [position for _, _, position in pickletools.genops(content)]
-        steps = [content[start:end].hex() for start, end in zip(starts, [*starts[1:], len(content)], strict=True)]
+        steps = [
+            content[start:end].hex() for start, end in zip(starts, [*starts[1:], len(content)], strict=True)
+        ]
         return {"place": place, "steps": steps}
     if place == MATLAB:
         return {"place": place, "head": content[:128].hex(), "elements": _elements(content[128:])}
@@ -87,7 +89,8 @@ def pack(value):
     elif place == MATLAB:
         content = bytes.fromhex(value["head"]) + _joined(value["elements"])
     else:
-        content = bytes([*value["head"]]) + bytes.fromhex(value["hex"])  # of a number, bytes would make so many
+        # of a number, bytes would make so many
+        content = bytes([*value["head"]]) + bytes.fromhex(value["hex"])
         content = gzip.compress(content, mtime=0) if PLACES[place].endswith(".gz") else content
     return bytes([place]) + content
 
@@ -120,7 +123,11 @@ def _joined(parts):
         content = _joined(part["parts"]) if "parts" in part else bytes.fromhex(part["hex"])
         content = zlib.compress(content) if part["kind"] == 15 else content
         size = len(content) if part["size"] is None else part["size"]
-        head = struct.pack("<HH", part["kind"], size) if part["short"] else struct.pack("<II", part["kind"], size)
+        head = (
+            struct.pack("<HH", part["kind"], size)
+            if part["short"]
+            else struct.pack("<II", part["kind"], size)
+        )
         data += head + content
         data += bytes(-len(data) % 8) if part["kind"] != 15 else b""
     return data

@@ -14,9 +14,15 @@ def key_file():
     from gradsigns_lightning import WatermarkKey
 
     path, seeds = FOLDER / "a.gskey", []
-    key = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=1, secret=bytes(32), payload=b"x", input_mean=(0.5,))
-    first = {name: value for name, value in key.to_public_dict().items() if name not in ("version", "purpose")}
-    old = WatermarkKey.from_parts({**first, "owner": "株\x1b\n\ud800", "scope": "s"}, payload=b"", secret=bytes(32))
+    key = WatermarkKey.generate(
+        "A", 8, input_shape=SHAPE, target_class=1, secret=bytes(32), payload=b"x", input_mean=(0.5,)
+    )
+    first = {
+        name: value for name, value in key.to_public_dict().items() if name not in ("version", "purpose")
+    }
+    old = WatermarkKey.from_parts(
+        {**first, "owner": "株\x1b\n\ud800", "scope": "s"}, payload=b"", secret=bytes(32)
+    )
     for made in (key, old, key.derive("message", b"y")):
         made.save(path, overwrite=True)
         seeds.append(path.read_bytes())
@@ -30,7 +36,10 @@ def key_file():
         import numpy as np
 
         tensors = {name: np.array(values, dtype=np.uint8) for name, values in value["tensors"].items()}
-        texts = {name: text if isinstance(text, str) else json.dumps(text) for name, text in value["metadata"].items()}
+        texts = {
+            name: text if isinstance(text, str) else json.dumps(text)
+            for name, text in value["metadata"].items()
+        }
         return save(tensors, texts)
 
     return Reader(lambda data: repr(WatermarkKey.load(path)), seeds, path.write_bytes, unpack, pack)
@@ -57,7 +66,13 @@ def journal():
         seeds.append(path.read_bytes())
     path.with_suffix(".jsonl.lock").unlink(missing_ok=True)
     pixels = (images * 255).byte()
-    return Reader(lambda data: replay(key, pixels, read_journal(path)), seeds, path.write_bytes, plain.from_lines, plain.to_lines)
+    return Reader(
+        lambda data: replay(key, pixels, read_journal(path)),
+        seeds,
+        path.write_bytes,
+        plain.from_lines,
+        plain.to_lines,
+    )
 
 
 def bundle():
@@ -81,7 +96,9 @@ def bundle():
         try:
             parts = evidence["key"]
             made = WatermarkKey.from_parts(
-                parts["public"], payload=bytes.fromhex(parts["payload"]), secret=bytes.fromhex(parts["secret"])
+                parts["public"],
+                payload=bytes.fromhex(parts["payload"]),
+                secret=bytes.fromhex(parts["secret"]),
             )
             evidence["statement"] = make_statement([made], signer).to_bytes().decode()
         except (ValueError, TypeError, KeyError):
@@ -91,7 +108,11 @@ def bundle():
 
     assert Statement.from_bytes(statement.to_bytes()) == statement
     return Reader(
-        lambda data: judge(Bundle.load(path), grinding_bits=0).to_dict(), seeds, path.write_bytes, plain.from_json, pack
+        lambda data: judge(Bundle.load(path), grinding_bits=0).to_dict(),
+        seeds,
+        path.write_bytes,
+        plain.from_json,
+        pack,
     )
 
 
@@ -99,7 +120,9 @@ def time_stamp():
     """A time-stamp authority's reply, DER; and its certificates, PEM."""
     from gradsigns_lightning.evidence import check_timestamp, make_statement, timestamp_request
 
-    specification = importlib.util.spec_from_file_location("authorities", Path(__file__).parents[1] / "conftest.py")
+    specification = importlib.util.spec_from_file_location(
+        "authorities", Path(__file__).parents[1] / "conftest.py"
+    )
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     key, _, signer = owned()

@@ -22,13 +22,19 @@ def checkpoint():
     networks = (
         (MLP, {"input_shape": list(SHAPE), "n_classes": 2, "hidden": [3]}),
         (SmallResNet, {"in_channels": 1, "n_classes": 2, "width": 1}),
-        (ViT, {"input_shape": list(SHAPE), "n_classes": 2, "patch_size": 1, "dim": 4, "depth": 1, "heads": 1}),
+        (
+            ViT,
+            {"input_shape": list(SHAPE), "n_classes": 2, "patch_size": 1, "dim": 4, "depth": 1, "heads": 1},
+        ),
     )
 
     def seed(network, arguments):
         model = {"_target_": f"gradsigns_lightning.models.{network.__name__}", **arguments}
         weights = Classifier(network(**arguments), 2).state_dict()
-        shapes = {name: [str(value.dtype).removeprefix("torch."), list(value.shape)] for name, value in weights.items()}
+        shapes = {
+            name: [str(value.dtype).removeprefix("torch."), list(value.shape)]
+            for name, value in weights.items()
+        }
         return {"hyper_parameters": describe(model, data, key.commitment), "state_dict": shapes}
 
     def tensor(stated):
@@ -37,7 +43,8 @@ def checkpoint():
         kind, shape = getattr(torch, str(stated[0])), stated[1]
         values = torch.zeros(shape, dtype=kind, device="meta")
         few = values.numel() <= 1 << 16
-        return torch.ones(shape, dtype=kind) if few else torch.ones((), dtype=kind).expand(shape)  # larger than what is stored
+        # larger than what is stored
+        return torch.ones(shape, dtype=kind) if few else torch.ones((), dtype=kind).expand(shape)
 
     def write(given):
         if given.startswith(b"{"):
@@ -50,7 +57,12 @@ def checkpoint():
         elif given.startswith(b"\x80"):
             path.unlink(missing_ok=True)
             writer = torch._C.PyTorchFileWriter(str(path))
-            for name, content in (("data.pkl", given), ("byteorder", b"little"), ("data/0", bytes(400)), ("data/1", bytes(40))):
+            for name, content in (
+                ("data.pkl", given),
+                ("byteorder", b"little"),
+                ("data/0", bytes(400)),
+                ("data/1", bytes(40)),
+            ):
                 writer.write_record(name, content, len(content))
             writer.write_end_of_file()
         else:
@@ -89,13 +101,22 @@ def onnx_file():
         y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])
         initial = [numpy_helper.from_array(value, name) for name, value in weights.items()]
         graph = helper.make_graph(nodes, "g", [x], [y], initial)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, functions=functions)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, functions=functions
+        )
 
     matrix = np.arange(40, dtype=np.float32).reshape(20, 2) / 40
     dense = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
-    cast = [helper.make_node("Cast", ["x"], ["c"], to=TensorProto.FLOAT), helper.make_node("Flatten", ["c"], ["f"]), dense[1]]
+    cast = [
+        helper.make_node("Cast", ["x"], ["c"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["c"], ["f"]),
+        dense[1],
+    ]
     branch = helper.make_graph(
-        [helper.make_node("Identity", ["f"], ["b"])], "b", [], [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)]
+        [helper.make_node("Identity", ["f"], ["b"])],
+        "b",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)],
     )
     forked = [dense[0], helper.make_node("If", ["t"], ["h"], then_branch=branch, else_branch=branch)]
     forked += [helper.make_node("MatMul", ["h", "w"], ["y"])]
@@ -134,7 +155,9 @@ def released():
     import numpy as np
 
     from gradsigns_lightning.models import ResNet20
-    from gradsigns_lightning.models.release_2021 import _keras_name, load_2021  # the names are tested against the release
+
+    # the names are tested against the release
+    from gradsigns_lightning.models.release_2021 import _keras_name, load_2021
 
     folder = FOLDER / "released"
     folder.mkdir()
@@ -145,7 +168,11 @@ def released():
     def keras(n_weights):
         file = io.BytesIO()
         with h5py.File(file, "w") as model:
-            state = {name: value for name, value in ResNet20(3, 10).state_dict().items() if not name.endswith("tracked")}
+            state = {
+                name: value
+                for name, value in ResNet20(3, 10).state_dict().items()
+                if not name.endswith("tracked")
+            }
             for name, value in list(state.items())[:n_weights]:
                 layer, _, parameter = name.rpartition(".")
                 shape = tuple(value.shape)
@@ -162,11 +189,14 @@ def released():
 
     def write(data):
         changed[0].write_bytes(whole[changed[0]])
-        changed[0] = folder / ("model.hdf5" if data.startswith(b"\x89HDF") else f"{list(arrays)[len(data) % 3]}.npy")
+        changed[0] = folder / (
+            "model.hdf5" if data.startswith(b"\x89HDF") else f"{list(arrays)[len(data) % 3]}.npy"
+        )
         changed[0].write_bytes(data)
 
     seeds = [keras(5), keras(1)]
     for number, name in enumerate(arrays):
         content = whole[folder / f"{name}.npy"]
-        seeds.append(content + bytes(-(len(content) - number) % 3))  # the length says which array it stands for
+        # the length says which array it stands for
+        seeds.append(content + bytes(-(len(content) - number) % 3))
     return Reader(lambda data: load_2021(folder), seeds, write, pack=lambda value: b"")

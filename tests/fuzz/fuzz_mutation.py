@@ -5,7 +5,26 @@ import copy
 import json
 
 VALUES = (
-    *(None, True, False, 0, -1, 1, 2, 255, 2**20, 2**31, 2**63, 2**64, 10**30, 1e308, -0.0, 0.5, float("nan"), float("inf")),
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        2,
+        255,
+        2**20,
+        2**31,
+        2**63,
+        2**64,
+        10**30,
+        1e308,
+        -0.0,
+        0.5,
+        float("nan"),
+        float("inf"),
+    ),
     *(
         "",
         "x",
@@ -27,7 +46,9 @@ VALUES = (
 def places(value, found=None):
     """Return every (container, key) in plain values."""
     found = [] if found is None else found
-    for key, child in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, child in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         found.append((value, key))
         places(child, found)
     return found
@@ -49,7 +70,9 @@ def changed(value, rng):
         elif kind == 3 and isinstance(container, dict):
             container[rng.choice(("", "x", "__class__", "_target_", str(key) + "_"))] = container[key]
         elif kind == 4:
-            container[key] = [container[key]] if rng.random() < 0.5 else nested(container[key], rng.choice((3, 300)))
+            container[key] = (
+                [container[key]] if rng.random() < 0.5 else nested(container[key], rng.choice((3, 300)))
+            )
         else:
             container[key] = nudged(container[key], rng)
     return root[0]
@@ -65,7 +88,9 @@ def nudged(value, rng):
     """Return a value near the given one, or one that is often trouble."""
     if rng.random() < 0.4:
         if type(value) is int:
-            return rng.choice((value + 1, value - 1, -value, value * 2, value * 2**16, float(value), str(value)))
+            return rng.choice(
+                (value + 1, value - 1, -value, value * 2, value * 2**16, float(value), str(value))
+            )
         if isinstance(value, str) and value:
             at = rng.randrange(len(value))
             return value[:at] + rng.choice(("", value[at] * 2, "0", "f", "\x00", "\u202e")) + value[at + 1 :]
@@ -103,7 +128,9 @@ def from_der(data):
 def to_der(value):
     if isinstance(value, dict) and "pem" in value:
         texts = [base64.encodebytes(_joined(parts)) for parts in value["pem"]]
-        return b"".join(b"-----BEGIN CERTIFICATE-----\n" + text + b"-----END CERTIFICATE-----\n" for text in texts)
+        return b"".join(
+            b"-----BEGIN CERTIFICATE-----\n" + text + b"-----END CERTIFICATE-----\n" for text in texts
+        )
     return _joined(value)
 
 
@@ -118,7 +145,9 @@ def _parts(data):
             at += n
         content = data[at : at + length]
         at += length
-        parts.append({"tag": tag, "parts": _parts(content)} if tag & 0x20 else {"tag": tag, "hex": content.hex()})
+        parts.append(
+            {"tag": tag, "parts": _parts(content)} if tag & 0x20 else {"tag": tag, "hex": content.hex()}
+        )
     return parts
 
 
@@ -127,5 +156,8 @@ def _joined(parts):
     for part in parts:
         content = bytes.fromhex(part["hex"]) if "hex" in part else _joined(part["parts"])
         length = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
-        data += bytes([part["tag"], *([len(content)] if len(content) < 0x80 else [0x80 | len(length), *length])]) + content
+        data += (
+            bytes([part["tag"], *([len(content)] if len(content) < 0x80 else [0x80 | len(length), *length])])
+            + content
+        )
     return data

@@ -1,16 +1,19 @@
 """Fuzz what comes from others: `python fuzz_readers.py TARGET [TARGET ...] [libFuzzer options]`; fuzz_targets.py has the list.
 
-Every input must give a result or a ValueError (OracleError of a server) of reasonable length. Anything else ends the program with
-a non-zero exit code and leaves the input as `crash-...`, `timeout-...` or `oom-...` in the current folder: another exception,
-20 s without an end, memory, a file opened outside the fuzzer's folder or for writing, a process, a socket, a module imported,
-code run, a global looked up by a pickle. What libraries of C, C++ and Rust open by themselves is not seen.
+Every input must give a result or a ValueError (OracleError of a server) of reasonable length. Anything else
+ends the program with a non-zero exit code and leaves the input as `crash-...`, `timeout-...` or `oom-...` in
+the current folder: another exception, 20 s without an end, memory, a file opened outside the fuzzer's folder
+or for writing, a process, a socket, a module imported, code run, a global looked up by a pickle. What
+libraries of C, C++ and Rust open by themselves is not seen.
 
 The long run of one target, an hour, which keeps what it found in the folder `found`:
 
-    mkdir -p found && OMP_NUM_THREADS=1 python tests/fuzz/fuzz_readers.py checkpoint -max_total_time=3600 found
+    mkdir -p found && OMP_NUM_THREADS=1 python tests/fuzz/fuzz_readers.py checkpoint -max_total_time=3600
+    found
 
-An input is read once more, with its traceback, by `python tests/fuzz/fuzz_readers.py checkpoint crash-...`. The test beside this
-file gives each target 15 seconds, or as many as the environment variable GRADSIGNS_FUZZ_SECONDS says.
+An input is read once more, with its traceback, by `python tests/fuzz/fuzz_readers.py checkpoint crash-...`.
+The test beside this file gives each target 15 seconds, or as many as the environment variable
+GRADSIGNS_FUZZ_SECONDS says.
 """
 
 import codecs
@@ -31,12 +34,43 @@ LONGEST = 20000  # bytes of an input
 GROWTH = 1 << 30  # bytes of memory that an input may take beyond those of the seeds
 LONGEST_MESSAGE = 5_000  # characters
 FORBIDDEN = (
-    *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "subprocess.", "socket.", "ctypes."),
-    *("import", "exec", "pickle.find_class", "marshal.", "code.__new__", "urllib.", "http.", "ftplib.", "smtplib."),
-    *("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil."),
+    *(
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.fork",
+        "os.forkpty",
+        "subprocess.",
+        "socket.",
+        "ctypes.",
+    ),
+    *(
+        "import",
+        "exec",
+        "pickle.find_class",
+        "marshal.",
+        "code.__new__",
+        "urllib.",
+        "http.",
+        "ftplib.",
+        "smtplib.",
+    ),
+    *(
+        "os.remove",
+        "os.rename",
+        "os.mkdir",
+        "os.rmdir",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+        "os.chmod",
+        "shutil.",
+    ),
     "tempfile.",
 )
-# Modules of Python's own that json, pickletools, zipfile (cp437) and the escaping of texts import for some bytes.
+# Modules of Python's own that json, pickletools, zipfile (cp437) and the escaping of texts import for some
+# bytes.
 CODECS = (
     *("cp437", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-16", "utf-32", "utf-8-sig"),
     *("raw-unicode-escape", "unicode-escape"),
@@ -58,7 +92,9 @@ class Guard:
     @staticmethod
     def _is_foreign(path, mode, flags):
         writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-        return bool(writes) or (not isinstance(path, int) and not Path(os.fsdecode(path)).resolve().is_relative_to(FOLDER))
+        return bool(writes) or (
+            not isinstance(path, int) and not Path(os.fsdecode(path)).resolve().is_relative_to(FOLDER)
+        )
 
 
 class Fuzzer:
@@ -84,7 +120,9 @@ class Fuzzer:
             self.reader.read(data)
         except self.reader.errors as error:
             if not 0 < len(str(error)) < LONGEST_MESSAGE:
-                raise RuntimeError(f"a message of {len(str(error))} characters: {str(error)[:200]!r}") from error
+                raise RuntimeError(
+                    f"a message of {len(str(error))} characters: {str(error)[:200]!r}"
+                ) from error
 
     def check(self, data):
         self.reader.write(data)
@@ -96,7 +134,9 @@ class Fuzzer:
         if self.guard.seen:
             raise RuntimeError(f"the input made the reader do: {self.guard.seen}")
         if peak() > self.limit:
-            raise RuntimeError(f"the input made the reader take {peak() >> 20} MiB, {GROWTH >> 20} more than the seeds")
+            raise RuntimeError(
+                f"the input made the reader take {peak() >> 20} MiB, {GROWTH >> 20} more than the seeds"
+            )
 
     def mutate(self, data, size, seed):
         rng = random.Random(seed)
@@ -124,7 +164,9 @@ def main():
     names = [word for word in sys.argv[1:] if word in TARGETS]
     options = [word for word in sys.argv[1:] if word not in TARGETS]
     if not names:
-        sys.exit(f"usage: {sys.argv[0]} TARGET [TARGET ...] [libFuzzer options]; targets: {', '.join(TARGETS)}")
+        sys.exit(
+            f"usage: {sys.argv[0]} TARGET [TARGET ...] [libFuzzer options]; targets: {', '.join(TARGETS)}"
+        )
     if not set(names) <= set(BAD):
         with atheris.instrument_imports(include=["gradsigns_lightning"]):
             import gradsigns_lightning  # noqa: F401  (once, before the forks: it takes seconds)

@@ -11,15 +11,42 @@ pytest.importorskip("atheris")
 for package in ("onnx", "onnxruntime", "rfc3161_client", "h5py", "PIL", "requests"):
     pytest.importorskip(package)
 SECONDS = os.environ.get("GRADSIGNS_FUZZ_SECONDS", "15")
-ACTS = ("open", "swallow", "write", "process", "socket", "import", "pickle", "exec", "error", "message", "memory", "end")
+ACTS = (
+    "open",
+    "swallow",
+    "write",
+    "process",
+    "socket",
+    "import",
+    "pickle",
+    "exec",
+    "error",
+    "message",
+    "memory",
+    "end",
+)
 BAD = [f"bad-{act}" for act in ACTS]
-TARGETS = ["checkpoint", "key", "bundle", "commitment", "journal", "timestamp", "onnx", "image", "dataset", "server", "released"]
+TARGETS = [
+    "checkpoint",
+    "key",
+    "bundle",
+    "commitment",
+    "journal",
+    "timestamp",
+    "onnx",
+    "image",
+    "dataset",
+    "server",
+    "released",
+]
 
 
 def fuzz(folder, *words):
     command = [sys.executable, str(Path(__file__).parent / "fuzz_readers.py"), *words]
     environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=folder, env=environment)
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", cwd=folder, env=environment
+    )
 
 
 @pytest.mark.timeout(60 + len(TARGETS) * (int(SECONDS) + 60))

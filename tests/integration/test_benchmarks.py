@@ -21,7 +21,9 @@ def measured():
 
 
 def test_signing_needs_hardly_more_memory_and_the_published_recipe_twice_as_much(cost):
-    unmarked, signed, published = (cost.peak_bytes(cost.WORKLOADS[0], side) for side in ("unmarked", "signed", "published"))
+    unmarked, signed, published = (
+        cost.peak_bytes(cost.WORKLOADS[0], side) for side in ("unmarked", "signed", "published")
+    )
     assert signed < 1.05 * unmarked
     assert published > 2 * unmarked
 
@@ -41,7 +43,8 @@ def test_cost_of_an_embedding_step_does_not_grow_with_the_batch(cost):
 def test_plot_is_the_one_of_the_figures(cost, measured, tmp_path):
     cost.plot(measured, tmp_path / "cost.svg")
     drawn, shipped = (
-        re.findall(r"<text [^>]*>(.*?)</text>", path.read_text()) for path in (tmp_path / "cost.svg", ROOT / "docs" / "cost.svg")
+        re.findall(r"<text [^>]*>(.*?)</text>", path.read_text())
+        for path in (tmp_path / "cost.svg", ROOT / "docs" / "cost.svg")
     )
     assert drawn == shipped != []
 

@@ -59,14 +59,17 @@ def test_no_mixture_finds_an_innocent(collusion):
 
 @pytest.mark.parametrize(("mixture", "bits"), [("minority", 128), ("A + B - C, its signs", 256)])
 def test_with_a_linear_code_the_same_count_finds_innocents(collusion, linear_code, mixture, bits):
-    # The sum of three words is a customer's: the minority is that very word, and A + B - C agrees with it in 3 of 4 bits.
+    # The sum of three words is a customer's: the minority is that very word, and A + B - C agrees with it in
+    # 3 of 4 bits.
     counts = collusion.simulated(bits, "weak", mixture, 3, **{**SMALL, "customers": 1024})
     assert counts["innocent present"] >= 4
     assert counts["innocent named"] == (10 if mixture == "minority" else 0)
 
 
 def test_innocents_in_random_mixtures_keep_alpha(collusion):
-    (present, named), (rarely, _), never = collusion.null_runs(128, runs=1000, customers=500, seed="test").values()
+    (present, named), (rarely, _), never = collusion.null_runs(
+        128, runs=1000, customers=500, seed="test"
+    ).values()
     assert named <= present
     assert binom.sf(present - 1, 1000, 1e-2) > 1e-3
     assert binom.sf(rarely - 1, 1000, 1e-3) > 1e-3
@@ -74,7 +77,9 @@ def test_innocents_in_random_mixtures_keep_alpha(collusion):
 
 
 def test_with_a_linear_code_random_mixtures_exceed_alpha(collusion, linear_code):
-    (present, _), (rarely, _), (at_1e_9, _) = collusion.null_runs(128, runs=300, customers=512, seed="test").values()
+    (present, _), (rarely, _), (at_1e_9, _) = collusion.null_runs(
+        128, runs=300, customers=512, seed="test"
+    ).values()
     assert binom.sf(present - 1, 300, 1e-2) < 1e-6
     assert rarely > 5
     assert at_1e_9 > 0
@@ -127,7 +132,9 @@ def run_main(collusion, monkeypatch, capsys, *words):
 
 
 def test_finished_cells_are_kept_and_not_run_again(collusion, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(collusion, "MIXTURES", {name: collusion.MIXTURES[name] for name in ("average", "minority")})
+    monkeypatch.setattr(
+        collusion, "MIXTURES", {name: collusion.MIXTURES[name] for name in ("average", "minority")}
+    )
     simulate = ("simulate", "--out", tmp_path / "s.json", "--bits", 64, "--runs", 2, "--customers", 50)
     null = ("null", "--out", tmp_path / "n.json", "--bits", 64, "--runs", 150, "--customers", 50)
     first = [run_main(collusion, monkeypatch, capsys, *command) for command in (simulate, null)]
@@ -146,7 +153,9 @@ def test_trained_copies_are_mixed_judged_and_kept(collusion, monkeypatch, tmp_pa
     data = Digits(batch_size=64)
     network = partial(MLP, input_shape=data.input_shape, n_classes=10, hidden=(64,))
     monkeypatch.setattr(collusion, "NETWORKS", {"mlp": network})
-    monkeypatch.setattr(collusion, "TRAININGS", {"base": (5, 3e-3), "copy": (10, 3e-3), "fine-tuned": (1, 1e-3)})
+    monkeypatch.setattr(
+        collusion, "TRAININGS", {"base": (5, 3e-3), "copy": (10, 3e-3), "fine-tuned": (1, 1e-3)}
+    )
     copies = collusion.Copies("mlp", 44, tmp_path, data)
     copy = copies.judged("copy", [777])
     assert (copy["customer"], copy["members"]) == (777, [777])
@@ -154,14 +163,20 @@ def test_trained_copies_are_mixed_judged_and_kept(collusion, monkeypatch, tmp_pa
     assert copy["innocents"] > -4
     mixture = copies.judged("average, fine-tuned", [777, 1234])
     assert mixture["n_matches"] < copy["n_matches"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlp-44-1234.pt", "mlp-44-777.pt", "mlp-base.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mlp-44-1234.pt",
+        "mlp-44-777.pt",
+        "mlp-base.pt",
+    ]
     states = [copies.state("copy", [customer]) for customer in (777, 1234)]
     first, *_, last = states[0]
     assert torch.equal(copies.state("A + B - C", [777, 1234])[last], 2 * states[0][last] - states[1][last])
     layered = copies.state("layer by layer", [777, 1234])
     assert torch.equal(layered[first], states[0][first])
     assert torch.equal(layered[last], states[1][last])
-    row = collusion.summary("average", 2, [{**mixture, "present": [777, 0], "customer": 0, "verdict": "owned"}])
+    row = collusion.summary(
+        "average", 2, [{**mixture, "present": [777, 0], "customer": 0, "verdict": "owned"}]
+    )
     assert row[4:8] == [1, 0, "1 of 2", 2]
 
 
@@ -169,7 +184,12 @@ def test_the_plan_of_the_trained_copies(collusion):
     plan = list(collusion.Copies("mlp", 128, Path(), None).plan(5))
     assert plan[0] == ("base", [])
     assert sum(kind == "copy" for kind, _ in plan) == 5
-    assert max(len(members) for kind, members in plan if kind == "layer by layer") == 3  # as many as it has layers
+    # as many as it has layers
+    assert max(len(members) for kind, members in plan if kind == "layer by layer") == 3
     assert len({(kind, tuple(members)) for kind, members in plan}) == len(plan)
     for kind in ("average", "A + B - C"):
-        assert {len(m) for k, m in plan if k == kind} == {len(m) for k, m in plan if k == f"{kind}, fine-tuned"} == {2, 3, 4, 5}
+        assert (
+            {len(m) for k, m in plan if k == kind}
+            == {len(m) for k, m in plan if k == f"{kind}, fine-tuned"}
+            == {2, 3, 4, 5}
+        )

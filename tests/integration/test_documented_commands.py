@@ -44,7 +44,11 @@ COMMAND_LINES = sorted(
 def choices(word: str) -> list[str]:
     """Return the words that a sweep makes of one."""
     name, _, values = word.partition("=")
-    return [word] if "," not in values or values[:1] in "[\"'" else [f"{name}={value}" for value in values.split(",")]
+    return (
+        [word]
+        if "," not in values or values[:1] in "[\"'"
+        else [f"{name}={value}" for value in values.split(",")]
+    )
 
 
 def configurations(line: str):
@@ -79,7 +83,9 @@ def test_a_documented_command_line_is_understood(line):
 def assert_can_be_embedded(command: str, config) -> None:
     """A key that an example makes is one that its training, or one with the defaults, can embed, and that can be owned."""
     names = ("owner", "scope", "target_class", "payload", "message")
-    settings = {name: None if name == "message" else config[name] for name in names} if command == "keygen" else {}
+    settings = (
+        {name: None if name == "message" else config[name] for name in names} if command == "keygen" else {}
+    )
     for name, value in settings.items():
         config[name] = value
     key = build(to_plain(config.key), option="key")
@@ -137,13 +143,17 @@ def test_the_readmes_first_code_runs_as_printed(tmp_path, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     digits = load_digits()
-    images = nn.functional.interpolate(torch.tensor(digits.images / 16, dtype=torch.float32)[:, None], 28, mode="bilinear")
+    images = nn.functional.interpolate(
+        torch.tensor(digits.images / 16, dtype=torch.float32)[:, None], 28, mode="bilinear"
+    )
     labels = torch.tensor(digits.target)
     train, test = train_test_split(range(len(labels)), test_size=0.3, random_state=0, stratify=labels)
     model = Net()
     given = {
         "model": model,
-        "datamodule": LightningDataModule.from_datasets(TensorDataset(images[train], labels[train]), batch_size=64),
+        "datamodule": LightningDataModule.from_datasets(
+            TensorDataset(images[train], labels[train]), batch_size=64
+        ),
         "images": images[test][labels[test] == 0],
         "predict": lambda probes: model(probes).softmax(dim=1),
     }

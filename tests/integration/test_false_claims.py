@@ -40,7 +40,9 @@ def goodness_of_fit(matches):
 @pytest.fixture(scope="module", params=["unmarked", "marked"])
 def model(request):
     torch.manual_seed(0)
-    classifier = Classifier(MLP(input_shape=(1, 8, 8), n_classes=10, hidden=(256, 128)), 10, label_smoothing=0.1)
+    classifier = Classifier(
+        MLP(input_shape=(1, 8, 8), n_classes=10, hidden=(256, 128)), 10, label_smoothing=0.1
+    )
     trainer = L.Trainer(
         max_epochs=20,
         accelerator="cpu",

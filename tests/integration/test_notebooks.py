@@ -17,5 +17,7 @@ def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the client's event loop
-        nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+        nbclient.NotebookClient(
+            notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}
+        ).execute()
     assert any("'owned'" in str(cell.get("outputs")) for cell in notebook.cells)

@@ -42,16 +42,22 @@ def project(tmp_path):
         file.write_text(text)
     data = Digits()
     mean, std = data.mean, data.std
-    WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0, input_mean=mean, input_std=std).save(
-        tmp_path / "acme.gskey"
-    )
+    WatermarkKey.generate(
+        "A", 32, input_shape=(1, 8, 8), target_class=0, input_mean=mean, input_std=std
+    ).save(tmp_path / "acme.gskey")
     return tmp_path
 
 
 def python(project: Path, *words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     done = subprocess.run(
-        [sys.executable, *words], cwd=project, env=environment, capture_output=True, text=True, timeout=250, check=False
+        [sys.executable, *words],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
@@ -67,17 +73,36 @@ def figures(folder: Path) -> str:
 def test_the_lightning_cli_project(project):
     pytest.importorskip("jsonargparse")
     log = f"--trainer.logger.save_dir={project / 'one'}"
-    normalised = ["--data.mean=[0.305]", "--data.std=[0.376]"]
-    words = ["--trainer.callbacks+=GradSigns", "--trainer.callbacks.key=acme.gskey", "--trainer.callbacks.strength=1.0"]
-    python(project, "main.py", "fit", *QUICK, log, *normalised, *words)
+    normalized = ["--data.mean=[0.305]", "--data.std=[0.376]"]
+    words = [
+        "--trainer.callbacks+=GradSigns",
+        "--trainer.callbacks.key=acme.gskey",
+        "--trainer.callbacks.strength=1.0",
+    ]
+    python(project, "main.py", "fit", *QUICK, log, *normalized, *words)
     (saved,) = (project / "one").glob("**/config.yaml")
     written = saved.read_text()
     (callback,) = yaml.safe_load(written)["trainer"]["callbacks"]
     assert callback["init_args"]["key"] == "acme.gskey"
     assert "secret" not in written
-    python(project, "main.py", "fit", "--config", str(saved), f"--trainer.logger.init_args.save_dir={project / 'two'}")
+    python(
+        project,
+        "main.py",
+        "fit",
+        "--config",
+        str(saved),
+        f"--trainer.logger.init_args.save_dir={project / 'two'}",
+    )
     assert figures(project / "two") == figures(project / "one")
-    python(project, "main.py", "fit", "--config", "signed.yaml", *QUICK, f"--trainer.logger.save_dir={project / 'three'}")
+    python(
+        project,
+        "main.py",
+        "fit",
+        "--config",
+        "signed.yaml",
+        *QUICK,
+        f"--trainer.logger.save_dir={project / 'three'}",
+    )
     assert figures(project / "three") == figures(project / "one")
 
 
@@ -89,7 +114,12 @@ def test_the_help_of_the_callback_shows_no_private_field(project):
 
 
 def test_the_hydra_project(project):
-    words = ["trainer.accelerator=cpu", "trainer.max_epochs=2", "+trainer.enable_progress_bar=false", "hydra.run.dir=run"]
+    words = [
+        "trainer.accelerator=cpu",
+        "trainer.max_epochs=2",
+        "+trainer.enable_progress_bar=false",
+        "hydra.run.dir=run",
+    ]
     python(project, "train.py", "callbacks.gradsigns.key=acme.gskey", *words)
     text = (project / "run" / ".hydra" / "config.yaml").read_text()
     assert yaml.safe_load(text)["callbacks"]["gradsigns"]["strength"] == 1.0
@@ -108,10 +138,15 @@ def test_the_callbacks_group_is_the_callbacks_own_defaults():
 def test_a_project_chooses_how_the_callback_signs(project):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(project / "configs"), version_base="1.3"):
-        config = compose("train", overrides=["watermark@callbacks.gradsigns=strong", "callbacks.gradsigns.key=acme.gskey"])
-    assert (config.callbacks.gradsigns.strength, config.callbacks.gradsigns.key) == (1.0, "acme.gskey")  # its own file sets 1.0
+        config = compose(
+            "train", overrides=["watermark@callbacks.gradsigns=strong", "callbacks.gradsigns.key=acme.gskey"]
+        )
+    # its own file sets 1.0
+    assert (config.callbacks.gradsigns.strength, config.callbacks.gradsigns.key) == (1.0, "acme.gskey")
     with initialize_config_dir(str(project / "configs"), version_base="1.3"):
-        config = compose("train", overrides=["watermark@callbacks.gradsigns=paper", "callbacks.gradsigns.key=acme.gskey"])
+        config = compose(
+            "train", overrides=["watermark@callbacks.gradsigns=paper", "callbacks.gradsigns.key=acme.gskey"]
+        )
     assert config.callbacks.gradsigns.objective == "paper"
 
 
@@ -137,7 +172,13 @@ def test_every_group_is_built_without_our_schemas(tmp_path):
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         for file in sorted(folder.glob("*/*.yaml")):
             group, option = file.parent.name, file.stem
-            if group in ("experiment", "debug", "paths", "data") or option in ("gpu", "torchvision", "wandb", "none", "own"):
+            if group in ("experiment", "debug", "paths", "data") or option in (
+                "gpu",
+                "torchvision",
+                "wandb",
+                "none",
+                "own",
+            ):
                 continue
             more = [given[group]] if group in given and option in needy else []
             big = ["data=cifar10"] if group == "key" else []

@@ -12,10 +12,10 @@
 from __future__ import annotations
 
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine, differentiated
+from gradsigns_lightning.core.engines.check_engine import check_engine
 from gradsigns_lightning.core.engines.double_backward import DoubleBackward
 from gradsigns_lightning.core.engines.finite_difference import FiniteDifference
 from gradsigns_lightning.core.engines.forward_over_reverse import ForwardOverReverse
-from gradsigns_lightning.core.engines.check_engine import check_engine
 from gradsigns_lightning.core.settings import AUTO
 from gradsigns_lightning.core.utils.checks import check_choice
 
@@ -40,7 +40,7 @@ __all__ = [
     "Engine",
     "FiniteDifference",
     "ForwardOverReverse",
+    "check_engine",
     "differentiated",
     "make_engines",
-    "check_engine",
 ]

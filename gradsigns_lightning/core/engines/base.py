@@ -26,8 +26,8 @@ class EmbeddingLoss:
 
     Attributes:
         value: the objective's value, detached scalar.
-        surrogate: scalar of that value whose ``backward()`` gives the parameters the objective's gradient; add it to the task's
-            loss.
+        surrogate: scalar of that value whose ``backward()`` gives the parameters the objective's gradient;
+            add it to the task's loss.
     """
 
     value: Tensor
@@ -50,12 +50,18 @@ class Engine(Protocol):
     sharding_safe: bool
 
     def embed(
-        self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_class: int, objective: ObjectiveFn
+        self,
+        module: nn.Module,
+        logits_fn: LogitsFn,
+        images: Tensor,
+        target_class: int,
+        objective: ObjectiveFn,
     ) -> EmbeddingLoss:
         """Return the embedding loss.
 
         Args:
-            module: module that owns the parameters, for the choice of kernels; training flags are the caller's business.
+            module: module that owns the parameters, for the choice of kernels; training flags are the
+                caller's business.
             logits_fn: maps inputs ``(n, ...)`` to logits ``(n, n_classes)``.
             images: inputs as the network takes them, shape ``(n, ...)``.
             target_class: class T.
@@ -67,8 +73,8 @@ class Engine(Protocol):
 def objective_gradient(objective: ObjectiveFn, gradients: Tensor) -> tuple[Tensor, Tensor]:
     """Return the objective's value and its derivative v with respect to the input gradients, both detached.
 
-    The gradient that is wanted, dR/dtheta, is the derivative with respect to theta of the directional derivative of the loss
-    along v, with v held fixed (chain rule).
+    The gradient that is wanted, dR/dtheta, is the derivative with respect to theta of the directional
+    derivative of the loss along v, with v held fixed (chain rule).
     """
     leaf = gradients.detach().requires_grad_()
     value = objective(leaf)
@@ -91,16 +97,18 @@ def differentiated(
 ) -> Tensor:
     """Return ``loss`` times the factor that gives its gradients the length asked for, with them and without the network's graph.
 
-    Two networks' worth of activations need not be in memory at once then, and the gradients are computed in full precision, with
-    the kernels and the frozen statistics of the embedding pass. If one of them is not finite (the second derivative of a norm at
-    zero), all are zero and the value is NaN, so that the step embeds nothing and spoils nothing.
+    Two networks' worth of activations need not be in memory at once then, and the gradients are computed in
+    full precision, with the kernels and the frozen statistics of the embedding pass. If one of them is not
+    finite (the second derivative of a norm at zero), all are zero and the value is NaN, so that the step
+    embeds nothing and spoils nothing.
 
     Args:
         loss: what is differentiated, scalar.
         module: whose parameters it is differentiated by.
         length: Euclidean length of all gradients together, scalar.
         world_size: number of data-parallel ranks; the gradients are those of all ranks.
-        means: the running means that were followed in the pass forward, for activations that are computed again.
+        means: the running means that were followed in the pass forward, for activations that are computed
+            again.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     # The parameters' own hooks wait for the task's backward pass, which meets these gradients again.
@@ -123,4 +131,6 @@ def differentiated(
 def check_graph(value: Tensor) -> None:
     """Refuse a value without a graph (some versions of ``torch.compile`` drop it silently)."""
     if not value.requires_grad:
-        raise RuntimeError("The input gradient carries no graph, so the watermark cannot be embedded in this model.")
+        raise RuntimeError(
+            "The input gradient carries no graph, so the watermark cannot be embedded in this model."
+        )

@@ -21,7 +21,12 @@ class DoubleBackward:
     sharding_safe = False
 
     def embed(
-        self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_class: int, objective: ObjectiveFn
+        self,
+        module: nn.Module,
+        logits_fn: LogitsFn,
+        images: Tensor,
+        target_class: int,
+        objective: ObjectiveFn,
     ) -> EmbeddingLoss:
         """Return the embedding loss; see :class:`~gradsigns_lightning.core.engines.base.Engine`.
 

@@ -16,8 +16,9 @@ from gradsigns_lightning.core.torch_state.autograd import derivative, graph_node
 from gradsigns_lightning.core.torch_state.precision import Call, default_dtype
 
 _N_DIRECTIONS = 3
-# By dtype: the step, relative to the parameters, and what two step sizes may differ by where nothing is kinked. In float64 the
-# step is so small that it crosses no kink; in float32, for functions that know nothing else, it may, and then nothing is said.
+# By dtype: the step, relative to the parameters, and what two step sizes may differ by where nothing is
+# kinked. In float64 the step is so small that it crosses no kink; in float32, for functions that know nothing
+# else, it may, and then nothing is said.
 _STEPS = {torch.float64: 1e-7, torch.float32: 1e-2}
 _COMPUTE_NOTHING = ("torch.distributed.", "torch.utils.checkpoint")  # functions of sharding and checkpointing
 _EXACT = 0.01
@@ -25,12 +26,17 @@ _SMOOTH = 0.05
 
 
 def inexact(
-    engine: Engine, module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_class: int, objective: ObjectiveFn
+    engine: Engine,
+    module: nn.Module,
+    logits_fn: LogitsFn,
+    images: Tensor,
+    target_class: int,
+    objective: ObjectiveFn,
 ) -> str | None:
     """Return in words that a custom autograd function makes the engine's gradient wrong, or None.
 
-    Its derivative may pass PyTorch's checks and still have a second derivative that is none: what its forward pass kept aside
-    (``ctx.slope = ...``) is a constant for it.
+    Its derivative may pass PyTorch's checks and still have a second derivative that is none: what its forward
+    pass kept aside (``ctx.slope = ...``) is a constant for it.
 
     Args:
         engine: the engine.
@@ -53,7 +59,8 @@ def inexact(
         if deviation is None or deviation <= (_SMOOTH if engine.needs_smooth_activations else _EXACT):
             return None
         return (
-            f"a custom autograd function ({', '.join(names)}) has no exact second derivative (off by {deviation:.0%}): let its "
+            f"a custom autograd function ({', '.join(names)}) has no exact second derivative (off by "
+            f"{deviation:.0%}): let its "
             "backward pass compute from `ctx.saved_tensors` what its forward pass now keeps on `ctx`"
         )
     return None
@@ -72,8 +79,10 @@ def warn_of_unchecked(logits_fn: LogitsFn, images: Tensor, target_class: int) ->
     names = sorted(set(_custom_functions(logits_fn, images, target_class)))
     if names:
         warnings.warn(
-            f"With sharded parameters it cannot be checked whether custom autograd functions ({', '.join(names)}) have an exact "
-            "second derivative. If they have none, the mark is embedded by a wrong gradient: fit a few steps on a single device "
+            f"With sharded parameters it cannot be checked whether custom autograd functions "
+            f"({', '.join(names)}) have an exact "
+            "second derivative. If they have none, the mark is embedded by a wrong gradient: fit a few steps "
+            "on a single device "
             "first, where it is checked.",
             UserWarning,
             stacklevel=2,
@@ -92,14 +101,18 @@ class _Network:
     def __init__(self, module: nn.Module, logits_fn: LogitsFn, dtype: torch.dtype) -> None:
         self._call = Call(module, logits_fn)
         self._buffers = {name: _cast(b, dtype) for name, b in module.named_buffers()}
-        self.values = {name: _cast(p.detach(), dtype).requires_grad_(p.requires_grad) for name, p in module.named_parameters()}
+        self.values = {
+            name: _cast(p.detach(), dtype).requires_grad_(p.requires_grad)
+            for name, p in module.named_parameters()
+        }
         self.trained = [name for name, p in self.values.items() if p.requires_grad]
         self.dtype = dtype
 
     def logits_fn(self, shift: dict[str, Tensor], step: float = 0.0) -> LogitsFn:
         """Return the logits function with the parameters moved by ``step`` times ``shift``."""
         values = {
-            name: value.detach() + step * shift[name] if step and name in shift else value for name, value in self.values.items()
+            name: value.detach() + step * shift[name] if step and name in shift else value
+            for name, value in self.values.items()
         }
         tensors = {f"module.{name}": tensor for name, tensor in {**self._buffers, **values}.items()}
 
@@ -123,7 +136,9 @@ class _Network:
         """Return the derivatives of ``value`` by the directions, as autograd has them."""
         gradients = derivative(value, [self.values[name] for name in self.trained])
         known = {name: g for name, g in zip(self.trained, gradients, strict=True) if g is not None}
-        return torch.stack([torch.stack([(g * d[name]).sum() for name, g in known.items()]).sum() for d in directions])
+        return torch.stack(
+            [torch.stack([(g * d[name]).sum() for name, g in known.items()]).sum() for d in directions]
+        )
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -150,7 +165,9 @@ def _deviation(
         return objective(input_gradients(logits_of, images, target_class))
 
     def differences(function: Callable[[LogitsFn], Tensor], size: float) -> Tensor:
-        ends = [[function(network.logits_fn(d, sign * size)).detach() for sign in (1, -1)] for d in directions]
+        ends = [
+            [function(network.logits_fn(d, sign * size)).detach() for sign in (1, -1)] for d in directions
+        ]
         return torch.stack([(ahead - behind) / (2 * size) for ahead, behind in ends])
 
     unmoved = network.logits_fn({})

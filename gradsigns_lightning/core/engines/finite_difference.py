@@ -9,14 +9,15 @@ from gradsigns_lightning.core.engines.base import EmbeddingLoss, ObjectiveFn, ob
 from gradsigns_lightning.core.signature import LogitsFn, class_logits, input_gradients, target_loss
 from gradsigns_lightning.core.torch_state.contexts import twice_differentiable_kernels
 
-STEP = 0.01  # of the images' length: smaller ones drown in float32's rounding, larger ones in the third derivative
+# of the images' length: smaller ones drown in float32's rounding, larger ones in the third derivative
+STEP = 0.01
 
 
 class FiniteDifference:
     """Difference of the loss at two points along the objective's derivative, instead of the directional derivative.
 
-    Needs no second derivative from any kernel. Accurate to about 1e-3 in float32 on smooth activations (GELU, SiLU, tanh); on
-    kinked ones (ReLU, max pooling) it is wrong at every step size, and refused.
+    Needs no second derivative from any kernel. Accurate to about 1e-3 in float32 on smooth activations (GELU,
+    SiLU, tanh); on kinked ones (ReLU, max pooling) it is wrong at every step size, and refused.
 
     Args:
         step: length of the step, relative to the images' root-mean-square length; positive.
@@ -31,14 +32,20 @@ class FiniteDifference:
         self.step = step
 
     def embed(
-        self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_class: int, objective: ObjectiveFn
+        self,
+        module: nn.Module,
+        logits_fn: LogitsFn,
+        images: Tensor,
+        target_class: int,
+        objective: ObjectiveFn,
     ) -> EmbeddingLoss:
         """Return the embedding loss; see :class:`~gradsigns_lightning.core.engines.base.Engine`."""
         images = images.detach()
         with twice_differentiable_kernels(module, images.device.type):
             gradients = input_gradients(logits_fn, images, target_class)
             value, direction = objective_gradient(objective, gradients)
-            # The longest image's share sets the step. A satisfied objective has no direction: nothing is divided by its length.
+            # The longest image's share sets the step. A satisfied objective has no direction: nothing is
+            # divided by its length.
             length = direction.flatten(1).norm(dim=1).amax()
             size = images.flatten(1).norm(dim=1).square().mean().sqrt()
             radius = self.step * torch.where(size > 0, size, 1)

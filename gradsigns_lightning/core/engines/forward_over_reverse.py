@@ -16,8 +16,9 @@ from gradsigns_lightning.core.torch_state.contexts import Replaced, twice_differ
 class ForwardOverReverse:
     """One ordinary input gradient, then ``torch.func.jvp`` along the objective's derivative and one backward pass through it.
 
-    Exact (Pearlmutter, "Fast exact multiplication by the Hessian", 1994). For models with operations that cannot be
-    differentiated twice in reverse mode, and for sharded parameters; about half again as slow as double backward.
+    Exact (Pearlmutter, "Fast exact multiplication by the Hessian", 1994). For models with operations that
+    cannot be differentiated twice in reverse mode, and for sharded parameters; about half again as slow as
+    double backward.
     """
 
     name = "forward_over_reverse"
@@ -26,7 +27,12 @@ class ForwardOverReverse:
     sharding_safe = True
 
     def embed(
-        self, module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_class: int, objective: ObjectiveFn
+        self,
+        module: nn.Module,
+        logits_fn: LogitsFn,
+        images: Tensor,
+        target_class: int,
+        objective: ObjectiveFn,
     ) -> EmbeddingLoss:
         """Return the embedding loss; see :class:`~gradsigns_lightning.core.engines.base.Engine`.
 
@@ -62,12 +68,14 @@ def directional_derivative(
 
 
 def _reversible_norms() -> Replaced:
-    """Compute layer and instance normalisation from elementary operations.
+    """Compute layer and instance normalization from elementary operations.
 
-    PyTorch's forward-mode formulas take the statistics as constants in the backward pass, which is silently wrong by several
-    percent.
+    PyTorch's forward-mode formulas take the statistics as constants in the backward pass, which is silently
+    wrong by several percent.
     """
-    return Replaced({F.layer_norm: _layer_norm, torch.layer_norm: _layer_norm, F.instance_norm: _instance_norm})
+    return Replaced(
+        {F.layer_norm: _layer_norm, torch.layer_norm: _layer_norm, F.instance_norm: _instance_norm}
+    )
 
 
 def _layer_norm(
@@ -78,9 +86,9 @@ def _layer_norm(
     eps: float = 1e-5,
     _cudnn_enable: bool = True,
 ) -> Tensor:
-    normalised = _standardised(input, tuple(range(-len(normalized_shape), 0)), eps)
-    normalised = normalised if weight is None else normalised * weight
-    return normalised if bias is None else normalised + bias
+    normalized = _standardised(input, tuple(range(-len(normalized_shape), 0)), eps)
+    normalized = normalized if weight is None else normalized * weight
+    return normalized if bias is None else normalized + bias
 
 
 def _instance_norm(
@@ -94,12 +102,12 @@ def _instance_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     if not use_input_stats:
-        # Not F.batch_norm, whose replacement is for batch normalisation.
+        # Not F.batch_norm, whose replacement is for batch normalization.
         return torch.batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps, False)
     shape = (-1, *[1] * (input.ndim - 2))
-    normalised = _standardised(input, tuple(range(2, input.ndim)), eps)
-    normalised = normalised if weight is None else normalised * weight.view(shape)
-    return normalised if bias is None else normalised + bias.view(shape)
+    normalized = _standardised(input, tuple(range(2, input.ndim)), eps)
+    normalized = normalized if weight is None else normalized * weight.view(shape)
+    return normalized if bias is None else normalized + bias.view(shape)
 
 
 def _standardised(values: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:

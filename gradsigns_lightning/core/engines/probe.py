@@ -18,15 +18,26 @@ from gradsigns_lightning.core.torch_state.contexts import twice_differentiable_k
 N_IMAGES = 8
 # Two step sizes of a smooth network differ by about 1e-3, those of a ReLU network by more than 0.3.
 CONSISTENCY = 0.05
-# Rounding gives 1e-8; layer normalisation by PyTorch's own formula 1e-3 to 4e-2.
+# Rounding gives 1e-8; layer normalization by PyTorch's own formula 1e-3 to 4e-2.
 SYMMETRY = 1e-4
 # As autograd names them, whatever their variant.
-_KINKED = ("Relu", "LeakyRelu", "Prelu", "Rrelu", "Threshold", "Hard", "Softshrink", "MaxPool", "AdaptiveMaxPool")
+_KINKED = (
+    "Relu",
+    "LeakyRelu",
+    "Prelu",
+    "Rrelu",
+    "Threshold",
+    "Hard",
+    "Softshrink",
+    "MaxPool",
+    "AdaptiveMaxPool",
+)
 
 _ADVICE = {
     "use_reentrant": "activation checkpointing must be called with use_reentrant=False",
     "_cudnn_rnn_backward": "cuDNN's recurrent kernels have no second derivative: run the layer without cuDNN",
-    "attention": "fused attention has no second derivative: call it so that `torch.nn.attention.sdpa_kernel` chooses its kernel",
+    "attention": "fused attention has no second derivative: call it so that `torch.nn.attention.sdpa_kernel` "
+    "chooses its kernel",
     "support double backward": "a compiled part of the model could not be run uncompiled: do not compile it",
     "saved during the original forward": "activation checkpointing does not recompute what forward mode saved",
     "jvp": "a custom autograd function has no forward-mode derivative",
@@ -37,7 +48,13 @@ _ADVICE = {
 
 
 def check_engine(
-    engine: Engine, module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_class: int, *, sharded: bool
+    engine: Engine,
+    module: nn.Module,
+    logits_fn: LogitsFn,
+    images: Tensor,
+    target_class: int,
+    *,
+    sharded: bool,
 ) -> str | None:
     """Return what keeps ``engine`` from embedding in this model, in words, or None.
 
@@ -51,7 +68,8 @@ def check_engine(
     """
     images = images[:N_IMAGES]
     try:
-        # Around the backward passes too: this runs within the step's autocast, which the task's backward pass does not.
+        # Around the backward passes too: this runs within the step's autocast, which the task's backward pass
+        # does not.
         with twice_differentiable_kernels(module, images.device.type):
             logits_fn = _unsaturated(logits_fn, images, target_class)
             if sharded:
@@ -64,7 +82,8 @@ def check_engine(
                 problem = _kinked(getattr(engine, "step", STEP), logits_fn, images, target_class)
             if problem is None and not sharded:
                 problem = inexact(engine, module, logits_fn, images, target_class, _fixed_direction)
-            elif problem is None and not engine.needs_smooth_activations:  # such ones take first derivatives only
+            # such ones take first derivatives only
+            elif problem is None and not engine.needs_smooth_activations:
                 warn_of_unchecked(logits_fn, images, target_class)
     except torch.OutOfMemoryError:
         raise
@@ -74,7 +93,8 @@ def check_engine(
 
 
 def _unsaturated(logits_fn: LogitsFn, images: Tensor, target_class: int) -> LogitsFn:
-    # Before training BatchNorm's statistics may be far off: logits of 1e8 make the softmax, and all that is tried here, constant.
+    # Before training BatchNorm's statistics may be far off: logits of 1e8 make the softmax, and all that is
+    # tried here, constant.
     with torch.no_grad():
         scale = class_logits(logits_fn, images, target_class).abs().amax().clamp_min(1.0)
     return lambda x: class_logits(logits_fn, x, target_class) / scale
@@ -83,13 +103,15 @@ def _unsaturated(logits_fn: LogitsFn, images: Tensor, target_class: int) -> Logi
 def _refuse_recomputation(logits_fn: LogitsFn, images: Tensor) -> None:
     """Raise if activations are checkpointed: they would be computed again in the task's backward pass, no longer frozen."""
     with torch.autograd.graph.disable_saved_tensors_hooks(
-        "activation checkpointing is not supported with sharded parameters, whose gradients come in the task's own backward pass"
+        "activation checkpointing is not supported with sharded parameters, whose gradients come in the "
+        "task's own backward pass"
     ):
         logits_fn(images)
 
 
 def _fixed_direction(gradients: Tensor) -> Tensor:
-    # Random, so that no pooling or patch can cancel it; the same on all ranks, and not from the task's generator.
+    # Random, so that no pooling or patch can cancel it; the same on all ranks, and not from the task's
+    # generator.
     direction = torch.randn(gradients.shape[1:], generator=torch.Generator().manual_seed(0))
     return (gradients.mean(0) * direction.to(gradients)).sum()
 
@@ -97,7 +119,8 @@ def _fixed_direction(gradients: Tensor) -> Tensor:
 def _unreached(loss: EmbeddingLoss, module: nn.Module, *, sharded: bool) -> str | None:
     if not loss.surrogate.requires_grad:
         return "the embedding loss carries no graph"
-    # A gradient asked for by name goes around such a node in silence; only the task's full backward pass would meet it.
+    # A gradient asked for by name goes around such a node in silence; only the task's full backward pass
+    # would meet it.
     if "torch::autograd::Error" in _operations(loss.surrogate):
         return "a custom autograd function is marked once_differentiable, so it has no second derivative"
     gradients: tuple[Tensor | None, ...] = (loss.surrogate.detach(),)
@@ -120,7 +143,9 @@ def _kinked(step: float, logits_fn: LogitsFn, images: Tensor, target_class: int)
     """Look for operations with a kink, and for others compare the gradient's change over the engine's step and half of it."""
     logits = class_logits(logits_fn, images.detach().requires_grad_(), target_class)
     # Found by name too, because a few images may happen to cross no kink of a small network.
-    found = sorted({name.partition("Backward")[0] for name in _operations(logits) if name.startswith(_KINKED)})
+    found = sorted(
+        {name.partition("Backward")[0] for name in _operations(logits) if name.startswith(_KINKED)}
+    )
     if found:
         return f"the network has kinks ({', '.join(found)}) and finite differences would be wrong"
     direction = unit(input_gradients(logits_fn, images, target_class).mean(0))
@@ -136,7 +161,8 @@ def _kinked(step: float, logits_fn: LogitsFn, images: Tensor, target_class: int)
     if deviation <= CONSISTENCY:
         return None
     return (
-        f"finite differences of two step sizes differ by {deviation:.0%}, so the network has kinks or bends too sharply and they "
+        f"finite differences of two step sizes differ by {deviation:.0%}, so the network has kinks or bends "
+        f"too sharply and they "
         "would be wrong"
     )
 

@@ -20,7 +20,10 @@ def check_name(name: str, value: Any, *, minimum: int) -> None:
     """Refuse what is no text of ``minimum`` to 256 characters in the normal form NFC."""
     check_instance(name, value, str)
     if not minimum <= len(value) <= 256 or value != unicodedata.normalize("NFC", value):
-        raise ValueError(f"`{name}` must be NFC-normalised text of {minimum} to 256 characters, got {len(value)} characters.")
+        raise ValueError(
+            f"`{name}` must be NFC-normalized text of {minimum} to 256 characters, got "
+            f"{len(value)} characters."
+        )
 
 
 def check_input_shape(shape: Any) -> tuple[int, ...]:
@@ -37,9 +40,14 @@ def warn_if_channels_last(shape: tuple[int, ...], *, stacklevel: int) -> None:
     Not an error, because a signal of eight channels may have the shape (8, 8, 1).
     """
     height, width, channels = shape
-    if channels in _COLOURS and _COLOURS[-1] < min(height, width) and max(height, width) <= _MOST_ELONGATED * min(height, width):
+    if (
+        channels in _COLOURS
+        and _COLOURS[-1] < min(height, width)
+        and max(height, width) <= _MOST_ELONGATED * min(height, width)
+    ):
         warnings.warn(
-            f"`input_shape` is {shape}, which says {height} channels of {width} x {channels} pixels: if these are images with "
+            f"`input_shape` is {shape}, which says {height} channels of {width} x {channels} pixels: if "
+            f"these are images with "
             f"the channels last, make the key with ({channels}, {height}, {width}).",
             UserWarning,
             stacklevel=stacklevel + 1,
@@ -52,15 +60,19 @@ def check_capacity(n_bits: int, n_carriers: Any, input_shape: tuple[int, ...]) -
     check_int("n_carriers", n_carriers, minimum=1)
     if n_carriers > size:
         product = " * ".join(str(s) for s in input_shape)
-        raise ValueError(f"`n_carriers` must be at most {product} = {size} (one per input coordinate), got {n_carriers}.")
+        raise ValueError(
+            f"`n_carriers` must be at most {product} = {size} (one per input coordinate), got {n_carriers}."
+        )
     if n_bits * n_carriers > _MAX_PROJECTION:
         raise ValueError(
-            f"`n_bits` * `n_carriers` must be <= {_MAX_PROJECTION}, the size of the projection, got {n_bits} * {n_carriers}."
+            f"`n_bits` * `n_carriers` must be <= {_MAX_PROJECTION}, the size of the projection, got {n_bits} "
+            f"* {n_carriers}."
         )
     if n_bits > n_carriers:
         raise ValueError(
             f"`n_bits` must be at most `n_carriers`: {n_bits} sign conditions on {n_carriers} carriers leave "
-            f"{n_carriers} - {n_bits} = {n_carriers - n_bits} degrees of freedom, so the bits cannot be held apart. "
+            f"{n_carriers} - {n_bits} = {n_carriers - n_bits} degrees of freedom, so the bits cannot be held "
+            f"apart. "
             f"{more_room(n_bits, size)}"
         )
 
@@ -73,7 +85,8 @@ def more_room(n_bits: int, size: int) -> str:
     if size >= least + LEAST_ROOM:
         return f"Take {_span(least, max(least, size // 2))} bits, on all of the input's {size} coordinates."
     return (
-        f"The input has {size} coordinates, too few for the {least} bits that a key needs to be ever `owned`: sign larger "
+        f"The input has {size} coordinates, too few for the {least} bits that a key needs to be ever "
+        f"`owned`: sign larger "
         "inputs, or the output of a layer (`carrier_layer`)."
     )
 
@@ -89,7 +102,8 @@ def warn_if_never_held(n_bits: int, n_carriers: int, shape: tuple[int, ...], *, 
     """
     if n_carriers - n_bits < LEAST_ROOM:
         warnings.warn(
-            f"{n_bits} bits on {n_carriers} carriers leave no room for a margin, so the default objective cannot embed this key. "
+            f"{n_bits} bits on {n_carriers} carriers leave no room for a margin, so the default objective "
+            f"cannot embed this key. "
             f"{more_room(n_bits, math.prod(shape))}",
             UserWarning,
             stacklevel=stacklevel + 1,
@@ -99,7 +113,9 @@ def warn_if_never_held(n_bits: int, n_carriers: int, shape: tuple[int, ...], *, 
 def check_statistics(name: str, values: Any, *, n_channels: int) -> None:
     """Refuse a mean or a standard deviation that is none of ``n_channels`` channels."""
     if len(values) not in (1, n_channels):
-        raise ValueError(f"`{name}` must be one value or one per channel ({n_channels}), got {len(values)} values.")
+        raise ValueError(
+            f"`{name}` must be one value or one per channel ({n_channels}), got {len(values)} values."
+        )
     for value in values:
         check_number(name, value)
         if name == "input_std" and value <= 0:

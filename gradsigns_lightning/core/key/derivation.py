@@ -1,8 +1,9 @@
 """Derivation of every part of a key from one secret.
 
-The streams must be byte-identical on every platform and for every library version, because evidence is read years after it
-was made. So nothing here uses a framework's random generator: HKDF-SHA256 (RFC 5869) separates the streams by a labelled,
-versioned info string, SHAKE-256 (FIPS 202) expands each of them, and integers are read in little-endian order.
+The streams must be byte-identical on every platform and for every library version, because evidence is read
+years after it was made. So nothing here uses a framework's random generator: HKDF-SHA256 (RFC 5869) separates
+the streams by a labelled, versioned info string, SHAKE-256 (FIPS 202) expands each of them, and integers are
+read in little-endian order.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Secret:
     def __init__(self, value: bytes) -> None:
         if not isinstance(value, bytes) or len(value) not in (SECRET_BYTES, COPYS_SECRET_BYTES):
             got = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
-            raise ValueError(f"`secret` must be {SECRET_BYTES} bytes, or {COPYS_SECRET_BYTES} of a copy's key, got {got}.")
+            raise ValueError(
+                f"`secret` must be {SECRET_BYTES} bytes, or {COPYS_SECRET_BYTES} of a copy's key, got {got}."
+            )
         self._reveal: Callable[[], bytes] = lambda: value
 
     @classmethod
@@ -70,12 +73,18 @@ class Secret:
 def check_hidden(secret: Secret, payload: bytes, *, purpose: Purpose, n_bits: int) -> None:
     """Refuse a secret or a payload that does not have the length of those of such a key."""
     if len(payload) * 8 > n_bits:
-        raise ValueError(f"`payload` must have at most n_bits // 8 = {n_bits // 8} bytes, got {len(payload)} bytes.")
+        raise ValueError(
+            f"`payload` must have at most n_bits // 8 = {n_bits // 8} bytes, got {len(payload)} bytes."
+        )
     if purpose == "customer" and len(payload) != CUSTOMER_BYTES:
-        raise ValueError(f"`payload` of a customer's key must have {CUSTOMER_BYTES} bytes, got {len(payload)}.")
+        raise ValueError(
+            f"`payload` of a customer's key must have {CUSTOMER_BYTES} bytes, got {len(payload)}."
+        )
     n_bytes, needed = len(secret.reveal()), SECRET_BYTES if purpose == "owner" else COPYS_SECRET_BYTES
     if n_bytes != needed:
-        raise ValueError(f"`secret` of a key of purpose {purpose!r} must be {needed} bytes, got {n_bytes} bytes.")
+        raise ValueError(
+            f"`secret` of a key of purpose {purpose!r} must be {needed} bytes, got {n_bytes} bytes."
+        )
 
 
 class Streams:
@@ -112,8 +121,8 @@ class Streams:
     def subset(self, label: str, size: int, n_chosen: int) -> npt.NDArray[np.int64]:
         """Return ``n_chosen`` distinct values of ``range(size)``, uniform over all subsets, ascending.
 
-        Every value draws a 64-bit word; the values with the smallest words are chosen (ties, of probability below
-        ``size**2 / 2**65``, go to the smaller value).
+        Every value draws a 64-bit word; the values with the smallest words are chosen (ties, of probability
+        below ``size**2 / 2**65``, go to the smaller value).
         """
         words = np.frombuffer(self.bytes(label, 8 * size), dtype="<u8")
         order = np.argsort(words, kind="stable")
@@ -143,7 +152,9 @@ class Derivation:
         if version == 1:
             return cls(mark, mark, purpose, version)
         is_owners = purpose == "owner"
-        space = mark.under(Secret(mark.bytes("space", SECRET_BYTES) if is_owners else secret.reveal()[:SECRET_BYTES]))
+        space = mark.under(
+            Secret(mark.bytes("space", SECRET_BYTES) if is_owners else secret.reveal()[:SECRET_BYTES])
+        )
         return cls(space, mark, purpose, version)
 
     def carriers(self, size: int, n_carriers: int) -> npt.NDArray[np.int64]:
@@ -169,9 +180,13 @@ class Derivation:
     def customer_signatures(self, n_customers: int, n_bits: int) -> npt.NDArray[np.uint8]:
         """Return the signatures of the customers' keys of a master; shape ``(n_customers, N)``, values 0 and 1."""
         marks = self.mark.bytes("mark/customers", SECRET_BYTES * n_customers)
-        streams = [self.mark.under(Secret(marks[i : i + SECRET_BYTES])) for i in range(0, len(marks), SECRET_BYTES)]
+        streams = [
+            self.mark.under(Secret(marks[i : i + SECRET_BYTES])) for i in range(0, len(marks), SECRET_BYTES)
+        ]
         n_bytes = -(-n_bits // 8)
-        packed = b"".join(stream.bytes(self._label("customer", i), n_bytes) for i, stream in enumerate(streams))
+        packed = b"".join(
+            stream.bytes(self._label("customer", i), n_bytes) for i, stream in enumerate(streams)
+        )
         rows = np.frombuffer(packed, np.uint8).reshape(n_customers, n_bytes)
         return np.unpackbits(rows, axis=1, count=n_bits, bitorder="little")
 
@@ -179,7 +194,9 @@ class Derivation:
         """Return the secret of a copy's key that a master makes; a customer's payload is the number."""
         number = int.from_bytes(payload[:CUSTOMER_BYTES], "little") if purpose == "customer" else 0
         end = SECRET_BYTES * (number + 1)
-        return Secret(self.mark.bytes("space", SECRET_BYTES) + self.mark.bytes(f"mark/{purpose}s", end)[-SECRET_BYTES:])
+        return Secret(
+            self.mark.bytes("space", SECRET_BYTES) + self.mark.bytes(f"mark/{purpose}s", end)[-SECRET_BYTES:]
+        )
 
     def digest(self, name: str, content: bytes) -> str:
         """Return SHA-256 of ``content``, salted by a stream of the secret; 64 hexadecimal digits that can be published."""
@@ -189,8 +206,9 @@ class Derivation:
     def _label(self, purpose: Purpose, number: int | None = None) -> str:
         """Return the label of a signature's stream.
 
-        A copy's names the secret of the carriers and the customer. If a copy's two secrets were independent, 2^a of the one and
-        2^b of the other would be 2^(a + b) tries at the price of 2^a + 2^b, and a customer's key could pass for another's.
+        A copy's names the secret of the carriers and the customer. If a copy's two secrets were independent,
+        2^a of the one and 2^b of the other would be 2^(a + b) tries at the price of 2^a + 2^b, and a
+        customer's key could pass for another's.
         """
         if purpose == "owner":
             return "signature"

@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 from gradsigns_lightning.core.key.derivation import Secret
 from gradsigns_lightning.core.utils.canonical import json_of
 from gradsigns_lightning.core.utils.checks import check_instance
-from gradsigns_lightning.core.utils.files import ExistingFileError, check_target, read_file, atomic_write
+from gradsigns_lightning.core.utils.files import ExistingFileError, atomic_write, check_target, read_file
 
 FORMAT = "gradsigns-key"
 VERSIONS = ("1", "2")  # of the key's derivation
@@ -34,7 +34,13 @@ class KeyFileContent:
 
 
 def write(
-    path: str | PathLike[str], *, secret: Secret, payload: bytes, public: dict[str, Any], commitment: str, overwrite: bool
+    path: str | PathLike[str],
+    *,
+    secret: Secret,
+    payload: bytes,
+    public: dict[str, Any],
+    commitment: str,
+    overwrite: bool,
 ) -> None:
     """Write a key file with mode 0600; a reader sees the old file or the whole new one, never a part.
 
@@ -45,12 +51,22 @@ def write(
     check_instance("path", path, (str, PathLike))
     if Path(path).expanduser().exists() and not overwrite:
         raise ExistingFileError(
-            f"`path` must not name an existing key file unless overwrite=True, got {str(path)!r}. WatermarkKey.load reads it."
+            f"`path` must not name an existing key file unless overwrite=True, got {str(path)!r}. "
+            f"WatermarkKey.load reads it."
         )
     version = str(public.get("version", 1))
-    metadata = {"format": FORMAT, "version": version, "commitment": commitment, "key": json.dumps(public, sort_keys=True)}
-    check_target(path, argument="path", overwrite=overwrite)  # before the secret is uncovered: tracebacks may show variables
-    tensors = {name: np.frombuffer(data, dtype=np.uint8) for name, data in (("secret", secret.reveal()), ("payload", payload))}
+    metadata = {
+        "format": FORMAT,
+        "version": version,
+        "commitment": commitment,
+        "key": json.dumps(public, sort_keys=True),
+    }
+    # before the secret is uncovered: tracebacks may show variables
+    check_target(path, argument="path", overwrite=overwrite)
+    tensors = {
+        name: np.frombuffer(data, dtype=np.uint8)
+        for name, data in (("secret", secret.reveal()), ("payload", payload))
+    }
     atomic_write(path, save(tensors, metadata), argument="path", overwrite=overwrite)
 
 
@@ -69,14 +85,17 @@ def read(path: str | PathLike[str]) -> KeyFileContent:
     version = metadata.get("version")
     if version not in VERSIONS:
         raise ValueError(
-            f"`path`: key file {str(path)!r} has version {repr(version)[:80]}, this release reads {', '.join(VERSIONS)}."
+            f"`path`: key file {str(path)!r} has version {repr(version)[:80]}, this release reads "
+            f"{', '.join(VERSIONS)}."
         )
     try:
         public = json.loads(metadata["key"])
         if str(public.get("version", 1)) != version:
             raise ValueError(foreign)
         secret, payload = (_as_bytes(tensors[name]) for name in ("secret", "payload"))
-        return KeyFileContent(secret=Secret(secret), payload=payload, public=dict(public), commitment=metadata["commitment"])
+        return KeyFileContent(
+            secret=Secret(secret), payload=payload, public=dict(public), commitment=metadata["commitment"]
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(foreign) from error
 

@@ -42,14 +42,17 @@ VERSION = 2  # of the keys that are made; those of version 1 are read
 class WatermarkKey:
     """A key that signs the input gradients of one class (GradSigns, MLSys 2021, section 3).
 
-    Make one with :meth:`generate`, keep it with :meth:`save`, read it back with :meth:`load`. Carriers, projection and
-    signature are derived from the secret and bound to all public parameters, so that nobody can choose any of them to fit a model
-    after the fact (in version 1 the normalisation was not bound). The payload is free but part of the :attr:`commitment`.
+    Make one with :meth:`generate`, keep it with :meth:`save`, read it back with :meth:`load`. Carriers,
+    projection and signature are derived from the secret and bound to all public parameters, so that nobody
+    can choose any of them to fit a model after the fact (in version 1 the normalization was not bound). The
+    payload is free but part of the :attr:`commitment`.
 
-    Keys of copies are made from an owner's key and do not tell it (:func:`customer_key`, :func:`message_key`).
+    Keys of copies are made from an owner's key and do not tell it (:func:`customer_key`,
+    :func:`message_key`).
 
-    A key is its owner's secret: it goes to other processes of a training, but ``pickle``, and so ``torch.save`` and
-    ``save_hyperparameters``, refuse it, and neither ``repr``, ``vars`` nor ``dataclasses.asdict`` show the secret.
+    A key is its owner's secret: it goes to other processes of a training, but ``pickle``, and so
+    ``torch.save`` and ``save_hyperparameters``, refuse it, and neither ``repr``, ``vars`` nor
+    ``dataclasses.asdict`` show the secret.
 
     Attributes:
         owner: the owner's name, as it stands in the evidence.
@@ -58,7 +61,8 @@ class WatermarkKey:
         n_carriers: number of input coordinates c that carry the signature.
         input_shape: shape ``(C, H, W)`` of one raw input.
         target_class: class T whose input gradients are signed.
-        input_mean: mean that the model's preprocessing subtracts from raw images, one value or one per channel.
+        input_mean: mean that the model's preprocessing subtracts from raw images, one value or one per
+            channel.
         input_std: standard deviation that the preprocessing divides by, one value or one per channel.
         version: of the derivation (docs/key-format.md), 1 or 2.
         purpose: ``"owner"``, or for the keys of copies ``"customer"`` (:func:`customer_key`) or ``"message"``
@@ -108,20 +112,23 @@ class WatermarkKey:
     ) -> WatermarkKey:
         """Make a key.
 
-        Warns of a key of fewer than 30 bits, which can never be ``owned`` at the default alpha, of one with hardly more carriers
-        than bits, which cannot be embedded with a margin, and of an ``input_shape`` that looks like ``(H, W, C)``.
+        Warns of a key of fewer than 30 bits, which can never be ``owned`` at the default alpha, of one with
+        hardly more carriers than bits, which cannot be embedded with a margin, and of an ``input_shape`` that
+        looks like ``(H, W, C)``.
 
         Args:
             owner: the owner's name, 1 to 256 characters.
-            n_bits: signature bits, 8 to 8192; customers' copies take 44 at least, a judge who charges for 2^64 tries 94.
+            n_bits: signature bits, 8 to 8192; customers' copies take 44 at least, a judge who charges for
+                2^64 tries 94.
             input_shape: shape ``(C, H, W)`` of one raw input.
             target_class: class whose input gradients are signed.
-            n_carriers: input coordinates that carry the signature, from ``n_bits`` to ``C * H * W``; by default six a bit as
-                in the authors' released key, or all inputs if there are fewer.
-            payload: bytes or UTF-8 text of at most ``n_bits // 8`` bytes that the signature carries, masked by a keystream;
-                padded with zeros.
-            input_mean: mean of the model's own input normalisation in raw units, one value or one per channel.
-            input_std: standard deviation of that normalisation, positive, one value or one per channel.
+            n_carriers: input coordinates that carry the signature, from ``n_bits`` to ``C * H * W``; by
+                default six a bit as in the authors' released key, or all inputs if there are fewer.
+            payload: bytes or UTF-8 text of at most ``n_bits // 8`` bytes that the signature carries, masked
+                by a keystream; padded with zeros.
+            input_mean: mean of the model's own input normalization in raw units, one value or one per
+                channel.
+            input_std: standard deviation of that normalization, positive, one value or one per channel.
             scope: model or product that the key is bound to, at most 256 characters.
             secret: 32 secret bytes of a cryptographic generator; drawn from the system's when left out.
 
@@ -171,8 +178,8 @@ class WatermarkKey:
     def signature(self) -> Tensor:
         """Bits b that the model is made to show; shape ``(N,)``, uint8, values 0 and 1.
 
-        A keystream XOR the payload; of a customer's key the keystream alone, so that customers' signatures have nothing in common
-        with each other, with the owner's or with a message's.
+        A keystream XOR the payload; of a customer's key the keystream alone, so that customers' signatures
+        have nothing in common with each other, with the owner's or with a message's.
         """
         return _as_tensor(self._derivation.signature(self.n_bits, self._payload))
 
@@ -194,14 +201,16 @@ class WatermarkKey:
     def claim(self, signer: str) -> str:
         """Return what a public statement says of this key: that ``signer`` may claim it; 64 hexadecimal digits.
 
-        Only who has the secret can make it. The :attr:`commitment` stands in checkpoints and logs, from where others could copy
-        it into a statement of their own.
+        Only who has the secret can make it. The :attr:`commitment` stands in checkpoints and logs, from where
+        others could copy it into a statement of their own.
 
         Args:
             signer: an Ed25519 public key, 64 hexadecimal digits.
         """
         check_instance("signer", signer, str)
-        return self._derivation.digest("claim", canonical_json({"commitment": self.commitment, "signer": signer}))
+        return self._derivation.digest(
+            "claim", canonical_json({"commitment": self.commitment, "signer": signer})
+        )
 
     def to_public_dict(self) -> dict[str, Any]:
         """Return the parameters that are not secret, as plain JSON types."""
@@ -239,7 +248,9 @@ class WatermarkKey:
                 f"`path`: the parameters in key file {str(path)!r} are not valid; it was edited or damaged."
             ) from error
         if key.commitment != content.commitment:
-            raise ValueError(f"`path`: key file {str(path)!r} does not match its own commitment; it was edited or damaged.")
+            raise ValueError(
+                f"`path`: key file {str(path)!r} does not match its own commitment; it was edited or damaged."
+            )
         return key
 
     @classmethod
@@ -256,7 +267,11 @@ class WatermarkKey:
 
     def reveal(self) -> dict[str, Any]:
         """Return all of the key, the secret included, as plain JSON types: what is handed over to prove a claim."""
-        return {"public": self.to_public_dict(), "payload": self._payload.hex(), "secret": self._secret.reveal().hex()}
+        return {
+            "public": self.to_public_dict(),
+            "payload": self._payload.hex(),
+            "secret": self._secret.reveal().hex(),
+        }
 
     def with_payload(self, payload: bytes | str) -> WatermarkKey:
         """Return the key with the same secret, carriers and projection but another payload, so another signature.
@@ -267,27 +282,33 @@ class WatermarkKey:
         """
         check_instance("payload", payload, (bytes, str))
         if self.purpose != "owner":
-            raise ValueError(f"`payload` can be replaced in owners' keys only, got a key of purpose {self.purpose!r}.")
+            raise ValueError(
+                f"`payload` can be replaced in owners' keys only, got a key of purpose {self.purpose!r}."
+            )
         return self._replaced(_payload=payload.encode() if isinstance(payload, str) else payload)
 
     def derive(self, purpose: Purpose, payload: bytes) -> WatermarkKey:
         """Return the key of a copy, with the same carriers and projection and a signature of its own.
 
-        It is one-way: what the copy's key holds tells neither this key's secret nor any other customer's, and nothing of their
-        signatures. Keys of messages share one secret, so that a message can be read by who does not know it.
+        It is one-way: what the copy's key holds tells neither this key's secret nor any other customer's, and
+        nothing of their signatures. Keys of messages share one secret, so that a message can be read by who
+        does not know it.
 
         Args:
             purpose: ``"customer"`` or ``"message"``.
             payload: the customer's number as two bytes, little-endian; or the coded message.
 
         Raises:
-            ValueError: an argument is not valid, or no copies' keys follow from this key: it is of version 1, or a copy's itself.
+            ValueError: an argument is not valid, or no copies' keys follow from this key: it is of version 1,
+                or a copy's itself.
             TypeError: the payload is not bytes.
         """
         check_choice("purpose", purpose, get_args(Purpose)[1:])
         check_instance("payload", payload, bytes)
         self._check_master()
-        return self._replaced(_payload=payload, purpose=purpose, _secret=self._derivation.copys_secret(purpose, payload))
+        return self._replaced(
+            _payload=payload, purpose=purpose, _secret=self._derivation.copys_secret(purpose, payload)
+        )
 
     @property
     def has_payload(self) -> bool:
@@ -297,7 +318,8 @@ class WatermarkKey:
     def __repr__(self) -> str:
         return (
             f"WatermarkKey(owner={self.owner!r}, n_bits={self.n_bits}, n_carriers={self.n_carriers}, "
-            f"input_shape={self.input_shape}, target_class={self.target_class}, commitment='{self.commitment[:12]}…')"
+            f"input_shape={self.input_shape}, target_class={self.target_class}, "
+            f"commitment='{self.commitment[:12]}…')"
         )
 
     def _check_master(self) -> None:
@@ -326,15 +348,18 @@ class WatermarkKey:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "A WatermarkKey cannot be pickled, because the file would hold its secret (torch.save and save_hyperparameters "
-            "pickle too): keep it with `key.save(path)`, and leave it out with `save_hyperparameters(ignore=['key'])`."
+            "A WatermarkKey cannot be pickled, because the file would hold its secret (torch.save and "
+            "save_hyperparameters "
+            "pickle too): keep it with `key.save(path)`, and leave it out with "
+            "`save_hyperparameters(ignore=['key'])`."
         )
 
 
 def _as_tensor(array: npt.NDArray[Any]) -> Tensor:
     """Return an array as a tensor that is also good for training.
 
-    Torch is imported here, because it takes two seconds, and a key is made and committed to without any tensor.
+    Torch is imported here, because it takes two seconds, and a key is made and committed to without any
+    tensor.
     """
     import torch
 

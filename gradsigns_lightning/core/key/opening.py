@@ -24,7 +24,9 @@ def key_of(key: WatermarkKey | str | PathLike[str], *, argument: str = "key") ->
         return key
     if not isinstance(key, (str, PathLike)):
         found = "None" if key is None else type(key).__name__  # no value, which may be a secret
-        raise TypeError(f"`{argument}` must be a WatermarkKey or the path of a key file (.gskey), got {found}.")
+        raise TypeError(
+            f"`{argument}` must be a WatermarkKey or the path of a key file (.gskey), got {found}."
+        )
     try:
         return WatermarkKey.load(key)
     except ValueError as error:

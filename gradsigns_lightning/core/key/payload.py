@@ -1,8 +1,8 @@
 """The keys of copies: customers' numbers, and messages that survive bit errors.
 
-Messages are written in a shortened binary BCH code over the bits of the signature: the narrow-sense primitive BCH code (Bose and
-Ray-Chaudhuri, Information and Control 3, 1960) that corrects most errors among those that fit; encoding and decoding are the
-library galois'.
+Messages are written in a shortened binary BCH code over the bits of the signature: the narrow-sense primitive
+BCH code (Bose and Ray-Chaudhuri, Information and Control 3, 1960) that corrects most errors among those that
+fit; encoding and decoding are the library galois'.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class PayloadCode:
         check_int("n_bits", self.n_bits, minimum=8)
         check_int("n_bytes", self.n_bytes, minimum=1)
         if self._parameters is None:
-            raise ValueError(f"`n_bytes`: {self.n_bytes} bytes leave no room for error correction in {self.n_bits} bits.")
+            raise ValueError(
+                f"`n_bytes`: {self.n_bytes} bytes leave no room for error correction in {self.n_bits} bits."
+            )
 
     @property
     def n_correctable(self) -> int:
@@ -112,16 +114,17 @@ class PayloadCode:
 def customer_key(master: WatermarkKey | str | PathLike[str], customer: int) -> WatermarkKey:
     """Return the key of one customer's copy: the master's carriers and projection, and a signature and secret of its own.
 
-    The signatures are a pseudorandom function of the number: knowing any copies, and mixing them in any way, says nothing about
-    another customer's. Nor does knowing other customers' keys: one that is opened in a dispute shows where all copies are signed,
-    but neither the master's secret nor anybody else's signature.
+    The signatures are a pseudorandom function of the number: knowing any copies, and mixing them in any way,
+    says nothing about another customer's. Nor does knowing other customers' keys: one that is opened in a
+    dispute shows where all copies are signed, but neither the master's secret nor anybody else's signature.
 
     Args:
         master: a key without payload, or its file; 44 bits or more; 128 let :func:`trace` be sure.
         customer: the customer's number, 0 to 65535.
 
     Raises:
-        ValueError: the number is out of range, or the master is of version 1, has a payload or has too few bits.
+        ValueError: the number is out of range, or the master is of version 1, has a payload or has too few
+            bits.
     """
     check_int("customer", customer, minimum=0, maximum=MAX_CUSTOMERS - 1)
     master = key_of(master, argument="master")
@@ -144,7 +147,8 @@ def check_traceable(n_bits: int, *, n_customers: int, alpha: float) -> None:
     needed = math.floor(math.log2(n_customers) - math.log2(alpha)) + 1
     if n_bits < needed:
         raise ValueError(
-            f"`master` must have at least {needed} bits to tell {n_customers} customers apart at alpha = {alpha:g} "
+            f"`master` must have at least {needed} bits to tell {n_customers} customers apart at alpha = "
+            f"{alpha:g} "
             f"(128 leave room for wrong bits), got {n_bits}."
         )
 
@@ -152,12 +156,13 @@ def check_traceable(n_bits: int, *, n_customers: int, alpha: float) -> None:
 def message_key(master: WatermarkKey | str | PathLike[str], message: str) -> WatermarkKey:
     """Return the key of a copy with a short text as payload, which :func:`read_message` reads back through bit errors.
 
-    It does not hold the master's secret, but what masks all messages of this master: who opens it can write any of them.
+    It does not hold the master's secret, but what masks all messages of this master: who opens it can write
+    any of them.
 
     Args:
         master: a key without payload, or its file; 64 bits or more.
-        message: at most ``n_bits // 32`` bytes of UTF-8, without zero bytes; for 128 bits four bytes, of which 15 wrong bits are
-            mended.
+        message: at most ``n_bits // 32`` bytes of UTF-8, without zero bytes; for 128 bits four bytes, of
+            which 15 wrong bits are mended.
 
     Raises:
         ValueError: the message is too long, or the master is of version 1, has a payload or has too few bits.
@@ -167,7 +172,9 @@ def message_key(master: WatermarkKey | str | PathLike[str], message: str) -> Wat
     code = message_code(master)
     data = _encoded(message)
     if len(data) > code.n_bytes or b"\0" in data:
-        raise ValueError(f"`message` must be at most {code.n_bytes} bytes of UTF-8 without zeros, got {len(data)} bytes.")
+        raise ValueError(
+            f"`message` must be at most {code.n_bytes} bytes of UTF-8 without zeros, got {len(data)} bytes."
+        )
     return blank_message_key(master, code.encode(data.ljust(code.n_bytes, b"\0")))
 
 
@@ -196,27 +203,33 @@ def check_master(master: WatermarkKey) -> None:
         ValueError: the key is of version 1, has a payload, or is a copy's itself.
     """
     if master.version < 2:
-        raise ValueError(f"`master` must be a key of version 2 or later, got version {master.version}; make a new one.")
+        raise ValueError(
+            f"`master` must be a key of version 2 or later, got version {master.version}; make a new one."
+        )
     if master.has_payload:
         raise ValueError("`master` must be a key without payload, got one with a payload of its own.")
 
 
-def freedom(key: WatermarkKey) -> float:
+def free_bits(key: WatermarkKey) -> float:
     """Return how many bits of choice a key's payload and purpose leave to who makes it.
 
-    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a bit; a message's is
-    charged as if it were free, though it should be a codeword. A customer's number chooses nothing. All copies' keys are charged
-    one bit for their purpose and 16 because their signatures can be tried, on carriers and projection that stay, at the price of
-    a few hashes.
+    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a
+    bit; a message's is charged as if it were free, though it should be a codeword. A customer's number
+    chooses nothing. All copies' keys are charged one bit for their purpose and 16 because their signatures
+    can be tried, on carriers and projection that stay, at the price of a few hashes.
     """
     n_bits = 8.0 * len(bytes.fromhex(key.reveal()["payload"]))
-    return n_bits if key.purpose == "owner" else _QUICK_TRIES_BITS + 1 + (n_bits if key.purpose == "message" else 0)
+    return (
+        n_bits
+        if key.purpose == "owner"
+        else _QUICK_TRIES_BITS + 1 + (n_bits if key.purpose == "message" else 0)
+    )
 
 
 def out_of_reach(key: WatermarkKey) -> str:
     """Return what a new key can never prove for want of bits, in a sentence for each purpose; may be empty."""
     is_master = key.version > 1 and not key.has_payload
-    return what_is_out_of_reach(key.n_bits, freedom=freedom(key), is_master=is_master)
+    return what_is_out_of_reach(key.n_bits, free_bits=free_bits(key), is_master=is_master)
 
 
 def _message_bytes(n_bits: int) -> int:
@@ -225,9 +238,10 @@ def _message_bytes(n_bits: int) -> int:
 
 @contextmanager
 def _numba_kept_apart() -> Iterator[None]:
-    # numba, which compiles galois, gives the whole process as many OpenMP threads as there are cores: torchrun asks for one a
-    # rank, and two ranks that wait for each other's threads train many times slower. And it looks for its settings, which may
-    # name pickles, in the current folder, whenever it compiles: of a command that may be a received one.
+    # numba, which compiles galois, gives the whole process as many OpenMP threads as there are cores:
+    # torchrun asks for one a rank, and two ranks that wait for each other's threads train many times slower.
+    # And it looks for its settings, which may name pickles, in the current folder, whenever it compiles: of a
+    # command that may be a received one.
     import torch
 
     n_threads = torch.get_num_threads()

@@ -17,7 +17,9 @@ VERSIONS = tuple(_NAMES)
 def as_json(key: object, version: int) -> dict[str, Any]:
     """Return the public parameters among a key's attributes as plain JSON types."""
     public = {name: getattr(key, name) for name in _NAMES[version]}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in sorted(public.items())}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in sorted(public.items())
+    }
 
 
 def context_of(public: Mapping[str, Any], version: int) -> bytes:
@@ -30,13 +32,15 @@ def arguments_of(public: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: a parameter is missing or unknown.
-        TypeError: a shape or a normalisation is no sequence.
+        TypeError: a shape or a normalization is no sequence.
     """
     version = public.get("version", 1)
     names = _NAMES.get(version) if isinstance(version, int) else None
     if names is None:
         raise ValueError(f"`version` of a key must be one of {sorted(_NAMES)}, got {repr(version)[:80]}.")
     if set(public) != names:
-        raise ValueError(f"`public` must have the members {sorted(names)}, got {str(sorted(map(repr, public)))[:400]}.")
+        raise ValueError(
+            f"`public` must have the members {sorted(names)}, got {str(sorted(map(repr, public)))[:400]}."
+        )
     sequences = {name: tuple(public[name]) for name in ("input_shape", *_NORMALISATION)}
     return {**public, "version": version, **sequences}

@@ -37,48 +37,60 @@ def least_matches(n_bits: int, *, alpha: float = USUAL_ALPHA) -> int:
     return next((n for n in range(n_bits // 2, n_bits) if ownership_p_value(n, n_bits) <= alpha), n_bits)
 
 
-def log10_charged(log10_p_value: float, *, freedom: float) -> float:
-    """Return the base-10 logarithm of a p-value times ``2 ** freedom``, at most 0; a NaN of freedom charges nothing.
+def log10_charged(log10_p_value: float, *, free_bits: float) -> float:
+    """Return the base-10 logarithm of a p-value times ``2 ** free_bits``, at most 0; a NaN charges nothing.
 
     Example:
-        >>> log10_charged(-12.0, freedom=8), log10_charged(-12.0, freedom=128)
+        >>> log10_charged(-12.0, free_bits=8), log10_charged(-12.0, free_bits=128)
         (-9.591..., 0.0)
     """
-    charged = log10_p_value + (0.0 if math.isnan(freedom) else freedom) * math.log10(2)
+    charged = log10_p_value + (0.0 if math.isnan(free_bits) else free_bits) * math.log10(2)
     return min(0.0, charged) if not math.isnan(charged) else math.nan
 
 
-def for_whom(log10_p_value: float, *, freedom: float, alpha: float) -> str:
+def for_whom(log10_p_value: float, *, free_bits: float, alpha: float) -> str:
     """Return to whom alone a model is proven ``owned``, if a charge for what could be chosen of the key would not leave it so."""
-    if log10_charged(log10_p_value, freedom=freedom) <= math.log10(alpha):
+    if log10_charged(log10_p_value, free_bits=free_bits) <= math.log10(alpha):
         return ""
-    return f", for the key's maker alone: {freedom:g} bits of it could be fitted to this model"
+    return f", for the key's maker alone: {free_bits:g} bits of it could be fitted to this model"
 
 
 def warn_if_never_owned(n_bits: int, *, stacklevel: int) -> None:
     """Warn of a new key that no reader can find ``owned`` at the default alpha; ``stacklevel`` as seen from the caller."""
     if n_bits < least_bits():
         warnings.warn(
-            f"A key of {n_bits} bits can never be `owned` at the default alpha of {USUAL_ALPHA:g}, not even if every bit is read "
+            f"A key of {n_bits} bits can never be `owned` at the default alpha of {USUAL_ALPHA:g}, not even "
+            f"if every bit is read "
             f"right: {least_bits()} bits would do, {_ROOM}.",
             UserWarning,
             stacklevel=stacklevel + 1,
         )
 
 
-def what_is_out_of_reach(n_bits: int, *, freedom: float, is_master: bool) -> str:
+def what_is_out_of_reach(n_bits: int, *, free_bits: float, is_master: bool) -> str:
     """Return what a new key can never do besides, with the bits that would do; empty if there is nothing.
 
     Args:
         n_bits: bits of the key.
-        freedom: bits of choice that payload and purpose leave to who makes it (:func:`.payload.freedom`).
+        free_bits: bits of choice that payload and purpose leave to who makes it (:func:`.payload.free_bits`).
         is_master: whether customers' keys can be made from it.
     """
-    judged, traced = least_bits(tries=USUAL_GRINDING_BITS + freedom), least_bits(tries=math.log2(USUAL_CUSTOMERS))
+    judged, traced = (
+        least_bits(tries=USUAL_GRINDING_BITS + free_bits),
+        least_bits(tries=math.log2(USUAL_CUSTOMERS)),
+    )
     sentences = []
     if n_bits < judged:
-        charged = f"2^{USUAL_GRINDING_BITS:g} keys tried" + (f" and {freedom:g} bits of free choice" if freedom else "")
-        sentences.append(f"No judge can find these {n_bits} bits `owned`: `judge` charges for {charged}, {judged} bits would do.")
+        charged = f"2^{USUAL_GRINDING_BITS:g} keys tried" + (
+            f" and {free_bits:g} bits of free choice" if free_bits else ""
+        )
+        sentences.append(
+            f"No judge can find these {n_bits} bits `owned`: `judge` charges for {charged}, "
+            f"{judged} bits would do."
+        )
     if is_master and n_bits < traced:
-        sentences.append(f"No customer's copy can be traced by them: {traced} bits would do for {USUAL_CUSTOMERS} customers.")
+        sentences.append(
+            f"No customer's copy can be traced by them: {traced} bits would do for "
+            f"{USUAL_CUSTOMERS} customers."
+        )
     return " ".join(sentences)

@@ -78,7 +78,8 @@ def check_images(images: Tensor, input_shape: tuple[int, ...], *, least: int = 0
     if not images.is_floating_point() or tuple(images.shape[1:]) != tuple(input_shape) or len(images) < least:
         number = f" with n >= {least}" if least else ""
         raise ValueError(
-            f"`images` must be floating point of shape (n, {', '.join(map(str, input_shape))}){number} as the key's "
+            f"`images` must be floating point of shape (n, {', '.join(map(str, input_shape))}){number} as "
+            f"the key's "
             f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}.{hint and ' '}{hint}"
         )
 
@@ -93,20 +94,22 @@ def check_carriers(key: SignatureKey) -> None:
     if carriers.ndim != 1 or not len(carriers) or int(carriers.min()) < 0 or int(carriers.max()) >= size:
         span = f"{int(carriers.min())} to {int(carriers.max())}" if carriers.numel() else "none"
         raise ValueError(
-            f"`key` must have carriers (c,) in 0 to {size - 1}, as its `input_shape` {tuple(key.input_shape)} says, got {span}, "
+            f"`key` must have carriers (c,) in 0 to {size - 1}, as its `input_shape` "
+            f"{tuple(key.input_shape)} says, got {span}, "
             f"shape {tuple(carriers.shape)}."
         )
     expected, found = (n_bits, len(carriers)), tuple(key.projection.shape)
     if found != expected or tuple(key.signature.shape) != (n_bits,):
         raise ValueError(
-            f"`key` must have a projection of shape {expected} and a signature of shape ({n_bits},) for its {n_bits} bits on "
+            f"`key` must have a projection of shape {expected} and a signature of shape ({n_bits},) for its "
+            f"{n_bits} bits on "
             f"{len(carriers)} carriers, got {found} and {tuple(key.signature.shape)}."
         )
 
 
 @dataclass(frozen=True)
 class KeyAsRead:
-    """A key read from a model whose inputs are normalised otherwise than the key says; see :class:`SignatureKey`."""
+    """A key read from a model whose inputs are normalized otherwise than the key says; see :class:`SignatureKey`."""
 
     n_bits: int
     input_shape: tuple[int, ...]
@@ -119,14 +122,19 @@ class KeyAsRead:
     commitment: str
 
     @classmethod
-    def of(cls, key: SignatureKey, *, input_mean: float | Sequence[float], input_std: float | Sequence[float]) -> KeyAsRead:
-        """Return ``key`` with the normalisation that the model's own documentation states.
+    def of(
+        cls, key: SignatureKey, *, input_mean: float | Sequence[float], input_std: float | Sequence[float]
+    ) -> KeyAsRead:
+        """Return ``key`` with the normalization that the model's own documentation states.
 
         Raises:
             ValueError: a value is out of range, or there are not so many channels.
             TypeError: a value is no number.
         """
-        stated = {"input_mean": as_floats("input_mean", input_mean), "input_std": as_floats("input_std", input_std)}
+        stated = {
+            "input_mean": as_floats("input_mean", input_mean),
+            "input_std": as_floats("input_std", input_std),
+        }
         for name, values in stated.items():
             check_statistics(name, values, n_channels=key.input_shape[0])
         others: dict[str, Any] = {e.name: getattr(key, e.name) for e in fields(cls) if e.name not in stated}

@@ -10,17 +10,25 @@ import torch
 from torch import Tensor
 
 
-def derivative(value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> tuple[Tensor | None, ...]:
+def derivative(
+    value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False
+) -> tuple[Tensor | None, ...]:
     """Return the gradients of a scalar, None for inputs that it does not depend on; :func:`torch.autograd.grad` within modes.
 
-    That function leaves a :class:`~torch.overrides.TorchFunctionMode` for as long as it runs, so that checkpointed activations
-    would be computed again by other functions than before.
+    That function leaves a :class:`~torch.overrides.TorchFunctionMode` for as long as it runs, so that
+    checkpointed activations would be computed again by other functions than before.
     """
     engine: Any = torch.autograd.Variable._execution_engine
     start = torch.ones_like(value)
     return tuple(
         engine.run_backward(
-            (value,), (start,), create_graph, create_graph, tuple(inputs), allow_unreachable=True, accumulate_grad=False
+            (value,),
+            (start,),
+            create_graph,
+            create_graph,
+            tuple(inputs),
+            allow_unreachable=True,
+            accumulate_grad=False,
         )
     )
 

@@ -20,8 +20,9 @@ from gradsigns_lightning.core.torch_state.snapshot import side_effects_undone
 def frozen_statistics(module: nn.Module) -> Iterator[list[nn.Module]]:
     """Run ``module`` with evaluation statistics: no update of running buffers, no dropout, no coupling between samples.
 
-    The flags are set one by one, not by ``eval()``, which user modules override (a frozen backbone, for example). All that the
-    passes change beside, the random generators too, is put back, so that the task goes on as it would without them.
+    The flags are set one by one, not by ``eval()``, which user modules override (a frozen backbone, for
+    example). All that the passes change beside, the random generators too, is put back, so that the task goes
+    on as it would without them.
 
     Yields:
         The modules that were in training mode, and will be again.
@@ -50,7 +51,11 @@ class Replaced(TorchFunctionMode):
         self.replacements = replacements
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return self.replacements.get(func, func)(*args, **(kwargs or {}))
 
@@ -71,12 +76,17 @@ def _batch_norm(
 
 
 def evaluated_batch_norm(
-    input: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
 ) -> Tensor:
-    """Compute batch normalisation with running statistics as what it is then: one factor and one term for each channel.
+    """Compute batch normalization with running statistics as what it is then: one factor and one term for each channel.
 
-    PyTorch's second derivative is made for statistics of the batch, and slower. As functions of PyTorch's own, this one can be
-    replaced by a mode that is open further out.
+    PyTorch's second derivative is made for statistics of the batch, and slower. As functions of PyTorch's
+    own, this one can be replaced by a mode that is open further out.
     """
     if has_torch_function((input,)):
         arguments = (input, running_mean, running_var, weight, bias, eps)
@@ -101,8 +111,8 @@ def gradients_enabled() -> Iterator[None]:
 def twice_differentiable_kernels(module: nn.Module, device_type: str) -> Iterator[None]:
     """Choose kernels that have a second derivative, a cheap one, in full precision.
 
-    Fused attention, cuDNN's recurrent kernels and compiled graphs have none; under autocast first-order gradients of float16
-    underflow.
+    Fused attention, cuDNN's recurrent kernels and compiled graphs have none; under autocast first-order
+    gradients of float16 underflow.
     """
     with ExitStack() as stack:
         stack.enter_context(Replaced({F.batch_norm: _batch_norm}))
@@ -110,7 +120,8 @@ def twice_differentiable_kernels(module: nn.Module, device_type: str) -> Iterato
         stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if device_type == "cuda" and any(isinstance(m, nn.RNNBase) for m in module.modules()):
-            # Before the next context: the flags read a setting that torch refuses to tell once operators have their own.
+            # Before the next context: the flags read a setting that torch refuses to tell once operators have
+            # their own.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if device_type == "cuda":
             stack.enter_context(full_float32())

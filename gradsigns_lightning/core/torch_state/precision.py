@@ -61,7 +61,8 @@ class Call(nn.Module):
     def __init__(self, module: nn.Module, function: NetworkFn) -> None:
         super().__init__()
         self.module = module
-        self.function = (function,)  # not as a second submodule, whose shared parameters would not be put back
+        # not as a second submodule, whose shared parameters would not be put back
+        self.function = (function,)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return what the function gives."""

@@ -1,9 +1,10 @@
-"""The running means of batch normalisation as functions of the weights, whose mean output they follow.
+"""The running means of batch normalization as functions of the weights, whose mean output they follow.
 
-Why not module hooks: the mean is that of the very value which is normalised, and only that value's own node of the graph tells
-so, not the order of modules. Networks call `F.conv2d` and `F.batch_norm` without a module, and compiled ones skip hooks that came
-later. Sharded weights may be gone by the time that a hook behind their layer is called. And a hook is state of the user's module,
-in its copies and pickles too, where a mode of PyTorch's is gone when the pass is over.
+Why not module hooks: the mean is that of the very value which is normalized, and only that value's own node
+of the graph tells so, not the order of modules. Networks call `F.conv2d` and `F.batch_norm` without a module,
+and compiled ones skip hooks that came later. Sharded weights may be gone by the time that a hook behind their
+layer is called. And a hook is state of the user's module, in its copies and pickles too, where a mode of
+PyTorch's is gone when the pass is over.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ _NOTE = "gradsigns_mean"
 class RunningMeans:
     """The running means that a training updates.
 
-    In evaluation mode a running mean is a constant. The training makes it follow the mean over images and places that the layer
-    right before the normalisation gives, so the task does not feel a shift of that mean, which batch normalisation takes out
-    again. A mark made of such shifts would spoil the running statistics until they have followed, and be gone then. If anything
-    is computed in between, or the statistics are in half precision, the running mean stays a constant.
+    In evaluation mode a running mean is a constant. The training makes it follow the mean over images and
+    places that the layer right before the normalization gives, so the task does not feel a shift of that
+    mean, which batch normalization takes out again. A mark made of such shifts would spoil the running
+    statistics until they have followed, and be gone then. If anything is computed in between, or the
+    statistics are in half precision, the running mean stays a constant.
 
     Args:
-        training: the modules in training mode; batch normalisation that the user has frozen is not among them.
+        training: the modules in training mode; batch normalization that the user has frozen is not among
+            them.
     """
 
     def __init__(self, training: Iterable[nn.Module]) -> None:
@@ -44,17 +47,19 @@ class RunningMeans:
     def followed(self) -> Iterator[None]:
         """Give the running means the derivative of the mean that they follow; their values stay.
 
-        Around the backward pass too, in which checkpointed activations are computed again. Normalisation is replaced where it is
-        computed by :func:`~gradsigns_lightning.core.torch_state.contexts.twice_differentiable_kernels`, within this context.
+        Around the backward pass too, in which checkpointed activations are computed again. Normalization is
+        replaced where it is computed by
+        :func:`~gradsigns_lightning.core.torch_state.contexts.twice_differentiable_kernels`, within this
+        context.
         """
         if not self._means:
             yield
             return
         noting: dict[Any, Callable[..., Tensor]] = {layer: _noting(layer) for layer in _LAYERS}
-        with Replaced({evaluated_batch_norm: self._normalise, **noting}):
+        with Replaced({evaluated_batch_norm: self._normalize, **noting}):
             yield
 
-    def _normalise(self, input: Tensor, running_mean: Tensor, *others: Any) -> Tensor:
+    def _normalize(self, input: Tensor, running_mean: Tensor, *others: Any) -> Tensor:
         mean = _noted(input) if id(running_mean) in self._means else None
         if mean is not None:
             running_mean = running_mean + (mean - mean.detach())
@@ -68,8 +73,8 @@ def _noting(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
         output = layer(input, weight, bias, *args, **kwargs)
         batched = input.ndim == weight.ndim > 1 and input.layout is torch.strided
         if batched and torch.is_grad_enabled() and _noted(output) is None:
-            # The mean of what a linear layer gives is what it gives for the mean image. Not through the input: each image's
-            # gradient stays its own.
+            # The mean of what a linear layer gives is what it gives for the mean image. Not through the
+            # input: each image's gradient stays its own.
             mean = layer(input.detach().mean(0, keepdim=True), weight, bias, *args, **kwargs)
             _note(output, mean.transpose(0, 1).flatten(1).mean(1))
         return output
@@ -80,8 +85,8 @@ def _noting(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _note(tensor: Tensor, mean: Tensor) -> None:
     """Note a mean with this very value of a tensor.
 
-    The node that computed it lasts when activations are computed again; in forward mode it does not show, and the object has to
-    do.
+    The node that computed it lasts when activations are computed again; in forward mode it does not show, and
+    the object has to do.
     """
     node: Any = tensor.grad_fn
     if node is not None:

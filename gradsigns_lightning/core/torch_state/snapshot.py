@@ -26,12 +26,13 @@ Restore = Callable[[], object]
 def side_effects_undone(module: nn.Module) -> Iterator[None]:
     """Put back all that passes through ``module`` change beside its parameters, also on exception.
 
-    That is: buffers, changed in place or registered anew; attributes of modules and their lists, dictionaries and tensors (the
-    states of metrics, counters, caches), also in dataclasses; modules within such lists; the random states of PyTorch, Python and
-    NumPy, and of generators of theirs among the attributes. Hooks on the backward passes of modules, which belong to the task's
-    own, are not called.
+    That is: buffers, changed in place or registered anew; attributes of modules and their lists, dictionaries
+    and tensors (the states of metrics, counters, caches), also in dataclasses; modules within such lists; the
+    random states of PyTorch, Python and NumPy, and of generators of theirs among the attributes. Hooks on the
+    backward passes of modules, which belong to the task's own, are not called.
 
-    Tensors are copied before and copied back, without a new version, so that graphs which saved them stay valid.
+    Tensors are copied before and copied back, without a new version, so that graphs which saved them stay
+    valid.
     """
     keeper = _Keeper()
     with ExitStack() as stack:
@@ -98,7 +99,8 @@ class _Keeper:
             self._keep_items(kept.values())
 
     def _keep_tensor(self, tensor: Tensor) -> None:
-        # What requires a gradient is a parameter or made of some, and nothing that a pass may change in place.
+        # What requires a gradient is a parameter or made of some, and nothing that a pass may change in
+        # place.
         if tensor.requires_grad or isinstance(tensor, nn.Parameter) or nn.parameter.is_lazy(tensor):
             return
         if self._is_new(tensor):
@@ -158,7 +160,9 @@ def _copy_back(tensor: Tensor, copy: Tensor) -> None:
 def _is_plain_record(value: Any) -> bool:
     """Return whether a value is what steps keep their counts in; other objects may be anything, as large as a data set."""
     return (
-        (is_dataclass(value) or isinstance(value, SimpleNamespace)) and not isinstance(value, type) and hasattr(value, "__dict__")
+        (is_dataclass(value) or isinstance(value, SimpleNamespace))
+        and not isinstance(value, type)
+        and hasattr(value, "__dict__")
     )
 
 
@@ -167,7 +171,8 @@ def _setter_of_state(generator: Any) -> Restore | None:
     if isinstance(generator, (torch.Generator, np.random.RandomState)):
         state: Any = generator.get_state()
         return partial(generator.set_state, state)
-    if isinstance(generator, random.Random) and not isinstance(generator, random.SystemRandom):  # which has no state
+    # which has no state
+    if isinstance(generator, random.Random) and not isinstance(generator, random.SystemRandom):
         return partial(generator.setstate, generator.getstate())
     if isinstance(generator, np.random.Generator):
         return partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)

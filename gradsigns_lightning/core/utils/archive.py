@@ -1,8 +1,9 @@
 """A checkpoint file as ``torch.save`` writes it, checked before torch reads it.
 
-``torch.load(weights_only=True)`` runs nothing, but a file may still ask for memory or time: entries that are packed or share
-bytes, buffers of any size that a pickle has made, keys that take for ever to hash. So only files are read whose entries lie
-unpacked and apart in the file and whose pickle holds nothing but tensors and plain containers.
+``torch.load(weights_only=True)`` runs nothing, but a file may still ask for memory or time: entries that are
+packed or share bytes, buffers of any size that a pickle has made, keys that take for ever to hash. So only
+files are read whose entries lie unpacked and apart in the file and whose pickle holds nothing but tensors and
+plain containers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _NAMES = re.compile(
     r"collections (OrderedDict|Counter)|torch (Size|device)|torch\._utils _rebuild_(tensor_v2|parameter)|"
     r"torch (Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
 )
-# The end of a file of torch.save: where the directory is, where that is said, and what programs without zip64 read.
+# The end of a file of torch.save: where the directory is, where that is said, and what programs without zip64
+# read.
 _END = struct.Struct("<4s20x8xQQQ4s4xQ4x4s16xH")
 _LOCAL = struct.Struct("<4s22xHH")
 _SIGNATURES = (b"PK\x06\x06", b"PK\x06\x07", b"PK\x05\x06")
@@ -35,12 +37,12 @@ def check_archive(file: Path, *, trusted: Collection[str] = ()) -> None:
 
     Args:
         file: the file.
-        trusted: names of types, as ``"module name"``, that the user vouches for; what follows the first of them in the pickle is
-            not checked, because only torch knows how to read it.
+        trusted: names of types, as ``"module name"``, that the user vouches for; what follows the first of
+            them in the pickle is not checked, because only torch knows how to read it.
 
     Raises:
-        ValueError: it is none of ``torch.save``, or asks for more than it holds; the message is the reason alone.
-        OSError, zipfile.BadZipFile: it cannot be read.
+        ValueError: it is none of ``torch.save``, or asks for more than it holds; the message is the reason
+        alone. OSError, zipfile.BadZipFile: it cannot be read.
     """
     n_entries = _check_end(file)
     with zipfile.ZipFile(file) as archive:
@@ -48,7 +50,10 @@ def check_archive(file: Path, *, trusted: Collection[str] = ()) -> None:
         names = [entry.orig_filename.lower() for entry in entries]
         if len(entries) != n_entries or len(set(names)) != len(names) or any("\0" in name for name in names):
             raise ValueError("two entries have one name, or some are not counted")
-        if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
+        if any(
+            entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size
+            for entry in entries
+        ):
             raise ValueError("an entry is packed")
         _check_apart(file, entries, archive.start_dir)
         pickles = [entry for entry, name in zip(entries, names, strict=True) if name.endswith(_PICKLE)]
@@ -78,7 +83,12 @@ def _check_end(file: Path) -> int:
     if len(end) == _END.size:
         first, n_entries, length, start, second, said, third, comment = _END.unpack(end)
         begin = size - _END.size
-        if (first, second, third) == _SIGNATURES and said == begin and start + length == begin and comment == 0:
+        if (
+            (first, second, third) == _SIGNATURES
+            and said == begin
+            and start + length == begin
+            and comment == 0
+        ):
             if length > _LARGEST_DIRECTORY:
                 raise ValueError("it has too many entries")
             return int(n_entries)
@@ -115,7 +125,9 @@ class _CheckpointWalk(PickleWalk):
         if name in self._trusted:
             raise _TrustedError
         if not _NAMES.fullmatch(name):
-            raise ValueError(f"it names {name[:80]!r}, which is no part of a checkpoint of weights and plain types")
+            raise ValueError(
+                f"it names {name[:80]!r}, which is no part of a checkpoint of weights and plain types"
+            )
         return Outline("name", name)
 
     def call(self, function: Outline, arguments: Sequence[Outline]) -> Outline:
@@ -144,19 +156,28 @@ class _CheckpointWalk(PickleWalk):
 
     def fetch(self, reference: Outline) -> Outline:
         parts = reference.content if reference.kind == "tuple" else []
-        if [part.kind for part in parts] != ["str", "name", "str", "str", "int"] or parts[0].content != "storage":
+        if [part.kind for part in parts] != ["str", "name", "str", "str", "int"] or parts[
+            0
+        ].content != "storage":
             raise ValueError("it refers to something else than numbers of the file")
         return Outline("storage", parts[4].content)
 
 
 def _is_shape(value: Outline) -> bool:
-    return len(value.content) <= _MOST_SIDES and all(side.kind == "int" and side.content >= 0 for side in value.content)
+    return len(value.content) <= _MOST_SIDES and all(
+        side.kind == "int" and side.content >= 0 for side in value.content
+    )
 
 
 def _is_inside(arguments: Sequence[Outline]) -> bool:
     """Whether a tensor lies in its storage; torch would make some storages longer."""
     storage, offset, shape, strides = arguments[:4]
-    if not (_is_shape(shape) and _is_shape(strides) and len(shape.content) == len(strides.content) and offset.content >= 0):
+    if not (
+        _is_shape(shape)
+        and _is_shape(strides)
+        and len(shape.content) == len(strides.content)
+        and offset.content >= 0
+    ):
         return False
     sides = [side.content for side in shape.content]
     last = sum((side - 1) * stride.content for side, stride in zip(sides, strides.content, strict=True))

@@ -9,7 +9,9 @@ from typing import Any
 
 def canonical_json(value: Any) -> bytes:
     """Return ``value`` as one line of ASCII without spaces, members sorted by name."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    ).encode()
 
 
 def json_of(data: bytes) -> Any:

@@ -18,7 +18,8 @@ def check_number(name: str, value: Any, *, minimum: float = -math.inf, maximum: 
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"`{name}` must be a number, got {short(value)} of type {type(value).__name__}.")
-    if not abs(value) <= sys.float_info.max or not minimum <= value <= maximum:  # integers may be too large for a float
+    # integers may be too large for a float
+    if not abs(value) <= sys.float_info.max or not minimum <= value <= maximum:
         raise ValueError(f"`{name}` must be a finite number {_span(minimum, maximum)}, got {short(value)}.")
     return float(value)
 
@@ -66,7 +67,9 @@ def check_shape(shape: Any) -> tuple[int, int, int]:
         ValueError: there are not three sizes, or one is not positive.
     """
     if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence) or len(shape) != 3:
-        raise ValueError(f"`input_shape` must be three integers (channels, height, width), got {short(shape)}.")
+        raise ValueError(
+            f"`input_shape` must be three integers (channels, height, width), got {short(shape)}."
+        )
     channels, height, width = (check_int("input_shape", size, minimum=1) for size in shape)
     return channels, height, width
 

@@ -19,7 +19,8 @@ class ExistingFileError(FileExistsError, ValueError):
     """A file that an argument names must not be replaced."""
 
 
-USER_ERRORS = (ValueError, TypeError, MissingFileError, ExistingFileError)  # exactly these are about what was given
+# exactly these are about what was given
+USER_ERRORS = (ValueError, TypeError, MissingFileError, ExistingFileError)
 
 
 def error_about(path: str | PathLike[str]) -> type[ValueError]:
@@ -60,7 +61,9 @@ def read_file(path: str | PathLike[str], *, argument: str, kind: str, max_bytes:
         message = f"`{argument}` must name a readable {kind}, got {str(path)!r}: {error.strerror}."
         raise error_like(error)(message) from error
     if len(data) > max_bytes:
-        raise ValueError(f"`{argument}` must name a {kind} of at most {max_bytes} bytes; {str(path)!r} is larger.")
+        raise ValueError(
+            f"`{argument}` must name a {kind} of at most {max_bytes} bytes; {str(path)!r} is larger."
+        )
     return data
 
 
@@ -70,16 +73,21 @@ def check_target(path: str | PathLike[str], *, argument: str, overwrite: bool) -
     target = Path(path).expanduser()
     if os.path.lexists(target) and not overwrite:
         raise _existing(argument, target)
-    if not os.path.isdir(target.parent) or (os.path.exists(target) and not os.path.isfile(target)):  # a folder, or a device
-        raise error_about(target.parent)(f"`{argument}` must name a file in an existing folder, got {str(target)!r}.")
+    # a folder, or a device
+    if not os.path.isdir(target.parent) or (os.path.exists(target) and not os.path.isfile(target)):
+        raise error_about(target.parent)(
+            f"`{argument}` must name a file in an existing folder, got {str(target)!r}."
+        )
     return target
 
 
-def atomic_write(path: str | PathLike[str], data: bytes, *, argument: str, overwrite: bool, mode: int = 0o600) -> None:
+def atomic_write(
+    path: str | PathLike[str], data: bytes, *, argument: str, overwrite: bool, mode: int = 0o600
+) -> None:
     """Write a file in one atomic step; a reader sees the old file, none, or the whole new one, never a part.
 
-    Of several processes that write the same new file at once, one succeeds. Where the file system has no hard links (FAT, some
-    network drives) that holds too, but a reader may see an empty file for a moment.
+    Of several processes that write the same new file at once, one succeeds. Where the file system has no hard
+    links (FAT, some network drives) that holds too, but a reader may see an empty file for a moment.
 
     Args:
         path: the file.
@@ -96,7 +104,8 @@ def atomic_write(path: str | PathLike[str], data: bytes, *, argument: str, overw
     """
     target = check_target(path, argument=argument, overwrite=overwrite)
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # created with mode 0600
+        # created with mode 0600
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     except OSError as error:
         message = f"`{argument}` must name a file in a folder that can be written to, got {str(target)!r}."
         raise error_like(error)(message) from error

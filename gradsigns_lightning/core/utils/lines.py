@@ -24,7 +24,8 @@ _HOLE = b"\0"  # what a file holds where space is reserved, or where a power cut
 def read_lines(path: Path) -> tuple[list[bytes], bytes]:
     """Return the whole lines of a file, each with its line feed, and what is there of one that was cut off.
 
-    The last line was cut off if it has no line feed or a hole: text holds no NUL, and each line is on the disk before the next.
+    The last line was cut off if it has no line feed or a hole: text holds no NUL, and each line is on the
+    disk before the next.
 
     Raises:
         ValueError: it is no regular file, or has too many bytes or lines.
@@ -45,7 +46,9 @@ def read_lines(path: Path) -> tuple[list[bytes], bytes]:
 
 def is_left_of(line: bytes, tail: bytes) -> bool:
     """Return whether ``tail`` is what a crash may have left of ``line``: its beginning, or all of it, with holes."""
-    return len(tail) <= len(line) and all(found in (wanted, 0) for found, wanted in zip(tail, line, strict=False))
+    return len(tail) <= len(line) and all(
+        found in (wanted, 0) for found, wanted in zip(tail, line, strict=False)
+    )
 
 
 def _file_to_lock(path: Path) -> Path:
@@ -62,13 +65,15 @@ def _file_to_lock(path: Path) -> Path:
 class LineFile:
     """Appends lines to a file that no other process appends to meanwhile.
 
-    The lock is a file beside it, ``NAME.lock``, which stays. Where a symbolic link leads is not made, and a lock is no link.
+    The lock is a file beside it, ``NAME.lock``, which stays. Where a symbolic link leads is not made, and a
+    lock is no link.
 
     Args:
         path: the file; made if there is none.
 
     Raises:
-        ValueError: another process holds it, it is a link to nowhere, its lock is a link, or what :func:`read_lines` says.
+        ValueError: another process holds it, it is a link to nowhere, its lock is a link, or what
+            :func:`read_lines` says.
         OSError: it cannot be made, locked or read.
 
     Attributes:

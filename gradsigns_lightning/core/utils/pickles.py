@@ -1,8 +1,9 @@
 """A pickle of somebody else, walked without building anything of it.
 
-Only plain values are known here. What may be called, built or fetched is decided by a subclass, which is told the outline of the
-arguments. An outline never refers to itself, is nested a few levels deep, and written out in full it has a bounded size, so
-whoever loads such a pickle afterwards can hash, compare and print its values in bounded time.
+Only plain values are known here. What may be called, built or fetched is decided by a subclass, which is told
+the outline of the arguments. An outline never refers to itself, is nested a few levels deep, and written out
+in full it has a bounded size, so whoever loads such a pickle afterwards can hash, compare and print its
+values in bounded time.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Outline:
     """What a value of a pickle would be.
 
     Attributes:
-        kind: ``int``, ``float``, ``bool``, ``none``, ``str``, ``bytes``, ``tuple``, ``list``, ``dict``, ``name``, or what a
-            subclass of :class:`PickleWalk` calls it.
+        kind: ``int``, ``float``, ``bool``, ``none``, ``str``, ``bytes``, ``tuple``, ``list``, ``dict``,
+            ``name``, or what a subclass of :class:`PickleWalk` calls it.
         content: the scalar, the list of outlines, or the dictionary of a key to an outline.
         depth: how deep it is nested.
         size: how many values it has, with every reference counted.
@@ -148,7 +149,11 @@ class PickleWalk:
 
     def _contained(self, code: str) -> None:
         if code.startswith("TUPLE"):
-            parts = self._since_mark() if code == "TUPLE" else [self._stack.pop() for _ in range(int(code[5:]))][::-1]
+            parts = (
+                self._since_mark()
+                if code == "TUPLE"
+                else [self._stack.pop() for _ in range(int(code[5:]))][::-1]
+            )
             self._stack.append(Outline("tuple", parts))
             self.adopt(self._stack[-1], parts)
         elif code in ("APPEND", "APPENDS"):
@@ -156,7 +161,9 @@ class PickleWalk:
             self._of_kind("list").content.extend(parts)
             self.adopt(self._stack[-1], parts)
         elif code in ("SETITEM", "SETITEMS"):
-            self._set([self._stack.pop(), self._stack.pop()][::-1] if code == "SETITEM" else self._since_mark())
+            self._set(
+                [self._stack.pop(), self._stack.pop()][::-1] if code == "SETITEM" else self._since_mark()
+            )
         else:
             raise ValueError(f"its step {code} is none of plain values")
 
@@ -167,7 +174,9 @@ class PickleWalk:
         for key in keys:
             if key.kind not in ("str", "bytes") and not (key.kind == "int" and abs(key.content) < _KEY_BOUND):
                 raise ValueError(f"a key of a dictionary is neither text nor a small integer, but {key.kind}")
-        self._of_kind("dict").content.update((key.content, value) for key, value in zip(keys, values, strict=True))
+        self._of_kind("dict").content.update(
+            (key.content, value) for key, value in zip(keys, values, strict=True)
+        )
         self.adopt(self._stack[-1], pairs)
 
     def _called(self, code: str) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 LONGEST = 1000  # characters of one line: more than any name has, less than a screen
 MOST_LINES = 100
 _INDENT = "  "
-_MOST_MARKS = 4  # that one letter carries; Vietnamese takes two, pointed Hebrew three, and towers of them reach other lines
+# that one letter carries; Vietnamese takes two, pointed Hebrew three, and towers of them reach other lines
+_MOST_MARKS = 4
 _OVERLAY = 1  # Unicode's combining class of strokes through a letter
-# Printable to Python, but without a mark of its own: what Unicode lets fonts ignore (its property of that name is not in Python),
-# and blank letters.
+# Printable to Python, but without a mark of its own: what Unicode lets fonts ignore (its property of that
+# name is not in Python), and blank letters.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\ufffc\U00013441\U00013442\U00016fe4\U0001d159"
     "\U000e0100-\U000e01ef]"
@@ -24,10 +25,11 @@ _DEEPEST = 8  # columns by which a line of a message is indented
 def printable(text: str, *, limit: int = LONGEST) -> str:
     r"""Return ``text`` in one line without any character that a terminal or a log would act on.
 
-    Letters of all scripts stay as they are. What ``str.isprintable`` rejects (control characters, line breaks, marks that turn
-    the direction of writing, characters without width, lone surrogates) is shown as ``repr`` shows it, and so are letters that
-    show nothing and marks that enclose or strike out others. Four blanks or more are counted, for they could push what follows to
-    where a terminal begins a line. A backslash stays, so the result is for people to read, not for a program to turn back.
+    Letters of all scripts stay as they are. What ``str.isprintable`` rejects (control characters, line
+    breaks, marks that turn the direction of writing, characters without width, lone surrogates) is shown as
+    ``repr`` shows it, and so are letters that show nothing and marks that enclose or strike out others. Four
+    blanks or more are counted, for they could push what follows to where a terminal begins a line. A
+    backslash stays, so the result is for people to read, not for a program to turn back.
 
     Args:
         text: what somebody else wrote.
@@ -51,7 +53,12 @@ def _escaped(text: str) -> Iterator[str]:
         is_mark = unicodedata.category(character) in ("Mn", "Mc", "Me")
         n_marks = n_marks + 1 if is_mark else 0
         hides = _INVISIBLE.match(character) or unicodedata.combining(character) == _OVERLAY
-        if character.isprintable() and not hides and unicodedata.category(character) != "Me" and n_marks <= _MOST_MARKS:
+        if (
+            character.isprintable()
+            and not hides
+            and unicodedata.category(character) != "Me"
+            and n_marks <= _MOST_MARKS
+        ):
             yield character
         else:
             yield character.encode("unicode_escape", "surrogatepass").decode()
@@ -60,7 +67,8 @@ def _escaped(text: str) -> Iterator[str]:
 def printable_lines(text: str) -> str:
     r"""Return a message of one or several lines, each :func:`printable`; all but the first are indented.
 
-    A line break that somebody smuggled into a message so cannot begin a line that looks like a message of its own.
+    A line break that somebody smuggled into a message so cannot begin a line that looks like a message of its
+    own.
 
     Example:
         >>> print(printable_lines("two problems:\n  - one\nverdict: owned"))

@@ -36,8 +36,8 @@ def bit_error_rate(preds: Tensor, target: Tensor) -> Tensor:
     .. math:: \text{BER} = \frac{1}{N} \sum_{j=1}^{N} [\hat b_j \neq b_j]
 
     Args:
-        preds: bits read, ``(..., N)``, integer 0 or 1, or -1 for an erasure (:func:`bits_of`), which does not count; or scores in
-            [0, 1] that are thresholded at 0.5.
+        preds: bits read, ``(..., N)``, integer 0 or 1, or -1 for an erasure (:func:`bits_of`), which does not
+            count; or scores in [0, 1] that are thresholded at 0.5.
         target: the signature's bits, same shape, integer 0 or 1.
 
     Returns:
@@ -51,7 +51,11 @@ def bit_error_rate(preds: Tensor, target: Tensor) -> Tensor:
         tensor(0.2500)
     """
     preds, target = decided(preds, target)
-    return binary_hamming_distance(preds, target) if preds.numel() else torch.tensor(torch.nan, device=preds.device)
+    return (
+        binary_hamming_distance(preds, target)
+        if preds.numel()
+        else torch.tensor(torch.nan, device=preds.device)
+    )
 
 
 def ownership_p_value(preds: Tensor, target: Tensor, *, log10: bool = False) -> Tensor:
@@ -65,8 +69,8 @@ def ownership_p_value(preds: Tensor, target: Tensor, *, log10: bool = False) -> 
         log10: return its base-10 logarithm, which does not underflow.
 
     Returns:
-        Scalar float64, because float32 underflows from 150 bits on; float32 on a device that has nothing wider. NaN when all bits
-        are erasures.
+        Scalar float64, because float32 underflows from 150 bits on; float32 on a device that has nothing
+        wider. NaN when all bits are erasures.
 
     Raises:
         ValueError: shapes differ, or a value is no bit.
@@ -131,7 +135,9 @@ def p_value_of_counts(n_matches: Tensor, n_decided: Tensor, n_bits: Tensor, *, l
 
 def _check_same_shape(preds: Tensor, target: Tensor) -> None:
     if preds.shape != target.shape:
-        raise ValueError(f"`preds` must have the shape of `target`, {tuple(target.shape)}, got {tuple(preds.shape)}.")
+        raise ValueError(
+            f"`preds` must have the shape of `target`, {tuple(target.shape)}, got {tuple(preds.shape)}."
+        )
 
 
 def _check_among(name: str, value: Tensor, allowed: tuple[int, ...]) -> None:

@@ -46,20 +46,23 @@ class _Around:
 class RowEstimator:
     """Probes along the rows of the projection, all on one side of an image and compared with each other.
 
-    One query a bit: the mean over the image's probes stands for the query on the other side. The side alternates from image to
-    image, so that curvature along a row cancels. When all images are used, each is probed once more on the other side.
+    One query a bit: the mean over the image's probes stands for the query on the other side. The side
+    alternates from image to image, so that curvature along a row cancels. When all images are used, each is
+    probed once more on the other side.
 
     Args:
         budget: asks the model.
         boundary: images to probe around.
-        directions: rows or blocks as images, ``(n, C, H, W)``, about 1 in size.
+        directions: rows or groups as images, ``(n, C, H, W)``, about 1 in size.
         align: brings some of them into the server's geometry.
     """
 
-    def __init__(self, budget: QueryBudget, boundary: BoundaryImages, directions: Tensor, align: Align = same) -> None:
+    def __init__(
+        self, budget: QueryBudget, boundary: BoundaryImages, directions: Tensor, align: Align = same
+    ) -> None:
         self.step = FIRST_STEP
         self.n_probes = self.n_images = 0
-        self._asker, self._pool, self._directions, self._align = budget, boundary, directions, align
+        self._budget, self._boundary, self._directions, self._align = budget, boundary, directions, align
         self._order = permutation(len(directions), "rows")
         self._next_row = 0
         self._sum: Values = np.zeros(len(directions))
@@ -71,7 +74,7 @@ class RowEstimator:
     def advance(self) -> bool:
         """Ask one batch; return False when no image is left."""
         if self._around is None or self._around.complete:
-            self._sum = self.evidence()
+            self._sum = self.scores()
             self._around = self._next_image()
             if self._around is None:
                 return False
@@ -79,13 +82,13 @@ class RowEstimator:
         asked = len(around.answers)
         batch = around.indices[asked : asked + (_BATCH if asked else _CALIBRATION)]
         probes = moved(around.image, self._align(self._directions[batch]), around.side * self.step)
-        around.answers = np.append(around.answers, self._asker.ask(probes))
+        around.answers = np.append(around.answers, self._budget.query(probes))
         self.n_probes += len(batch)
         if not asked:
             self._judge(around)
         return True
 
-    def evidence(self) -> Values:
+    def scores(self) -> Values:
         """Return the evidence for each bit being 1, shape ``(n,)``; 0 where there is none."""
         evidence: Values = self._sum.copy()
         if self._around is not None:
@@ -94,41 +97,43 @@ class RowEstimator:
 
     def _next_image(self) -> _Around | None:
         index, side = self.n_images, 1
-        found = self._pool.get(index)
+        found = self._boundary.get(index)
         if found is None:
-            index, side = index - self._pool.size, -1
-            found = self._pool.get(index)
+            index, side = index - self._boundary.size, -1
+            found = self._boundary.get(index)
         if found is None:
             return None
         side = side if index % 2 == 0 else -side
-        per_step = _IMAGES_PER_LABEL_STEP if self._asker.reader.kind == "labels" else _IMAGES_PER_STEP
+        per_step = _IMAGES_PER_LABEL_STEP if self._budget.parser.kind == "labels" else _IMAGES_PER_STEP
         if self.n_images and self.n_images % per_step == 0:
             self.step = self.step * 2 if self.step < _LARGEST_STEP else _SECOND_STEP
         self.n_images += 1
         n_rows = len(self._order)
         rows = self._order[np.arange(self._next_row, self._next_row + min(n_rows, _ROWS_PER_IMAGE)) % n_rows]
         self._next_row += len(rows)
-        return _Around(found.image, side, self._noise(found.image, found.certainty), rows)
+        return _Around(found.image, side, self._noise(found.image, found.log_odds), rows)
 
-    def _noise(self, image: Tensor, certainty: float) -> float:
+    def _noise(self, image: Tensor, log_odds: float) -> float:
         """Return the standard deviation of an answer's log-odds from rounding and from the server's randomness."""
-        if self._asker.reader.kind == "labels" or not np.isfinite(certainty):
+        if self._budget.parser.kind == "labels" or not np.isfinite(log_odds):
             return 0.0
         if self._deviation is None:
-            repeats = [certainty, *self._asker.ask(image[None])]
-            if repeats[1] != certainty:
-                repeats += [*self._asker.ask(image.expand(2, *image.shape))]
+            repeats = [log_odds, *self._budget.query(image[None])]
+            if repeats[1] != log_odds:
+                repeats += [*self._budget.query(image.expand(2, *image.shape))]
             # Of the probability, because the same noise moves log-odds the more the surer the model is.
             self._deviation = _deviation(np.tanh(np.array(repeats) / 2) / 2)
             self._limit = -np.log(max(self._deviation, 1e-7))
-        certainty = float(np.clip(certainty, -self._limit, self._limit))
-        per_probability = 2 + np.exp(certainty) + np.exp(-certainty)
-        return float(np.hypot(self._deviation, self._asker.reader.resolution / np.sqrt(12)) * per_probability)
+        log_odds = float(np.clip(log_odds, -self._limit, self._limit))
+        per_probability = 2 + np.exp(log_odds) + np.exp(-log_odds)
+        return float(
+            np.hypot(self._deviation, self._budget.parser.resolution / np.sqrt(12)) * per_probability
+        )
 
     def _judge(self, around: _Around) -> None:
         """Take a longer step if the answers hardly differ; leave images around which they do not differ at all."""
         spread = _deviation(around.answers)
-        only_labels = self._asker.reader.kind == "labels"
+        only_labels = self._budget.parser.kind == "labels"
         least = 1e-9 if only_labels else max(_LEAST_SPREAD, _LEAST_SIGNAL_TO_NOISE * around.noise)
         if spread >= least:
             self._n_flat = 0
@@ -147,7 +152,7 @@ class RowEstimator:
         spread = _deviation(answers)
         if spread == 0:
             return np.zeros(len(answers))
-        if self._asker.reader.kind == "labels":
+        if self._budget.parser.kind == "labels":
             spread = max(spread, _LABEL_SPREAD)
         share = max(0.0, 1 - (around.noise / spread) ** 2)
         evidence: Values = np.nan_to_num(-around.side * share * (answers - np.nanmean(answers)) / spread)
@@ -168,9 +173,11 @@ class CoordinateEstimator:
 
     step = _COORDINATE_STEP
 
-    def __init__(self, budget: QueryBudget, boundary: BoundaryImages, key: SignatureKey, align: Align = same) -> None:
+    def __init__(
+        self, budget: QueryBudget, boundary: BoundaryImages, key: SignatureKey, align: Align = same
+    ) -> None:
         self.n_probes = self.n_images = 0
-        self._asker, self._pool, self._key, self._align = budget, boundary, key, align
+        self._budget, self._boundary, self._key, self._align = budget, boundary, key, align
         self._gradient: Values = np.zeros(len(key.carriers))
         self._image: Tensor | None = None
         self._next = 0
@@ -178,7 +185,7 @@ class CoordinateEstimator:
     def advance(self) -> bool:
         """Ask one batch; return False when no image is left."""
         if self._image is None or self._next == len(self._gradient):
-            found = self._pool.get(self.n_images)
+            found = self._boundary.get(self.n_images)
             if found is None:
                 return False
             self._image, self._next = found.image, 0
@@ -186,13 +193,13 @@ class CoordinateEstimator:
         batch = slice(self._next, self._next + _BATCH // 2)
         directions = self._align(carrier_directions(self._key, batch))
         plus, minus = (moved(self._image, directions, side * self.step) for side in (1, -1))
-        answers = self._asker.ask(torch.stack([plus, minus], 1).flatten(0, 1)).reshape(-1, 2)
+        answers = self._budget.query(torch.stack([plus, minus], 1).flatten(0, 1)).reshape(-1, 2)
         self._gradient[batch] += np.nan_to_num(answers[:, 1] - answers[:, 0])
         self._next += len(directions)
         self.n_probes += 2 * len(directions)
         return True
 
-    def evidence(self) -> Values:
+    def scores(self) -> Values:
         """Return the evidence for each bit being 1, shape ``(n,)``; 0 where there is none."""
         return project(self._key.projection, torch.from_numpy(self._gradient)).numpy()
 

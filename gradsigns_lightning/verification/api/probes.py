@@ -32,8 +32,8 @@ def alignment(name: str) -> Align:
     """Return what undoes a server's geometry on directions ``(n, C, H, W)``.
 
     Args:
-        name: ``"identity"``, ``"hflip"`` (the server flips left and right) or ``"shift(dy,dx)"`` (it moves images down by dy and
-            to the right by dx pixels, -99 to 99).
+        name: ``"identity"``, ``"hflip"`` (the server flips left and right) or ``"shift(dy,dx)"`` (it moves
+            images down by dy and to the right by dx pixels, -99 to 99).
 
     Raises:
         ValueError: there is no such alignment.
@@ -50,29 +50,31 @@ def row_directions(key: SignatureKey) -> Tensor:
     return _as_images(key.projection.float(), key)
 
 
-def block_directions(key: SignatureKey, n_blocks: int) -> tuple[Tensor, Tensor]:
-    """Fold the rows of the projection into blocks, each with one coin.
+def group_directions(key: SignatureKey, n_groups: int) -> tuple[Tensor, Tensor]:
+    """Fold the rows of the projection into groups, each with one sign.
 
-    A block's direction is the sum of its rows, each with the sign that its bit has relative to the block's first bit, divided by
-    the root of their number. Given the relative signs the first bit is still uniform, so for a model not signed with the key the
-    sign of the loss's slope along the direction agrees with it with probability 1/2; for a signed model the rows' slopes add up
-    while what differs from image to image averages out.
+    A group's direction is the sum of its rows, each with the sign that its bit has relative to the group's
+    first bit, divided by the root of their number. Given the relative signs the first bit is still uniform,
+    so for a model not signed with the key the sign of the loss's slope along the direction agrees with it
+    with probability 1/2; for a signed model the rows' slopes add up while what differs from image to image
+    averages out.
 
     Args:
         key: the owner's key.
-        n_blocks: number of blocks, 1 to N; with N each row is a block.
+        n_groups: number of groups, 1 to N; with N each row is a group.
 
     Returns:
-        Directions ``(n_blocks, C, H, W)``, float32, and each block's first bit ``(n_blocks,)``, uint8.
+        Directions ``(n_groups, C, H, W)``, float32, and each group's first bit ``(n_groups,)``, uint8.
     """
-    _check_size(max(n_blocks, _AT_ONCE), key)
-    blocks = np.array_split(permutation(key.n_bits, "blocks"), n_blocks)
+    _check_size(max(n_groups, _AT_ONCE), key)
+    # Replays depend on the label, which is older than the word.
+    groups = np.array_split(permutation(key.n_bits, "blocks"), n_groups)
     signs = 2 * key.signature.float() - 1
     directions = [
-        (signs[block] * signs[block[0]]) @ key.projection[block].float() / len(block) ** 0.5
-        for block in map(torch.from_numpy, blocks)
+        (signs[group] * signs[group[0]]) @ key.projection[group].float() / len(group) ** 0.5
+        for group in map(torch.from_numpy, groups)
     ]
-    return _as_images(torch.stack(directions), key), key.signature[[int(block[0]) for block in blocks]]
+    return _as_images(torch.stack(directions), key), key.signature[[int(group[0]) for group in groups]]
 
 
 def carrier_directions(key: SignatureKey, chosen: slice) -> Tensor:
@@ -94,19 +96,22 @@ def _check_size(n_directions: int, key: SignatureKey) -> None:
     """Refuse keys, which may be a stranger's, whose probes would take more than a gibibyte."""
     if n_directions * math.prod(key.input_shape) > _MAX_VALUES:
         raise ValueError(
-            f"`key` must have at most {_MAX_VALUES} values in all directions to be read through an API, got {n_directions} "
-            f"directions of shape {key.input_shape}; read it from the weights, or with estimator='blocks'."
+            f"`key` must have at most {_MAX_VALUES} values in all directions to be read through an API, got "
+            f"{n_directions} "
+            f"directions of shape {key.input_shape}; read it from the weights, or with estimator='groups'."
         )
 
 
 def moved(image: Tensor, directions: Tensor, step: int) -> Tensor:
     """Move an 8-bit image by ``step`` grey levels along each direction; uint8.
 
-    Pixels near black and white give way first, by 16 levels at most, so that they can move both ways like all others; otherwise
-    the dark ground of many images would not take part.
+    Pixels near black and white give way first, by 16 levels at most, so that they can move both ways like all
+    others; otherwise the dark ground of many images would not take part.
     """
     room = min(abs(step), _LARGEST_ROOM)
-    return (image.float().clamp(room, 255 - room) + torch.round(step * directions)).clamp(0, 255).to(torch.uint8)
+    return (
+        (image.float().clamp(room, 255 - room) + torch.round(step * directions)).clamp(0, 255).to(torch.uint8)
+    )
 
 
 def blended(first: Tensor, second: Tensor, share: float) -> Tensor:

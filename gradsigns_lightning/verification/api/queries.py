@@ -21,17 +21,18 @@ from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.core.utils.files import error_like
 from gradsigns_lightning.core.utils.lines import LineFile, is_left_of, read_lines
 from gradsigns_lightning.verification.api.responses import ResponseParser, Values
-from gradsigns_lightning.verification.images import normalise
+from gradsigns_lightning.verification.images import normalize
 
 Oracle = Callable[[Tensor], Any]
 _FORMAT = "gradsigns-journal/1"
 _MAX_VALUES = 1 << 24  # of JSON: below a gigabyte in memory
-_VALUES = {b",": 1, b'"': 1, b"[": 2, b"{": 6}  # what a mark stands for: an object takes the memory of six numbers
+# what a mark stands for: an object takes the memory of six numbers
+_VALUES = {b",": 1, b'"': 1, b"[": 2, b"{": 6}
 
 
-def normalised(predict: Oracle, key: SignatureKey) -> Oracle:
-    """Let an oracle that expects normalised inputs take raw images: subtract the key's mean, divide by its deviation."""
-    return lambda images: predict(normalise(images, key))
+def normalized(predict: Oracle, key: SignatureKey) -> Oracle:
+    """Let an oracle that expects normalized inputs take raw images: subtract the key's mean, divide by its deviation."""
+    return lambda images: predict(normalize(images, key))
 
 
 class Transcript:
@@ -49,7 +50,10 @@ class Transcript:
     def __init__(self, lines: Sequence[Any], reading: dict[str, Any], *, name: str) -> None:
         self.header = {"format": _FORMAT, **reading}
         if lines and lines[0] != self.header:
-            raise ValueError(f"`journal` must be new or of the same reading, got {name!r} of another key, images or settings.")
+            raise ValueError(
+                f"`journal` must be new or of the same reading, got {name!r} of another key, "
+                f"images or settings."
+            )
         self._recorded, self._name = deque(lines[1:]), name
 
     @property
@@ -68,7 +72,8 @@ class Transcript:
         except (TypeError, KeyError, ValueError, OverflowError):
             pass
         raise ValueError(
-            f"`journal`: {str(self._name)!r} does not fit this reading: it was edited, or made by a version that asks about "
+            f"`journal`: {str(self._name)!r} does not fit this reading: it was edited, or made by a version "
+            f"that asks about "
             "other images. Name another file to ask anew."
         )
 
@@ -91,8 +96,9 @@ class Transcript:
 class Journal(Transcript):
     """A transcript in a file, one JSON line for each batch, that no crash, power cut or full disk takes an answer from.
 
-    It is only appended to, in space that is reserved before a question is asked. What a crash left of a line is ignored, and
-    overwritten by the next answer. While a reading goes on, no other one can write to it; a lock lies beside it as ``NAME.lock``.
+    It is only appended to, in space that is reserved before a question is asked. What a crash left of a line
+    is ignored, and overwritten by the next answer. While a reading goes on, no other one can write to it; a
+    lock lies beside it as ``NAME.lock``.
 
     Args:
         path: the file; it is made, or continued if it is of the same reading.
@@ -155,7 +161,9 @@ class Journal(Transcript):
             yield
         except (OSError, ValueError) as error:
             kept = f"the answers to {self._n_kept} calls are kept; the same command goes on from them"
-            raise ValueError(f"`journal`: {str(self._path)!r} cannot be written to: {_why(error)}; {kept}.") from error
+            raise ValueError(
+                f"`journal`: {str(self._path)!r} cannot be written to: {_why(error)}; {kept}."
+            ) from error
 
 
 def read_journal(path: str | PathLike[str]) -> list[Any]:
@@ -168,19 +176,24 @@ def read_journal(path: str | PathLike[str]) -> list[Any]:
     try:
         lines, _ = read_lines(Path(path).expanduser())
     except (OSError, ValueError, RuntimeError) as error:
-        raise error_like(error)(f"`journal` must name a journal, got {str(path)!r}: {_why(error)}.") from error
+        raise error_like(error)(
+            f"`journal` must name a journal, got {str(path)!r}: {_why(error)}."
+        ) from error
     return _parse(lines, path)
 
 
 def _parse(lines: Sequence[bytes], path: str | PathLike[str]) -> list[Any]:
     n_values = len(lines) + sum(line.count(mark) * n for line in lines for mark, n in _VALUES.items())
     if n_values > _MAX_VALUES:
-        raise ValueError(f"`journal` must hold at most {_MAX_VALUES} values, got {str(path)!r} with about {n_values}.")
+        raise ValueError(
+            f"`journal` must hold at most {_MAX_VALUES} values, got {str(path)!r} with about {n_values}."
+        )
     try:
         return [json_of(line) for line in lines]
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"`journal` must name a journal or no file, got {str(path)!r}; it was edited or is something else."
+            f"`journal` must name a journal or no file, got {str(path)!r}; it was edited or is something "
+            f"else."
         ) from error
 
 
@@ -197,16 +210,22 @@ class QueryBudget:
 
     Args:
         predict: the oracle.
-        reader: what its answers mean.
+        parser: what its answers mean.
         max_queries: images that may be asked about.
         batch_size: images in one call.
         transcript: where answers are kept and taken from, or None.
     """
 
     def __init__(
-        self, predict: Oracle, reader: ResponseParser, *, max_queries: int, batch_size: int, transcript: Transcript | None
+        self,
+        predict: Oracle,
+        parser: ResponseParser,
+        *,
+        max_queries: int,
+        batch_size: int,
+        transcript: Transcript | None,
     ) -> None:
-        self.reader = reader
+        self.parser = parser
         self.n_queries = 0
         self.max_queries = check_int("max_queries", max_queries, minimum=1)
         self._predict, self._transcript = predict, transcript
@@ -217,31 +236,31 @@ class QueryBudget:
         """Whether the budget is spent."""
         return self.n_queries >= self.max_queries
 
-    def ask(self, images: Tensor) -> Values:
+    def query(self, images: Tensor) -> Values:
         """Return how sure the model is of T on uint8 images ``(n, C, H, W)``; NaN for what it or the budget left unanswered."""
-        return self.ask_and_name(images)[0]
+        return self.query_and_name(images)[0]
 
-    def ask_and_name(self, images: Tensor) -> tuple[Values, Values]:
+    def query_and_name(self, images: Tensor) -> tuple[Values, Values]:
         """Return the same, and whether the model takes each image for class T (1, 0, or NaN); both of shape ``(n,)``."""
-        certainty, named = np.full((2, len(images)), np.nan)
+        log_odds, named = np.full((2, len(images)), np.nan)
         batches = torch.split(images[: self.max_queries - self.n_queries], self._batch_size)
         answers = [self._answer(batch) for batch in batches if len(batch)]
         if answers:
             # Together, because the later ones may tell what kind all of them are.
             values = np.concatenate(answers)
-            certainty[: len(values)] = self.reader.certainty(values)
-            named[: len(values)] = self.reader.names_target(values)
-        return certainty, named
+            log_odds[: len(values)] = self.parser.log_odds(values)
+            named[: len(values)] = self.parser.names_target(values)
+        return log_odds, named
 
     def _answer(self, batch: Tensor) -> Values:
         digest = hashlib.sha256(batch.contiguous().numpy().tobytes()).hexdigest()
         recorded = self._transcript.recorded(digest) if self._transcript else None
         if recorded is not None:
-            answer = self.reader.array(recorded, len(batch))
+            answer = self.parser.array(recorded, len(batch))
         else:
             if self._transcript:
                 self._transcript.prepare()
-            answer = self.reader.array(self._predict(batch.to(torch.float32) / 255), len(batch))
+            answer = self.parser.array(self._predict(batch.to(torch.float32) / 255), len(batch))
             if self._transcript:
                 self._transcript.record(digest, answer)
         self.n_queries += len(batch)
@@ -249,7 +268,11 @@ class QueryBudget:
 
 
 def _to_json(values: Values) -> list[Any]:
-    return [_to_json(row) for row in values] if values.ndim == 2 else [v if np.isfinite(v) else repr(v) for v in values.tolist()]
+    return (
+        [_to_json(row) for row in values]
+        if values.ndim == 2
+        else [v if np.isfinite(v) else repr(v) for v in values.tolist()]
+    )
 
 
 def _from_json(row: Any) -> Any:

@@ -25,9 +25,10 @@ class ResponseParser:
 
     The kind of answer is found in the first answers and then fixed, unless it is given.
 
-    Scores of which there are only two values (one-hot answers, probabilities rounded to whole numbers) say no more than labels.
-    A sure model's finely rounded probabilities look the same until one is asked near the decision boundary, so such scores are
-    read as labels until a third value shows, and for good once the boundary has been looked at (:meth:`settle`).
+    Scores of which there are only two values (one-hot answers, probabilities rounded to whole numbers) say no
+    more than labels. A sure model's finely rounded probabilities look the same until one is asked near the
+    decision boundary, so such scores are read as labels until a third value shows, and for good once the
+    boundary has been looked at (:meth:`settle`).
 
     Args:
         target_class: class T.
@@ -74,7 +75,7 @@ class ResponseParser:
         """Fix the kind: answers at the decision boundary are known now."""
         self._settled = True
 
-    def certainty(self, values: Values) -> Values:
+    def log_odds(self, values: Values) -> Values:
         """Return the log-odds of T, shape ``(n,)``; for labels 1 where T was predicted, else 0. NaN where it is not known."""
         self._find_kind(values)
         if self.kind is None:
@@ -95,7 +96,11 @@ class ResponseParser:
         """Return 1 where the answer is class T, 0 where it is another, NaN where there is none; shape ``(n,)``."""
         named = self._labels(values)
         # Rounded to whole numbers, all scores of an image can be zero: no class is named.
-        return np.where(_all_equal(values), np.nan, named) if self.kind == "labels" and values.ndim == 2 else named
+        return (
+            np.where(_all_equal(values), np.nan, named)
+            if self.kind == "labels" and values.ndim == 2
+            else named
+        )
 
     def _labels(self, values: Values) -> Values:
         if values.ndim == 1:
@@ -131,10 +136,13 @@ class ResponseParser:
     def _check_classes(self, n_classes: int) -> None:
         if n_classes <= self.target_class or n_classes < 2:
             raise ValueError(
-                f"`predict` must return a score for every class, of which {self.target_class} is one, got {n_classes} scores."
+                f"`predict` must return a score for every class, of which {self.target_class} is one, got "
+                f"{n_classes} scores."
             )
         if self._n_classes not in (None, n_classes):
-            raise ValueError(f"`predict` must return {self._n_classes} scores for each image throughout, got {n_classes}.")
+            raise ValueError(
+                f"`predict` must return {self._n_classes} scores for each image throughout, got {n_classes}."
+            )
         self._n_classes = n_classes
 
     def _note_decimals(self, probabilities: Values) -> None:
@@ -152,7 +160,9 @@ def _as_array(answer: Any) -> Values:
     try:
         values: Values = np.asarray(answer, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"`predict` must return an array of numbers, got {type(answer).__name__}.") from error
+        raise ValueError(
+            f"`predict` must return an array of numbers, got {type(answer).__name__}."
+        ) from error
     return np.where(np.isinf(values) & (values > 0), np.nan, values)
 
 
@@ -165,16 +175,22 @@ def _kind_of(values: Values) -> Kind:
     """Return the kind of scores ``(n, n_classes)``, not all of them missing."""
     known = values[~np.isnan(values)]
     sums = values.sum(axis=1)
-    add_up = bool(np.isnan(sums).any()) or abs(float(sums.mean()) - 1) <= _SLACK  # missing classes may hold the rest
+    # missing classes may hold the rest
+    add_up = bool(np.isnan(sums).any()) or abs(float(sums.mean()) - 1) <= _SLACK
     if known.min() >= -_SLACK and known.max() <= 1 + _SLACK and add_up:
         return "probabilities"
-    if known.max() <= _TOLERANCE and np.nansum(np.exp(values), axis=1).max() <= 1 + values.shape[1] * _TOLERANCE:
+    if (
+        known.max() <= _TOLERANCE
+        and np.nansum(np.exp(values), axis=1).max() <= 1 + values.shape[1] * _TOLERANCE
+    ):
         return "log_probabilities"
     return "logits"
 
 
 def _log_sum_exp(values: Values) -> Values:
     """Return the logarithm of the sum of exponentials along the second axis, missing ones left out."""
-    largest = np.nanmax(np.where(np.isnan(values).all(axis=1, keepdims=True), -np.inf, values), axis=1, keepdims=True)
+    largest = np.nanmax(
+        np.where(np.isnan(values).all(axis=1, keepdims=True), -np.inf, values), axis=1, keepdims=True
+    )
     result: Values = (largest + np.log(np.nansum(np.exp(values - largest), axis=1, keepdims=True)))[:, 0]
     return result

@@ -1,15 +1,17 @@
 """When to look at the evidence, and what each look may claim.
 
-Answers to queries are looked at several times, so the smallest p-value seen would claim too much. Every look k has its own exact
-test; its p-value is divided by a weight w_k fixed in advance, with the weights adding up to one at most. By the union bound the
-smallest p_k / w_k is then a p-value however reading stops (Bonferroni's alpha spending; Lan and DeMets, Biometrika 70, 1983,
-treat the general case). The queries never depend on the signature's bits, only on answers, so each look's test is exact
-(one choice among several claims apart: :mod:`gradsigns_lightning.verification.api.hypotheses`).
+Answers to queries are looked at several times, so the smallest p-value seen would claim too much. Every look
+k has its own exact test; its p-value is divided by a weight w_k fixed in advance, with the weights adding up
+to one at most. By the union bound the smallest p_k / w_k is then a p-value however reading stops
+(Bonferroni's alpha spending; Lan and DeMets, Biometrika 70, 1983, treat the general case). The queries never
+depend on the signature's bits, only on answers, so each look's test is exact (one choice among several
+hypotheses apart: :mod:`gradsigns_lightning.verification.api.hypotheses`).
 
-The *times* of the looks may depend on the answers too, as long as the signature has no part in them: given all answers, for a
-model that was not signed with the key the signature is still uniform at every such time, each look's p-value is exact, and the
-union bound over the planned number of looks holds as before. So a key with so few bits that it can afford only some looks takes
-them when its bits have settled, that is when no bit has changed while the evidence grew (:meth:`Looks.due`).
+The *times* of the looks may depend on the answers too, as long as the signature has no part in them: given
+all answers, for a model that was not signed with the key the signature is still uniform at every such time,
+each look's p-value is exact, and the union bound over the planned number of looks holds as before. So a key
+with so few bits that it can afford only some looks takes them when its bits have settled, that is when no bit
+has changed while the evidence grew (:meth:`Looks.due`).
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ _GROWTH = 1.3
 _LEVELS = 31
 _LARGEST_SUM_PER_BIT = 4096  # keeps the exact test under a second
 _CLIP = 3.0  # in root mean squares: one wild answer must not outweigh the rest
-_SETTLED, _SETTLED_FOR_ONE_LOOK = 1.5, 3.0  # by which the evidence grows without a change; more where a look cannot be repeated
+# by which the evidence grows without a change; more where a look cannot be repeated
+_SETTLED, _SETTLED_FOR_ONE_LOOK = 1.5, 3.0
 _LEAST_SETTLED = 0.75  # share of settled bits that agree, below which noise is no explanation
 _LEAST_CHANCE = 0.01  # of a proof, below which reading ends
 
@@ -41,9 +44,10 @@ def look_weight(index: int) -> float:
 class Looks:
     """When to look at the evidence, and which share of alpha each look may spend; fixed in advance but for the answers.
 
-    Looks are a geometric series with the weights w_k, the last one where reading ends. Keys whose bits cannot reach alpha at each
-    of these share it equally. Where even that does not let all bits together reach it, there are as many looks as there can be
-    (one at least), taken when the bits have settled; but for the last, which is kept for the end, if there are several.
+    Looks are a geometric series with the weights w_k, the last one where reading ends. Keys whose bits cannot
+    reach alpha at each of these share it equally. Where even that does not let all bits together reach it,
+    there are as many looks as there can be (one at least), taken when the bits have settled; but for the
+    last, which is kept for the end, if there are several.
 
     Args:
         n_bits: bits that are read.
@@ -106,7 +110,8 @@ def integer_scores(evidence: npt.NDArray[np.float64]) -> list[int]:
     decided = evidence[evidence != 0]
     if decided.size == 0:
         return [0] * evidence.size
-    evidence = evidence / np.abs(decided).max()  # first, because tiny values vanish when they are squared, and huge ones overflow
+    # first, because tiny values vanish when they are squared, and huge ones overflow
+    evidence = evidence / np.abs(decided).max()
     decided = evidence[evidence != 0]
     largest = min(np.abs(decided).max(), _CLIP * math.sqrt(np.mean(decided**2)))
     levels = max(1, min(_LEVELS, _LARGEST_SUM_PER_BIT // evidence.size))
@@ -119,7 +124,7 @@ class SequentialTest:
     """The smallest corrected p-value so far.
 
     Attributes:
-        n_hypotheses: claims tested side by side (alignments); every p-value is multiplied by it.
+        n_hypotheses: hypotheses tested side by side (alignments); every p-value is multiplied by it.
         n_looks: looks taken.
         weight: share of alpha of each look.
         log10_p_value: base-10 logarithm of the smallest corrected p-value, at most 0.
@@ -143,8 +148,9 @@ class SequentialTest:
 def is_futile(evidence: npt.NDArray[np.float64], *, n_probes: int, max_probes: int, alpha: float) -> bool:
     """Tell whether even an optimistic continuation stays short of ``alpha``.
 
-    The sum of the signed evidence over its standard deviation under the null is t. Its mean may be three standard deviations
-    better than it looks, and noise averages out as probes are added. Stopping here can only lose power, never validity.
+    The sum of the signed evidence over its standard deviation under the null is t. Its mean may be three
+    standard deviations better than it looks, and noise averages out as probes are added. Stopping here can
+    only lose power, never validity.
     """
     decided = evidence[np.isfinite(evidence) & (evidence != 0)]
     if decided.size < FIRST_LOOK / 2:
@@ -170,6 +176,12 @@ def _chance(n_bits: int, share: float, alpha: float) -> float:
     enough = [k for k in range(n_bits + 1) if ownership_p_value(k, n_bits) <= alpha]
     share = min(share, 1 - 1e-12)
     return sum(
-        math.exp(log_of[n_bits] - log_of[k] - log_of[n_bits - k] + k * math.log(share) + (n_bits - k) * math.log1p(-share))
+        math.exp(
+            log_of[n_bits]
+            - log_of[k]
+            - log_of[n_bits - k]
+            + k * math.log(share)
+            + (n_bits - k) * math.log1p(-share)
+        )
         for k in enough
     )

@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 from gradsigns_lightning.core.result import DEFAULT_ALPHA, check_alpha
 from gradsigns_lightning.core.utils.checks import check_choice, check_int
 
-Estimator = Literal["blocks", "rows", "coordinate"]
+Estimator = Literal["groups", "rows", "coordinate"]
 Kind = Literal["probabilities", "log_probabilities", "logits", "labels"]  # of answers
+_NAMES_IN_FILES = {"groups": "blocks"}  # what statements and journals have always called them
 _MOST_QUERIES = 10**12  # a journal's own number may have any length
 _MOST_ALIGNMENTS = 256
 _NAMED_ALIGNMENTS = ("identity", "hflip")
@@ -22,10 +23,11 @@ _SHIFT = re.compile(r"shift\(([+-]?[0-9]{1,2}),([+-]?[0-9]{1,2})\)")
 class ApiSettings:
     """The settings of :func:`verify_api` on which a reading's evidence depends.
 
-    A claimant who may choose them afterwards has as many tries as there are choices, so the public commitment states them.
+    A claimant who may choose them afterwards has as many tries as there are choices, so the public commitment
+    states them.
 
     Attributes:
-        estimator: ``"blocks"``, ``"rows"`` or ``"coordinate"``.
+        estimator: ``"groups"``, ``"rows"`` or ``"coordinate"``.
         answers: kind of the answers, or None where it is found from them.
         alignments: geometries that are tested; the p-value is corrected for their number.
         batch_size: most images in one call.
@@ -37,7 +39,7 @@ class ApiSettings:
         TypeError: a value has the wrong type.
     """
 
-    estimator: Estimator = "blocks"
+    estimator: Estimator = "groups"
     answers: Kind | None = None
     alignments: tuple[str, ...] = ("identity",)
     batch_size: int = 32
@@ -63,18 +65,25 @@ class ApiSettings:
         names = {entry.name for entry in fields(cls)}
         if not isinstance(values, Mapping) or set(values) != names:
             raise ValueError(f"`reading` must have the members {sorted(names)} and no other.")
+        named = {name: own for own, name in _NAMES_IN_FILES.items()}
+        estimator = values["estimator"]
         try:
-            return cls(**values)
+            return cls(**{**values, "estimator": named.get(estimator, estimator)})
         except TypeError as error:
             raise ValueError(f"`reading` holds a value of the wrong type: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON types."""
-        return {**asdict(self), "alignments": list(self.alignments)}
+        estimator = _NAMES_IN_FILES.get(self.estimator, self.estimator)
+        return {**asdict(self), "estimator": estimator, "alignments": list(self.alignments)}
 
 
 def _checked_alignments(alignments: Any) -> tuple[str, ...]:
-    if isinstance(alignments, str) or not isinstance(alignments, Sequence) or not 0 < len(alignments) <= _MOST_ALIGNMENTS:
+    if (
+        isinstance(alignments, str)
+        or not isinstance(alignments, Sequence)
+        or not 0 < len(alignments) <= _MOST_ALIGNMENTS
+    ):
         allowed = f"a non-empty sequence of at most {_MOST_ALIGNMENTS} names"
         raise ValueError(f"`alignments` must be {allowed}, got {repr(alignments)[:200]}.")
     for name in alignments:

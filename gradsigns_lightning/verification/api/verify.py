@@ -17,20 +17,31 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.key.reach import least_bits
 from gradsigns_lightning.core.key.signature_key import SignatureKey
-from gradsigns_lightning.core.result import DEFAULT_ALPHA, ReadingResult, recognised_in_words, why_inconclusive
+from gradsigns_lightning.core.result import (
+    DEFAULT_ALPHA,
+    ReadingResult,
+    recognised_in_words,
+    why_inconclusive,
+)
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 from gradsigns_lightning.verification.api.boundary import BoundaryImages
 from gradsigns_lightning.verification.api.estimators import FIRST_STEP, CoordinateEstimator, RowEstimator
 from gradsigns_lightning.verification.api.hypotheses import Hypothesis, Stopped, read_hypotheses
-from gradsigns_lightning.verification.api.probes import alignment, block_directions, row_directions
-from gradsigns_lightning.verification.api.queries import QueryBudget, Journal, Oracle, Transcript, normalised
+from gradsigns_lightning.verification.api.probes import alignment, group_directions, row_directions
+from gradsigns_lightning.verification.api.queries import Journal, Oracle, QueryBudget, Transcript, normalized
 from gradsigns_lightning.verification.api.responses import ResponseParser, Values
-from gradsigns_lightning.verification.api.sequential import SequentialTest, Looks
-from gradsigns_lightning.verification.api.settings import Estimator, Kind, ApiSettings
+from gradsigns_lightning.verification.api.sequential import Looks, SequentialTest
+from gradsigns_lightning.verification.api.settings import ApiSettings, Estimator, Kind
 from gradsigns_lightning.verification.foreign_modules import is_module, shapes_named
-from gradsigns_lightning.verification.images import check_key, check_raw_images, pixels_of, readable_key, warn_if_unlike
+from gradsigns_lightning.verification.images import (
+    check_key,
+    check_raw_images,
+    pixels_of,
+    readable_key,
+    warn_if_unlike,
+)
 
-_LEAST_BLOCKS, _BLOCKS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect coins at least
+_LEAST_GROUPS, _GROUPS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect signs at least
 _WORTH_FOLDING = 1.5
 _BATCH_SIZE = 32
 _WHY_STOPPED: dict[Stopped, str] = {
@@ -48,12 +59,14 @@ class ApiVerificationResult(ReadingResult):
     It has all attributes of :class:`VerificationResult`; those that say something else here come first.
 
     Attributes:
-        n_bits: signs that were compared: one for each block of the key's bits where ``estimator="blocks"`` folds them, else one
-            for each bit.
+        n_bits: signs that were compared: one for each group of the key's bits where ``estimator="groups"``
+            folds them, else one for each bit.
         n_erasures: signs that the answers could not decide.
-        p_value: exact probability that an unmarked model matches as well, each sign weighted by how clearly it was read
-            (:func:`sign_flip_p_value`), corrected for every look at the evidence and every alignment.
-        margin: the least evidence for a sign, negative where it is wrong, in root mean squares of the evidence.
+        p_value: exact probability that an unmarked model matches as well, each sign weighted by how clearly
+            it was read (:func:`sign_flip_p_value`), corrected for every look at the evidence and every
+            alignment.
+        margin: the least evidence for a sign, negative where it is wrong, in root mean squares of the
+            evidence.
         n_queries: images that the model was asked about.
         answers: kind of the answers that were read, None if there were none.
         estimator: how it was asked.
@@ -61,8 +74,8 @@ class ApiVerificationResult(ReadingResult):
         step: distance of the last probes from their image, in units of the raw range [0, 1].
         n_images: images around which was probed.
         n_looks: times that the evidence was looked at.
-        stopped: why reading ended: ``"proven"``, ``"futile"`` (the rest of the budget could not suffice any more), ``"budget"``
-            or ``"images"`` (all of them used).
+        stopped: why reading ended: ``"proven"``, ``"futile"`` (the rest of the budget could not suffice any
+            more), ``"budget"`` or ``"images"`` (all of them used).
     """
 
     answers: Kind | None
@@ -77,7 +90,9 @@ class ApiVerificationResult(ReadingResult):
     def reason(self) -> str:
         """Why the verdict is what it is, and why reading stopped, in words."""
         if self.verdict == "inconclusive":
-            return why_inconclusive(self.recognised, "the answers around the images are all alike, or missing")
+            return why_inconclusive(
+                self.recognised, "the answers around the images are all alike, or missing"
+            )
         if self.verdict == "owned":
             return f"p <= alpha = {self.alpha:g}{self._for_whom}, so reading stopped"
         least = least_bits(alpha=self.alpha)
@@ -98,7 +113,7 @@ def verify_api(
     *,
     max_queries: int = 1000,
     alpha: float = DEFAULT_ALPHA,
-    estimator: Estimator = "blocks",
+    estimator: Estimator = "groups",
     answers: Kind | None = None,
     alignments: Sequence[str] = ("identity",),
     batch_size: int = _BATCH_SIZE,
@@ -106,34 +121,38 @@ def verify_api(
 ) -> ApiVerificationResult:
     """Read a key through a prediction API, without weights.
 
-    Probes are 8-bit images ``x + h d`` around images near the decision boundary; how much less sure of the target class the model
-    is there than at the image's other probes tells the sign of the loss's slope along d. The directions d are rows of the key's
-    projection, or sums of a few of them (:func:`block_directions`). The published method (GradSigns, MLSys 2021, section 4) asks
-    ``2 * n_carriers`` times an image along single coordinates instead.
+    Probes are 8-bit images ``x + h d`` around images near the decision boundary; how much less sure of the
+    target class the model is there than at the image's other probes tells the sign of the loss's slope along
+    d. The directions d are rows of the key's projection, or sums of a few of them (:func:`group_directions`).
+    The published method (GradSigns, MLSys 2021, section 4) asks ``2 * n_carriers`` times an image along
+    single coordinates instead.
 
-    What is asked next depends on answers only, never on whether they agree with the signature, so the test is exact (but for one
-    choice among several alignments, which the p-value pays for: :mod:`.hypotheses`); it is sequential,
-    valid however it stops (:mod:`.sequential`), and ends when the evidence suffices or cannot
-    suffice any more. Who reads again with other images until one reading succeeds multiplies the p-value by the
-    number of readings.
+    What is asked next depends on answers only, never on whether they agree with the signature, so the test is
+    exact (but for one choice among several alignments, which the p-value pays for: :mod:`.hypotheses`); it is
+    sequential, valid however it stops (:mod:`.sequential`), and ends when the evidence suffices or cannot
+    suffice any more. Who reads again with other images until one reading succeeds multiplies the p-value by
+    the number of readings.
 
     Args:
         predict: takes raw images ``(n, C, H, W)``, float32 in [0, 1] (multiples of 1/255), and returns scores
-            ``(n, n_classes)``, NaN for classes that the API does not name, or predicted classes ``(n,)``. A ``torch.nn.Module``
-            that returns logits gets its inputs normalised as the key says.
+            ``(n, n_classes)``, NaN for classes that the API does not name, or predicted classes ``(n,)``. A
+            ``torch.nn.Module`` that returns logits gets its inputs normalized as the key says.
         key: the owner's key, or its file.
-        images: natural images of the target class, raw in [0, 1], shape ``(n, C, H, W)``; rounded to 8 bits. 50 or more.
+        images: natural images of the target class, raw in [0, 1], shape ``(n, C, H, W)``; rounded to 8 bits.
+            50 or more.
         max_queries: images that may be asked about.
         alpha: significance level of the verdict, above 0 and at most 1.
-        estimator: ``"blocks"`` folds the bits of long keys into about ``2 log2(1 / alpha)`` signs, which takes fewest queries;
-            ``"rows"`` reads every bit by itself; ``"coordinate"`` is the published method.
-        answers: ``"probabilities"``, ``"log_probabilities"``, ``"logits"`` or ``"labels"``; by default found from the first
-            answers.
-        alignments: what the server may do to images: ``"identity"``, ``"hflip"``, ``"shift(dy,dx)"`` in pixels. Each is tested,
-            and the p-value corrected for their number. They are asked in turns for half of the budget; then the best gets the
-            rest.
+        estimator: ``"groups"`` folds the bits of long keys into about ``2 log2(1 / alpha)`` signs, which
+            takes fewest queries; ``"rows"`` reads every bit by itself; ``"coordinate"`` is the published
+            method.
+        answers: ``"probabilities"``, ``"log_probabilities"``, ``"logits"`` or ``"labels"``; by default found
+            from the first answers.
+        alignments: what the server may do to images: ``"identity"``, ``"hflip"``, ``"shift(dy,dx)"`` in
+            pixels. Each is tested, and the p-value corrected for their number. They are asked in turns for
+            half of the budget; then the best gets the rest.
         batch_size: most images in one call.
-        journal: file to keep the answers in. A reading that was cut off goes on from it and asks nothing twice.
+        journal: file to keep the answers in. A reading that was cut off goes on from it and asks nothing
+            twice.
 
     Raises:
         ValueError: an argument is out of range, or an answer is not what ``predict`` must return.
@@ -150,7 +169,9 @@ def verify_api(
     key = readable_key(key)
     check_key(key)
     check_raw_images(images, key)
-    result, boundary = _verify(predict, key, pixels_of(images), settings, partial(Journal, journal) if journal is not None else None)
+    result, boundary = _verify(
+        predict, key, pixels_of(images), settings, partial(Journal, journal) if journal is not None else None
+    )
     warn_if_unlike([result], len(images), key.target_class, n_asked=boundary.n_named, stacklevel=2)
     return result
 
@@ -166,7 +187,9 @@ def settings_of(lines: Sequence[Any]) -> ApiSettings:
     if (
         not isinstance(header, Mapping) or not names <= header.keys()
     ):  # looked at, not tried: an error on the way is a fault of ours
-        raise ValueError("`lines` must be the lines of a journal, of which the first says what was read and how.")
+        raise ValueError(
+            "`lines` must be the lines of a journal, of which the first says what was read and how."
+        )
     return ApiSettings.from_dict({name: header[name] for name in names})
 
 
@@ -179,7 +202,8 @@ def replay(key: SignatureKey, pixels: Tensor, lines: Sequence[Any]) -> ApiVerifi
         lines: the lines of its journal (:func:`read_journal`).
 
     Raises:
-        ValueError: the transcript is of another key or other images, or not what such a reading asks and is answered.
+        ValueError: the transcript is of another key or other images, or not what such a reading asks and is
+            answered.
     """
 
     def unanswered(_: Tensor) -> Any:
@@ -194,7 +218,9 @@ def replay(key: SignatureKey, pixels: Tensor, lines: Sequence[Any]) -> ApiVerifi
 
     result, _ = _verify(unanswered, key, pixels, settings, open_transcript)
     if opened[0].n_left:
-        raise ValueError(f"`lines`: the transcript goes on for {opened[0].n_left} answers after the reading has ended.")
+        raise ValueError(
+            f"`lines`: the transcript goes on for {opened[0].n_left} answers after the reading has ended."
+        )
     return result
 
 
@@ -207,7 +233,9 @@ def _verify(
 ) -> tuple[ApiVerificationResult, BoundaryImages]:
     identity = {
         "commitment": key.commitment,
-        "images": hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest(),
+        "images": hashlib.sha256(
+            repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()
+        ).hexdigest(),
         **settings.to_dict(),
     }
     with open_transcript(identity) if open_transcript is not None else nullcontext() as transcript:
@@ -220,13 +248,15 @@ def _verify(
         )
         directions, bits = _directions(key, settings)
         boundary = BoundaryImages(pixels, budget, direction=directions[0], step=FIRST_STEP)
-        claims = _claims(key, budget, boundary, directions, bits, settings)
-        stopped = read_hypotheses(claims, budget, settings.alpha)
-    best = min(claims, key=lambda claim: claim.evidence.log10_p_value)
+        hypotheses = _hypotheses(key, budget, boundary, directions, bits, settings)
+        stopped = read_hypotheses(hypotheses, budget, settings.alpha)
+    best = min(hypotheses, key=lambda hypothesis: hypothesis.test.log10_p_value)
     return _result(best, key, budget, settings, stopped, boundary.recognised), boundary
 
 
-def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int) -> tuple[Values, int, float, int]:
+def read_rows(
+    predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int
+) -> tuple[Values, int, float, int]:
     """Spend a budget on the bits of a key, not compared with its signature.
 
     Args:
@@ -236,20 +266,24 @@ def read_rows(predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries
         max_queries: images that may be asked about.
 
     Returns:
-        The evidence for each bit being 1, shape ``(N,)``, 0 where there is none; the queries spent; the share of natural
-        images that the model takes for the target class, and of how many.
+        The evidence for each bit being 1, shape ``(N,)``, 0 where there is none; the queries spent; the share
+        of natural images that the model takes for the target class, and of how many.
     """
     check_key(key)
     check_raw_images(images, key)
     budget = QueryBudget(
-        _oracle(predict, key), ResponseParser(key.target_class), max_queries=max_queries, batch_size=_BATCH_SIZE, transcript=None
+        _oracle(predict, key),
+        ResponseParser(key.target_class),
+        max_queries=max_queries,
+        batch_size=_BATCH_SIZE,
+        transcript=None,
     )
     directions = row_directions(key)
     boundary = BoundaryImages(pixels_of(images), budget, direction=directions[0], step=FIRST_STEP)
-    reading = RowEstimator(budget, boundary, directions)
-    while not budget.exhausted and reading.advance():
+    estimator = RowEstimator(budget, boundary, directions)
+    while not budget.exhausted and estimator.advance():
         pass
-    return reading.evidence(), budget.n_queries, boundary.recognised, boundary.n_named
+    return estimator.scores(), budget.n_queries, boundary.recognised, boundary.n_named
 
 
 def _oracle(predict: Any, key: SignatureKey) -> Oracle:
@@ -264,21 +298,26 @@ def _module_oracle(model: nn.Module, key: SignatureKey) -> Oracle:
             answer: Tensor = model(inputs.to(device=parameter.device, dtype=parameter.dtype))
         return answer
 
-    return normalised(logits, key)
+    return normalized(logits, key)
 
 
 def _directions(key: SignatureKey, settings: ApiSettings) -> tuple[Tensor, Tensor]:
-    n_blocks = max(_LEAST_BLOCKS, math.ceil(-_BLOCKS_PER_BIT * math.log2(settings.alpha)))
-    folded = settings.estimator == "blocks" and key.n_bits > _WORTH_FOLDING * n_blocks
-    return block_directions(key, n_blocks if folded else key.n_bits)
+    n_groups = max(_LEAST_GROUPS, math.ceil(-_GROUPS_PER_BIT * math.log2(settings.alpha)))
+    folded = settings.estimator == "groups" and key.n_bits > _WORTH_FOLDING * n_groups
+    return group_directions(key, n_groups if folded else key.n_bits)
 
 
-def _claims(
-    key: SignatureKey, budget: QueryBudget, boundary: BoundaryImages, directions: Tensor, bits: Tensor, settings: ApiSettings
+def _hypotheses(
+    key: SignatureKey,
+    budget: QueryBudget,
+    boundary: BoundaryImages,
+    directions: Tensor,
+    bits: Tensor,
+    settings: ApiSettings,
 ) -> list[Hypothesis]:
     by_coordinate, names = settings.estimator == "coordinate", settings.alignments
 
-    def reading(name: str) -> RowEstimator | CoordinateEstimator:
+    def estimator(name: str) -> RowEstimator | CoordinateEstimator:
         align = alignment(name)
         if by_coordinate:
             return CoordinateEstimator(budget, boundary, key, align)
@@ -287,15 +326,22 @@ def _claims(
     signature = key.signature if by_coordinate else bits
     looks = [Looks(len(signature), budget.max_queries, settings.alpha / len(names)) for _ in names]
     return [
-        Hypothesis(name, reading(name), signature, own, SequentialTest(n_hypotheses=len(names), weight=own.weight))
+        Hypothesis(
+            name, estimator(name), signature, own, SequentialTest(n_hypotheses=len(names), weight=own.weight)
+        )
         for name, own in zip(names, looks, strict=True)
     ]
 
 
 def _result(
-    claim: Hypothesis, key: SignatureKey, budget: QueryBudget, settings: ApiSettings, stopped: Stopped, recognised: float
+    hypothesis: Hypothesis,
+    key: SignatureKey,
+    budget: QueryBudget,
+    settings: ApiSettings,
+    stopped: Stopped,
+    recognised: float,
 ) -> ApiVerificationResult:
-    signed = claim.signed()
+    signed = hypothesis.signed()
     decided = signed[signed != 0]
     return ApiVerificationResult.of(
         signed,
@@ -303,13 +349,13 @@ def _result(
         n_queries=budget.n_queries,
         alpha=settings.alpha,
         recognised=recognised,
-        log10_p_value=claim.evidence.log10_p_value,
+        log10_p_value=hypothesis.test.log10_p_value,
         unit=float(np.sqrt(np.mean(decided**2))) if decided.size else 1.0,
-        answers=budget.reader.kind,
+        answers=budget.parser.kind,
         estimator=settings.estimator,
-        alignment=claim.name,
-        step=claim.reading.step / 255,
-        n_images=claim.reading.n_images,
-        n_looks=claim.evidence.n_looks,
+        alignment=hypothesis.name,
+        step=hypothesis.estimator.step / 255,
+        n_images=hypothesis.estimator.n_images,
+        n_looks=hypothesis.test.n_looks,
         stopped=stopped,
     )

@@ -14,7 +14,14 @@ import pytest
 from gradsigns_lightning.cli import main
 
 # A perceptron on the digits: an epoch takes a fraction of a second.
-QUICK = ["data=digits", "model=mlp", "key=b32", "data.module.batch_size=32", "trainer.accelerator=cpu", "progress=false"]
+QUICK = [
+    "data=digits",
+    "model=mlp",
+    "key=b32",
+    "data.module.batch_size=32",
+    "trainer.accelerator=cpu",
+    "progress=false",
+]
 
 
 class Run(NamedTuple):
@@ -40,12 +47,36 @@ def signed(tmp_path_factory):
     os.chdir(folder)
     try:
         assert (
-            main(["keygen", "owner=Acme Vision", "data=digits", "key=b32", "target_class=3", "out=acme.gskey", "payload=hi"]) == 0
+            main(
+                [
+                    "keygen",
+                    "owner=Acme Vision",
+                    "data=digits",
+                    "key=b32",
+                    "target_class=3",
+                    "out=acme.gskey",
+                    "payload=hi",
+                ]
+            )
+            == 0
         )
-        words = ["train", *QUICK, "key=acme.gskey", "trainer.max_epochs=3", "twin=true", "seed=5", "json=train.json"]
+        words = [
+            "train",
+            *QUICK,
+            "key=acme.gskey",
+            "trainer.max_epochs=3",
+            "twin=true",
+            "seed=5",
+            "json=train.json",
+        ]
         words += ["hydra.run.dir=run"]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             assert main(words) == 0
     finally:
         os.chdir(before)
-    return Run(folder / "run", folder / "acme.gskey", json.loads((folder / "train.json").read_text()), printed.getvalue())
+    return Run(
+        folder / "run",
+        folder / "acme.gskey",
+        json.loads((folder / "train.json").read_text()),
+        printed.getvalue(),
+    )

@@ -42,7 +42,8 @@ def test_the_printed_line_checks_the_stamp_when_the_certificate_has_expired(make
     words = shlex.split(line)
     assert subprocess.run(words, capture_output=True).returncode == 0
     at = words.index("-attime")
-    assert subprocess.run(words[:at] + words[at + 2 :], capture_output=True).returncode == 1  # expired, as the test wants it
+    # expired, as the test wants it
+    assert subprocess.run(words[:at] + words[at + 2 :], capture_output=True).returncode == 1
 
 
 @pytest.mark.parametrize("first", FILES)

@@ -11,7 +11,10 @@ def test_a_commitment_needs_no_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rfc3161_client", None)
     WatermarkKey.generate("Acme", 32, input_shape=(1, 8, 8), target_class=0).save("a.gskey")
     assert main(["commit", "key=a.gskey"]) == 0
-    assert sorted(path.name for path in Path().glob("a.commitment*")) == ["a.commitment.json", "a.commitment.pem"]
+    assert sorted(path.name for path in Path().glob("a.commitment*")) == [
+        "a.commitment.json",
+        "a.commitment.pem",
+    ]
     assert "gradsigns-lightning[evidence]" in capsys.readouterr().out
 
 

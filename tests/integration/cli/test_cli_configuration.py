@@ -29,7 +29,8 @@ EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 GROUPS = sorted(
     (folder.name, file.stem)
     for folder in CONF.iterdir()
-    if folder.name not in ("experiment", "callbacks", "debug", "paths", "data", "protocol") and folder.is_dir()
+    if folder.name not in ("experiment", "callbacks", "debug", "paths", "data", "protocol")
+    and folder.is_dir()
     for file in folder.glob("*.yaml")
     if (folder.name, file.stem) != ("model", "own")
 )
@@ -64,7 +65,9 @@ def unknown_arguments(node):
     """Return the keys of a node that its target does not take; a class passes `**kwargs` on to its bases."""
     target = get_object(node["_target_"])
     callables = (
-        [target] if not inspect.isclass(target) else [base.__init__ for base in target.__mro__ if "__init__" in vars(base)]
+        [target]
+        if not inspect.isclass(target)
+        else [base.__init__ for base in target.__mro__ if "__init__" in vars(base)]
     )
     accepted = set()
     for function in callables:
@@ -91,7 +94,8 @@ def test_every_command_begins_with_the_one_base(command):
     hydra = OmegaConf.to_container(config.hydra, resolve=False)
     assert (hydra["run"]["dir"] == ".") == (command != "train")
     assert hydra["output_subdir"] == (".hydra" if command == "train" else None)
-    assert config.hydra.sweep.dir.startswith(f"multirun/{command}/")  # launchers ask for it before a run begins
+    # launchers ask for it before a run begins
+    assert config.hydra.sweep.dir.startswith(f"multirun/{command}/")
 
 
 def test_train_yaml_shows_every_key_with_its_default():
@@ -102,9 +106,13 @@ def test_train_yaml_shows_every_key_with_its_default():
     assert not shown & set(groups)
     assert keys == (shown | set(groups) | {"paths"}) - {"experiment", "debug"}
     own = TrainConfig()
-    assert {name: float(root[name]) if name == "alpha" else root[name] for name in shown} == {n: getattr(own, n) for n in shown}
+    assert {name: float(root[name]) if name == "alpha" else root[name] for name in shown} == {
+        n: getattr(own, n) for n in shown
+    }
     lines = (CONF / "train.yaml").read_text().splitlines()
-    assert [n for n in shown if not lines[[line.partition(":")[0] for line in lines].index(n) - 1].startswith("#")] == []
+    assert [
+        n for n in shown if not lines[[line.partition(":")[0] for line in lines].index(n) - 1].startswith("#")
+    ] == []
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -141,7 +149,9 @@ def test_every_other_group_is_built(group, option, tmp_path):
     big = ["data=cifar10"] if group in ("model", "key") else []
     given = {"wandb": ["logger.offline=true"], "file": [f"key.path={tmp_path / 'a.gskey'}"]}.get(option, [])
     node = composed(*big, f"{group}={option}", *given)[group]
-    assert unknown_arguments(node) <= (WANDB_INIT if option == "wandb" else set()) if node else option == "none"
+    assert (
+        unknown_arguments(node) <= (WANDB_INIT if option == "wandb" else set()) if node else option == "none"
+    )
     if option == "gpu" or not node:
         return
     assert build(node | ({"_partial_": True} if group == "watermark" else {})) is not None
@@ -160,7 +170,9 @@ def test_a_schedule_and_a_cadence_of_ones_own_are_taken():
         "watermark.strength={_target_: gradsigns_lightning.StrengthSchedule, strength: 2, start_epoch: 3}",
         "watermark.cadence=20",
     ]
-    mark = build_watermark(composed(*words), WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0))
+    mark = build_watermark(
+        composed(*words), WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0)
+    )
     assert mark.watermarker.schedule == StrengthSchedule(2, start_epoch=3)
     assert mark.watermarker.cadence == Cadence(20)
 
@@ -169,7 +181,11 @@ def test_a_schedule_and_a_cadence_of_ones_own_are_taken():
 def test_every_training_to_look_at_and_every_callback_go_with_every_experiment(debug):
     for experiment in EXPERIMENTS:
         for callbacks in CALLBACKS:
-            words = [f"experiment={experiment}", f"callbacks={callbacks}", *([f"debug={debug}"] if debug else [])]
+            words = [
+                f"experiment={experiment}",
+                f"callbacks={callbacks}",
+                *([f"debug={debug}"] if debug else []),
+            ]
             config = composed(*words)
             assert all(unknown_arguments(node) == set() for node in targets(config["trainer"]))
             built = build_callbacks(config["callbacks"])
@@ -186,11 +202,13 @@ def test_every_training_to_look_at_and_every_callback_go_with_every_experiment(d
     [
         (
             "watermark: false",
-            "`watermark` is a group of settings and cannot be one value, as a configuration file has it. To choose",
+            "`watermark` is a group of settings and cannot be one value, as a configuration file has it. To "
+            "choose",
         ),
         (
             "schedule: {strength: 2}",
-            "there is no `schedule` in the configuration of `gradsigns train`. Did you mean `watermark.strength`?",
+            "there is no `schedule` in the configuration of `gradsigns train`. Did you mean "
+            "`watermark.strength`?",
         ),
         ("objective: paper", "Did you mean `watermark.objective`?"),
     ],
@@ -212,7 +230,10 @@ def test_what_a_part_of_ones_own_must_be_told_is_shown(capsys):
 
 
 def test_a_callback_is_left_out_by_null():
-    assert build_callbacks(composed("callbacks=early_stopping", "callbacks.early_stopping=null")["callbacks"]) == []
+    assert (
+        build_callbacks(composed("callbacks=early_stopping", "callbacks.early_stopping=null")["callbacks"])
+        == []
+    )
 
 
 def test_a_debugging_run_ends_well(tmp_path, monkeypatch, capsys):
@@ -252,7 +273,9 @@ def test_every_protocol_is_built(command, protocol):
 def test_the_check_of_arguments_can_fail():
     node = {"_target_": "gradsigns_lightning.StrengthSchedule", "strength": 1.0, "strenght": 2.0}
     assert unknown_arguments(node) == {"strenght"}
-    assert unknown_arguments({"_target_": "gradsigns_lightning.data.Digits", "batch": 1, "batch_size": 2}) == {"batch"}
+    assert unknown_arguments(
+        {"_target_": "gradsigns_lightning.data.Digits", "batch": 1, "batch_size": 2}
+    ) == {"batch"}
 
 
 def test_the_paper_experiment_is_the_published_recipe():
@@ -300,7 +323,10 @@ def test_a_wrong_word_gives_one_line_and_exit_code_2(word, hint, capsys):
     ("words", "message"),
     [
         (["watermark.momentum=1.5"], "`watermark.momentum`"),
-        (["watermark.cadence={_target_: gradsigns_lightning.Cadence, growth: 2}"], "`watermark.cadence.growth`"),
+        (
+            ["watermark.cadence={_target_: gradsigns_lightning.Cadence, growth: 2}"],
+            "`watermark.cadence.growth`",
+        ),
         (["key=b256"], "`key.n_bits` must be at most `key.n_carriers`"),
         (["key.n_bits=many"], "`key.n_bits`"),
         (["trainer.max_epochs=two"], "`trainer.max_epochs`"),
@@ -313,7 +339,20 @@ def test_a_wrong_word_gives_one_line_and_exit_code_2(word, hint, capsys):
     ],
 )
 def test_other_errors_give_one_line_and_exit_code_1(words, message, capsys):
-    assert main(["train", "data=digits", "model=mlp", "key=b32", "trainer.accelerator=cpu", "progress=false", *words]) == 1
+    assert (
+        main(
+            [
+                "train",
+                "data=digits",
+                "model=mlp",
+                "key=b32",
+                "trainer.accelerator=cpu",
+                "progress=false",
+                *words,
+            ]
+        )
+        == 1
+    )
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err

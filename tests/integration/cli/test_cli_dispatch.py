@@ -91,7 +91,11 @@ def composed_configuration(command: str, *words: str):
     register_schemas()
     GlobalHydra.instance().clear()
     words = [word + "]" if "[" in word and not word.endswith("]") else word for word in words]
-    quoted = [f"{name}='{value}'" if " " in value else word for word in words for name, _, value in [word.partition("=")]]
+    quoted = [
+        f"{name}='{value}'" if " " in value else word
+        for word in words
+        for name, _, value in [word.partition("=")]
+    ]
     with initialize_config_dir(config_folder(), version_base="1.3"):
         return compose(command, overrides=[*quoted, *(["paths.output_dir=."])])
 
@@ -109,7 +113,9 @@ def test_the_module_runs_and_the_package_does_not_import_hydra():
     )
     root = str(Path(gradsigns_lightning.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("gradsigns-lightning ")
 

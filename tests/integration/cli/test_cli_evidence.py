@@ -40,7 +40,7 @@ def network_of(checkpoint):
 
 
 def to_onnx(checkpoint, path):
-    """Export normalised digits to probabilities."""
+    """Export normalized digits to probabilities."""
     network = nn.Sequential(network_of(checkpoint), nn.Softmax(1)).eval()
     names = {"input_names": ["x"], "output_names": ["p"], "dynamic_axes": {"x": {0: "n"}, "p": {0: "n"}}}
     torch.onnx.export(network, (torch.zeros(2, 1, 8, 8),), str(path), dynamo=False, **names)
@@ -80,20 +80,28 @@ def endpoint(checkpoint):
 @pytest.fixture(scope="module")
 def files(signed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
-    return {name: to_onnx(signed.folder / f"{name}.ckpt", folder / f"{name}.onnx") for name in ("model", "twin")}
+    return {
+        name: to_onnx(signed.folder / f"{name}.ckpt", folder / f"{name}.onnx") for name in ("model", "twin")
+    }
 
 
-API = ["data=digits", "normalised=true", "alpha=1e-4", "api.max_queries=600"]
+API = ["data=digits", "normalized=true", "alpha=1e-4", "api.max_queries=600"]
 
 
 def test_an_onnx_file_is_verified(signed, files, capsys):
-    own, twin = (result("verify", f"onnx={files[name]}", f"key={signed.key}", *API) for name in ("model", "twin"))
+    own, twin = (
+        result("verify", f"onnx={files[name]}", f"key={signed.key}", *API) for name in ("model", "twin")
+    )
     assert (own["verdict"], own["answers"], own["onnx"]) == ("owned", "probabilities", str(files["model"]))
     assert twin["verdict"] == "not_proven"
     assert max(own["n_queries"], twin["n_queries"]) <= 600
     printed = capsys.readouterr().out
     for found in (own, twin):
-        assert re.search(rf"queries +│ {found['n_queries']}, probes around {found['n_images']} images?, answers read as", printed)
+        assert re.search(
+            rf"queries +│ {found['n_queries']}, probes around {found['n_images']} images?, "
+            rf"answers read as",
+            printed,
+        )
     assert "images read" not in printed
 
 
@@ -101,8 +109,8 @@ def test_an_endpoint_is_verified(signed, monkeypatch, capsys):
     monkeypatch.setenv("TOKEN", "123")
     template = ["protocol=json", "protocol.request={data: $images}", "protocol.answer=/result/p"]
     with endpoint(signed.folder / "model.ckpt") as (url, seen):
-        # The service normalises by itself; the token comes from the environment.
-        words = [f"endpoint={url}?token=t0ken", f"key={signed.key}", *API, "normalised=false", *template]
+        # The service normalizes by itself; the token comes from the environment.
+        words = [f"endpoint={url}?token=t0ken", f"key={signed.key}", *API, "normalized=false", *template]
         found = result("verify", *words, "http.headers={Authorization: Bearer ${oc.env:TOKEN}}")
     assert (found["verdict"], found["endpoint"]) == ("owned", url)
     assert set(seen) == {"Bearer 123"}
@@ -124,14 +132,18 @@ def test_from_commitment_to_judgement(signed, files, authority, capsys):
     assert main(attach) == 1
     assert "`authority` must name" in capsys.readouterr().err
     assert main(["commit", "key=other.gskey", *attach[2:], f"authority={authority.certificates}"]) == 1
-    assert "`key` must name keys that 'acme.commitment.json' commits to, got another." in capsys.readouterr().err
+    assert (
+        "`key` must name keys that 'acme.commitment.json' commits to, got another." in capsys.readouterr().err
+    )
     assert not Path("acme.commitment.tsr").exists()
     stamped = result(*attach, f"authority={authority.certificates}")
     assert stamped["committed_at"] is not None
     assert authority.verify(Path("acme.commitment.json").resolve(), Path("acme.commitment.tsr").resolve())
 
     evidence = ["bundle=acme.gsbundle", "commitment=acme.commitment.json"]
-    found = result("verify", f"onnx={files['model']}", f"key={signed.key}", *API, *evidence, "api.journal=answers.jsonl")
+    found = result(
+        "verify", f"onnx={files['model']}", f"key={signed.key}", *API, *evidence, "api.journal=answers.jsonl"
+    )
     capsys.readouterr()
     claim = ["judge", "bundle=acme.gsbundle", "grinding_bits=0", "alpha=1e-3"]
     judged = result(*claim)
@@ -146,10 +158,15 @@ def test_from_commitment_to_judgement(signed, files, authority, capsys):
     assert "not read as the published commitment announced" in printed  # at another alpha and budget
     assert main(claim) == 3
     later = (datetime.now(timezone.utc) + timedelta(days=1)).isoformat()
-    dated = [f"authority={authority.certificates}", f"suspect_since='{later}'", f"controls=[{signed.folder / 'twin.ckpt'}]"]
+    dated = [
+        f"authority={authority.certificates}",
+        f"suspect_since='{later}'",
+        f"controls=[{signed.folder / 'twin.ckpt'}]",
+    ]
     claim += [f"checkpoint={signed.folder / 'model.ckpt'}", *dated]
     assert main(claim) == 1
-    assert "`images` must name a folder" in capsys.readouterr().err  # the judge's own, whatever the checkpoint names
+    # the judge's own, whatever the checkpoint names
+    assert "`images` must name a folder" in capsys.readouterr().err
     claim.append("data=digits")
     judged = result(*claim)
     assert (judged["verdict"], judged["precedes_suspect"], judged["objections"]) == ("owned", True, [])
@@ -163,7 +180,10 @@ def test_from_commitment_to_judgement(signed, files, authority, capsys):
     undated = result(*[word for word in claim if not word.startswith("suspect_since")])
     assert (undated["verdict"], len(undated["objections"])) == ("not_proven", 1)
     capsys.readouterr()
-    assert main([word.replace("model.ckpt", "twin.ckpt") for word in claim if not word.startswith("controls")]) == 3
+    assert (
+        main([word.replace("model.ckpt", "twin.ckpt") for word in claim if not word.startswith("controls")])
+        == 3
+    )
     assert "\nnot proven: adjusted p > alpha = 0.001.\n" in capsys.readouterr().out
     assert judged["reading"]["n_queries"] > 50
     assert list(judged["controls"]) == [str(signed.folder / "twin.ckpt")]
@@ -190,15 +210,27 @@ def test_several_keys_in_one_commitment(signed):
         (["verify", "key={key}", "onnx=nowhere.onnx"], "`onnx` must name an ONNX file"),
         (["verify", "key={key}", "endpoint=ftp://x", "data=digits"], "`endpoint` must start with http"),
         (["verify", "key={key}", "onnx={onnx}"], "`images` must name a folder"),
-        (["verify", "key={key}", "onnx={onnx}", "bundle=x", "api.journal=j"], "`commitment` must name the file"),
+        (
+            ["verify", "key={key}", "onnx={onnx}", "bundle=x", "api.journal=j"],
+            "`commitment` must name the file",
+        ),
         (["verify", "key={key}", "onnx={onnx}", "bundle=x", "commitment=y"], "`api.journal` must name"),
-        (["verify", "key={key}", "onnx={onnx}", "bundle=no/x", "commitment=y"], "`bundle` must name a new file"),
-        (["verify", "key={key}", "checkpoint={ckpt}", "bundle=x", "commitment=y"], "`commitment` must name a readable file"),
+        (
+            ["verify", "key={key}", "onnx={onnx}", "bundle=no/x", "commitment=y"],
+            "`bundle` must name a new file",
+        ),
+        (
+            ["verify", "key={key}", "checkpoint={ckpt}", "bundle=x", "commitment=y"],
+            "`commitment` must name a readable file",
+        ),
         (["judge", "bundle=nowhere"], "`bundle` must name a readable file"),
         (["commit", "key={key}", "signer=nowhere"], "`signer` must name a readable file"),
-        (["commit", "key={key}", "attach=nowhere", "authority=nowhere"], "`commitment` must name a readable file"),
+        (
+            ["commit", "key={key}", "attach=nowhere", "authority=nowhere"],
+            "`commitment` must name a readable file",
+        ),
         (["trace", "key={key}", "checkpoint={ckpt}"], "`key` must be a key without payload"),
-        (["judge", "bundle=nowhere", "normalised=true"], "`bundle` must name a readable file"),
+        (["judge", "bundle=nowhere", "normalized=true"], "`bundle` must name a readable file"),
         (["import-2021", "folder=nowhere", "images=nowhere"], "`folder` must hold"),
         (["keygen", "owner=A", "master={key}", "out=x.gskey"], "`customer` or `message` must be given"),
         (["keygen", "owner=A", "customer=1", "out=x.gskey"], "`customer` needs `master=FILE`"),
@@ -233,12 +265,40 @@ def test_the_signer_may_be_kept(signed):
 def test_a_leaked_copy_names_its_customer(capsys):
     pytest.importorskip("galois")
     for words in (["out=master.gskey"], ["master=master.gskey", "customer=42", "out=c42.gskey"]):
-        assert main(["keygen", "owner=Acme", "data=digits", "key=b32", "key.n_bits=48", "target_class=3", *words]) == 0
-    train = ["train", "data=digits", "model=mlp", "key=c42.gskey", "trainer.max_epochs=12", "progress=false", "hydra.run.dir=run"]
+        assert (
+            main(
+                ["keygen", "owner=Acme", "data=digits", "key=b32", "key.n_bits=48", "target_class=3", *words]
+            )
+            == 0
+        )
+    train = [
+        "train",
+        "data=digits",
+        "model=mlp",
+        "key=c42.gskey",
+        "trainer.max_epochs=12",
+        "progress=false",
+        "hydra.run.dir=run",
+    ]
     assert main([*train, "data.module.batch_size=32", "trainer.accelerator=cpu"]) == 0
-    found = result("trace", "checkpoint=run/model.ckpt", "key=master.gskey", "n_customers=10000", "alpha=1e-3")
+    found = result(
+        "trace", "checkpoint=run/model.ckpt", "key=master.gskey", "n_customers=10000", "alpha=1e-3"
+    )
     assert (found["customer"], found["verdict"], found["present"]) == (42, "owned", [42])
-    assert main(["keygen", "owner=Other", "data=digits", "key=b32", "key.n_bits=48", "target_class=3", "out=other.gskey"]) == 0
+    assert (
+        main(
+            [
+                "keygen",
+                "owner=Other",
+                "data=digits",
+                "key=b32",
+                "key.n_bits=48",
+                "target_class=3",
+                "out=other.gskey",
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     assert main(["trace", "checkpoint=run/model.ckpt", "key=other.gskey"]) == 3
     printed = capsys.readouterr().out

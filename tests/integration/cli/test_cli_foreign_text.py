@@ -21,15 +21,27 @@ from gradsigns_lightning.cli import main
 from gradsigns_lightning.cli.callbacks import EpochLines
 from gradsigns_lightning.cli.report import print_rows, write_json
 
-# A cleared screen, a title, a forged line, a turned direction, C1 and surrogates, markup of rich, an emoji's name.
+# A cleared screen, a title, a forged line, a turned direction, C1 and surrogates, markup of rich, an emoji's
+# name.
 NASTY = "\x1b[2J\x1b]0;x\x07\ngradsigns: verdict\rowned \u202egpj.\x85\x9b1m\x7f\u2028\ud800 [red]x[/red] [/b] :smile: Zürich 株"
 FILE_NAME = "\x1b[2J\ngradsigns: \r\u202e\x85\udc9b [red]x[bold] ü"
 # torch reads no file whose name is not UTF-8.
 CHECKPOINT = FILE_NAME.replace("\udc9b", "") + ".ckpt"
 # Everything that is no letter, but the line break, which is our own layout's.
-RAW = re.compile("[^\n" + "".join(f"{chr(a)}-{chr(b)}" for a, b in ((0x20, 0x7E), (0xA0, 0xD7FF), (0xE000, 0x10FFFF))) + "]")
+RAW = re.compile(
+    "[^\n"
+    + "".join(f"{chr(a)}-{chr(b)}" for a, b in ((0x20, 0x7E), (0xA0, 0xD7FF), (0xE000, 0x10FFFF)))
+    + "]"
+)
 TURNING = re.compile("[\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
-TRAIN = ["train", "data=digits", "model=mlp", "trainer.max_epochs=5", "data.module.batch_size=32", "trainer.accelerator=cpu"]
+TRAIN = [
+    "train",
+    "data=digits",
+    "model=mlp",
+    "trainer.max_epochs=5",
+    "data.module.batch_size=32",
+    "trainer.accelerator=cpu",
+]
 
 
 def quoted(text):
@@ -93,12 +105,36 @@ def claim(tmp_path_factory):
     key, commitment, bundle = (quoted(FILE_NAME + end) for end in (".gskey", ".commitment.json", ".gsbundle"))
     try:
         owner = [f"owner={quoted(NASTY)}", f"scope={quoted(NASTY)}"]
-        assert main(["keygen", "data=digits", "key=b32", "target_class=3", *owner, f"out={key}", "json=keygen.json"]) == 0
-        train = [*TRAIN, f"key.path={key}", f"+key.owner={quoted(NASTY)}", "hydra.run.dir=run", "json=train.json"]
+        assert (
+            main(
+                [
+                    "keygen",
+                    "data=digits",
+                    "key=b32",
+                    "target_class=3",
+                    *owner,
+                    f"out={key}",
+                    "json=keygen.json",
+                ]
+            )
+            == 0
+        )
+        train = [
+            *TRAIN,
+            f"key.path={key}",
+            f"+key.owner={quoted(NASTY)}",
+            "hydra.run.dir=run",
+            "json=train.json",
+        ]
         assert main(train) == 0
         Path("run/model.ckpt").rename(CHECKPOINT)
         assert main(["commit", f"key={key}", f"out={commitment}", "json=commit.json"]) == 0
-        words = [f"checkpoint={quoted(CHECKPOINT)}", f"bundle={bundle}", f"commitment={commitment}", "alpha=1e-4"]
+        words = [
+            f"checkpoint={quoted(CHECKPOINT)}",
+            f"bundle={bundle}",
+            f"commitment={commitment}",
+            "alpha=1e-4",
+        ]
         assert main(["verify", f"key={key}", *words, "json=verify.json"]) == 0
     finally:
         os.chdir(before)
@@ -109,7 +145,14 @@ def judge(*words):
     code = main(
         [
             *["judge", f"bundle={quoted(FILE_NAME + '.gsbundle')}", f"checkpoint={quoted(CHECKPOINT)}"],
-            *["data=digits", "grinding_bits=0", "alpha=1e-4", f"controls=[{quoted(CHECKPOINT)}]", "json=judge.json", *words],
+            *[
+                "data=digits",
+                "grinding_bits=0",
+                "alpha=1e-4",
+                f"controls=[{quoted(CHECKPOINT)}]",
+                "json=judge.json",
+                *words,
+            ],
         ]
     )
     return code, json.loads(Path("judge.json").read_text())
@@ -122,7 +165,10 @@ def test_a_judge_gets_the_verdict_and_the_names_escaped(claim, monkeypatch, show
     assert judged["owner"] == NASTY
     assert judged["reading"]["verdict"] == "owned"
     assert any("control model" in objection for objection in judged["objections"])
-    assert r"\x1b[2J\x1b]0;x\x07\ngradsigns: verdict\rowned \u202egpj.\x85\x9b1m\x7f\u2028\ud800 [red]x[/red] [/b]" in text
+    assert (
+        r"\x1b[2J\x1b]0;x\x07\ngradsigns: verdict\rowned \u202egpj.\x85\x9b1m\x7f\u2028\ud800 [red]x[/red] "
+        r"[/b]" in text
+    )
     assert ":smile: Zürich 株" in text
     assert r"control \x1b[2J\ngradsigns: \r\u202e\x85 [red]x[bold] ü.ckpt" in text
 
@@ -131,7 +177,8 @@ def test_no_file_holds_a_raw_character(claim):
     texts = [path for path in claim.rglob("*") if path.suffix in (".json", ".gsbundle", ".yaml")]
     assert {path.suffix for path in texts} == {".json", ".gsbundle", ".yaml"}
     for path in texts:
-        if path.suffix == ".yaml":  # of Hydra and of the logger, of the user's own words: marks of direction stay
+        # of Hydra and of the logger, of the user's own words: marks of direction stay
+        if path.suffix == ".yaml":
             assert not RAW.search(path.read_text("utf-8"))
         else:
             assert_clean(path.read_bytes().decode("ascii"))
@@ -214,16 +261,33 @@ def test_every_message_is_escaped(claim, monkeypatch, shown, words):
 def test_a_servers_text_is_escaped(claim, monkeypatch, shown, reply, status):
     monkeypatch.chdir(claim)
     with server(reply, status) as url:
-        words = ["verify", f"key={quoted(FILE_NAME + '.gskey')}", f"endpoint={url}", "data=digits", "http.retries=0"]
+        words = [
+            "verify",
+            f"key={quoted(FILE_NAME + '.gskey')}",
+            f"endpoint={url}",
+            "data=digits",
+            "http.retries=0",
+        ]
         assert main(words) == 1
     assert shown().startswith("gradsigns: `endpoint` http://127.0.0.1:")
 
 
 def test_a_servers_class_names_are_escaped(claim, monkeypatch, shown):
     monkeypatch.chdir(claim)
-    template = ["protocol=json", "protocol.request={data: $images}", "protocol.answer=/p", "protocol.classes=[a, b]"]
+    template = [
+        "protocol=json",
+        "protocol.request={data: $images}",
+        "protocol.answer=/p",
+        "protocol.classes=[a, b]",
+    ]
     with server({"p": [{NASTY: 1.0}]}) as url:
-        words = [f"key={quoted(FILE_NAME + '.gskey')}", f"endpoint={url}", "data=digits", "api.batch_size=1", *template]
+        words = [
+            f"key={quoted(FILE_NAME + '.gskey')}",
+            f"endpoint={url}",
+            "data=digits",
+            "api.batch_size=1",
+            *template,
+        ]
         assert main(["verify", *words]) == 1
     assert "which is not one of the 2 `classes`" in shown()
 
@@ -234,21 +298,36 @@ def test_the_names_in_an_onnx_file_are_escaped(claim, monkeypatch, shown):
     monkeypatch.chdir(claim)
     name = "\x1b[2J\ngradsigns: verdict"
     for n_inputs, form in ((1, ["n", 1, 8, 8]), (2, ["n", 1, 8, 8]), (1, ["n", 1, 9, 9])):
-        inputs = [onnx.helper.make_tensor_value_info(name * n, onnx.TensorProto.FLOAT, form) for n in range(1, n_inputs + 1)]
+        inputs = [
+            onnx.helper.make_tensor_value_info(name * n, onnx.TensorProto.FLOAT, form)
+            for n in range(1, n_inputs + 1)
+        ]
         # The wrong shape and the double name make the runtime itself complain.
         output = onnx.helper.make_tensor_value_info(name + "y", onnx.TensorProto.FLOAT, [3])
         nodes = [onnx.helper.make_node("Flatten", [name], [name + "y"], name=name) for _ in range(n_inputs)]
         graph = onnx.helper.make_graph(nodes, name, inputs, [output])
         opset = [onnx.helper.make_opsetid("", 17)]
-        Path("names.onnx").write_bytes(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
-        main(["verify", f"key={quoted(FILE_NAME + '.gskey')}", "onnx=names.onnx", "data=digits", "api.max_queries=20"])
+        Path("names.onnx").write_bytes(
+            onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+        )
+        main(
+            [
+                "verify",
+                f"key={quoted(FILE_NAME + '.gskey')}",
+                "onnx=names.onnx",
+                "data=digits",
+                "api.max_queries=20",
+            ]
+        )
         shown()
 
 
 def test_a_key_of_version_1_with_such_an_owner_stays_readable(tmp_path, monkeypatch, shown):
     monkeypatch.chdir(tmp_path)
     key = WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0)
-    public = {name: value for name, value in key.to_public_dict().items() if name not in ("version", "purpose")}
+    public = {
+        name: value for name, value in key.to_public_dict().items() if name not in ("version", "purpose")
+    }
     old = WatermarkKey.from_parts({**public, "owner": NASTY, "scope": NASTY}, payload=b"", secret=bytes(32))
     old.save("old.gskey")
     assert WatermarkKey.load("old.gskey").owner == NASTY
@@ -276,15 +355,24 @@ def test_a_narrow_encoding_keeps_nobody_from_a_verdict(claim, monkeypatch, encod
 
 
 def unescaped(text):
-    return re.sub(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4}))", lambda found: chr(int(found.group(1) or found.group(2), 16)), text)
+    return re.sub(
+        r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4}))",
+        lambda found: chr(int(found.group(1) or found.group(2), 16)),
+        text,
+    )
 
 
 def test_an_owner_called_owned_is_not_printed_like_a_verdict(monkeypatch):
     printed = io.StringIO()
     monkeypatch.setattr(
-        "gradsigns_lightning.cli.report.Console", lambda **_: Console(file=printed, force_terminal=True, color_system="standard")
+        "gradsigns_lightning.cli.report.Console",
+        lambda **_: Console(file=printed, force_terminal=True, color_system="standard"),
     )
-    print_rows({"verdict": "not proven", "owner": "owned", "control [/b] \x1b[2J": ":smile:"}, title="[/b]", note="[/b]\n[red]")
+    print_rows(
+        {"verdict": "not proven", "owner": "owned", "control [/b] \x1b[2J": ":smile:"},
+        title="[/b]",
+        note="[/b]\n[red]",
+    )
     green, yellow = "\x1b[1;32m", "\x1b[1;33m"
     assert f"{yellow}not proven" in printed.getvalue()
     assert green not in printed.getvalue()

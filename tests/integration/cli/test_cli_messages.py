@@ -38,42 +38,85 @@ QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false"
     [
         (["keygen", "owner=A", "out=a.gskey"], "`out` must not name an existing file, got 'a.gskey'."),
         (["keygen", "owner=A", "out=."], "`out` must name a file, got '.', which is a folder."),
-        (["keygen", "owner=A", "out=b.gskey", "key.n_bits=0"], "`key.n_bits` must be an integer in [8, 8192], got 0."),
+        (
+            ["keygen", "owner=A", "out=b.gskey", "key.n_bits=0"],
+            "`key.n_bits` must be an integer in [8, 8192], got 0.",
+        ),
         (
             ["keygen", "owner=B", "out=b.gskey", "key=file", "key.path=a.gskey"],
             "`key` must be the size of a new key, as b128, got",
         ),
         (["keygen", "owner=A", "out=b.gskey", "target_class=-1"], "`target_class` must be an integer"),
-        (["keygen", "master=.", "customer=1", "out=c.gskey"], "`master` must name a readable key file, got '.': it is a folder."),
-        (["verify", "checkpoint=.", *KEY], "`checkpoint` must name a checkpoint file, got '.', which is a folder."),
-        (["verify", "checkpoint=nowhere", *KEY], "`checkpoint` must name a checkpoint file, got 'nowhere', which is not there."),
-        (["verify", "checkpoint=hf/model.safetensors", *KEY], "`checkpoint`: 'hf/model.safetensors' holds weights alone"),
-        (["verify", "checkpoint=hf", "key=."], "`key` must name a readable key file, got '.': it is a folder."),
-        (["verify", "checkpoint=hf", "key=nowhere.gskey"], "`key` must name a readable key file, got 'nowhere.gskey': No such"),
+        (
+            ["keygen", "master=.", "customer=1", "out=c.gskey"],
+            "`master` must name a readable key file, got '.': it is a folder.",
+        ),
+        (
+            ["verify", "checkpoint=.", *KEY],
+            "`checkpoint` must name a checkpoint file, got '.', which is a folder.",
+        ),
+        (
+            ["verify", "checkpoint=nowhere", *KEY],
+            "`checkpoint` must name a checkpoint file, got 'nowhere', which is not there.",
+        ),
+        (
+            ["verify", "checkpoint=hf/model.safetensors", *KEY],
+            "`checkpoint`: 'hf/model.safetensors' holds weights alone",
+        ),
+        (
+            ["verify", "checkpoint=hf", "key=."],
+            "`key` must name a readable key file, got '.': it is a folder.",
+        ),
+        (
+            ["verify", "checkpoint=hf", "key=nowhere.gskey"],
+            "`key` must name a readable key file, got 'nowhere.gskey': No such",
+        ),
         (["verify", "onnx=.", *KEY], "`onnx` must name an ONNX file, got '.', which is a folder."),
-        (["verify", "endpoint=host/x", *KEY], "`endpoint` must start with http:// or https://, got 'host/x'."),
+        (
+            ["verify", "endpoint=host/x", *KEY],
+            "`endpoint` must start with http:// or https://, got 'host/x'.",
+        ),
         (
             ["verify", "endpoint=http://host/x", "images=a.gskey", *KEY],
             "`images` must name a folder, got 'a.gskey', which is a file.",
         ),
-        (["verify", "endpoint=http://host/x", "images=images", *KEY, "api.max_queries=0"], "`api.max_queries` must be"),
-        (["verify", "endpoint=http://host/x", "images=images", *KEY, "http.retries=-1"], "`http.retries` must be"),
-        (["trace", "onnx=nowhere", *KEY], "`onnx` must name an ONNX file, got 'nowhere', which is not there."),
+        (
+            ["verify", "endpoint=http://host/x", "images=images", *KEY, "api.max_queries=0"],
+            "`api.max_queries` must be",
+        ),
+        (
+            ["verify", "endpoint=http://host/x", "images=images", *KEY, "http.retries=-1"],
+            "`http.retries` must be",
+        ),
+        (
+            ["trace", "onnx=nowhere", *KEY],
+            "`onnx` must name an ONNX file, got 'nowhere', which is not there.",
+        ),
         (["commit", "key=."], "`key` must name a readable key file, got '.': it is a folder."),
         (["commit", "key=null"], "`key` must name one key file (.gskey), got null."),
         (["commit", "key=[]"], "`key` must name a key file, or several as in key=[a.gskey,b.gskey], got []."),
         (["commit", "key=[a.gskey,null]"], "`key` must name one key file (.gskey), got null."),
         (["commit", "key=7"], "`key` must name a readable key file, got '7': No such file"),
-        (["verify", "key=[a.gskey,b.gskey]"], "`key` must name one key file (.gskey), got ['a.gskey', 'b.gskey']."),
+        (
+            ["verify", "key=[a.gskey,b.gskey]"],
+            "`key` must name one key file (.gskey), got ['a.gskey', 'b.gskey'].",
+        ),
         (["commit", *KEY, "api.max_queries=0"], "`api.max_queries` must be"),
-        (["judge", "bundle=a.gskey"], "`bundle` must be an evidence bundle; this file is damaged or something else.\n"),
+        (
+            ["judge", "bundle=a.gskey"],
+            "`bundle` must be an evidence bundle; this file is damaged or something else.\n",
+        ),
         (
             ["train", *QUICK, "key=b32", "model._target_=gradsigns_lightning.models.MPL"],
-            "gradsigns: `_target_` must name a class or function, got 'gradsigns_lightning.models.MPL', which is not there. "
+            "gradsigns: `_target_` must name a class or function, got 'gradsigns_lightning.models.MPL', "
+            "which is not there. "
             "Did you mean gradsigns_lightning.models.MLP?\n",
         ),
         (["judge", "bundle=."], "`bundle` must name a readable file, got '.': it is a folder."),
-        (["train", *QUICK, "key=b32", "init=."], "`init` must name a checkpoint file, got '.', which is a folder."),
+        (
+            ["train", *QUICK, "key=b32", "init=."],
+            "`init` must name a checkpoint file, got '.', which is a folder.",
+        ),
         (["train", *QUICK, "key=b32", "optimizer.lr=-1"], "`optimizer`: Invalid learning rate: -1"),
         (["train", *QUICK, "key=b32", "data.module.batch_size=0"], "`data.module.batch_size` must be"),
         (["train", *QUICK, "key=b32", "watermark.strength=-1"], "`watermark.strength` must be"),
@@ -83,8 +126,14 @@ QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false"
             ["train", *QUICK, "key=b32", "data.input_shape=[1,9,9]"],
             "`data.input_shape` must be [1, 8, 8], as the images are, got [1, 9, 9].\n",
         ),
-        (["train", *QUICK, "key=b32", "data.n_classes=5"], "`data.n_classes` must be at least 10, as the labels are, got 5.\n"),
-        (["train", *QUICK, "key=b32", "model.input_shape=[1,9,9]"], "`model` failed on images of the batch: RuntimeError: "),
+        (
+            ["train", *QUICK, "key=b32", "data.n_classes=5"],
+            "`data.n_classes` must be at least 10, as the labels are, got 5.\n",
+        ),
+        (
+            ["train", *QUICK, "key=b32", "model.input_shape=[1,9,9]"],
+            "`model` failed on images of the batch: RuntimeError: ",
+        ),
         (["train", *QUICK, "key=b32", "trainer.precision=3"], "`trainer`: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -105,7 +154,10 @@ def test_a_missing_owner_is_called_owner(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["verify", "model.ckpt"], "settings are written as name=value, got 'model.ckpt'. `gradsigns verify --help` lists them."),
+        (
+            ["verify", "model.ckpt"],
+            "settings are written as name=value, got 'model.ckpt'. `gradsigns verify --help` lists them.",
+        ),
         (
             ["verify", "protocol=json", "protocol.request={images: }"],
             "`protocol.request` cannot be read, got '{images: }'.",
@@ -113,15 +165,27 @@ def test_a_missing_owner_is_called_owner(capsys):
         (["train", "seed=a"], "`seed` must be an integer, got 'a'."),
         (["train", "label_smoothing=a"], "`label_smoothing` must be a number, got 'a'."),
         (["train", "twin=perhaps"], "`twin` must be true or false, got 'perhaps'."),
-        (["verify", "key=a.gskey", "api.max_queries=many"], "`api.max_queries` must be an integer, got 'many'."),
+        (
+            ["verify", "key=a.gskey", "api.max_queries=many"],
+            "`api.max_queries` must be an integer, got 'many'.",
+        ),
         (["train", "model.hidden=[1"], "`model.hidden` cannot be read, got '[1'."),
         (["verify", "--key", "a.gskey"], "settings are written without dashes: `key=a.gskey`, got '--key'."),
-        (["verify", "--key=a.gskey"], "settings are written without dashes: `key=a.gskey`, got '--key=a.gskey'."),
+        (
+            ["verify", "--key=a.gskey"],
+            "settings are written without dashes: `key=a.gskey`, got '--key=a.gskey'.",
+        ),
         (["train", "key=null"], "`key` must be one of b128, b256, b32, b64, file, new, got null."),
         (["train", "model=3"], "`model` must be one of "),
         (["train", "model=[mlp,vit]"], "`model` must be one of "),
-        (["train", "experiment=sign_trained"], "`init` must be given, as in `init=FILE`: checkpoint to start from."),
-        (["train", "data=image_folder"], "must be given, as in `data.n_classes=NUMBER data.module.root=FOLDER`."),
+        (
+            ["train", "experiment=sign_trained"],
+            "`init` must be given, as in `init=FILE`: checkpoint to start from.",
+        ),
+        (
+            ["train", "data=image_folder"],
+            "must be given, as in `data.n_classes=NUMBER data.module.root=FOLDER`.",
+        ),
         (
             ["train", "data=ytf"],
             "`data.n_classes` must be given, as in `data.n_classes=NUMBER`: the data set's number of classes.",
@@ -132,9 +196,18 @@ def test_a_missing_owner_is_called_owner(capsys):
         ),
         (["judge"], "`bundle` must be given, as in `bundle=FILE`: the claimant's evidence."),
         (["strip"], "`checkpoint` and `out` must be given, as in `checkpoint=FILE out=FILE`."),
-        (["train", "--max-epochs", "3"], "settings are written without dashes: `trainer.max_epochs=3`, got '--max-epochs'."),
-        (["train", "--trainer.precision", "-m"], "settings are written without dashes: `trainer.precision=...`, got"),
-        (["train", "--experiment", "seed=1"], "settings are written without dashes: `experiment=...`, got '--experiment'."),
+        (
+            ["train", "--max-epochs", "3"],
+            "settings are written without dashes: `trainer.max_epochs=3`, got '--max-epochs'.",
+        ),
+        (
+            ["train", "--trainer.precision", "-m"],
+            "settings are written without dashes: `trainer.precision=...`, got",
+        ),
+        (
+            ["train", "--experiment", "seed=1"],
+            "settings are written without dashes: `experiment=...`, got '--experiment'.",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -158,7 +231,10 @@ def test_what_a_training_lacks_is_told_before_it_is_said_to_begin(capsys):
 def test_a_hugging_face_folder_is_refused_with_what_to_do(files, capsys):
     assert main(["verify", "checkpoint=hf", *KEY]) == 1
     error = capsys.readouterr().err
-    assert "`checkpoint` must name a checkpoint file, got 'hf', which is a folder. It looks like a Hugging Face model" in error
+    assert (
+        "`checkpoint` must name a checkpoint file, got 'hf', which is a folder. It looks like a Hugging Face "
+        "model" in error
+    )
     assert "from_pretrained('hf'); gradsigns_lightning.verify(model, key, images)" in error
 
 
@@ -178,7 +254,12 @@ def test_a_run_that_fails_before_training_leaves_no_key(words, capsys):
 
 
 def test_a_run_of_no_epochs_keeps_its_key(capsys):
-    assert main(["train", *QUICK, "key=b32", "hydra.run.dir=run", "trainer.max_epochs=0", "lr_schedule=constant"]) == 0
+    assert (
+        main(
+            ["train", *QUICK, "key=b32", "hydra.run.dir=run", "trainer.max_epochs=0", "lr_schedule=constant"]
+        )
+        == 0
+    )
     assert Path("run/key.gskey").is_file()
     assert main(["train", *QUICK, "key=b32", "hydra.run.dir=run", "trainer.max_epochs=0"]) == 1
     assert "`hydra.run.dir` must name a folder without a key" in capsys.readouterr().err
@@ -213,7 +294,10 @@ def server():
     ("reply", "shown"),
     [
         ((403, b"no\x1b[2K key"), "refused the request with status 403. It answered: 'no\\x1b[2K key'."),
-        ((500, b"x" * 1000), "failed 1 times, at last with status 500. It answered: '" + "x" * 200 + "... (800 characters)'."),
+        (
+            (500, b"x" * 1000),
+            "failed 1 times, at last with status 500. It answered: '" + "x" * 200 + "... (800 characters)'.",
+        ),
         ((200, b"<html>"), "It answered: '<html>'."),
         ((404, b""), "refused the request with status 404.\n"),
     ],
@@ -244,7 +328,8 @@ def test_an_address_is_shown_without_credentials():
     ("said", "shown"),
     [
         (
-            "`batch` must be two tensors. Override `GradSigns.images_and_labels` in a subclass:\n    def f(): ...",
+            "`batch` must be two tensors. Override `GradSigns.images_and_labels` in a subclass:\n    def "
+            "f(): ...",
             "`batch` must be two tensors.",
         ),
         (
@@ -253,7 +338,8 @@ def test_an_address_is_shown_without_credentials():
         ),
         ("Are they one-hot? Override `GradSigns.images_and_labels` ...", "Are they one-hot?"),
         (
-            "No reading: it failed. Override `GradSigns.logits` so:\n x (Override `GradSigns.images_and_labels` or "
+            "No reading: it failed. Override `GradSigns.logits` so:\n x (Override "
+            "`GradSigns.images_and_labels` or "
             "`GradSigns.logits`, or set `n_val_images=0`.)",
             "No reading: it failed. Set `n_val_images=0`.",
         ),

@@ -64,7 +64,13 @@ class Note(Callback):
         with open(self.file, "a") as out:
             out.write(type(pl_module.net).__name__)
 """
-QUICK = ["trainer.max_epochs=1", "trainer.accelerator=cpu", "progress=false", "hydra.run.dir=run", "json=a.json"]
+QUICK = [
+    "trainer.max_epochs=1",
+    "trainer.accelerator=cpu",
+    "progress=false",
+    "hydra.run.dir=run",
+    "json=a.json",
+]
 DATA = [
     "data.module._target_=mine_18.Data",
     "data.input_shape=[1,8,8]",
@@ -85,7 +91,14 @@ def project(tmp_path):
 def test_everything_may_be_the_users_own(capsys):
     note = ["+callbacks.note._target_=mine_18.Note", "+callbacks.note.file=note.txt"]
     before = list(sys.path)
-    words = ["model._target_=mine_18.Net", "+model.width=32", "data=own", *DATA, "+data.module.batch_size=32", *note]
+    words = [
+        "model._target_=mine_18.Net",
+        "+model.width=32",
+        "data=own",
+        *DATA,
+        "+data.module.batch_size=32",
+        *note,
+    ]
     assert main(["train", "code=.", *QUICK, *words]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert sys.path == before
@@ -118,22 +131,46 @@ def test_a_shipped_network_on_data_of_ones_own_is_not_said_to_be_of_the_shipped_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model._target_=mine_18.Net"], "No module named 'mine_18'. code=FOLDER says where modules of yours lie, code=. that"),
+        (
+            ["model._target_=mine_18.Net"],
+            "No module named 'mine_18'. code=FOLDER says where modules of yours lie, code=. that",
+        ),
         (["code=.", "model._target_=mine_18.Met"], "Did you mean mine_18.Net?"),
-        (["code=.", "model._target_=mine_18.Net", "+model.widht=3"], "unexpected keyword argument 'widht' (mine_18.Net)"),
+        (
+            ["code=.", "model._target_=mine_18.Net", "+model.widht=3"],
+            "unexpected keyword argument 'widht' (mine_18.Net)",
+        ),
         (["code=.", "model._target_=mine_18.Data"], "`model` must be a Module, got Data of mine_18.Data."),
-        (["code=.", "model._target_=mine_18.Module"], "a LightningModule, which says itself how it is trained"),
+        (
+            ["code=.", "model._target_=mine_18.Module"],
+            "a LightningModule, which says itself how it is trained",
+        ),
         (
             ["code=.", "data.module._target_=mine_18.Net", "+data.module.n_classes=3"],
             "`data.module` must be a LightningDataModule, got Net of mine_18.Net.",
         ),
-        (["code=.", "data.module._target_=mine_18.Untested"], "`data.module` must have test_dataloader, got mine_18.Untested"),
-        (["code=.", "+callbacks.a._target_=mine_18.Data"], "`callbacks.a` must be a Callback, got Data of mine_18.Data."),
-        (["code=.", DATA[0], "+data.module.scale=0.1"], "`data.mean` and `data.std` must say how `data.module` normalises"),
+        (
+            ["code=.", "data.module._target_=mine_18.Untested"],
+            "`data.module` must have test_dataloader, got mine_18.Untested",
+        ),
+        (
+            ["code=.", "+callbacks.a._target_=mine_18.Data"],
+            "`callbacks.a` must be a Callback, got Data of mine_18.Data.",
+        ),
+        (
+            ["code=.", DATA[0], "+data.module.scale=0.1"],
+            "`data.mean` and `data.std` must say how `data.module` normalizes",
+        ),
         (["code=nowhere"], "`code` must name a folder, got 'nowhere', which is not there."),
-        (["model._target_=os.getcwd"], "code of your own that is not of Python's standard library, got 'os.getcwd'."),
+        (
+            ["model._target_=os.getcwd"],
+            "code of your own that is not of Python's standard library, got 'os.getcwd'.",
+        ),
         (["model._target_=torch.os.system"], "got 'torch.os.system'."),
-        (["code=.", "+callbacks.a._target_=mine_18.nn.modules.module.functools.partial"], "`_target_` must be one of"),
+        (
+            ["code=.", "+callbacks.a._target_=mine_18.nn.modules.module.functools.partial"],
+            "`_target_` must be one of",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -145,7 +182,9 @@ def test_what_is_wrong_with_ones_own_code_is_said_in_a_line(words, message, caps
 
 
 def test_a_second_mark_is_not_the_twins():
-    WatermarkKey.generate("B", 32, input_shape=(1, 8, 8), target_class=1, input_mean=0.305, input_std=0.376).save("b.gskey")
+    WatermarkKey.generate(
+        "B", 32, input_shape=(1, 8, 8), target_class=1, input_mean=0.305, input_std=0.376
+    ).save("b.gskey")
     second = ["_target_=gradsigns_lightning.GradSigns", "key=b.gskey", "name=second"]
     words = [f"+callbacks.second.{word}" for word in second]
     assert main(["train", "data=digits", *QUICK, *words, "twin=true"]) == 0
@@ -194,9 +233,17 @@ def test_a_folder_that_python_knows_stays_where_it_is(monkeypatch):
 
 def test_what_the_user_wrote_is_never_left_out(monkeypatch):
     monkeypatch.syspath_prepend(str(Path.cwd()))
-    shipped = {"_target_": "gradsigns_lightning.models.MLP", "n_classes": "${data.n_classes}", "hidden": [256, 128]}
+    shipped = {
+        "_target_": "gradsigns_lightning.models.MLP",
+        "n_classes": "${data.n_classes}",
+        "hidden": [256, 128],
+    }
     part = {**shipped, "_target_": "mine_18.Net", "depth": 3}
-    assert without_inherited(part, shipped) == {"_target_": "mine_18.Net", "n_classes": "${data.n_classes}", "depth": 3}
+    assert without_inherited(part, shipped) == {
+        "_target_": "mine_18.Net",
+        "n_classes": "${data.n_classes}",
+        "depth": 3,
+    }
     assert without_inherited({**part, "hidden": [3]}, shipped)["hidden"] == [3]
     assert without_inherited(shipped, shipped) == shipped
     assert without_inherited(part, {}) == part

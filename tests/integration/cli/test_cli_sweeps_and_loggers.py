@@ -17,7 +17,14 @@ from gradsigns_lightning.integration.logging import _SUMMARIES
 from gradsigns_lightning.integration.reading import METRICS
 from gradsigns_lightning.runs.fit import _FINAL
 
-QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false", "trainer.max_epochs=1", "logger=none"]
+QUICK = [
+    "data=digits",
+    "model=mlp",
+    "trainer.accelerator=cpu",
+    "progress=false",
+    "trainer.max_epochs=1",
+    "logger=none",
+]
 
 
 def test_a_sweep_over_key_sizes_and_strengths(capsys):
@@ -60,12 +67,19 @@ def test_a_run_of_a_sweep_prints_one_line(capsys):
 
 
 def test_commands_without_a_verdict_print_a_line_too(capsys):
-    assert main(["keygen", "-m", "owner=A,B", "data=digits", "out='${owner}.gskey'", "hydra.sweep.dir=sweep"]) == 0
+    assert (
+        main(["keygen", "-m", "owner=A,B", "data=digits", "out='${owner}.gskey'", "hydra.sweep.dir=sweep"])
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     digests = [WatermarkKey.load(f"{owner}.gskey").commitment for owner in "AB"]
-    assert lines[:2] == [f"#{i} owner={'AB'[i]}: key file {'AB'[i]}.gskey, key's commitment {digests[i]}" for i in (0, 1)]
+    assert lines[:2] == [
+        f"#{i} owner={'AB'[i]}: key file {'AB'[i]}.gskey, key's commitment {digests[i]}" for i in (0, 1)
+    ]
     assert main(["commit", "-m", "key=A.gskey,B.gskey", "hydra.sweep.dir=sweep"]) == 0
-    assert capsys.readouterr().out.startswith("#0 key.path=A.gskey: commitment file A.commitment.json, time-stamp not yet\n#1 ")
+    assert capsys.readouterr().out.startswith(
+        "#0 key.path=A.gskey: commitment file A.commitment.json, time-stamp not yet\n#1 "
+    )
 
 
 def test_a_failing_job_fails_the_sweep(capsys):
@@ -74,7 +88,9 @@ def test_a_failing_job_fails_the_sweep(capsys):
     assert "`key.n_bits` must be at most" in shown.err
     assert "\n#1 key=b256: failed\n" in shown.out
     lines = [
-        re.sub(r"[ \u2502]+", " ", line).strip() for line in shown.out.partition("all runs")[2].splitlines() if "key=" in line
+        re.sub(r"[ \u2502]+", " ", line).strip()
+        for line in shown.out.partition("all runs")[2].splitlines()
+        if "key=" in line
     ]
     assert [line.split()[:2] for line in lines] == [["key=b32", lines[0].split()[1]], ["key=b256", "failed"]]
     assert lines[0].endswith("%")
@@ -82,13 +98,21 @@ def test_a_failing_job_fails_the_sweep(capsys):
 
 def test_the_runs_of_a_sweep_do_not_write_over_each_others_results(capsys):
     assert main(["train", "-m", *QUICK, "seed=0,1", "json=out.json"]) == 2
-    assert "got 'json=out.json': let it hold a setting, as in json='out_${seed}.json'" in capsys.readouterr().err
+    assert (
+        "got 'json=out.json': let it hold a setting, as in json='out_${seed}.json'" in capsys.readouterr().err
+    )
     assert list(Path().iterdir()) == []
 
 
 def test_the_joblib_launcher(capsys):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "seed=0,1", "key=b32", "json=out_${seed}.json"]
+    words = [
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=1",
+        "seed=0,1",
+        "key=b32",
+        "json=out_${seed}.json",
+    ]
     assert main(["train", "-m", *QUICK, *words, "hydra.sweep.dir=sweep"]) == 0
     assert [json.loads(Path(f"out_{seed}.json").read_text())["seed"] for seed in (0, 1)] == [0, 1]
     table = capsys.readouterr().out.partition("all runs")[2]

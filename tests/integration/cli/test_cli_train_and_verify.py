@@ -41,7 +41,11 @@ def files_with(folder, needle):
 @pytest.mark.parametrize(
     ("words", "says", "warns"),
     [
-        (["key=b32"], ["`judge` charges for 2^64 keys tried, 94 bits would do", "44 bits would do for 10000 customers"], False),
+        (
+            ["key=b32"],
+            ["`judge` charges for 2^64 keys tried, 94 bits would do", "44 bits would do for 10000 customers"],
+            False,
+        ),
         (["data=fashion_mnist", "key=b128"], [], False),
         (["key.n_bits=24"], ["94 bits would do", "44 bits would do"], True),
     ],
@@ -60,7 +64,10 @@ def test_train_says_what_a_new_key_can_never_do(capsys):
     out, err = capsys.readouterr()
     assert "94 bits would do" in out
     assert "warning: A key of 24 bits can never be `owned`" in err
-    assert main(["train", "experiment=demo", "trainer.max_epochs=1", "hydra.run.dir=other", "key=run/key.gskey"]) == 0
+    assert (
+        main(["train", "experiment=demo", "trainer.max_epochs=1", "hydra.run.dir=other", "key=run/key.gskey"])
+        == 0
+    )
     out, err = capsys.readouterr()
     assert "94 bits would do" not in out
     assert "warning: A key of 24 bits" not in err  # it was said when the key was made
@@ -88,12 +95,16 @@ def test_a_key_file_may_have_any_name_but_a_choices(capsys):
     assert commitments[1] != own
 
 
-@pytest.mark.parametrize("words", [["key=file", "key.path=plain"], ["key.path=plain"], ["key=b64", "key=plain"]])
+@pytest.mark.parametrize(
+    "words", [["key=file", "key.path=plain"], ["key.path=plain"], ["key=b64", "key=plain"]]
+)
 def test_a_key_file_is_a_choice_of_the_group(words):
     assert main(["keygen", "owner=A", "out=plain", "key=b32", "target_class=3"]) == 0
     # What an experiment says of a new key is not looked at.
     Path("conf/experiment").mkdir(parents=True)
-    Path("conf/experiment/mine.yaml").write_text("# @package _global_\ndefaults: [demo]\nkey: {n_bits: 40, target_class: 1}\n")
+    Path("conf/experiment/mine.yaml").write_text(
+        "# @package _global_\ndefaults: [demo]\nkey: {n_bits: 40, target_class: 1}\n"
+    )
     quick = [
         "--config-dir",
         "conf",
@@ -219,9 +230,16 @@ def test_verify_with_a_folder_of_images(signed, tmp_path):
     for i, image in enumerate(raw):
         pixels = (image[0] * 255).round().numpy().astype(np.uint8)
         # Every second one in another size, which is undone by the reader.
-        Image.fromarray(np.kron(pixels, np.ones((2, 2), np.uint8)) if i % 2 else pixels).save(folder / f"{i:03}.png")
+        Image.fromarray(np.kron(pixels, np.ones((2, 2), np.uint8)) if i % 2 else pixels).save(
+            folder / f"{i:03}.png"
+        )
     (folder / "notes.txt").write_text("no image")
-    words = [f"checkpoint={signed.folder / 'model.ckpt'}", f"key={signed.key}", f"images={folder}", "json=v.json"]
+    words = [
+        f"checkpoint={signed.folder / 'model.ckpt'}",
+        f"key={signed.key}",
+        f"images={folder}",
+        "json=v.json",
+    ]
     assert main(["verify", *words]) == 0
     content = read_json("v.json")
     assert content["n_queries"] == len(raw)
@@ -242,8 +260,14 @@ def test_alpha_decides_the_verdict(signed):
     [
         (lambda content: {"state_dict": content["state_dict"]}, "not written by `gradsigns train`"),
         (lambda content: [1, 2], "no `state_dict`"),
-        (lambda content: {**content, "hyper_parameters": _with_target(content, "os.getcwd")}, "none of this package's"),
-        (lambda content: {**content, "hyper_parameters": _with_target(content, "torch.hub.load")}, "none of this package's"),
+        (
+            lambda content: {**content, "hyper_parameters": _with_target(content, "os.getcwd")},
+            "none of this package's",
+        ),
+        (
+            lambda content: {**content, "hyper_parameters": _with_target(content, "torch.hub.load")},
+            "none of this package's",
+        ),
         (lambda content: {**content, "state_dict": {}}, "do not fit the model"),
         (lambda content: Digits, "damaged"),
     ],
@@ -301,8 +325,21 @@ def test_verify_names_what_is_missing(capsys):
 
 def test_a_trained_model_is_signed_afterwards(signed):
     """Both models start from the given weights, so one short epoch keeps the accuracy."""
-    words = ["train", "data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false", "data.module.batch_size=32"]
-    words += [f"init={signed.folder / 'twin.ckpt'}", f"key={signed.key}", "trainer.max_epochs=1", "json=t.json", "logger=none"]
+    words = [
+        "train",
+        "data=digits",
+        "model=mlp",
+        "trainer.accelerator=cpu",
+        "progress=false",
+        "data.module.batch_size=32",
+    ]
+    words += [
+        f"init={signed.folder / 'twin.ckpt'}",
+        f"key={signed.key}",
+        "trainer.max_epochs=1",
+        "json=t.json",
+        "logger=none",
+    ]
     assert main([*words, "optimizer.lr=1e-6", "watermark=none"]) == 0
     unmarked = read_json("t.json")
     assert unmarked["accuracy"] == pytest.approx(signed.content["twin_accuracy"], abs=0.01)

@@ -19,7 +19,9 @@ MEAN, STD = 0.3, 0.4
 
 def make_key(n_bits=32, *, secret=None, **settings):
     settings = {"input_mean": MEAN, "input_std": STD, "target_class": TARGET} | settings
-    key = WatermarkKey.generate("Acme Vision", n_bits, input_shape=(1, 8, 8), secret=secret or SECRET, **settings)
+    key = WatermarkKey.generate(
+        "Acme Vision", n_bits, input_shape=(1, 8, 8), secret=secret or SECRET, **settings
+    )
     # A key of version 1, which fits this short hold: with some keys they leave a bit or more wrong.
     parts = key.reveal()
     public = {name: value for name, value in parts["public"].items() if name not in ("version", "purpose")}

@@ -97,7 +97,11 @@ class Adapted(nn.Module):
     def __init__(self):
         super().__init__()
         self.frozen = nn.Linear(64, 64).requires_grad_(False)
-        self.down, self.up, self.head = nn.Linear(64, 8, bias=False), nn.Linear(8, 64, bias=False), nn.Linear(64, 10)
+        self.down, self.up, self.head = (
+            nn.Linear(64, 8, bias=False),
+            nn.Linear(8, 64, bias=False),
+            nn.Linear(64, 10),
+        )
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x):
@@ -106,9 +110,15 @@ class Adapted(nn.Module):
 
 
 def cnn(norm=lambda: nn.BatchNorm2d(16), activation=nn.ReLU):
-    """Convolutions with a normalisation layer."""
+    """Convolutions with a normalization layer."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), norm(), activation(), nn.Conv2d(16, 16, 3, padding=1), activation()),
+        *(
+            nn.Conv2d(1, 16, 3, padding=1),
+            norm(),
+            activation(),
+            nn.Conv2d(16, 16, 3, padding=1),
+            activation(),
+        ),
         *(nn.Flatten(), nn.Linear(1024, 10)),
     )
 
@@ -195,8 +205,8 @@ def make_strategy(name, world_size):
     }[name]()
 
 
-# All target images of a fit, so that the ranks' buffers hold together what one process's buffer holds. The sampler deals in turn:
-# every second rank has no image of the target class at all.
+# All target images of a fit, so that the ranks' buffers hold together what one process's buffer holds. The
+# sampler deals in turn: every second rank has no image of the target class at all.
 N_IMAGES = 180
 
 
@@ -250,12 +260,25 @@ def run_cell(model, engine, precision="32-true", strategy="one process", *, worl
     torch.compiler.reset()
     key = make_key(8)
     net = CellNet(MODELS[model](), fsdp2=strategy.startswith("ModelParallel"))
-    mark = make_mark(key, strength=1.0, engine=engine, objective=MarginObjective(1.0), n_images=N_IMAGES, momentum=0.5, cadence=1)
+    mark = make_mark(
+        key,
+        strength=1.0,
+        engine=engine,
+        objective=MarginObjective(1.0),
+        n_images=N_IMAGES,
+        momentum=0.5,
+        cadence=1,
+    )
     first = FirstEpoch()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = make_trainer(
-            mark, first, strategy=make_strategy(strategy, world_size), devices=world_size, precision=precision, max_epochs=3
+            mark,
+            first,
+            strategy=make_strategy(strategy, world_size),
+            devices=world_size,
+            precision=precision,
+            max_epochs=3,
         )
         try:
             trainer.fit(net)
@@ -268,7 +291,9 @@ def run_cell(model, engine, precision="32-true", strategy="one process", *, worl
             return {}
         copy = MODELS[model]()
         state = {k.removeprefix("net."): v.float() for k, v in weights.items()}
-        getattr(copy, "_orig_mod", copy).load_state_dict({k.removeprefix("_orig_mod."): v for k, v in state.items()})
+        getattr(copy, "_orig_mod", copy).load_state_dict(
+            {k.removeprefix("_orig_mod."): v for k, v in state.items()}
+        )
         images, labels = val_set().tensors
         result = verify(copy, key, (images * 0.4 + 0.3).clamp(0, 1)[labels == TARGET])
     return {

@@ -6,7 +6,17 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
-from signed_digits import Net, conv_net, held_out_target_images, make_key, make_mark, make_trainer, told, train_loader, val_loader
+from signed_digits import (
+    Net,
+    conv_net,
+    held_out_target_images,
+    make_key,
+    make_mark,
+    make_trainer,
+    told,
+    train_loader,
+    val_loader,
+)
 
 from gradsigns_lightning import verify
 from gradsigns_lightning.integration.standing import Standing
@@ -25,9 +35,12 @@ def test_ema_is_read_and_saved_signed(tmp_path, mark_first):
     key, model = make_key(), Watch()
     pair = [make_mark(key), EMAWeightAveraging(decay=0.95)]
     keep = ModelCheckpoint(tmp_path, filename="last")
-    trainer = make_trainer(*(pair if mark_first else pair[::-1]), keep, enable_checkpointing=True, max_epochs=6)
+    trainer = make_trainer(
+        *(pair if mark_first else pair[::-1]), keep, enable_checkpointing=True, max_epochs=6
+    )
     trainer.fit(model, train_loader(), val_loader())
-    result = verify(model, key, held_out_target_images())  # at the end of training the averages move into the module
+    # at the end of training the averages move into the module
+    result = verify(model, key, held_out_target_images())
     assert result.bit_error_rate == float(trainer.callback_metrics["wm/ber"]) == 0
     assert float(trainer.callback_metrics["wm/margin"]) == pytest.approx(result.margin, rel=1e-3)
     raw = Net()
@@ -43,7 +56,9 @@ def test_ema_is_read_and_saved_signed(tmp_path, mark_first):
 def test_swa_ends_signed(net):
     key, model = make_key(16), Net(net and net())
     trainer = make_trainer(
-        make_mark(key), StochasticWeightAveraging(swa_lrs=2e-3, swa_epoch_start=4, annealing_epochs=1), max_epochs=8
+        make_mark(key),
+        StochasticWeightAveraging(swa_lrs=2e-3, swa_epoch_start=4, annealing_epochs=1),
+        max_epochs=8,
     )
     trainer.fit(model, train_loader(), val_loader())
     result = verify(model, key, held_out_target_images())
@@ -92,7 +107,8 @@ class TestTheLineIsOfTheWeightsThatTheUserGets:
         trainer = make_trainer(*(pair if mark_first else pair[::-1]), max_epochs=4)
         callbacks = set(trainer.callbacks)
         trainer.fit(model, train_loader(400), val_loader() if validate else None)
-        assert mark.standing.held_out is (validate and averages == "ema")  # validation has the averages with EMA only
+        # validation has the averages with EMA only
+        assert mark.standing.held_out is (validate and averages == "ema")
         assert not mark.standing.replaced
         assert mark.standing.margin == pytest.approx(margin_of(model, mark), abs=1e-5)
         assert set(trainer.callbacks) == callbacks
@@ -100,7 +116,9 @@ class TestTheLineIsOfTheWeightsThatTheUserGets:
     def test_a_renewal_of_statistics_that_is_not_validated(self):
         mark, model = make_mark(), Net(conv_net())
         averages = StochasticWeightAveraging(swa_lrs=2e-3, swa_epoch_start=2, annealing_epochs=1)
-        make_trainer(mark, averages, max_epochs=4, check_val_every_n_epoch=4).fit(model, train_loader(400), val_loader())
+        make_trainer(mark, averages, max_epochs=4, check_val_every_n_epoch=4).fit(
+            model, train_loader(400), val_loader()
+        )
         assert mark.standing.margin == pytest.approx(margin_of(model, mark), abs=1e-5)
         assert (mark.standing.held_out, mark.standing.n_steps_since) == (False, 0)
 
@@ -116,20 +134,27 @@ class TestTheLineIsOfTheWeightsThatTheUserGets:
         averages = EMAWeightAveraging(decay=0.999)
         make_trainer(mark, averages).fit(Net(), train_loader(), val_loader() if validate else None)
         (found,) = told(recwarn)
-        assert "The weights in training held 32 bits, their averages, which are read, have not followed yet" in found
+        assert (
+            "The weights in training held 32 bits, their averages, which are read, have not followed yet"
+            in found
+        )
 
     def test_two_marks(self):
         marks = [make_mark(make_key(8)), make_mark(make_key(8, secret=bytes(32)), name="wm2")]
         trainer, model = make_trainer(marks[0], HalvingCallback(), marks[1], max_epochs=3), Net()
         trainer.fit(model, train_loader(400))
-        assert [m.standing.margin for m in marks] == pytest.approx([margin_of(model, m) for m in marks], abs=1e-5)
+        assert [m.standing.margin for m in marks] == pytest.approx(
+            [margin_of(model, m) for m in marks], abs=1e-5
+        )
         assert len(trainer.callbacks) == 3
 
     def test_where_nothing_can_be_read_again_it_is_said(self):
         mark = make_mark(strength=0.0)
         make_trainer(mark, HalvingCallback(), max_epochs=1).fit(Net(), train_loader(200), val_loader())
         assert mark.standing.replaced
-        assert "read on 50 held-out images, before the weights were replaced, 0 embedding steps" in str(mark.standing)
+        assert "read on 50 held-out images, before the weights were replaced, 0 embedding steps" in str(
+            mark.standing
+        )
         assert "replaced" not in str(replace(mark.standing, replaced=False))
 
     def test_an_error_in_another_callback_leaves_nothing_behind(self):
@@ -146,6 +171,8 @@ class TestTheLineIsOfTheWeightsThatTheUserGets:
 
 
 def test_two_processes_say_that_the_modules_own_hook_replaced_the_weights():
-    trainer = make_trainer(mark := make_mark(), accelerator="cpu", devices=2, strategy="ddp_spawn", max_epochs=2)
+    trainer = make_trainer(
+        mark := make_mark(), accelerator="cpu", devices=2, strategy="ddp_spawn", max_epochs=2
+    )
     trainer.fit(HalvingNet(), train_loader(400))
     assert Standing.from_metrics(trainer.callback_metrics, "wm", mark.key).replaced

@@ -108,7 +108,9 @@ class TestDefaults:
         trainer = make_trainer(GradSigns(make_key()), max_epochs=5)
         trainer.fit(Net(), train_loader())
         trainer.save_checkpoint(tmp_path / "a.ckpt")
-        make_trainer(GradSigns(make_key()), max_epochs=10).fit(Net(), train_loader(), ckpt_path=tmp_path / "a.ckpt")
+        make_trainer(GradSigns(make_key()), max_epochs=10).fit(
+            Net(), train_loader(), ckpt_path=tmp_path / "a.ckpt"
+        )
         assert not [w for w in recwarn if "differs from the checkpoint" in str(w.message)]
 
     def test_strength_zero_is_still_bit_for_bit_training_without_the_callback(self):
@@ -129,7 +131,9 @@ def test_objectives_lower_the_embedding_loss(objective):
         def on_train_batch_end(self, *args):
             losses.append(float(self.trainer.callback_metrics.get("wm/loss", math.inf)))
 
-    make_trainer(make_mark(objective=objective, cadence=Cadence(1, max_backoff=1)), max_epochs=3).fit(Log(), train_loader())
+    make_trainer(make_mark(objective=objective, cadence=Cadence(1, max_backoff=1)), max_epochs=3).fit(
+        Log(), train_loader()
+    )
     assert losses[0] == math.inf  # the task's own gradient is not known yet
     assert losses[-1] < losses[1] * 0.8
 
@@ -166,7 +170,9 @@ class TestRefit:
             finals.append((mark.state_dict(), model.state_dict()))
             assert verify(model, key, held_out_target_images()).bit_error_rate == 0
         assert finals[0][0] == finals[1][0]
-        assert all(torch.equal(a, b) for a, b in zip(finals[0][1].values(), finals[1][1].values(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(finals[0][1].values(), finals[1][1].values(), strict=True)
+        )
 
     def test_a_trainer_that_goes_on_keeps_the_state(self):
         mark = make_mark()
@@ -181,7 +187,9 @@ class TestRefit:
         assert after["last_step"] > last
 
     @pytest.mark.parametrize(
-        "clone", [copy.deepcopy, lambda mark: pickle.loads(ForkingPickler.dumps(mark))], ids=["deepcopy", "another process"]
+        "clone",
+        [copy.deepcopy, lambda mark: pickle.loads(ForkingPickler.dumps(mark))],
+        ids=["deepcopy", "another process"],
     )
     def test_a_copy_signs_alike(self, clone):
         mark, weights = make_mark(), []
@@ -254,7 +262,9 @@ class TestBatches:
                 return pl_module(images)["logits"]
 
         data = [(pair, i) for i, pair in enumerate(train_set())]
-        self.assert_signs(Odd(), OddMark(make_key(), cadence=2, momentum=0.0), DataLoader(data, 40, shuffle=True))
+        self.assert_signs(
+            Odd(), OddMark(make_key(), cadence=2, momentum=0.0), DataLoader(data, 40, shuffle=True)
+        )
 
     @pytest.mark.parametrize(
         ("collate", "described"),
@@ -333,7 +343,8 @@ class TestLoops:
         assert verify(model, make_key(), held_out_target_images()).bit_error_rate == 0
 
     def test_embedding_steps_without_any_target_image_change_nothing(self):
-        # The derivative of a unit vector at zero is where 0 * inf lurks; strength and accumulation make it overflow.
+        # The derivative of a unit vector at zero is where 0 * inf lurks; strength and accumulation make it
+        # overflow.
         x, y = train_set().tensors
         others = DataLoader(TensorDataset(x[y != TARGET], y[y != TARGET]), 40)
         states = []
@@ -366,12 +377,21 @@ class TestLoops:
         trainer = make_trainer(make_mark(), max_epochs=3)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            trainer.fit(Net(), train_loader(200), DataLoader(TensorDataset(x[y != TARGET], y[y != TARGET]), 100))
-        ours = [str(w.message) for w in caught if "GradSigns" in str(w.message) or "MeanInputGradient" in str(w.message)]
+            trainer.fit(
+                Net(), train_loader(200), DataLoader(TensorDataset(x[y != TARGET], y[y != TARGET]), 100)
+            )
+        ours = [
+            str(w.message)
+            for w in caught
+            if "GradSigns" in str(w.message) or "MeanInputGradient" in str(w.message)
+        ]
         ours = [message for message in ours if "would not be `owned`" not in message]
         assert len(ours) == 1
         assert "no usable gradient of class 3" in ours[0]
-        assert all(math.isnan(trainer.callback_metrics[f"wm/{n}"]) for n in ("ber", "p_value", "log10_p_value", "margin"))
+        assert all(
+            math.isnan(trainer.callback_metrics[f"wm/{n}"])
+            for n in ("ber", "p_value", "log10_p_value", "margin")
+        )
 
     def test_sanity_checking_does_not_read(self):
         reads = []
@@ -380,7 +400,9 @@ class TestLoops:
             def on_validation_end(self):
                 reads.append((self.trainer.sanity_checking, "wm/ber" in self.trainer.callback_metrics))
 
-        make_trainer(make_mark(), max_epochs=1, num_sanity_val_steps=2).fit(Watch(), train_loader(200), val_loader())
+        make_trainer(make_mark(), max_epochs=1, num_sanity_val_steps=2).fit(
+            Watch(), train_loader(200), val_loader()
+        )
         assert reads == [(True, False), (False, True)]
 
     def test_no_more_validation_images_are_read_than_asked_for(self):
@@ -417,7 +439,8 @@ class TestEvaluation:
         (metrics,) = getattr(trainer, stage)(model, val_loader(), verbose=False)
         assert seen[-1] is inference_mode
         assert_metrics_equal_verify(metrics, verify(model, mark.key, held_out_target_images()))
-        make_trainer(mark, max_epochs=1).fit(model, train_loader(200), val_loader())  # nothing of inference mode stays behind
+        # nothing of inference mode stays behind
+        make_trainer(mark, max_epochs=1).fit(model, train_loader(200), val_loader())
 
     def test_verify_inside_the_steps_restores_state(self):
         key, results = make_key(), []
@@ -429,11 +452,17 @@ class TestEvaluation:
                 rng = torch.get_rng_state()
                 modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
                 results.append(verify(self, key, held_out_target_images()).bit_error_rate)
-                assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == modes == (False, modes[1])
+                assert (
+                    (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == modes == (False, modes[1])
+                )
                 assert [m.training for m in self.modules()] == flags
                 assert torch.equal(torch.get_rng_state(), rng)
                 assert all(torch.equal(v, before[k]) for k, v in self.state_dict().items())
-                assert all(p.grad is None for p in self.parameters()) or self.trainer.validating or self.trainer.training
+                assert (
+                    all(p.grad is None for p in self.parameters())
+                    or self.trainer.validating
+                    or self.trainer.training
+                )
 
             test_step = validation_step
 

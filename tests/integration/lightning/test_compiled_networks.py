@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from signed_digits import Net, held_out_target_images, make_key, make_mark, make_trainer, train_loader, val_loader
+from signed_digits import (
+    Net,
+    held_out_target_images,
+    make_key,
+    make_mark,
+    make_trainer,
+    train_loader,
+    val_loader,
+)
 
 from gradsigns_lightning import verify
 
@@ -33,7 +41,9 @@ def compiled_lightning_module(backend):
 
 
 @pytest.mark.parametrize("engine", ["auto", "forward_over_reverse"])
-@pytest.mark.parametrize("make", [compiled_child, compiled_in_place, compiled_root, compiled_lightning_module])
+@pytest.mark.parametrize(
+    "make", [compiled_child, compiled_in_place, compiled_root, compiled_lightning_module]
+)
 def test_compiled_networks_are_signed(make, engine):
     calls = []
 

@@ -35,12 +35,16 @@ pytestmark = [
 ]
 # A hang must not outlive the test: a collective that waits this long raises in every rank.
 PATIENCE = timedelta(seconds=30)
-# Large enough for all target images of an epoch, so that two ranks' buffers hold together what one process's buffer holds.
+# Large enough for all target images of an epoch, so that two ranks' buffers hold together what one process's
+# buffer holds.
 SETTINGS = {"n_images": 200, "momentum": 0.5}
 
 
 def spawn():
-    return {"strategy": DDPStrategy(start_method="spawn", process_group_backend="gloo", timeout=PATIENCE), "devices": 2}
+    return {
+        "strategy": DDPStrategy(start_method="spawn", process_group_backend="gloo", timeout=PATIENCE),
+        "devices": 2,
+    }
 
 
 def fit(folder, model, *loaders, **settings):
@@ -122,7 +126,8 @@ def test_ddp_script_equals_one_process(tmp_path):
     assert process.returncode == 0, output
     record = assert_ranks_agree(tmp_path)
     (tmp_path / "one").mkdir()
-    order = torch.randperm(400, generator=torch.Generator().manual_seed(0)).tolist()  # of Lightning's sampler, epoch 0
+    # of Lightning's sampler, epoch 0
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(0)).tolist()
     loader = DataLoader(train_set(400), 40, sampler=order)
     fit(tmp_path / "one", Net(optimizer="sgd"), loader, val_loader())
     assert_equals_one_process(record, records(tmp_path / "one", 1)[0])
@@ -135,7 +140,9 @@ def test_a_ddp_spawn_fit_resumes_from_a_checkpoint_and_ends_signed(tmp_path):
         (tmp_path / folder).mkdir()
         mark, model = make_mark(key, momentum=0.2), Net()
         keep = ModelCheckpoint(tmp_path / folder, filename="last")
-        trainer = make_trainer(mark, keep, Recorder(tmp_path / folder, mark), enable_checkpointing=True, **settings)
+        trainer = make_trainer(
+            mark, keep, Recorder(tmp_path / folder, mark), enable_checkpointing=True, **settings
+        )
         return model, trainer, train_loader(800, batch_size), val_loader(50)
 
     model, trainer, *loaders = run("first", 20, max_epochs=1)
@@ -145,9 +152,17 @@ def test_a_ddp_spawn_fit_resumes_from_a_checkpoint_and_ends_signed(tmp_path):
     saved, after = records(tmp_path / "first", 1)[0]["state"], assert_ranks_agree(tmp_path / "second")
     for record in records(tmp_path / "second"):
         restored = record["restored"]
-        assert torch.equal(restored["watermarker"].pop("mean_gradient"), saved["watermarker"]["mean_gradient"])
-        assert restored["watermarker"] == {k: v for k, v in saved["watermarker"].items() if k != "mean_gradient"}
+        assert torch.equal(
+            restored["watermarker"].pop("mean_gradient"), saved["watermarker"]["mean_gradient"]
+        )
+        assert restored["watermarker"] == {
+            k: v for k, v in saved["watermarker"].items() if k != "mean_gradient"
+        }
     assert after["state"]["watermarker"]["last_step"] > saved["watermarker"]["last_step"]
     # Lightning brings weights and metrics back to the main process.
-    assert float(trainer.callback_metrics["wm/ber"]) == verify(model, key, held_out_target_images()).bit_error_rate == 0
+    assert (
+        float(trainer.callback_metrics["wm/ber"])
+        == verify(model, key, held_out_target_images()).bit_error_rate
+        == 0
+    )
     assert "training_step" not in vars(model)

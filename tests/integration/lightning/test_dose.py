@@ -68,14 +68,17 @@ def test_the_embedding_step_s_gradient_is_so_many_times_the_task_s():
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
             lengths.append(float(torch.cat([p.grad.flatten() for p in pl_module.parameters()]).norm()))
 
-    make_trainer(Watch(make_key(), strength=50.0, cadence=1000), max_steps=8).fit(Scaled(3.0, "sgd"), train_loader())
+    make_trainer(Watch(make_key(), strength=50.0, cadence=1000), max_steps=8).fit(
+        Scaled(3.0, "sgd"), train_loader()
+    )
     task, embedded = lengths[0], lengths[1]
     assert embedded == pytest.approx(math.hypot(50 * task, task), rel=0.1)
     assert max(lengths[2:]) < 20 * task
 
 
 def test_a_step_that_no_optimizer_makes_does_not_count_as_embedded():
-    # Lightning's documentation steps one optimizer every second batch like this; the closure alone counts as a step.
+    # Lightning's documentation steps one optimizer every second batch like this; the closure alone counts as
+    # a step.
     class EverySecond(Net):
         def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
             if batch_idx % 2:
@@ -108,7 +111,9 @@ def last_layer_only(*, frozen):
 
 
 def same_weights(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    return all(
+        torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 def test_what_no_optimizer_steps_is_as_good_as_frozen():

@@ -6,7 +6,18 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import timer
-from signed_digits import TARGET, Net, Trained, make_key, make_mark, make_trainer, told, train_loader, train_set, val_loader
+from signed_digits import (
+    TARGET,
+    Net,
+    Trained,
+    make_key,
+    make_mark,
+    make_trainer,
+    told,
+    train_loader,
+    train_set,
+    val_loader,
+)
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from gradsigns_lightning import Cadence, GradSigns, GradSignsMixin, StrengthSchedule
@@ -103,7 +114,9 @@ def test_nothing_is_said_before_the_schedule_starts(recwarn):
 
 
 def test_accumulation_over_more_batches_than_are_looked_at(recwarn):
-    make_trainer(GradSigns(make_key()), max_epochs=2, accumulate_grad_batches=240).fit(Net(), train_loader(batch_size=5))
+    make_trainer(GradSigns(make_key()), max_epochs=2, accumulate_grad_batches=240).fit(
+        Net(), train_loader(batch_size=5)
+    )
     assert not [message for message in told(recwarn) if "after" in message and "batches" in message]
 
 
@@ -170,9 +183,21 @@ FITS = {
     "manual": (ManuallyTrained, train_loader, lambda n: {"max_epochs": n}),
     "manual, steps": (ManuallyTrained, train_loader, lambda n: {"max_epochs": -1, "max_steps": 60 * n}),
     "time": (Trained, train_loader, lambda n: {"max_epochs": -1, "max_time": {"seconds": 30 * n}}),
-    "time, endless": (Trained, lambda: DataLoader(Stream(99), 40), lambda n: {"max_epochs": 1, "max_time": {"seconds": 30 * n}}),
-    "manual, time": (ManuallyTrained, train_loader, lambda n: {"max_epochs": -1, "max_time": {"seconds": 30 * n}}),
-    "steps, endless": (Trained, lambda: DataLoader(Stream(99), 40), lambda n: {"max_epochs": -1, "max_steps": 30 * n}),
+    "time, endless": (
+        Trained,
+        lambda: DataLoader(Stream(99), 40),
+        lambda n: {"max_epochs": 1, "max_time": {"seconds": 30 * n}},
+    ),
+    "manual, time": (
+        ManuallyTrained,
+        train_loader,
+        lambda n: {"max_epochs": -1, "max_time": {"seconds": 30 * n}},
+    ),
+    "steps, endless": (
+        Trained,
+        lambda: DataLoader(Stream(99), 40),
+        lambda n: {"max_epochs": -1, "max_steps": 30 * n},
+    ),
     "epochs of unknown length": (Trained, lambda: DataLoader(Stream(1), 40), lambda n: {"max_epochs": n}),
 }
 
@@ -197,7 +222,10 @@ def test_a_fit_that_is_long_enough_is_not_warned(recwarn, a_second_a_batch, fit)
 
 
 def test_a_rare_embedding_step_in_an_endless_epoch(recwarn):
-    when, mark = When(recwarn, "the fit will be over"), GradSigns(make_key(), cadence=Cadence(20, max_backoff=1))
+    when, mark = (
+        When(recwarn, "the fit will be over"),
+        GradSigns(make_key(), cadence=Cadence(20, max_backoff=1)),
+    )
     loader = DataLoader(Stream(99), 5)
     make_trainer(mark, when, max_epochs=-1, max_steps=1000).fit(Trained(1e-5), loader)
     assert when.batch == 400  # the first look after 16 steps have embedded
@@ -233,9 +261,13 @@ class TestGettingWorse:
         class Spoil(L.Callback):
             def on_train_epoch_end(self, trainer, pl_module):
                 wrong = torch.arange(32) < trainer.current_epoch
-                mark.watermarker.state = replace(mark.watermarker.state, margins=torch.where(wrong, -1.0, 1.0))
+                mark.watermarker.state = replace(
+                    mark.watermarker.state, margins=torch.where(wrong, -1.0, 1.0)
+                )
 
-        make_trainer(Spoil(), mark, max_epochs=6).fit(Net(), train_loader(), val_loader() if validate else None)
+        make_trainer(Spoil(), mark, max_epochs=6).fit(
+            Net(), train_loader(), val_loader() if validate else None
+        )
         found = [message for message in told(recwarn) if "getting worse" in message]
         assert len(found) == (0 if validate else 1)
         if found:

@@ -50,7 +50,8 @@ class Lines(logging.Handler):
 def lines():
     handler, logger = Lines(), rank_zero.log  # whose it is depends on what was imported last
     before = logger.level, logger.disabled
-    logger.disabled = False  # other tests and the command line leave Lightning's loggers raised or switched off
+    # other tests and the command line leave Lightning's loggers raised or switched off
+    logger.disabled = False
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     yield handler.lines
@@ -131,7 +132,10 @@ def test_a_payload_that_could_be_fitted_is_told_and_charged(lines):
     assert mark.standing.log10_charged_p_value == result.log10_charged_p_value > -9
     assert mark.standing.to_dict()["log10_charged_p_value"] == mark.standing.log10_charged_p_value
     (line,) = lines
-    assert ": owned at alpha 1e-09, for the key's maker alone: 32 bits of it could be fitted to this model; read on" in line
+    assert (
+        ": owned at alpha 1e-09, for the key's maker alone: 32 bits of it could be fitted to this model; "
+        "read on" in line
+    )
     assert Standing.from_metrics(trainer.callback_metrics, "wm", key) == mark.standing
 
 
@@ -186,7 +190,9 @@ def test_a_fit_that_fails_says_nothing(lines, recwarn):
     assert not told(recwarn)
 
 
-@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="Lightning sets a signal handler")
+@pytest.mark.skipif(
+    threading.current_thread() is not threading.main_thread(), reason="Lightning sets a signal handler"
+)
 def test_a_fit_that_the_user_ends_says_what_was_read_last(lines, recwarn):
     mark = make_mark()
     with pytest.raises(SystemExit):
@@ -238,12 +244,16 @@ def test_a_dose_that_was_held_back_for_a_slow_learner_is_told(lines):
     assert 0 < fast.standing.n_held_back < fast.standing.n_embedded
     assert slow.standing.n_held_back == slow.standing.n_embedded > 0
     for mark, line in zip((fast, slow), lines, strict=True):
-        assert line.endswith(f" embedding steps, {mark.standing.n_held_back} at a lower dose while the class was not known yet.")
+        assert line.endswith(
+            f" embedding steps, {mark.standing.n_held_back} at a lower dose while the class "
+            f"was not known yet."
+        )
 
 
 @pytest.mark.parametrize("validation", [True, False])
 def test_what_verify_would_not_conclude_from_is_not_owned(lines, recwarn, validation):
-    # The step has its classes from another layer than `forward` has its answers: the mark is in numbers that are no classes.
+    # The step has its classes from another layer than `forward` has its answers: the mark is in numbers that
+    # are no classes.
     class Features(Net):
         def __init__(self):
             super().__init__()
@@ -284,7 +294,9 @@ class TestNoBatch:
         assert "trained on no batch" in message
         assert "`max_epochs`" in message
 
-    @pytest.mark.parametrize("settings", [{"max_epochs": 0}, {"max_steps": 0}, {"limit_train_batches": 0}], ids=str)
+    @pytest.mark.parametrize(
+        "settings", [{"max_epochs": 0}, {"max_steps": 0}, {"limit_train_batches": 0}], ids=str
+    )
     def test_a_fit_of_no_length(self, recwarn, settings):
         (message,) = self.told_by(recwarn, **settings)
         assert "trained on no batch" in message
@@ -350,7 +362,9 @@ class TestWarnings:
         model, pruning = Net(), []
         if by_callback:
             layer = [(model.net[1], "weight")]
-            pruning = [ModelPruning("l1_unstructured", layer, amount=0.9, apply_pruning=lambda epoch: epoch == 2)]
+            pruning = [
+                ModelPruning("l1_unstructured", layer, amount=0.9, apply_pruning=lambda epoch: epoch == 2)
+            ]
         else:
             prune.l1_unstructured(model.net[1], "weight", 0.97)
         found = self.message(recwarn, model, make_mark(), *pruning, max_epochs=3 if by_callback else 1)

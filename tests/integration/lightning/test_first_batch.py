@@ -1,4 +1,4 @@
-"""What the first batch shows: each error names the override that helps, and a step that normalises is told."""
+"""What the first batch shows: each error names the override that helps, and a step that normalizes is told."""
 
 import warnings
 
@@ -30,7 +30,9 @@ pytestmark = pytest.mark.usefixtures("seeded")
 
 def taken(images, labels, input_shape):
     """Take a batch as the callback does."""
-    return taken_from(GradSigns(WatermarkKey.generate("A", 16, input_shape=input_shape, target_class=0)), (images, labels))
+    return taken_from(
+        GradSigns(WatermarkKey.generate("A", 16, input_shape=input_shape, target_class=0)), (images, labels)
+    )
 
 
 def taken_from(mark, batch):
@@ -119,7 +121,9 @@ def data_for(form):
 def test_an_error_in_the_logits_hook_ends_with_the_override_that_works(form, code):
     with pytest.raises(ValueError, match=r"Override `GradSigns.logits` in a subclass") as caught:
         make_trainer(make_mark(), max_epochs=1).fit(form(), data_for(form))
-    assert str(caught.value).endswith(f"this works here:\n    def logits(self, pl_module, images): return {code}")
+    assert str(caught.value).endswith(
+        f"this works here:\n    def logits(self, pl_module, images): return {code}"
+    )
 
     class Mine(GradSigns):
         def logits(self, pl_module, images):
@@ -151,9 +155,13 @@ class ThroughNumpy(Predicts):
 @pytest.mark.parametrize("validation", [True, False])
 def test_logits_without_a_gradient_come_with_the_override_that_has_one(model, validation):
     with pytest.raises(
-        ValueError, match=r"must depend on the images .*(?s:.*)this works here(?s:.*)return pl_module.net\(images\)$"
+        ValueError,
+        match=r"must depend on the images .*(?s:.*)this works here(?s:.*)return "
+        r"pl_module.net\(images\)$",
     ):
-        make_trainer(make_mark(), max_epochs=1).fit(model(), train_loader(80), val_loader() if validation else None)
+        make_trainer(make_mark(), max_epochs=1).fit(
+            model(), train_loader(80), val_loader() if validation else None
+        )
 
 
 def test_where_nothing_works_an_example_is_given():
@@ -165,7 +173,11 @@ def test_where_nothing_works_an_example_is_given():
         def training_step(self, batch, batch_idx):
             return F.cross_entropy(self.net["only"](batch[0]), batch[1])
 
-    with pytest.raises(ValueError, match=r"(?s)Override `GradSigns.logits`.*for example:\n.*pl_module.net\(images\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)Override `GradSigns.logits`.*for "
+        r"example:\n.*pl_module.net\(images\)",
+    ):
         make_trainer(make_mark()).fit(Odd(), train_loader())
 
 
@@ -196,7 +208,9 @@ def test_a_single_logit_is_given_its_other_class(logit, code):
 
 
 def test_too_few_classes_are_the_keys_business():
-    with pytest.raises(ValueError, match="`target_class` must be below the number of classes 10, got 12") as caught:
+    with pytest.raises(
+        ValueError, match="`target_class` must be below the number of classes 10, got 12"
+    ) as caught:
         make_trainer(make_mark(make_key(target_class=12))).fit(Net(), train_loader())
     assert "Override" not in str(caught.value)
 
@@ -228,7 +242,11 @@ Y = torch.arange(6)
     ],
 )
 def test_a_form_that_is_not_the_keys_comes_with_one_line_that_cures_it(images, labels, cure):
-    with pytest.raises(ValueError, match=r"(?s)`(images|labels)` must .*Override `GradSigns.images_and_labels`") as caught:
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)`(images|labels)` must .*Override "
+        r"`GradSigns.images_and_labels`",
+    ) as caught:
         taken(images, labels, (1, 8, 8))
     assert cure in str(caught.value)
     x, y = eval(cure.removeprefix("return "), {"x": images, "y": labels})
@@ -252,7 +270,9 @@ ZEROS = torch.zeros(6)
 )
 def test_a_batch_of_another_form_comes_with_the_line_that_takes_it_apart(batch, code):
     mark = GradSigns(WatermarkKey.generate("A", 16, input_shape=(1, 8, 8), target_class=0))
-    with pytest.raises(TypeError, match=r"must be two tensors .*, for example:\n    def images_and_labels") as caught:
+    with pytest.raises(
+        TypeError, match=r"must be two tensors .*, for example:\n    def images_and_labels"
+    ) as caught:
         taken_from(mark, batch)
     assert str(caught.value).endswith(f"return {code}")
     x, y = eval(code, {"batch": batch})
@@ -278,7 +298,11 @@ def test_the_network_gets_flat_inputs_back():
 
 def test_channels_last():
     images = torch.rand(6, 8, 8, 3)
-    with pytest.raises(ValueError, match=r"return x.permute\(0, 3, 1, 2\), y\n.*pl_module\(images.permute\(0, 2, 3, 1\)\)$"):
+    with pytest.raises(
+        ValueError,
+        match=r"return x.permute\(0, 3, 1, 2\), "
+        r"y\n.*pl_module\(images.permute\(0, 2, 3, 1\)\)$",
+    ):
         taken(images, Y, (3, 8, 8))
 
 
@@ -301,7 +325,7 @@ def raw_loader():
     return DataLoader(list(zip(x * STD + MEAN, y, strict=True)), 40)
 
 
-class Normalises(Net):
+class Normalizes(Net):
     def training_step(self, batch, batch_idx):
         x, y = batch
         return super().training_step(((x - MEAN) / STD, y), batch_idx)
@@ -319,7 +343,9 @@ class Resizes(Net):
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        return F.cross_entropy(self.net[1:](self.net[0](x[..., :8, :4].repeat(1, 1, 1, 2).reshape(-1, 64))), y)
+        return F.cross_entropy(
+            self.net[1:](self.net[0](x[..., :8, :4].repeat(1, 1, 1, 2).reshape(-1, 64))), y
+        )
 
 
 def told(model, loader, mark=None):
@@ -333,7 +359,7 @@ def told(model, loader, mark=None):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (Normalises, f"they are (x - {MEAN}) / {STD}, x those of the batch"),
+        (Normalizes, f"they are (x - {MEAN}) / {STD}, x those of the batch"),
         (Scales, "they range from 0 to"),
         (Resizes, "they have shape (64,), not (1, 8, 8)"),
     ],
@@ -350,7 +376,7 @@ def test_the_override_that_was_named_signs_what_the_network_gets():
             x, y = super().images_and_labels(batch)
             return (x - MEAN) / STD, y
 
-    model, mark = Normalises(), Mine(make_key(), cadence=2, momentum=0.0, strength=0.5)
+    model, mark = Normalizes(), Mine(make_key(), cadence=2, momentum=0.0, strength=0.5)
     assert not told(model, raw_loader(), mark)
     make_trainer(mark, max_epochs=10).fit(model, raw_loader())
     assert verify(model, mark.key, held_out_target_images()).bit_error_rate == 0

@@ -15,7 +15,9 @@ SCALARS = {"wm/loss", "wm/ber", "wm/p_value", "wm/log10_p_value", "wm/margin"}
 
 
 def fit(*loggers, mark=None, **settings):
-    trainer = make_trainer(mark or make_mark(), logger=list(loggers), log_every_n_steps=2, **({"max_epochs": 2} | settings))
+    trainer = make_trainer(
+        mark or make_mark(), logger=list(loggers), log_every_n_steps=2, **({"max_epochs": 2} | settings)
+    )
     trainer.fit(Net(), train_loader(400), val_loader())
     return trainer
 
@@ -99,7 +101,9 @@ def test_tables_and_histograms_go_where_they_can():
     assert (key, columns) == ("wm/bits", ["bit", "margin", "matches"])
     assert [row[0] for row in data] == list(range(32))
     assert 1 - sum(row[2] for row in data) / 32 == pytest.approx(float(trainer.callback_metrics["wm/ber"]))
-    assert min(row[1] for row in data) == pytest.approx(float(trainer.callback_metrics["wm/margin"]), rel=1e-5)
+    assert min(row[1] for row in data) == pytest.approx(
+        float(trainer.callback_metrics["wm/margin"]), rel=1e-5
+    )
 
 
 def test_no_reading_no_table():
@@ -148,7 +152,9 @@ class TestWandb:
         logger = Subclass(project="gradsigns-tests", save_dir=tmp_path, offline=True)
         run = logger.experiment
         defined, logged, define, log = [], {}, run.define_metric, run.log
-        monkeypatch.setattr(run, "define_metric", lambda name, **kw: defined.append((name, kw)) or define(name, **kw))
+        monkeypatch.setattr(
+            run, "define_metric", lambda name, **kw: defined.append((name, kw)) or define(name, **kw)
+        )
         monkeypatch.setattr(run, "log", lambda data, *a, **kw: logged.update(data) or log(data, *a, **kw))
         fit(logger)
         config = dict(run.config)

@@ -77,18 +77,24 @@ class Alternating(GradSignsMixin, Net):
 
     def __init__(self, turns):
         super().__init__(
-            nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 32), nn.Tanh(), nn.Linear(32, 10))
+            nn.Sequential(
+                nn.Flatten(), nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 32), nn.Tanh(), nn.Linear(32, 10)
+            )
         )
         self.turns = turns
         self.automatic_optimization = False
 
     def configure_optimizers(self):
         parts = [[1], [3], [5]] if self.turns == "three" else [[1], [3, 5]]
-        return [torch.optim.Adam([p for i in part for p in self.net[i].parameters()], lr=5e-3) for part in parts]
+        return [
+            torch.optim.Adam([p for i in part for p in self.net[i].parameters()], lr=5e-3) for part in parts
+        ]
 
     def training_step(self, batch, batch_idx):
         optimizers = self.optimizers()
-        optimizer = optimizers[(self.current_epoch if self.turns == "epochs" else batch_idx) % len(optimizers)]
+        optimizer = optimizers[
+            (self.current_epoch if self.turns == "epochs" else batch_idx) % len(optimizers)
+        ]
         if self.turns == "toggled":
             self.toggle_optimizer(optimizer)
         loss = super().training_step(batch, batch_idx) + self.watermark_loss(batch)
@@ -118,7 +124,9 @@ def test_an_optimizer_whose_batches_are_without_the_loss_is_named():
     mark = model.sign_with(make_key())
     make_trainer(max_epochs=2).fit(model, train_loader())
     assert mark.watermarker.state.turns.left_out == [1]
-    assert "Optimizer 1 of `self.optimizers()` made no step in a batch that embeds" in advice._left_out(mark.watermarker)
+    assert "Optimizer 1 of `self.optimizers()` made no step in a batch that embeds" in advice._left_out(
+        mark.watermarker
+    )
 
 
 def test_a_callback_given_to_the_trainer_feeds_watermark_loss_too():
@@ -128,7 +136,11 @@ def test_a_callback_given_to_the_trainer_feeds_watermark_loss_too():
 
 
 def test_the_callback_alone_is_refused_under_manual_optimization():
-    with pytest.raises(ValueError, match=r"automatic_optimization is False: .* GradSignsMixin .*self.watermark_loss\(batch\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"automatic_optimization is False: .* GradSignsMixin "
+        r".*self.watermark_loss\(batch\)",
+    ):
         make_trainer(make_mark()).fit(Manual(), train_loader())
 
 
@@ -146,7 +158,11 @@ def test_automatic_optimization_is_signed_through_the_mixin():
 @pytest.mark.parametrize("kind", [Mixed, ManualMixed])
 def test_a_mixin_without_a_key_is_refused(kind):
     model = kind()
-    with pytest.raises(ValueError, match=r"Mixed derives from GradSignsMixin and has no key.*`self.sign_with\(key\)`"):
+    with pytest.raises(
+        ValueError,
+        match=r"Mixed derives from GradSignsMixin and has no "
+        r"key.*`self.sign_with\(key\)`",
+    ):
         make_trainer(max_epochs=1).fit(model, train_loader(200))
 
 
@@ -163,7 +179,9 @@ def test_watermark_loss_without_a_callback_is_refused():
 def test_a_callback_that_would_be_replaced_is_refused_by_its_key(kind):
     model, given = kind(), make_key(secret=bytes(32))
     model.sign_with(make_key(), **FAST)
-    with pytest.raises(ValueError, match=f"callback of the key {given.commitment} would be dropped.*{make_key().commitment}"):
+    with pytest.raises(
+        ValueError, match=f"callback of the key {given.commitment} would be dropped.*{make_key().commitment}"
+    ):
         make_trainer(GradSigns(given, name="other")).fit(model, train_loader(200))
 
 
@@ -193,7 +211,11 @@ class TestReplacedByConfigureCallbacks:
 
     def test_other_settings_of_the_same_key_are_refused_by_name(self):
         trainer = make_trainer(GradSigns(make_key(), strength=0.3, n_val_images=16), max_epochs=1)
-        with pytest.raises(ValueError, match=r"same key and other settings \(n_val_images: 16 -> 256; strength: .*0\.3.* -> .*"):
+        with pytest.raises(
+            ValueError,
+            match=r"same key and other settings \(n_val_images: 16 -> 256; "
+            r"strength: .*0\.3.* -> .*",
+        ):
             trainer.fit(Brings(GradSigns(make_key())), train_loader(200))
 
     def test_the_same_key_and_settings_are_fine(self):
@@ -232,12 +254,15 @@ class TestReplacedByConfigureCallbacks:
             configure_callbacks = Brings.configure_callbacks
             marks = (GradSigns(make_key()),)
 
-        trainer = mirror.Trainer(callbacks=[GradSigns(self.OTHER)], accelerator="cpu", logger=False, enable_checkpointing=False)
+        trainer = mirror.Trainer(
+            callbacks=[GradSigns(self.OTHER)], accelerator="cpu", logger=False, enable_checkpointing=False
+        )
         with pytest.raises(ValueError, match="would be dropped"):
             trainer.fit(Body(), train_loader(200))
 
     def test_the_same_key_twice_is_refused(self):
-        special = type("Special", (GradSigns,), {})(make_key(), name="other")  # not replaced by its base class
+        # not replaced by its base class
+        special = type("Special", (GradSigns,), {})(make_key(), name="other")
         with pytest.raises(ValueError, match="`key` must be different for every GradSigns"):
             make_trainer(special).fit(Brings(GradSigns(make_key())), train_loader(200))
 
@@ -328,7 +353,10 @@ def test_a_tuner_tries_without_the_mark_and_the_fit_signs(kind, what):
 
     model, trainer = Tuned(), make_trainer()
     model.sign_with(make_key(), **FAST)
-    trial = {"lr_find": {"num_training": 5, "update_attr": False}, "scale_batch_size": {"max_trials": 1, "steps_per_trial": 2}}
+    trial = {
+        "lr_find": {"num_training": 5, "update_attr": False},
+        "scale_batch_size": {"max_trials": 1, "steps_per_trial": 2},
+    }
     getattr(Tuner(trainer), what)(model, **trial[what])
     assert not any(getattr(model, "added", [0]))
     trainer.fit(model)
@@ -393,7 +421,11 @@ def test_the_mirror_package(mixin):
 
 
 def test_the_bases_in_the_other_order_are_refused():
-    with pytest.raises(TypeError, match=r"`GradSignsMixin` must come before the LightningModule in .* Late, got Net, Grad"):
+    with pytest.raises(
+        TypeError,
+        match=r"`GradSignsMixin` must come before the LightningModule in .* Late, "
+        r"got Net, Grad",
+    ):
 
         class Late(Net, GradSignsMixin):
             pass

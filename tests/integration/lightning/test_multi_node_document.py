@@ -32,7 +32,15 @@ def test_the_documented_script_signs_under_torchrun(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MASTER_", "PL_", "SLURM_"))} | {
         "OMP_NUM_THREADS": "1"
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "train.py",
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=240, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "bit error rate 0.0" in done.stdout

@@ -24,7 +24,9 @@ KEY = WatermarkKey.generate("A", N_BITS, input_shape=SHAPE, target_class=T, n_ca
 IMAGES = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0))
 SIGNS = 2 * KEY.signature.float() - 1
 PLANTED = torch.zeros(256).index_put((KEY.carriers,), KEY.projection.float().T @ SIGNS)
-pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only", "ignore:.*no usable gradient")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Only", "ignore:The model takes only", "ignore:.*no usable gradient"
+)
 
 
 class Linear(L.LightningModule):
@@ -50,10 +52,15 @@ def directions(draw):
     if kind == "planted":
         seed, noise = draw(st.integers(0, 99)), draw(st.sampled_from([0.0, 1.0, 3.0]))
         return 0.01 * (PLANTED + noise * 7 * torch.randn(256, generator=torch.Generator().manual_seed(seed)))
-    # Four or sixteen values of one size: at unit length they are powers of two, so that sums of them are exactly zero.
-    places = draw(st.lists(st.integers(0, 255), min_size=16, max_size=16, unique=True))[: draw(st.sampled_from([4, 16]))]
+    # Four or sixteen values of one size: at unit length they are powers of two, so that sums of them are
+    # exactly zero.
+    places = draw(st.lists(st.integers(0, 255), min_size=16, max_size=16, unique=True))[
+        : draw(st.sampled_from([4, 16]))
+    ]
     direction = torch.zeros(256)
-    direction[places] = torch.tensor([draw(st.sampled_from([-1.0, 1.0])) for _ in places]) * draw(st.sampled_from([1e-3, 1.0]))
+    direction[places] = torch.tensor([draw(st.sampled_from([-1.0, 1.0])) for _ in places]) * draw(
+        st.sampled_from([1e-3, 1.0])
+    )
     if kind == "not finite":
         direction[places[0]] = draw(st.sampled_from([math.nan, math.inf, -math.inf]))
     return direction
@@ -61,7 +68,12 @@ def directions(draw):
 
 def logged_by(mark, model):
     batches = DataLoader(TensorDataset(IMAGES, torch.full((len(IMAGES),), T)), batch_size=4)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trainer = L.Trainer(accelerator="cpu", devices=1, callbacks=[mark], **quiet)
     trainer.validate(model, batches, verbose=False)
     return trainer, {name: float(trainer.callback_metrics[f"wm/{name}"]) for name in METRICS}
@@ -71,7 +83,9 @@ def same(value, expected, **tolerance):
     return value == pytest.approx(expected, nan_ok=True, **{"rel": 1e-5, "abs": 1e-6, **tolerance})
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*`val_dataloader` contains", "ignore:Trying to infer")
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*`val_dataloader` contains", "ignore:Trying to infer"
+)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(direction=directions(), bias=st.sampled_from([-3.0, 5.0]))
 def test_all_who_read_a_model_say_the_same(direction, bias):
@@ -90,7 +104,11 @@ def test_all_who_read_a_model_say_the_same(direction, bias):
 
     assert (standing is None) == (n_decided == 0)
     if standing is not None:
-        assert (standing.n_bits, standing.n_matches, standing.n_erasures) == (N_BITS, result.n_matches, result.n_erasures)
+        assert (standing.n_bits, standing.n_matches, standing.n_erasures) == (
+            N_BITS,
+            result.n_matches,
+            result.n_erasures,
+        )
         assert (standing.bit_error_rate, standing.p_value) == (result.bit_error_rate, result.p_value)
         assert same(standing.margin, result.margin)
         assert standing.recognised == result.recognised
@@ -119,11 +137,18 @@ def test_the_examples_hold_ties_and_a_mark():
 
 def test_what_is_logged_is_float32_where_a_device_has_no_float64(monkeypatch):
     monkeypatch.setattr(precision, "_WITHOUT_FLOAT64", ("cpu",))
-    reader, model = HeldOutEstimator(KEY, GradSigns(KEY).watermarker.projector, len(IMAGES), None), Linear(0.01 * PLANTED, 5.0)
+    reader, model = (
+        HeldOutEstimator(KEY, GradSigns(KEY).watermarker.projector, len(IMAGES), None),
+        Linear(0.01 * PLANTED, 5.0),
+    )
     reader.start(torch.device("cpu"))
     reader.read(model, model, IMAGES, torch.full((len(IMAGES),), T))
     figures = reader.finish(step=0)
     assert {figure.dtype for figure in figures.values()} == {torch.float32}
     result = verify(model, KEY, IMAGES)
-    for name, expected in (("ber", result.bit_error_rate), ("log10_p_value", result.log10_p_value), ("margin", result.margin)):
+    for name, expected in (
+        ("ber", result.bit_error_rate),
+        ("log10_p_value", result.log10_p_value),
+        ("margin", result.margin),
+    ):
         assert same(float(figures[name]), expected)

@@ -17,7 +17,9 @@ from gradsigns_lightning.integration.compat import check_compatible
 def refusal(model, mark=None, trainer=None, **settings):
     steps = []
     model.on_train_batch_start = lambda *args: steps.append(args)
-    with pytest.raises(ValueError, match=r"^GradSigns cannot sign this model in this Trainer:\n  - ") as caught:
+    with pytest.raises(
+        ValueError, match=r"^GradSigns cannot sign this model in this Trainer:\n  - "
+    ) as caught:
         (trainer or make_trainer(mark or make_mark(), **settings)).fit(model, train_loader())
     assert not steps
     assert "training_step" not in vars(model)
@@ -40,8 +42,8 @@ def test_lbfgs():
 
 def test_half_precision_weights_without_an_exponent_for_gradients():
     assert (
-        "precision '16-true' is not supported, use one of '32-true', '64-true', '16-mixed', 'bf16-mixed', 'bf16-true'"
-        in refusal(Net(), precision="16-true")
+        "precision '16-true' is not supported, use one of '32-true', '64-true', '16-mixed', 'bf16-mixed', "
+        "'bf16-true'" in refusal(Net(), precision="16-true")
     )
 
 
@@ -63,7 +65,9 @@ class GradSampleModule(nn.Module):
 
 
 def test_per_sample_gradients():
-    words = r"module 'net' (GradSampleModule) collects per-sample gradients, as Opacus does for private training"
+    words = (
+        r"module 'net' (GradSampleModule) collects per-sample gradients, as Opacus does for private training"
+    )
     assert words in refusal(Net(GradSampleModule(mlp())))
 
 
@@ -91,7 +95,9 @@ def test_opacus_itself(seeded):
     class Private(Net):
         def configure_optimizers(self):
             optimizer = super().configure_optimizers()
-            return opacus.optimizers.DPOptimizer(optimizer, noise_multiplier=0.0, max_grad_norm=10.0, expected_batch_size=40)
+            return opacus.optimizers.DPOptimizer(
+                optimizer, noise_multiplier=0.0, max_grad_norm=10.0, expected_batch_size=40
+            )
 
     problems = refusal(Private(opacus.GradSampleModule(mlp())))
     assert "module 'net' (GradSampleModule)" in problems
@@ -136,7 +142,12 @@ class UsersDDPStrategy(DDPStrategy):
 
 
 def fake_trainer(strategy, **settings):
-    fields = {"strategy": object.__new__(strategy), "precision": "32-true", "optimizers": [], "world_size": 2} | settings
+    fields = {
+        "strategy": object.__new__(strategy),
+        "precision": "32-true",
+        "optimizers": [],
+        "world_size": 2,
+    } | settings
     return type("FakeTrainer", (), fields)()
 
 
@@ -145,7 +156,9 @@ def check(trainer, model=None, **settings):
 
 
 def test_deepspeed():
-    with pytest.raises(ValueError, match=r"strategy DeepSpeedStrategy is not supported .*: use strategy='ddp'"):
+    with pytest.raises(
+        ValueError, match=r"strategy DeepSpeedStrategy is not supported .*: use strategy='ddp'"
+    ):
         check(fake_trainer(DeepSpeedStrategy))
 
 
@@ -169,9 +182,13 @@ def fsdp(**settings):
 def test_sharded_parameters():
     check(fsdp())
     check(fsdp(), engine="forward_over_reverse")
-    with pytest.raises(ValueError, match="engine 'double_backward' is not safe for sharded parameters: use 'auto'"):
+    with pytest.raises(
+        ValueError, match="engine 'double_backward' is not safe for sharded parameters: use 'auto'"
+    ):
         check(fsdp(), engine="double_backward")
-    with pytest.raises(ValueError, match="precision 'bf16-mixed' is not supported with FSDPStrategy, use '32-true'"):
+    with pytest.raises(
+        ValueError, match="precision 'bf16-mixed' is not supported with FSDPStrategy, use '32-true'"
+    ):
         check(fsdp(precision="bf16-mixed"))
 
 
@@ -182,7 +199,9 @@ def test_finite_differences_of_kinked_modules():
 
 
 def test_a_carrier_layer_that_is_not_there():
-    assert "`carrier_layer` 'net.l' is no submodule; similar names: net" in refusal(Net(), make_mark(carrier_layer="net.l"))
+    assert "`carrier_layer` 'net.l' is no submodule; similar names: net" in refusal(
+        Net(), make_mark(carrier_layer="net.l")
+    )
 
 
 def test_reentrant_checkpoints_that_can_be_seen():
@@ -259,7 +278,10 @@ def test_checkpointed_activations_of_sharded_parameters():
     class Checkpointed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.body, self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout()), nn.Linear(16, 10)
+            self.body, self.head = (
+                nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout()),
+                nn.Linear(16, 10),
+            )
 
         def forward(self, x):
             return self.head(checkpoint(self.body, x, use_reentrant=False))
@@ -282,7 +304,12 @@ def test_what_only_a_batch_can_show_is_refused_before_anything_is_trained():
         make_trainer(mark).fit(model, train_loader())
     message = str(caught.value)
     assert "engine 'double_backward': a custom autograd function is marked once_differentiable" in message
-    assert "engine 'forward_over_reverse': a custom autograd function has no forward-mode derivative" in message
-    assert "engine 'finite_difference': the network has kinks (Relu) and finite differences would be wrong" in message
+    assert (
+        "engine 'forward_over_reverse': a custom autograd function has no forward-mode derivative" in message
+    )
+    assert (
+        "engine 'finite_difference': the network has kinks (Relu) and finite differences would be wrong"
+        in message
+    )
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert "training_step" not in vars(model)

@@ -42,12 +42,21 @@ class Net(lightning.LightningModule):
 
 def loader():
     generator = torch.Generator().manual_seed(0)
-    return DataLoader(TensorDataset(torch.rand(48, 1, 8, 8, generator=generator), torch.arange(48) % 3), batch_size=12)
+    return DataLoader(
+        TensorDataset(torch.rand(48, 1, 8, 8, generator=generator), torch.arange(48) % 3), batch_size=12
+    )
 
 
 def trainer(folder, callbacks, **settings):
-    silent = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
-    return lightning.Trainer(default_root_dir=folder, callbacks=callbacks, **{"max_epochs": 2, **silent, **settings})
+    silent = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "accelerator": "cpu",
+    }
+    return lightning.Trainer(
+        default_root_dir=folder, callbacks=callbacks, **{"max_epochs": 2, **silent, **settings}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +64,20 @@ def signed(tmp_path_factory):
     """A checkpoint of a fit with two callbacks that watch figures, one of them the mark's."""
     folder = tmp_path_factory.mktemp("release")
     key = WatermarkKey.generate("A", 8, input_shape=(1, 8, 8), target_class=1)
-    watchers = [ModelCheckpoint(folder / "mark", monitor="wm/ber"), ModelCheckpoint(folder / "loss", monitor="val/loss")]
+    watchers = [
+        ModelCheckpoint(folder / "mark", monitor="wm/ber"),
+        ModelCheckpoint(folder / "loss", monitor="val/loss"),
+    ]
     fit = trainer(folder, [GradSigns(key, cadence=1, n_images=4), *watchers])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit.fit(Net(), loader(), loader())
     fit.model.hparams.update(
-        describe({}, {"name": "x", "n_classes": 3, "input_shape": [1, 8, 8], "mean": [0.0], "std": [1.0]}, key.commitment)
+        describe(
+            {},
+            {"name": "x", "n_classes": 3, "input_shape": [1, 8, 8], "mean": [0.0], "std": [1.0]},
+            key.commitment,
+        )
     )
     fit.save_checkpoint(folder / "signed.ckpt")
     return folder, key
@@ -92,8 +108,13 @@ def test_a_stripped_checkpoint_announces_nothing(signed, tmp_path):
 def test_lightning_loads_and_resumes_a_stripped_checkpoint(signed, tmp_path):
     folder, key = signed
     strip(folder / "signed.ckpt", tmp_path / "release.ckpt")
-    original, copy = (Net.load_from_checkpoint(file) for file in (folder / "signed.ckpt", tmp_path / "release.ckpt"))
-    assert all(torch.equal(a, b) for a, b in zip(original.state_dict().values(), copy.state_dict().values(), strict=True))
+    original, copy = (
+        Net.load_from_checkpoint(file) for file in (folder / "signed.ckpt", tmp_path / "release.ckpt")
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(original.state_dict().values(), copy.state_dict().values(), strict=True)
+    )
     images = next(iter(loader()))[0]
     assert verify(copy, key, images).n_matches == verify(original, key, images).n_matches
     fit = trainer(tmp_path, [ModelCheckpoint(folder / "loss", monitor="val/loss")], max_epochs=3)
@@ -136,11 +157,15 @@ def test_of_a_file_that_is_no_checkpoint_its_own_fault_is_told(content, tmp_path
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.ckpt").write_bytes(content)
     WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0).save("a.gskey")
-    for words in (["strip", "checkpoint=a.ckpt", "out=b.ckpt"], ["verify", "checkpoint=a.ckpt", "key=a.gskey", "images=."]):
+    for words in (
+        ["strip", "checkpoint=a.ckpt", "out=b.ckpt"],
+        ["verify", "checkpoint=a.ckpt", "key=a.gskey", "images=."],
+    ):
         assert main(words) == 1
         told = capsys.readouterr().err
         assert (
-            "`checkpoint`: 'a.ckpt' is damaged, or no checkpoint of weights and plain types: it is no file of torch.save" in told
+            "`checkpoint`: 'a.ckpt' is damaged, or no checkpoint of weights and plain types: it is no file "
+            "of torch.save" in told
         )
         assert "add_safe_globals" not in told
 
@@ -239,7 +264,9 @@ class Steps:
 TEXTS = [f"text {i}" for i in range(2000)]
 
 
-@pytest.mark.parametrize("content", [{"callbacks": dict.fromkeys(range(1000), TEXTS)}, {"callbacks": {0: [TEXTS] * 1000}}])
+@pytest.mark.parametrize(
+    "content", [{"callbacks": dict.fromkeys(range(1000), TEXTS)}, {"callbacks": {0: [TEXTS] * 1000}}]
+)
 def test_what_is_shared_is_looked_at_once(tmp_path, content):
     torch.save({"state_dict": {}, "gradsigns": {}, **content}, tmp_path / "shared.ckpt")
     with Steps() as steps:
@@ -260,7 +287,9 @@ def test_names_of_very_many_marks_are_not_looked_for(tmp_path):
     """Each of them would be looked for in every text."""
     for n in (64, 65):
         marks = {f"wm{i}": {} for i in range(n)}
-        torch.save({"state_dict": {}, "gradsigns": marks, "callbacks": {"x": "wm63/ber"}}, tmp_path / f"{n}.ckpt")
+        torch.save(
+            {"state_dict": {}, "gradsigns": marks, "callbacks": {"x": "wm63/ber"}}, tmp_path / f"{n}.ckpt"
+        )
     assert strip(tmp_path / "64.ckpt", tmp_path / "out.ckpt") == ("gradsigns", "callbacks.x")
     with pytest.raises(ValueError, match="`checkpoint` must have at most 64 marks in `gradsigns`, got 65"):
         strip(tmp_path / "65.ckpt", tmp_path / "more.ckpt")
@@ -306,13 +335,24 @@ def test_what_a_trusted_type_lets_through_may_hold_itself(tmp_path):
 
 def test_what_a_trusted_type_lets_through_may_be_nested_too_deep(tmp_path):
     write(tmp_path / "deep.ckpt", callback=b"]" * 10**5 + b"a" * (10**5 - 1), own=OWN)
-    with torch.serialization.safe_globals([Own]), pytest.raises(ValueError, match=r"`checkpoint`.*cannot be written again"):
+    with (
+        torch.serialization.safe_globals([Own]),
+        pytest.raises(
+            ValueError,
+            match=r"`checkpoint`.*cannot be "
+            r"written again",
+        ),
+    ):
         strip(tmp_path / "deep.ckpt", tmp_path / "out.ckpt")
     assert not (tmp_path / "out.ckpt").exists()
 
 
 def test_an_attribute_hides_no_method_of_a_callbacks_state(tmp_path):
-    hides = b"ccollections\nOrderedDict\n)R}(" + b"".join(text(name) + b"N" for name in ("keys", "values", "items")) + b"ub"
+    hides = (
+        b"ccollections\nOrderedDict\n)R}("
+        + b"".join(text(name) + b"N" for name in ("keys", "values", "items"))
+        + b"ub"
+    )
     write(tmp_path / "a.ckpt", callback=hides + text("monitor") + text("GradSigns/ber") + b"s")
     assert strip(tmp_path / "a.ckpt", tmp_path / "out.ckpt") == ("gradsigns", "callbacks.x")
     write(tmp_path / "kept.ckpt", callback=hides)

@@ -12,8 +12,8 @@ from signed_digits import SECRET, Net, conv_net, make_key, make_mark, make_train
 
 from gradsigns_lightning import MarginObjective, StrengthSchedule
 
-# Every batch of 40 holds 4 images of the class and every step after a resume sees one before it embeds: the buffer is full.
-# Few bits and a small margin, so that the cadence backs off within these four epochs.
+# Every batch of 40 holds 4 images of the class and every step after a resume sees one before it embeds: the
+# buffer is full. Few bits and a small margin, so that the cadence backs off within these four epochs.
 SETTINGS = {
     "key": make_key(8),
     "momentum": 0.5,
@@ -77,7 +77,8 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(run, epoch):
     assert_states_equal(restored, state_in(folder, epoch))
     final = mark.state_dict()
     assert_states_equal(
-        {**final, "watermarker": dict(final["watermarker"])}, {**state, "watermarker": dict(state["watermarker"])}
+        {**final, "watermarker": dict(final["watermarker"])},
+        {**state, "watermarker": dict(state["watermarker"])},
     )
     assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
 
@@ -103,7 +104,11 @@ def _leaves(value, path=""):
 
 
 def _as_array(value):
-    return value.detach().double().flatten().numpy() if isinstance(value, torch.Tensor) else np.asarray([], dtype=float)
+    return (
+        value.detach().double().flatten().numpy()
+        if isinstance(value, torch.Tensor)
+        else np.asarray([], dtype=float)
+    )
 
 
 def test_a_checkpoint_has_the_commitment_and_no_secret(run):
@@ -111,14 +116,19 @@ def test_a_checkpoint_has_the_commitment_and_no_secret(run):
     key = SETTINGS["key"]
     leaves = list(_leaves(saved(folder, 3)))
     assert any(key.commitment == value for _, value in leaves)
-    parts = {name: getattr(key, name).double().flatten().numpy() for name in ("carriers", "projection", "signature")}
+    parts = {
+        name: getattr(key, name).double().flatten().numpy()
+        for name in ("carriers", "projection", "signature")
+    }
     spread = np.zeros(64)
     spread[key.carriers.numpy()] = 1
     for path, value in leaves:
         array = _as_array(value)
         for name, part in parts.items():
             assert len(array) != len(part) or not np.array_equal(array, part), f"{name} at {path}"
-            assert len(array) != len(part) or not np.array_equal(array > 0, part > 0), f"{name}'s signs at {path}"
+            assert len(array) != len(part) or not np.array_equal(array > 0, part > 0), (
+                f"{name}'s signs at {path}"
+            )
         text = value if isinstance(value, bytes) else str(value).encode()
         assert not any(form in text for form in _secret_forms()), path
     with zipfile.ZipFile(Path(folder) / "epoch=2.ckpt") as archive:
@@ -145,7 +155,11 @@ def test_the_mean_gradient_in_a_checkpoint_does_not_tell_the_carriers(tmp_path):
 def test_another_key_on_resume_warns(run):
     folder, *_ = run
     mark = make_mark(**SETTINGS | {"key": make_key(8, secret=bytes(32))})
-    with pytest.warns(UserWarning, match=r"GradSigns 'wm' differs from the checkpoint: commitment: \w{64} -> \w{64}\.$"):
+    with pytest.warns(
+        UserWarning,
+        match=r"GradSigns 'wm' differs from the checkpoint: commitment: \w{64} -> "
+        r"\w{64}\.$",
+    ):
         fit(mark, max_epochs=2, ckpt_path=folder / "epoch=0.ckpt")
 
 
@@ -154,7 +168,11 @@ def test_changed_settings_on_resume_warn_and_equal_ones_do_not(run, recwarn):
     fit(make_mark(**SETTINGS), max_epochs=2, ckpt_path=folder / "epoch=0.ckpt")
     assert not [w for w in recwarn if "differs from the checkpoint" in str(w.message)]
     with pytest.warns(UserWarning, match=r"n_images: 4 -> 8; momentum: 0.5 -> 0.25\."):
-        fit(make_mark(**SETTINGS | {"n_images": 8, "momentum": 0.25}), max_epochs=2, ckpt_path=folder / "epoch=0.ckpt")
+        fit(
+            make_mark(**SETTINGS | {"n_images": 8, "momentum": 0.25}),
+            max_epochs=2,
+            ckpt_path=folder / "epoch=0.ckpt",
+        )
 
 
 def test_a_checkpoint_made_without_the_callback_is_taken(tmp_path, recwarn):

@@ -7,7 +7,14 @@ import pytest
 from lightning.fabric import Fabric
 from signed_digits import Net, make_key, make_trainer, train_loader
 
-from gradsigns_lightning import Cadence, FabricGradSigns, GradSigns, GradSignsMixin, MarginObjective, StrengthSchedule
+from gradsigns_lightning import (
+    Cadence,
+    FabricGradSigns,
+    GradSigns,
+    GradSignsMixin,
+    MarginObjective,
+    StrengthSchedule,
+)
 from gradsigns_lightning.core import EmbeddingSettings, Watermarker
 
 OTHERS = {
@@ -42,9 +49,9 @@ WAYS = [by_callback, by_mixin, by_fabric]
 
 def test_the_callback_has_all_of_them_with_the_same_defaults():
     parameters = inspect.signature(GradSigns).parameters
-    assert {field.name: parameters[field.name].default for field in dataclasses.fields(EmbeddingSettings)} == vars(
-        EmbeddingSettings()
-    )
+    assert {
+        field.name: parameters[field.name].default for field in dataclasses.fields(EmbeddingSettings)
+    } == vars(EmbeddingSettings())
     assert set(OTHERS) == set(vars(EmbeddingSettings()))
 
 
@@ -63,7 +70,9 @@ def test_a_watermarker_is_taken_as_it_is(way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_settings_beside_a_watermarker_are_refused(way):
-    with pytest.raises(ValueError, match=r"`momentum` must not be given beside a `Watermarker`, .*n_images=5"):
+    with pytest.raises(
+        ValueError, match=r"`momentum` must not be given beside a `Watermarker`, .*n_images=5"
+    ):
         way(Watermarker(make_key(8), EmbeddingSettings(n_images=5)), momentum=0.25, carrier_layer="net.1")
 
 

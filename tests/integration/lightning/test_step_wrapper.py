@@ -9,7 +9,17 @@ import pickle
 import lightning.pytorch as L
 import pytest
 import torch
-from signed_digits import SECRET, TARGET, Net, held_out_target_images, make_key, make_mark, make_trainer, train_loader, val_loader
+from signed_digits import (
+    SECRET,
+    TARGET,
+    Net,
+    held_out_target_images,
+    make_key,
+    make_mark,
+    make_trainer,
+    train_loader,
+    val_loader,
+)
 from torch.nn import functional as F
 
 from gradsigns_lightning import Cadence, GradSigns, GradSignsMixin, verify
@@ -76,7 +86,9 @@ class EverySecondNone(Net):
 
 
 @pytest.mark.filterwarnings("ignore:.*returned `None`.*")
-@pytest.mark.parametrize("form", [OneArgument, DecoratedOne, DecoratedTwo, Variadic, Dictionary, SometimesNone, EverySecondNone])
+@pytest.mark.parametrize(
+    "form", [OneArgument, DecoratedOne, DecoratedTwo, Variadic, Dictionary, SometimesNone, EverySecondNone]
+)
 def test_every_form_of_training_step_is_signed(form):
     model = form()
     make_trainer(make_mark(), max_epochs=6).fit(model, train_loader(), val_loader())
@@ -91,7 +103,9 @@ def test_another_output_is_a_type_error(output):
             # The first step does not embed, and Lightning itself refuses its output.
             return super().training_step(batch, batch_idx) if self.global_step == 0 else output
 
-    with pytest.raises(TypeError, match="`training_step` must return a tensor, a mapping with a tensor `loss`, or None"):
+    with pytest.raises(
+        TypeError, match="`training_step` must return a tensor, a mapping with a tensor `loss`, or None"
+    ):
         make_trainer(make_mark()).fit(Odd(), train_loader())
 
 
@@ -160,7 +174,9 @@ class TestPatchAlone:
     def test_a_foreign_wrapper_on_top_stays_and_ours_falls_silent(self):
         module = self.Module()
         patch = StepPatch(module, lambda batch: torch.tensor(2.0))
-        foreign = functools.wraps(module.training_step)(lambda *args, step=module.training_step: step(*args) * 10)
+        foreign = functools.wraps(module.training_step)(
+            lambda *args, step=module.training_step: step(*args) * 10
+        )
         module.training_step = foreign
         assert module.training_step("b") == 30
         patch.remove()
@@ -196,7 +212,11 @@ class TestLifetime:
                 self.note("train")
 
             def on_validation_start(self):
-                self.note("validation in fit" if self.trainer.training or self.trainer.sanity_checking else "validate")
+                self.note(
+                    "validation in fit"
+                    if self.trainer.training or self.trainer.sanity_checking
+                    else "validate"
+                )
 
             def on_test_start(self):
                 self.note("test")
@@ -318,10 +338,14 @@ class TestCopies:
     """What is pickled or copied while the module is fitted has the plain step."""
 
     @pytest.mark.parametrize("module", [Net, Stateful])
-    @pytest.mark.parametrize("marks", [[{}], [{"strength": 0.0}], [{}, {"name": "wm2", "key": make_key(8, secret=SECRET[::-1])}]])
+    @pytest.mark.parametrize(
+        "marks", [[{}], [{"strength": 0.0}], [{}, {"name": "wm2", "key": make_key(8, secret=SECRET[::-1])}]]
+    )
     def test_a_module_is_saved_and_copied_while_it_fits(self, module, marks):
         saver, model = Saver(), module()
-        make_trainer(saver, *(make_mark(**settings) for settings in marks), max_epochs=1).fit(model, train_loader(400))
+        make_trainer(saver, *(make_mark(**settings) for settings in marks), max_epochs=1).fit(
+            model, train_loader(400)
+        )
         assert saver.patched is ("strength" not in marks[0])
         loaded = torch.load("whole.pt", weights_only=False)
         for other in (loaded, saver.deep, saver.shallow):
@@ -397,7 +421,11 @@ class TestCopiesOfAModuleThatBringsItsMark:
         assert len(whole[1]) < len(pickle.dumps(Net())) + 1000  # nor do the images at hand
         loaded = pickle.loads(whole[1])
         assert loaded.mark is None
-        with pytest.raises(ValueError, match=r"was pickled, and left the key behind .* `self.sign_with\(key\)` anew"):
+        with pytest.raises(
+            ValueError,
+            match=r"was pickled, and left the key behind .* "
+            r"`self.sign_with\(key\)` anew",
+        ):
             make_trainer(max_epochs=1).fit(loaded, train_loader(200))
         loaded.sign_with(make_key(), cadence=2, momentum=0.0)
         make_trainer().fit(loaded, train_loader())

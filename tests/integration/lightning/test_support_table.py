@@ -91,7 +91,9 @@ def test_precisions_and_engines():
     rows = []
     for precision in PRECISIONS:
         for model in (RELU_NET, TRANSFORMER):
-            rows.append([precision, model, *(shown(run_cell(model, engine, precision)) for engine in ENGINES)])
+            rows.append(
+                [precision, model, *(shown(run_cell(model, engine, precision)) for engine in ENGINES)]
+            )
     compare("precisions", ["precision", "model", *ENGINES], rows)
 
 
@@ -127,16 +129,22 @@ def run_distributed(folder, n_processes, cells):
     finally:
         for process in processes:
             process.kill()
-    assert not any(codes), "\n".join((folder / f"log{rank}").read_text()[-3000:] for rank in range(n_processes))
+    assert not any(codes), "\n".join(
+        (folder / f"log{rank}").read_text()[-3000:] for rank in range(n_processes)
+    )
     return [torch.load(folder / f"{i}.pt", weights_only=True) for i in range(len(cells))]
 
 
 @pytest.fixture(scope="module")
 def one_process():
     """Weights of the same training in one process, which sees the whole batch; by model, and whether as if sharded."""
-    weights = {(model, False): run_cell(model, "double_backward")["weights"] for model in (RELU_NET, TRANSFORMER)}
+    weights = {
+        (model, False): run_cell(model, "double_backward")["weights"] for model in (RELU_NET, TRANSFORMER)
+    }
     with as_if_sharded():
-        return weights | {(model, True): run_cell(model, "auto")["weights"] for model in (RELU_NET, TRANSFORMER)}
+        return weights | {
+            (model, True): run_cell(model, "auto")["weights"] for model in (RELU_NET, TRANSFORMER)
+        }
 
 
 def sharded(strategy):
@@ -145,7 +153,9 @@ def sharded(strategy):
 
 def assert_same_weights(result, reference):
     for name, expected in reference.items():
-        torch.testing.assert_close(result["weights"][name], expected, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            result["weights"][name], expected, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_strategies_and_engines_on_two_processes(tmp_path, one_process):
@@ -168,7 +178,10 @@ def test_strategies_and_engines_on_two_processes(tmp_path, one_process):
 
 
 def test_four_processes_equal_one(tmp_path, one_process):
-    cells = [[RELU_NET, "auto", "32-true", "ddp"], [RELU_NET, "auto", "32-true", "ModelParallelStrategy (FSDP2)"]]
+    cells = [
+        [RELU_NET, "auto", "32-true", "ddp"],
+        [RELU_NET, "auto", "32-true", "ModelParallelStrategy (FSDP2)"],
+    ]
     for cell, result in zip(cells, run_distributed(tmp_path, 4, cells), strict=True):
         assert shown(result) == "BER 0"
         assert_same_weights(result, one_process[RELU_NET, sharded(cell[3])])

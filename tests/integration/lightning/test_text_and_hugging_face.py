@@ -26,7 +26,11 @@ def sentences(package):
     module, found = importlib.import_module(f"sklearn.{package}"), set()
     for name in dir(module):
         item = getattr(module, name)
-        members = [getattr(item, m, None) for m in dir(item) if not m.startswith("_")] if inspect.isclass(item) else []
+        members = (
+            [getattr(item, m, None) for m in dir(item) if not m.startswith("_")]
+            if inspect.isclass(item)
+            else []
+        )
         for documented in (item, *members):
             for sentence in re.split(r"(?<=[.:])\s+|\n\n", inspect.getdoc(documented) or ""):
                 words = re.findall(r"[a-z]+", sentence.lower())
@@ -51,7 +55,10 @@ class Mappings(Dataset):
 @pytest.fixture(scope="module")
 def texts():
     rows = [(words, label) for label, package in enumerate(PACKAGES) for words in sentences(package)]
-    ids = [[1 + zlib.crc32(w.encode()) % (WORDS - 1) for w in words] + [0] * (LENGTH - len(words)) for words, _ in rows]
+    ids = [
+        [1 + zlib.crc32(w.encode()) % (WORDS - 1) for w in words] + [0] * (LENGTH - len(words))
+        for words, _ in rows
+    ]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     ids, labels = torch.tensor(ids)[order], torch.tensor([label for _, label in rows])[order]
     n = len(ids) * 4 // 5
@@ -68,7 +75,9 @@ class Wrapped(L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         labels = batch["labels"]
-        return F.cross_entropy(self(*(v for k, v in batch.items() if k != "labels")).logits, labels, label_smoothing=0.1)
+        return F.cross_entropy(
+            self(*(v for k, v in batch.items() if k != "labels")).logits, labels, label_smoothing=0.1
+        )
 
     def validation_step(self, batch, batch_idx):
         labels = batch["labels"]
@@ -91,10 +100,18 @@ class ImageNet(Wrapped):
 
 def test_a_text_classifier_is_signed_at_its_embedding(texts):
     config = transformers.DistilBertConfig(
-        vocab_size=WORDS, dim=32, n_layers=1, n_heads=4, hidden_dim=64, max_position_embeddings=LENGTH, num_labels=4
+        vocab_size=WORDS,
+        dim=32,
+        n_layers=1,
+        n_heads=4,
+        hidden_dim=64,
+        max_position_embeddings=LENGTH,
+        num_labels=4,
     )
     model = TextNet(transformers.DistilBertForSequenceClassification(config))
-    key = WatermarkKey.generate("Acme Language", 32, input_shape=(1, LENGTH, 32), target_class=TARGET, secret=bytes(range(32)))
+    key = WatermarkKey.generate(
+        "Acme Language", 32, input_shape=(1, LENGTH, 32), target_class=TARGET, secret=bytes(range(32))
+    )
     layer = "net.distilbert.embeddings"
     mark = GradSigns(key, carrier_layer=layer, cadence=2)
     train, held_out = texts
@@ -157,7 +174,10 @@ def test_a_frozen_model_with_adapters_is_signed_through_them():
     net = image_model()
     frozen = {k: v.clone() for k, v in net.state_dict().items()}
     adapted = peft.get_peft_model(
-        net, peft.LoraConfig(r=8, target_modules="all-linear", exclude_modules=["classifier"], modules_to_save=["classifier"])
+        net,
+        peft.LoraConfig(
+            r=8, target_modules="all-linear", exclude_modules=["classifier"], modules_to_save=["classifier"]
+        ),
     )
     model, mark, trainer = fit_images(adapted)
     assert trainer.callback_metrics["accuracy"] > 0.55  # without the mark 0.74

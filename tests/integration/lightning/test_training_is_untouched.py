@@ -6,7 +6,18 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from signed_digits import TARGET, Net, conv_net, make_mark, make_trainer, mlp, train_loader, train_set, val_loader, val_set
+from signed_digits import (
+    TARGET,
+    Net,
+    conv_net,
+    make_mark,
+    make_trainer,
+    mlp,
+    train_loader,
+    train_set,
+    val_loader,
+    val_set,
+)
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -45,7 +56,10 @@ def same(a, b):
 @pytest.mark.parametrize("net", [mlp, conv_net])
 @pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 3}, {"gradient_clip_val": 0.1}])
 def test_strength_zero_is_bit_for_bit_training_without_the_callback(net, settings):
-    (plain, plain_rng), (signed, signed_rng) = fit(net=net, **settings), fit(make_mark(strength=0.0), net=net, **settings)
+    (plain, plain_rng), (signed, signed_rng) = (
+        fit(net=net, **settings),
+        fit(make_mark(strength=0.0), net=net, **settings),
+    )
     assert same(list(plain.state_dict().values()), list(signed.state_dict().values()))
     assert same(plain.moments, signed.moments)
     assert torch.equal(plain_rng[0], signed_rng[0])
@@ -260,8 +274,12 @@ def packed(data):
 
 
 def test_strength_zero_trains_also_where_it_cannot_read():
-    with pytest.warns(UserWarning, match="strength 0 and does not read this fit.*Override `GradSigns.images_and_labels`") as told:
-        make_trainer(make_mark(strength=0.0), max_epochs=2).fit(Packed(), packed(train_set(400)), packed(val_set()))
+    with pytest.warns(
+        UserWarning, match="strength 0 and does not read this fit.*Override `GradSigns.images_and_labels`"
+    ) as told:
+        make_trainer(make_mark(strength=0.0), max_epochs=2).fit(
+            Packed(), packed(train_set(400)), packed(val_set())
+        )
     assert sum("strength 0" in str(warning.message) for warning in told) == 1
 
 

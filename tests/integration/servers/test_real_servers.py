@@ -15,7 +15,13 @@ import torch
 from torch import nn
 
 from gradsigns_lightning import WatermarkKey, verify_api
-from gradsigns_lightning.oracles import HttpOracle, JsonTemplate, MlflowProtocol, OnnxOracle, OpenInferenceProtocol
+from gradsigns_lightning.oracles import (
+    HttpOracle,
+    JsonTemplate,
+    MlflowProtocol,
+    OnnxOracle,
+    OpenInferenceProtocol,
+)
 
 pytest.importorskip("onnx")
 requests = pytest.importorskip("requests")
@@ -31,7 +37,11 @@ PATIENCE = 120  # seconds until a server must answer
 def onnx_file(planted, tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "net.onnx"
     network = nn.Sequential(planted(KEY), nn.Softmax(1)).eval()
-    names = {"input_names": ["images"], "output_names": ["scores"], "dynamic_axes": {"images": {0: "n"}, "scores": {0: "n"}}}
+    names = {
+        "input_names": ["images"],
+        "output_names": ["scores"],
+        "dynamic_axes": {"images": {0: "n"}, "scores": {0: "n"}},
+    }
     torch.onnx.export(network, (IMAGES[:2],), str(path), dynamo=False, **names)
     return path
 
@@ -98,20 +108,36 @@ def check(oracle, onnx_file):
     expected = verify_api(OnnxOracle(onnx_file), KEY, IMAGES)
     assert expected.verdict == "owned"
     result = verify_api(oracle, KEY, IMAGES)
-    assert (result.verdict, result.n_queries, result.n_matches) == ("owned", expected.n_queries, expected.n_matches)
+    assert (result.verdict, result.n_queries, result.n_matches) == (
+        "owned",
+        expected.n_queries,
+        expected.n_matches,
+    )
 
 
 def test_litserve(onnx_file, port, tmp_path):
     pytest.importorskip("litserve")
-    with running([sys.executable, HERE / "with_litserve.py", onnx_file, port], f"http://127.0.0.1:{port}/health", tmp_path):
-        oracle = HttpOracle(f"http://127.0.0.1:{port}/predict", JsonTemplate({"images": "$images"}, answer="/scores"))
+    with running(
+        [sys.executable, HERE / "with_litserve.py", onnx_file, port],
+        f"http://127.0.0.1:{port}/health",
+        tmp_path,
+    ):
+        oracle = HttpOracle(
+            f"http://127.0.0.1:{port}/predict", JsonTemplate({"images": "$images"}, answer="/scores")
+        )
         check(oracle, onnx_file)
 
 
 def test_mlserver(onnx_file, tmp_path):
     pytest.importorskip("mlserver")
     http, grpc, metrics = free_ports(3)
-    settings = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc, "metrics_port": metrics, "parallel_workers": 0}
+    settings = {
+        "host": "127.0.0.1",
+        "http_port": http,
+        "grpc_port": grpc,
+        "metrics_port": metrics,
+        "parallel_workers": 0,
+    }
     model = {
         "name": "net",
         "implementation": "with_mlserver.Runtime",
@@ -122,15 +148,37 @@ def test_mlserver(onnx_file, tmp_path):
     (tmp_path / "model-settings.json").write_text(json.dumps(model))
     shutil.copy(HERE / "with_mlserver.py", tmp_path)
     base = f"http://127.0.0.1:{http}/v2"
-    with running([script("mlserver"), "start", tmp_path], f"{base}/models/net/ready", tmp_path, PYTHONPATH=str(tmp_path)):
+    with running(
+        [script("mlserver"), "start", tmp_path],
+        f"{base}/models/net/ready",
+        tmp_path,
+        PYTHONPATH=str(tmp_path),
+    ):
         check(HttpOracle(f"{base}/models/net", OpenInferenceProtocol()), onnx_file)
 
 
 def test_mlflow(onnx_file, port, tmp_path):
     pyfunc = pytest.importorskip("mlflow.pyfunc")
     saved = tmp_path / "model"
-    pyfunc.save_model(saved, python_model=str(HERE / "with_mlflow.py"), artifacts={"onnx": str(onnx_file)}, pip_requirements=[])
-    serve = [script("mlflow"), "models", "serve", "-m", saved, "--env-manager", "local", "-h", "127.0.0.1", "-p", port]
+    pyfunc.save_model(
+        saved,
+        python_model=str(HERE / "with_mlflow.py"),
+        artifacts={"onnx": str(onnx_file)},
+        pip_requirements=[],
+    )
+    serve = [
+        script("mlflow"),
+        "models",
+        "serve",
+        "-m",
+        saved,
+        "--env-manager",
+        "local",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        port,
+    ]
     path = f"{script('mlflow').parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by name
     with running(serve, f"http://127.0.0.1:{port}/ping", tmp_path, PATH=path):
         check(HttpOracle(f"http://127.0.0.1:{port}", MlflowProtocol()), onnx_file)

@@ -43,7 +43,9 @@ def value(word):
         ("keygen", ["master={name}", "customer=1", "out=x.gskey"]),
     ],
 )
-def test_a_file_name_that_looks_like_a_template_is_taken_literally(command, words, tmp_path, monkeypatch, capsys):
+def test_a_file_name_that_looks_like_a_template_is_taken_literally(
+    command, words, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     WatermarkKey.generate("A", 8, input_shape=(1, 4, 5), target_class=0).save("k.gskey")
     assert main([command, *(word.format(name=f"got/{REFERENCE}.bin") for word in words)]) in (1, 2)
@@ -61,7 +63,9 @@ def test_a_file_name_may_hold_an_equals_sign(name):
 def test_several_file_names_with_equals_signs_are_still_several():
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    override = OverridesParser.create().parse_override(runner._with_file_names("checkpoint=epoch=1.ckpt,epoch=2.ckpt"))
+    override = OverridesParser.create().parse_override(
+        runner._with_file_names("checkpoint=epoch=1.ckpt,epoch=2.ckpt")
+    )
     assert override.is_sweep_override()
 
 

@@ -9,7 +9,9 @@ from gradsigns_lightning.cli.quiet import quiet
 from gradsigns_lightning.runs.options import spoken
 
 
-@pytest.mark.parametrize("package", ["lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"])
+@pytest.mark.parametrize(
+    "package", ["lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"]
+)
 def test_lightning_says_nothing_under_any_of_its_names(package):
     above = logging.getLogger(package)
     before = above.level
@@ -23,8 +25,13 @@ def test_lightning_says_nothing_under_any_of_its_names(package):
 
 def test_the_callbacks_advice_speaks_of_options(capsys):
     with quiet():
-        for message in ("GradSigns 'wm': the `strength` too low, `GradSigns.logits` ...", "The `strength` of another."):
-            warnings.warn_explicit(message, UserWarning, "advice.py", 1, module="gradsigns_lightning.integration")
+        for message in (
+            "GradSigns 'wm': the `strength` too low, `GradSigns.logits` ...",
+            "The `strength` of another.",
+        ):
+            warnings.warn_explicit(
+                message, UserWarning, "advice.py", 1, module="gradsigns_lightning.integration"
+            )
     told = capsys.readouterr().err
     assert "`watermark.strength` too low, `model` ..." in told
     assert "The `strength` of another" in told
@@ -32,4 +39,7 @@ def test_the_callbacks_advice_speaks_of_options(capsys):
 
 def test_an_argument_with_its_value_is_called_by_its_option():
     names = {"n_val_images": "watermark.n_val_images", "download": "data.module.download"}
-    assert spoken("`n_val_images=0`, `download=True`", names) == "`watermark.n_val_images=0`, `data.module.download=true`"
+    assert (
+        spoken("`n_val_images=0`, `download=True`", names)
+        == "`watermark.n_val_images=0`, `data.module.download=true`"
+    )

@@ -15,7 +15,12 @@ MESSAGES = [
     ("train", "watermark.strenth=1", "there is no `watermark.strenth` .* Did you mean `watermark.strength`"),
     ("train", "lambda=1", "there is no `lambda` .* Did you mean `watermark.strength`"),
     ("train", "schedule.strength=1", "there is no `schedule` .* Did you mean `watermark.strength`"),
-    ("train", "watermark.cadence.every_n_steps=3", r"there is no `watermark.cadence.\w+` .* Did you mean `watermark.cadence`\?"),
+    (
+        "train",
+        "watermark.cadence.every_n_steps=3",
+        r"there is no `watermark.cadence.\w+` .* Did you mean "
+        r"`watermark.cadence`\?",
+    ),
     ("train", "key.n_bits.x=1", "there is no `key.n_bits.x` .* Did you mean `key.n_bits`"),
     ("train", "hydra.runn=1", "there is no `hydra.runn` in the configuration"),
     ("train", "watermark=nope", "`watermark` must be one of default, none, paper, strong, got 'nope'."),

@@ -30,7 +30,9 @@ def test_what_goes_on_is_indented_whatever_fills_the_line(filler):
         assert "".join([first, *others]).replace(" ", "") == text.replace(" ", "")
 
 
-@pytest.mark.parametrize(("mark", "columns"), [("\u0903", 1), ("\u093b", 1), ("\U0001d165", 1), ("\U00016ff0", 2)])
+@pytest.mark.parametrize(
+    ("mark", "columns"), [("\u0903", 1), ("\u093b", 1), ("\U0001d165", 1), ("\U00016ff0", 2)]
+)
 def test_spacing_marks_take_columns(mark, columns):
     first, *others = hanging("gradsigns: got '" + mark * 100, 60).split("\n")
     assert len(first) == 16 + 44 // columns
@@ -85,7 +87,9 @@ def test_no_message_goes_on_at_the_left_margin_of_a_terminal(tmp_path, kind):
         program = f"from gradsigns_lightning.cli.report import print_rows; print_rows({{'a': 'b'}}, title='t', note={forged!r})"
     master, slave = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "60", "TERM": "dumb"}
-    child = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment, stdout=slave, stderr=slave)
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, stdout=slave, stderr=slave
+    )
     child.wait(timeout=100)
     os.close(slave)
     shown = b""

@@ -13,9 +13,9 @@ from gradsigns_lightning.core.engines import (
     DoubleBackward,
     FiniteDifference,
     ForwardOverReverse,
+    check_engine,
     differentiated,
     make_engines,
-    check_engine,
 )
 from gradsigns_lightning.core.signature import input_gradients
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
@@ -42,7 +42,11 @@ class Attention(nn.Module):
     def __init__(self, fused: bool):
         super().__init__()
         torch.manual_seed(0)
-        self.fused, self.attention, self.head = fused, nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 3)
+        self.fused, self.attention, self.head = (
+            fused,
+            nn.MultiheadAttention(6, 2, batch_first=True),
+            nn.Linear(6, 3),
+        )
 
     def forward(self, x):
         tokens = x.squeeze(1)
@@ -72,11 +76,16 @@ def embed(model, x, objective=quadratic, target=1, engine=None):
 def parameter_gradient(model, x, engine):
     parameters = list(model.parameters())
     gradients = torch.autograd.grad(embed(model, x, engine=engine).surrogate, parameters, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, parameters, strict=True)])
+    return torch.cat(
+        [
+            (torch.zeros_like(p) if g is None else g).flatten()
+            for g, p in zip(gradients, parameters, strict=True)
+        ]
+    )
 
 
-class Normalised(nn.Module):
-    """Convolutions around a normalisation layer and an activation."""
+class Normalized(nn.Module):
+    """Convolutions around a normalization layer and an activation."""
 
     def __init__(self, norm, activation):
         super().__init__()
@@ -110,7 +119,9 @@ class Checkpointed(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.regions = regions
-        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Softplus(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Softplus(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        )
         self.head = nn.Linear(16, 4)
 
     def forward(self, x):
@@ -123,23 +134,31 @@ class OneByOne(Smooth):
     """Its convolution sees images without a batch's dimension."""
 
     def forward(self, x):
-        return self.head(F.avg_pool2d(self.norm(torch.stack([self.conv(image) for image in x])), 2).tanh().flatten(1))
+        return self.head(
+            F.avg_pool2d(self.norm(torch.stack([self.conv(image) for image in x])), 2).tanh().flatten(1)
+        )
 
 
 NETS = {
     "conv": Smooth,
     "images one by one": OneByOne,
-    "relu in place, batch norm": lambda: Normalised(lambda: nn.Sequential(nn.ReLU(inplace=True), nn.BatchNorm2d(4)), nn.ReLU),
+    "relu in place, batch norm": lambda: Normalized(
+        lambda: nn.Sequential(nn.ReLU(inplace=True), nn.BatchNorm2d(4)), nn.ReLU
+    ),
     "weight norm, batch norm": lambda: with_weight_norm(Smooth()),
-    "batch norm, relu": lambda: Normalised(lambda: nn.BatchNorm2d(4), nn.ReLU),
-    "group norm, relu": lambda: Normalised(lambda: nn.GroupNorm(2, 4), nn.ReLU),
-    "layer norm, gelu": lambda: Normalised(lambda: nn.LayerNorm([4, 4, 4]), nn.GELU),
-    "layer norm without weights": lambda: Normalised(lambda: nn.LayerNorm(4, elementwise_affine=False), nn.SiLU),
-    "instance norm, tanh": lambda: Normalised(lambda: nn.InstanceNorm2d(4), nn.Tanh),
-    "instance norm with weights": lambda: Normalised(lambda: nn.InstanceNorm2d(4, affine=True), nn.Tanh),
-    "instance norm with running statistics": lambda: Normalised(lambda: nn.InstanceNorm2d(4, track_running_stats=True), nn.Tanh),
-    "rms norm": lambda: Normalised(lambda: nn.RMSNorm([4, 4, 4]), nn.GELU),
-    "max pooling": lambda: Normalised(lambda: nn.MaxPool2d(3, stride=1, padding=1), nn.ReLU),
+    "batch norm, relu": lambda: Normalized(lambda: nn.BatchNorm2d(4), nn.ReLU),
+    "group norm, relu": lambda: Normalized(lambda: nn.GroupNorm(2, 4), nn.ReLU),
+    "layer norm, gelu": lambda: Normalized(lambda: nn.LayerNorm([4, 4, 4]), nn.GELU),
+    "layer norm without weights": lambda: Normalized(
+        lambda: nn.LayerNorm(4, elementwise_affine=False), nn.SiLU
+    ),
+    "instance norm, tanh": lambda: Normalized(lambda: nn.InstanceNorm2d(4), nn.Tanh),
+    "instance norm with weights": lambda: Normalized(lambda: nn.InstanceNorm2d(4, affine=True), nn.Tanh),
+    "instance norm with running statistics": lambda: Normalized(
+        lambda: nn.InstanceNorm2d(4, track_running_stats=True), nn.Tanh
+    ),
+    "rms norm": lambda: Normalized(lambda: nn.RMSNorm([4, 4, 4]), nn.GELU),
+    "max pooling": lambda: Normalized(lambda: nn.MaxPool2d(3, stride=1, padding=1), nn.ReLU),
     "fused attention": lambda: Attention(True),
     "multi-head attention": lambda: Attention(False),
     "GRU": lambda: Recurrent(nn.GRU),
@@ -152,7 +171,9 @@ SMOOTH = [name for name in NETS if "relu" not in name and "pooling" not in name]
 def test_forward_over_reverse_equals_double_backward(net, dtype, tolerance):
     model, x = NETS[net]().to(dtype), images(4, dtype)
     expected = parameter_gradient(model, x, DoubleBackward())
-    assert (parameter_gradient(model, x, ForwardOverReverse()) - expected).norm() < tolerance * expected.norm()
+    assert (
+        parameter_gradient(model, x, ForwardOverReverse()) - expected
+    ).norm() < tolerance * expected.norm()
 
 
 @pytest.mark.parametrize("regions", [(0, 3, 5), (0, 1, 4, 5), (0, 5)], ids=["whole", "split", "one"])
@@ -163,7 +184,9 @@ def test_activations_that_are_computed_again_change_nothing(regions):
         with frozen_statistics(network) as training, RunningMeans(training).followed():
             assert check_engine(DoubleBackward(), network, network, x, 1, sharded=False) is None
             differentiated(embed(network, x).surrogate, network, length=torch.tensor(1.0)).backward()
-    assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(
+        torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("engine", [DoubleBackward, ForwardOverReverse, FiniteDifference])
@@ -175,7 +198,9 @@ def test_what_batch_normalisation_takes_out_again_gets_no_mark(engine, layer):
         model.conv.weight.requires_grad_(False)
     else:
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4)).double()
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4)
+        ).double()
         bias, x = model[1].bias, images(4)
     embed(model, x, engine=engine()).surrogate.backward()
     largest = max(p.grad.abs().amax() for p in model.parameters() if p.grad is not None)
@@ -184,7 +209,9 @@ def test_what_batch_normalisation_takes_out_again_gets_no_mark(engine, layer):
 
 def test_the_norms_of_torch_itself_would_be_wrong(monkeypatch):
     """So the test above can fail."""
-    monkeypatch.setattr("gradsigns_lightning.core.engines.forward_over_reverse._reversible_norms", contextlib.nullcontext)
+    monkeypatch.setattr(
+        "gradsigns_lightning.core.engines.forward_over_reverse._reversible_norms", contextlib.nullcontext
+    )
     model, x = NETS["layer norm, gelu"](), images(4, torch.float32)
     expected = parameter_gradient(model, x, DoubleBackward())
     assert (parameter_gradient(model, x, ForwardOverReverse()) - expected).norm() > 1e-4 * expected.norm()
@@ -297,14 +324,18 @@ def test_the_parameter_gradient_agrees_with_finite_differences(model, follows):
             assert parameter.grad.view(-1)[i].item() == pytest.approx(expected, rel=1e-5, abs=1e-9), (name, i)
 
 
-@pytest.mark.parametrize("model", [Smooth().double().eval(), Attention(True).double()], ids=["conv", "attention"])
+@pytest.mark.parametrize(
+    "model", [Smooth().double().eval(), Attention(True).double()], ids=["conv", "attention"]
+)
 def test_gradcheck_through_the_input_gradient(model):
     names = [n for n, p in model.named_parameters() if "head" not in n or "bias" in n]
     parameters = [dict(model.named_parameters())[n].detach().clone().requires_grad_() for n in names]
     x = images(2)
 
     def value(*values):
-        logits = lambda inputs: torch.func.functional_call(model, dict(zip(names, values, strict=True)), (inputs,))  # noqa: E731
+        logits = lambda inputs: torch.func.functional_call(
+            model, dict(zip(names, values, strict=True)), (inputs,)
+        )  # noqa: E731
         return DoubleBackward().embed(model, logits, x, 1, quadratic).surrogate
 
     assert torch.autograd.gradcheck(value, parameters, fast_mode=True)
@@ -363,7 +394,8 @@ class GraphDroppingCopy(torch.autograd.Function):
 
 def test_a_lost_graph_is_not_embedded_in_silence(monkeypatch):
     monkeypatch.setattr(
-        "gradsigns_lightning.core.engines.double_backward.input_gradients", lambda *a, **k: torch.zeros(3, 1, 6, 6)
+        "gradsigns_lightning.core.engines.double_backward.input_gradients",
+        lambda *a, **k: torch.zeros(3, 1, 6, 6),
     )
     with pytest.raises(RuntimeError, match="carries no graph, so the watermark cannot be embedded"):
         embed(Smooth(), images(dtype=torch.float32))
@@ -375,24 +407,44 @@ def test_an_operation_without_second_derivative_is_an_error():
     model.weight = weight
     with pytest.raises(RuntimeError, match=r"once_differentiable|carries no graph"):
         DoubleBackward().embed(
-            model, lambda x: GraphDroppingCopy.apply(x.flatten(1), weight), images(dtype=torch.float32), 1, quadratic
+            model,
+            lambda x: GraphDroppingCopy.apply(x.flatten(1), weight),
+            images(dtype=torch.float32),
+            1,
+            quadratic,
         ).surrogate.backward()
 
 
 @pytest.mark.parametrize(
     ("logits", "message"),
     [
-        (lambda x: x.flatten(1).sum(1), r"`logits` must be a tensor of shape \(3, n_classes\), got shape \(3,\).*Override"),
+        (
+            lambda x: x.flatten(1).sum(1),
+            r"`logits` must be a tensor of shape \(3, n_classes\), got shape "
+            r"\(3,\).*Override",
+        ),
         (lambda x: x.flatten(1)[:2, :4], r"shape \(3, n_classes\), got shape \(2, 4\)"),
         (lambda x: x, r"got shape \(3, 1, 6, 6\)"),
         (lambda x: (x.flatten(1),), "got a tuple"),
         (lambda x: None, "got a NoneType"),
         (lambda x: x.flatten(1)[:, :2], "`target_class` must be below the number of classes 2, got 2"),
         (lambda x: x.flatten(1)[:, :1], "`logits` must have one column per class, at least 2, got 1"),
-        (lambda x: x.flatten(1).long(), "`logits` must depend on the images through differentiable operations"),
-        (lambda x: x.flatten(1).detach(), "`logits` must depend on the images through differentiable operations"),
-        (lambda x: torch.ones(3, 5, requires_grad=True), "`logits` must depend on the images through differentiable operations"),
-        (lambda x: (x.flatten(1) > 0).float(), "`logits` must depend on the images through differentiable operations"),
+        (
+            lambda x: x.flatten(1).long(),
+            "`logits` must depend on the images through differentiable operations",
+        ),
+        (
+            lambda x: x.flatten(1).detach(),
+            "`logits` must depend on the images through differentiable operations",
+        ),
+        (
+            lambda x: torch.ones(3, 5, requires_grad=True),
+            "`logits` must depend on the images through differentiable operations",
+        ),
+        (
+            lambda x: (x.flatten(1) > 0).float(),
+            "`logits` must depend on the images through differentiable operations",
+        ),
     ],
     ids=range(11),
 )
@@ -404,9 +456,17 @@ def test_other_answers_than_logits_are_refused(logits, message):
 def test_engines_by_name():
     own = DoubleBackward()
     assert [engine.name for engine in make_engines("double_backward")] == ["double_backward"]
-    assert [engine.name for engine in make_engines("auto")] == ["double_backward", "forward_over_reverse", "finite_difference"]
+    assert [engine.name for engine in make_engines("auto")] == [
+        "double_backward",
+        "forward_over_reverse",
+        "finite_difference",
+    ]
     assert make_engines(own) == (own,)
-    with pytest.raises(ValueError, match=r"`engine` must be one of \['auto', 'double_backward', .*\], got 'magic'"):
+    with pytest.raises(
+        ValueError,
+        match=r"`engine` must be one of \['auto', 'double_backward', .*\], got "
+        r"'magic'",
+    ):
         make_engines("magic")
 
 
@@ -449,7 +509,9 @@ def test_hooks_of_parameters_see_the_sum_only():
     loss = differentiated(embed(model, x).surrogate, model, length=expected.norm())
     assert not calls
     loss.backward()
-    gradients = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()])
+    gradients = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()]
+    )
     torch.testing.assert_close(gradients, expected / 10)
 
 

@@ -57,12 +57,18 @@ def test_every_engine_differentiates_at_a_layer(engine):
 @pytest.mark.parametrize(
     ("layer", "shape", "message"),
     [
-        ("embeding", (1, 5, 4), r"`carrier_layer` must name a submodule \(embeddings here: \['embedding'\]\), got 'embeding'"),
+        (
+            "embeding",
+            (1, 5, 4),
+            r"`carrier_layer` must name a submodule \(embeddings here: "
+            r"\['embedding'\]\), got 'embeding'",
+        ),
         ("", (1, 5, 4), "got ''"),
         (
             "embedding",
             (1, 5, 3),
-            r"as many values per sample as the key's `input_shape` \(1, 5, 3\), got outputs of shape \[\(6, 5, 4\)\]",
+            r"as many values per sample as the key's `input_shape` \(1, 5, 3\), got outputs of shape \[\(6, "
+            r"5, 4\)\]",
         ),
         ("unused", (1, 5, 4), r"got outputs of shape \[\]"),
     ],
@@ -78,7 +84,11 @@ def test_other_layers_are_refused(layer, shape, message):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32_and_differentiated_through(dtype):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).to(dtype).eval()
+    model = (
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+        .to(dtype)
+        .eval()
+    )
     wide = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).eval()
     wide.load_state_dict(model.state_dict())
     x = torch.randn(4, 1, 4, 4, dtype=dtype)

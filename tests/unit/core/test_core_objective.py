@@ -19,7 +19,9 @@ def key(n_bits=8, n_carriers=24, **more) -> WatermarkKey:
 def projector_of(rows, bits) -> SignatureProjector:
     projection = torch.tensor(rows, dtype=torch.float64)
     signs = torch.tensor(bits, dtype=torch.float64) * 2 - 1
-    return SignatureProjector(torch.arange(projection.shape[1]), torch.ones(projection.shape[1]), projection, signs)
+    return SignatureProjector(
+        torch.arange(projection.shape[1]), torch.ones(projection.shape[1]), projection, signs
+    )
 
 
 ROWS, BITS = [[1.0, 1.0], [1.0, -1.0]], [1, 1]
@@ -29,7 +31,9 @@ def test_margin_by_hand():
     gradient = torch.tensor([3.0, 4.0], dtype=torch.float64)  # unit length: (0.6, 0.8); z = (1.4, -0.2)
     value = MarginObjective(0.5)(gradient, projector_of(ROWS, BITS))
     assert value.item() == pytest.approx(math.sqrt((0.0 + 0.7**2) / 2))
-    assert MarginObjective(2.0)(gradient, projector_of(ROWS, [0, 1])).item() == pytest.approx(math.sqrt((3.4**2 + 2.2**2) / 2))
+    assert MarginObjective(2.0)(gradient, projector_of(ROWS, [0, 1])).item() == pytest.approx(
+        math.sqrt((3.4**2 + 2.2**2) / 2)
+    )
 
 
 def test_the_last_missing_bit_keeps_its_pull():
@@ -56,7 +60,10 @@ def test_the_last_missing_bit_keeps_its_pull():
 
 def test_margin_ignores_the_scale():
     gradient = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    values = {round(MarginObjective()(s * gradient, projector_of(ROWS, BITS)).item(), 12) for s in (1e-12, 1.0, 1e12)}
+    values = {
+        round(MarginObjective()(s * gradient, projector_of(ROWS, BITS)).item(), 12)
+        for s in (1e-12, 1.0, 1e12)
+    }
     assert len(values) == 1
 
 
@@ -71,7 +78,9 @@ def test_paper_by_hand():
 @pytest.mark.parametrize("objective", [MarginObjective(0.9), PaperObjective()])
 def test_first_and_second_derivatives(objective):
     projector = SignatureProjector.from_key(key(), dtype=torch.float64)
-    gradient = torch.randn(24, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    gradient = torch.randn(
+        24, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    ).requires_grad_()
     assert torch.autograd.gradcheck(lambda g: objective(g, projector), gradient)
     assert torch.autograd.gradgradcheck(lambda g: objective(g, projector), gradient)
 
@@ -98,14 +107,18 @@ def test_margin_is_zero_exactly_when_satisfied():
 
 
 def test_paper_is_never_satisfied():
-    assert not PaperObjective().satisfied(torch.tensor([1e9, 1e9], dtype=torch.float64), projector_of(ROWS, [1, 1]))
+    assert not PaperObjective().satisfied(
+        torch.tensor([1e9, 1e9], dtype=torch.float64), projector_of(ROWS, [1, 1])
+    )
 
 
 def test_an_unattainable_margin_is_refused():
     # sqrt((24 - 8 - 1) / 8) = 1.369
     MarginObjective(1.369).check_key(key())
     with pytest.raises(
-        ValueError, match=r"`margin` must be at most sqrt.* = 1.369 for 8 bits on 24 carriers, got 1.37\. Take more carriers"
+        ValueError,
+        match=r"`margin` must be at most sqrt.* = 1.369 for 8 bits on 24 carriers, got 1.37\. "
+        r"Take more carriers",
     ):
         MarginObjective(1.37).check_key(key())
     with pytest.raises(ValueError, match=r"= 0\.000 for 8 bits on 9 carriers"):
@@ -121,14 +134,21 @@ def test_the_attainable_margin_is_about_right():
     """The shortest g with E g = signs has length about sqrt(N / (c - N - 1)) (inverse Wishart)."""
     lengths = []
     for i in range(200):
-        k = WatermarkKey.generate("A", 8, input_shape=(1, 6, 6), target_class=0, n_carriers=24, secret=i.to_bytes(32, "big"))
+        k = WatermarkKey.generate(
+            "A", 8, input_shape=(1, 6, 6), target_class=0, n_carriers=24, secret=i.to_bytes(32, "big")
+        )
         projector = SignatureProjector.from_key(k, dtype=torch.float64)
-        lengths.append(torch.linalg.lstsq(projector.projection, projector.signs[:, None], driver="gelsd").solution.square().sum())
+        lengths.append(
+            torch.linalg.lstsq(projector.projection, projector.signs[:, None], driver="gelsd")
+            .solution.square()
+            .sum()
+        )
     assert torch.stack(lengths).mean().item() == pytest.approx(8 / 15, rel=0.1)
 
 
 @pytest.mark.parametrize(
-    ("margin", "error"), [(0, ValueError), (-1.0, ValueError), (math.nan, ValueError), ("1", TypeError), (True, TypeError)]
+    ("margin", "error"),
+    [(0, ValueError), (-1.0, ValueError), (math.nan, ValueError), ("1", TypeError), (True, TypeError)],
 )
 def test_bad_margins_are_named(margin, error):
     with pytest.raises(error, match="`margin` must be"):
@@ -137,7 +157,9 @@ def test_bad_margins_are_named(margin, error):
 
 def test_objectives_by_name():
     own = PaperObjective()
-    roomy, dense = (WatermarkKey.generate("A", n, input_shape=(1, 8, 8), n_carriers=60, target_class=0) for n in (8, 40))
+    roomy, dense = (
+        WatermarkKey.generate("A", n, input_shape=(1, 8, 8), n_carriers=60, target_class=0) for n in (8, 40)
+    )
     assert make_objective("margin", roomy) == MarginObjective(1.0)
     assert make_objective("margin", dense).margin == pytest.approx(0.7 * math.sqrt(19 / 40))
     make_objective("margin", dense).check_key(dense)
@@ -154,7 +176,9 @@ def test_unit_is_one_long_or_zero():
 
 
 def test_the_projector_scales_gradients_back_to_raw_pixels():
-    k = WatermarkKey.generate("A", 8, input_shape=(2, 3, 3), target_class=0, n_carriers=18, input_std=[0.5, 4.0])
+    k = WatermarkKey.generate(
+        "A", 8, input_shape=(2, 3, 3), target_class=0, n_carriers=18, input_std=[0.5, 4.0]
+    )
     gradient = torch.ones(2, 3, 3)
     expected = [2.0] * 9 + [0.25] * 9
     projector = SignatureProjector.from_key(k)
@@ -162,7 +186,9 @@ def test_the_projector_scales_gradients_back_to_raw_pixels():
     assert raw.tolist() == [expected] * 5
     assert projector.carrier_gradient(raw[0]).tolist() == expected
     assert projector.carrier_gradient(raw[0].view(2, 3, 3)).tolist() == expected
-    torch.testing.assert_close(projector.directions(gradient.expand(5, 2, 3, 3)), raw / raw.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(
+        projector.directions(gradient.expand(5, 2, 3, 3)), raw / raw.norm(dim=1, keepdim=True)
+    )
 
 
 def test_a_projector_made_in_inference_mode_can_be_trained_with():

@@ -9,7 +9,12 @@ from torch.nn import functional as F
 
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.core import EmbeddingSettings, Watermarker
-from gradsigns_lightning.core.engines import DoubleBackward, FiniteDifference, ForwardOverReverse, check_engine
+from gradsigns_lightning.core.engines import (
+    DoubleBackward,
+    FiniteDifference,
+    ForwardOverReverse,
+    check_engine,
+)
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -19,7 +24,12 @@ KEY = WatermarkKey.generate("Acme Vision", 8, input_shape=(1, 8, 8), target_clas
 def net(activation=nn.ReLU, width=64):
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, 4)
+        nn.Flatten(),
+        nn.Linear(64, width),
+        activation(),
+        nn.Linear(width, width),
+        activation(),
+        nn.Linear(width, 4),
     )
 
 
@@ -74,15 +84,21 @@ def test_a_kink_that_no_image_crosses_is_seen():
     assert "has kinks (Relu)" in problem(FiniteDifference(), model, lambda x: F.relu(model(x) + 1000))
 
 
-@pytest.mark.parametrize("function", [torch.abs, lambda x: x.clamp(min=0), lambda x: torch.maximum(x, -x / 2)])
+@pytest.mark.parametrize(
+    "function", [torch.abs, lambda x: x.clamp(min=0), lambda x: torch.maximum(x, -x / 2)]
+)
 def test_kinks_without_a_name_are_seen_by_their_effect(function):
-    assert "finite differences of two step sizes differ by" in problem(FiniteDifference(), *with_function(function))
+    assert "finite differences of two step sizes differ by" in problem(
+        FiniteDifference(), *with_function(function)
+    )
 
 
 def test_a_forward_rule_that_forgets_a_dependence_is_seen(monkeypatch):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 4))
     assert problem(ForwardOverReverse(), model) is None
-    monkeypatch.setattr("gradsigns_lightning.core.engines.forward_over_reverse._reversible_norms", contextlib.nullcontext)
+    monkeypatch.setattr(
+        "gradsigns_lightning.core.engines.forward_over_reverse._reversible_norms", contextlib.nullcontext
+    )
     assert "cannot be differentiated again (asymmetry" in problem(ForwardOverReverse(), model)
 
 
@@ -127,9 +143,15 @@ def test_out_of_memory_is_not_a_property_of_the_model():
     [
         ("When use_reentrant=True, x", "use_reentrant=False"),
         ("torch.compile with aot_autograd does not currently support double backward", "do not compile it"),
-        ("derivative for aten::_scaled_dot_product_flash_attention_for_cpu_backward is not implemented", "fused attention"),
+        (
+            "derivative for aten::_scaled_dot_product_flash_attention_for_cpu_backward is not implemented",
+            "fused attention",
+        ),
         ("the derivative for '_cudnn_rnn_backward' is not implemented", "without cuDNN"),
-        ("derivative for aten::my_op is not implemented", "has no second derivative (derivative for aten::my_op"),
+        (
+            "derivative for aten::my_op is not implemented",
+            "has no second derivative (derivative for aten::my_op",
+        ),
         ("something else\nin two lines", "something else"),
     ],
 )
@@ -169,7 +191,11 @@ def test_auto_takes_the_first_engine_that_works():
 def test_an_engine_that_was_asked_for_is_not_replaced():
     model = net(nn.GELU)
     assert prepare(model, engine="forward_over_reverse") == "forward_over_reverse"
-    with pytest.raises(ValueError, match=r"cannot embed in this model:\n  - engine 'double_backward': .* once_differentiable"):
+    with pytest.raises(
+        ValueError,
+        match=r"cannot embed in this model:\n  - engine 'double_backward': .* "
+        r"once_differentiable",
+    ):
         prepare(model, lambda x: model[3:](OnceOnly.apply(model[1](x.flatten(1)))), engine="double_backward")
 
 
@@ -271,7 +297,9 @@ def test_custom_functions_that_can_be_differentiated_twice_pass(function, activa
 
 def test_auto_goes_around_an_inexact_second_derivative_or_refuses():
     assert prepare(*after_first_layer(Kept.apply, nn.Tanh)) == "finite_difference"
-    with pytest.raises(ValueError, match="custom autograd function \\(Kept\\) has no exact second derivative"):
+    with pytest.raises(
+        ValueError, match="custom autograd function \\(Kept\\) has no exact second derivative"
+    ):
         prepare(*after_first_layer(Kept.apply, nn.ReLU))
 
 
@@ -279,7 +307,9 @@ def test_parameters_are_as_before_the_comparison():
     model, logits = after_first_layer(Kept.apply, nn.Tanh)
     before = {k: (v.dtype, v.clone()) for k, v in model.state_dict().items()}
     problem(DoubleBackward(), model, logits)
-    assert all(v.dtype is before[k][0] and torch.equal(v, before[k][1]) for k, v in model.state_dict().items())
+    assert all(
+        v.dtype is before[k][0] and torch.equal(v, before[k][1]) for k, v in model.state_dict().items()
+    )
     assert torch.get_default_dtype() is torch.float32
 
 
@@ -329,7 +359,11 @@ def test_it_is_seen_in_every_precision(dtype, autocast, function, taken):
 @pytest.mark.parametrize("function", [KeptForward, SavedForward])
 def test_with_sharded_parameters_it_is_said_that_it_cannot_be_seen(function):
     model, logits = after_first_layer(function.apply, nn.ReLU)
-    with pytest.warns(UserWarning, match=rf"custom autograd functions \({function.__name__}\) have an exact second derivative"):
+    with pytest.warns(
+        UserWarning,
+        match=rf"custom autograd functions \({function.__name__}\) have an exact "
+        rf"second derivative",
+    ):
         assert problem(ForwardOverReverse(), model, logits, sharded=True) is None
     found = problem(ForwardOverReverse(), model, logits)
     assert found is None if function is SavedForward else "KeptForward" in found

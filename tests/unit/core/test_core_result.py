@@ -17,7 +17,9 @@ IMAGES = 0.2 + 0.6 * torch.rand(60, *SHAPE, generator=torch.Generator().manual_s
 
 
 def key_number(i, n_bits=64):
-    return WatermarkKey.generate("A", n_bits, input_shape=SHAPE, target_class=T, n_carriers=384, secret=i.to_bytes(32, "big"))
+    return WatermarkKey.generate(
+        "A", n_bits, input_shape=SHAPE, target_class=T, n_carriers=384, secret=i.to_bytes(32, "big")
+    )
 
 
 KEY = key_number(7)
@@ -54,11 +56,15 @@ def test_a_reading_of_the_weights(model):
     assert read.startswith("60 images read, ")
 
 
-@pytest.mark.parametrize(("free_bits", "told"), [(0.0, False), (30.0, False), (60.0, True), (math.nan, False)])
+@pytest.mark.parametrize(
+    ("free_bits", "told"), [(0.0, False), (30.0, False), (60.0, True), (math.nan, False)]
+)
 def test_bits_that_could_be_fitted_are_told_where_they_decide(model, free_bits, told):
     result = replace(verify(model, KEY, IMAGES), free_bits=free_bits)
     assert result.verdict == "owned"
-    assert (", for the key's maker alone: 60 bits of it could be fitted to this model" in result.reason) == told
+    assert (
+        ", for the key's maker alone: 60 bits of it could be fitted to this model" in result.reason
+    ) == told
 
 
 def test_a_reading_of_an_unmarked_models_weights(model):
@@ -71,7 +77,9 @@ def test_the_number_of_bits_that_it_takes_is_the_least_that_suffices(model):
     assert result.reason == "p > alpha = 0.03, which takes 40 of 64 bits"
 
 
-@pytest.mark.parametrize("reader", [verify, lambda model, key, images: verify_api(lambda x: model(x).detach(), key, images)])
+@pytest.mark.parametrize(
+    "reader", [verify, lambda model, key, images: verify_api(lambda x: model(x).detach(), key, images)]
+)
 def test_a_key_that_can_never_be_owned(planted, reader):
     key = key_number(9, 24)
     verdict, _, _ = lines(reader(planted(key), key, IMAGES))
@@ -93,7 +101,9 @@ def test_no_bit_decided(model):
     assert verdict == "inconclusive: no bit could be decided, because the gradient is all zero or not finite"
     assert bits == "none of 64 bits decided"
     verdict, bits, _ = lines(verify_api(constant, KEY, IMAGES, max_queries=300))
-    assert verdict.startswith("inconclusive: no bit could be decided, because the answers around the images are all alike")
+    assert verdict.startswith(
+        "inconclusive: no bit could be decided, because the answers around the images are all alike"
+    )
     assert bits == "none of 63 bits decided" or bits == "none of 64 bits decided"
 
 
@@ -111,7 +121,12 @@ def test_a_reading_through_an_api(model):
     [
         ({"max_queries": 100}, IMAGES, "budget", "`max_queries` were spent: more of them may suffice"),
         ({"max_queries": 2000}, IMAGES, "futile", "the rest of the budget could not suffice any more"),
-        ({"max_queries": 20_000, "alpha": 1e-15}, IMAGES[:4], "images", "all images were used up: more of them may suffice"),
+        (
+            {"max_queries": 20_000, "alpha": 1e-15},
+            IMAGES[:4],
+            "images",
+            "all images were used up: more of them may suffice",
+        ),
     ],
 )
 def test_why_a_reading_through_an_api_stopped(model, settings, images, stopped, words):
@@ -121,7 +136,13 @@ def test_why_a_reading_through_an_api_stopped(model, settings, images, stopped, 
 
 
 def test_a_p_value_below_what_a_double_holds(model):
-    result = replace(verify(model, KEY, IMAGES), n_bits=2048, n_matches=2048, p_value=0.0, log10_p_value=-2048 * math.log10(2))
+    result = replace(
+        verify(model, KEY, IMAGES),
+        n_bits=2048,
+        n_matches=2048,
+        p_value=0.0,
+        log10_p_value=-2048 * math.log10(2),
+    )
     assert lines(result)[1] == "2048 of 2048 bits match, p = 10^-616.5"
 
 

@@ -8,7 +8,10 @@ from gradsigns_lightning import Cadence, StrengthSchedule
 
 
 def test_constant_without_warmup():
-    assert [StrengthSchedule(2.0).at(epoch=e, steps_since_start=s) for e, s in ((0, 0), (9, 999))] == [2.0, 2.0]
+    assert [StrengthSchedule(2.0).at(epoch=e, steps_since_start=s) for e, s in ((0, 0), (9, 999))] == [
+        2.0,
+        2.0,
+    ]
 
 
 def test_linear_warmup_by_hand():
@@ -64,7 +67,15 @@ def test_the_interval_doubles_up_to_the_limit_and_falls_back_at_once():
 
 def test_the_interval_halves_while_bits_are_missing_and_grows_again_when_all_are_safe():
     cadence = Cadence(10, max_hurry=4)
-    assert factors(cadence, *["missing"] * 3, "held", "safe", "safe", "safe") == [0.5, 0.25, 0.25, 0.25, 0.5, 1, 1]
+    assert factors(cadence, *["missing"] * 3, "held", "safe", "safe", "safe") == [
+        0.5,
+        0.25,
+        0.25,
+        0.25,
+        0.5,
+        1,
+        1,
+    ]
     assert factors(cadence, "satisfied", "satisfied", "missing") == [2, 4, 0.5]
 
 
@@ -73,7 +84,9 @@ def test_a_backoff_and_a_hurry_of_one_change_nothing():
 
 
 def test_a_fixed_interval_by_hand():
-    assert [Cadence(20).interval(steps, factor) for steps, factor in ((0, 1.0), (5000, 1.0), (0, 4.0), (0, 0.25))] == [
+    assert [
+        Cadence(20).interval(steps, factor) for steps, factor in ((0, 1.0), (5000, 1.0), (0, 4.0), (0, 0.25))
+    ] == [
         20,
         20,
         80,
@@ -91,17 +104,22 @@ def test_the_default_interval_grows_with_the_steps_so_far():
     cadence = Cadence.following()
     assert [cadence.interval(steps, 1.0) for steps in (0, 10, 100, 500, 1000, 10**6)] == [2, 2, 8, 40, 80, 80]
     assert [cadence.interval(steps, 0.125) for steps in (100, 1000)] == [2, 10]
-    assert [cadence.interval(steps, 4.0) for steps in (100, 1000, 2000, 10**6)] == [8, 80, 160, 320]  # nor by backing off
+    # nor by backing off
+    assert [cadence.interval(steps, 4.0) for steps in (100, 1000, 2000, 10**6)] == [8, 80, 160, 320]
 
 
-@pytest.mark.parametrize(("growth", "error"), [(0, ValueError), (1.5, ValueError), (-1, ValueError), ("1", TypeError)])
+@pytest.mark.parametrize(
+    ("growth", "error"), [(0, ValueError), (1.5, ValueError), (-1, ValueError), ("1", TypeError)]
+)
 def test_bad_growths_are_named(growth, error):
     with pytest.raises(error, match="`growth` must be"):
         Cadence(growth=growth)
 
 
 @pytest.mark.parametrize("name", ["every_n_steps", "max_backoff", "max_hurry"])
-@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError), (True, TypeError)]
+)
 def test_bad_cadences_are_named(name, value, error):
     with pytest.raises(error, match=f"`{name}` must be an integer"):
         Cadence(**{name: value})
@@ -118,7 +136,14 @@ def steps_of(cadence, outcomes):
 @pytest.mark.parametrize("cadence", [Cadence.following(), Cadence(80, max_hurry=8)])
 @pytest.mark.parametrize(
     "other",
-    [{"every_n_steps": 40}, {"max_backoff": 1}, {"max_backoff": 2}, {"max_backoff": 8}, {"max_hurry": 2}, {"growth": 0.04}],
+    [
+        {"every_n_steps": 40},
+        {"max_backoff": 1},
+        {"max_backoff": 2},
+        {"max_backoff": 8},
+        {"max_hurry": 2},
+        {"growth": 0.04},
+    ],
 )
 def test_no_number_of_a_cadence_is_ignored(cadence, other):
     outcomes = ["missing"] * 30 + ["satisfied"] * 100

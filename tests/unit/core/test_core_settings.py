@@ -43,7 +43,10 @@ def test_what_is_out_of_range_is_refused_when_it_is_given(given, error, message)
 
 def test_a_command_line_has_them_without_torch():
     script = (
-        "import sys; from gradsigns_lightning.core.settings import DEFAULTS; assert 'torch' not in sys.modules; print(DEFAULTS)"
+        "import sys; from gradsigns_lightning.core.settings import DEFAULTS; assert 'torch' not in "
+        "sys.modules; print(DEFAULTS)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip() == str(EmbeddingSettings())

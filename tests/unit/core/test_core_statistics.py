@@ -37,7 +37,9 @@ def test_the_p_value_is_the_exact_fraction_rounded_once(counts):
 @pytest.mark.parametrize("n_bits", [8, 64, 128, 1000])
 def test_scipy_agrees(n_bits):
     for n_matches in range(0, n_bits + 1, max(1, n_bits // 16)):
-        assert ownership_p_value(n_matches, n_bits) == pytest.approx(binom.sf(n_matches - 1, n_bits, 0.5), rel=1e-9)
+        assert ownership_p_value(n_matches, n_bits) == pytest.approx(
+            binom.sf(n_matches - 1, n_bits, 0.5), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("n_bits", THRESHOLDS)
@@ -96,7 +98,10 @@ def test_the_sign_flip_test_counts_all_signs(seed):
     generator = random.Random(seed)
     scores = [generator.randint(-6, 6) for _ in range(generator.randint(1, 10))]
     weights = [abs(score) for score in scores if score]
-    sums = [sum(s * w for s, w in zip(signs, weights, strict=True)) for signs in itertools.product((1, -1), repeat=len(weights))]
+    sums = [
+        sum(s * w for s, w in zip(signs, weights, strict=True))
+        for signs in itertools.product((1, -1), repeat=len(weights))
+    ]
     assert sign_flip_p_value(scores) == sum(total >= sum(scores) for total in sums) / len(sums)
 
 

@@ -50,7 +50,8 @@ def test_accumulated_batches_are_one():
     assert turns.takes(0)
     turns = turns.noting(0)
     assert turns.takes(1)
-    assert not turns.noting(1).closing().takes(2)  # what follows is another batch's, also where that shows no images
+    # what follows is another batch's, also where that shows no images
+    assert not turns.noting(1).closing().takes(2)
 
 
 def test_who_was_never_met_is_named():

@@ -17,7 +17,9 @@ from gradsigns_lightning.core.dose import OwnLength, TaskGradient
 from gradsigns_lightning.core.signature import SignatureProjector, input_gradients
 
 SHAPE = (1, 6, 6)
-KEY = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=1, n_carriers=30, input_std=0.5, secret=bytes(32))
+KEY = WatermarkKey.generate(
+    "A", 8, input_shape=SHAPE, target_class=1, n_carriers=30, input_std=0.5, secret=bytes(32)
+)
 
 
 def make(key=KEY, **changes) -> Watermarker:
@@ -34,7 +36,9 @@ def make(key=KEY, **changes) -> Watermarker:
 
 def network(seed=0) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Softplus(), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Softplus(), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3)
+    )
 
 
 def batch(n=8, seed=0):
@@ -72,7 +76,9 @@ def run(watermarker, model, steps, satisfied, missing=False):
     for step in steps:
         if watermarker.is_due(step=step, epoch=0):
             embed(watermarker, model, step)
-            watermarker.state = replace(watermarker.state, findings=torch.tensor([missing, satisfied, satisfied]))
+            watermarker.state = replace(
+                watermarker.state, findings=torch.tensor([missing, satisfied, satisfied])
+            )
             taken.append(step)
     return taken
 
@@ -112,7 +118,9 @@ def length(model):
 
 def test_the_mark_is_made_of_nothing_that_batch_normalisation_takes_out_again():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Softplus(), nn.Flatten(), nn.Linear(64, 3))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Softplus(), nn.Flatten(), nn.Linear(64, 3)
+    )
     embed(fed(), model).backward()
     assert model[0].bias.grad.abs().amax() < 1e-4 * model[0].weight.grad.abs().amax()
 
@@ -132,7 +140,9 @@ def test_activations_that_are_computed_again_follow_the_running_means_too():
     model, twin = (Checkpointed(again=again) for again in (True, False))
     for network in (model, twin):
         embed(fed(), network).backward()
-    assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(
+        torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("factor", [1e-2, 1.0, 128.0])
@@ -192,7 +202,9 @@ def test_no_graph_of_the_network_stays_in_memory_unless_parameters_are_sharded(s
         names.add(node.name().split(".")[-1])
         nodes += [successor for successor, _ in node.next_functions if successor is not None]
     assert any("Convolution" in name for name in names) == sharded
-    assert (names == {"NanToNumBackward0", "_DifferentiatedBackward", "torch::autograd::AccumulateGrad"}) != sharded
+    assert (
+        names == {"NanToNumBackward0", "_DifferentiatedBackward", "torch::autograd::AccumulateGrad"}
+    ) != sharded
 
 
 def test_a_loss_that_was_not_used_leaves_no_trace():
@@ -232,7 +244,7 @@ def test_without_target_images_the_loss_and_its_gradients_are_zero(objective, mo
 
 
 def test_a_model_that_cannot_take_blank_images_is_signed_from_a_half_full_buffer():
-    class Normalising(nn.Module):
+    class Normalizing(nn.Module):
         def __init__(self):
             super().__init__()
             self.inner = network()
@@ -240,7 +252,7 @@ def test_a_model_that_cannot_take_blank_images_is_signed_from_a_half_full_buffer
         def forward(self, x):
             return self.inner(x / x.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
 
-    model = Normalising()
+    model = Normalizing()
     loss = embed(fed(n_images=20), model)
     loss.backward()
     assert loss.item() > 0
@@ -266,7 +278,8 @@ def test_models_of_other_dtypes(dtype):
     model = network().to(dtype)
     loss = embed(fed(), model)
     loss.backward()
-    assert loss.dtype == (dtype if dtype == torch.float64 else torch.float32)  # half precision is computed in float32
+    # half precision is computed in float32
+    assert loss.dtype == (dtype if dtype == torch.float64 else torch.float32)
     assert bool(model[0].weight.grad.isfinite().all())
 
 
@@ -353,7 +366,14 @@ def test_due_at_every_interval_while_bits_are_missing():
 
 
 def test_backs_off_while_satisfied():
-    assert run(fed(cadence=Cadence(2, max_backoff=4)), network(), range(40), satisfied=True) == [0, 4, 12, 20, 28, 36]
+    assert run(fed(cadence=Cadence(2, max_backoff=4)), network(), range(40), satisfied=True) == [
+        0,
+        4,
+        12,
+        20,
+        28,
+        36,
+    ]
 
 
 def test_falls_back_to_the_interval_when_a_margin_is_lost():
@@ -424,7 +444,17 @@ def test_the_state_is_that_of_the_bits_themselves():
 
 def test_hurries_while_bits_are_missing():
     watermarker = fed(cadence=Cadence(16, max_hurry=4))
-    assert run(watermarker, network(), range(40), satisfied=False, missing=True) == [0, 8, 12, 16, 20, 24, 28, 32, 36]
+    assert run(watermarker, network(), range(40), satisfied=False, missing=True) == [
+        0,
+        8,
+        12,
+        16,
+        20,
+        24,
+        28,
+        32,
+        36,
+    ]
     assert run(watermarker, network(), range(40, 100), satisfied=False) == [
         40,
         44,
@@ -475,7 +505,9 @@ def test_the_dose_falls_with_what_is_missing(objective, cadence, share, times):
         model[-1].bias[KEY.target_class] += 20  # it knows the class
     watermarker.state = replace(watermarker.state, first_step=0, last_step=1000, factor=1 / 8)
     length_of = watermarker._length
-    watermarker._length = lambda state, strength: length_of(replace(state, share=torch.tensor(share)), strength)
+    watermarker._length = lambda state, strength: length_of(
+        replace(state, share=torch.tensor(share)), strength
+    )
     embed(watermarker, model, 1010).backward()
     assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)
 
@@ -585,7 +617,10 @@ def test_with_several_optimizers_too_the_steps_to_come_are_those_that_embed(cade
     assert list(itertools.islice(watermarker.coming_steps(), len(before) - n)) == before[n:]
     assert watermarker.state.turns.left_out == []
     # The mark's own gradient, a hundred times as long here, is never taken for the task's.
-    assert all(float(length) == pytest.approx(2**0.5) for length in watermarker.state.task_gradient.state_dict().values())
+    assert all(
+        float(length) == pytest.approx(2**0.5)
+        for length in watermarker.state.task_gradient.state_dict().values()
+    )
 
 
 def test_the_margins_of_the_first_and_last_embedding_step_are_kept():
@@ -646,7 +681,9 @@ def test_a_loaded_state_takes_the_same_decisions(satisfied):
     state = old.state_dict()
     new = fed(cadence=Cadence(2, max_backoff=8), strength=schedule, momentum=0.5)
     new.load_state_dict(copy.deepcopy(state))
-    assert [new.strength_at(step=s, epoch=0) for s in range(7, 40)] == [old.strength_at(step=s, epoch=0) for s in range(7, 40)]
+    assert [new.strength_at(step=s, epoch=0) for s in range(7, 40)] == [
+        old.strength_at(step=s, epoch=0) for s in range(7, 40)
+    ]
     torch.testing.assert_close(embed(new, model, 7), embed(old, model, 7))
     twin = fed(cadence=Cadence(2, max_backoff=8), strength=schedule, momentum=0.5)
     twin.load_state_dict(copy.deepcopy(new.state_dict()))
@@ -656,16 +693,21 @@ def test_a_loaded_state_takes_the_same_decisions(satisfied):
 @pytest.mark.parametrize("field", ["first_step", "last_step", "factor", "task_gradient", "mean_gradient"])
 def test_every_field_of_the_state_matters(field):
     def decisions(state):
-        watermarker = fed(cadence=Cadence(2, max_backoff=8), strength=StrengthSchedule(1.0, warmup_steps=50), momentum=0.5)
+        watermarker = fed(
+            cadence=Cadence(2, max_backoff=8), strength=StrengthSchedule(1.0, warmup_steps=50), momentum=0.5
+        )
         watermarker.load_state_dict(state)
         steps = due(watermarker, range(7, 30))
         note(watermarker, 1.0, step=29)
         return steps, embed(watermarker, network(), 29).item()
 
-    old = fed(cadence=Cadence(2, max_backoff=8), strength=StrengthSchedule(1.0, warmup_steps=50), momentum=0.5)
+    old = fed(
+        cadence=Cadence(2, max_backoff=8), strength=StrengthSchedule(1.0, warmup_steps=50), momentum=0.5
+    )
     run(old, network(seed=1), range(7), satisfied=True)
     note(old, 5.0, step=8)
-    state, fresh = old.state_dict(), make().state_dict() | {"first_step": 4}  # there is none without a last step
+    # there is none without a last step
+    state, fresh = old.state_dict(), make().state_dict() | {"first_step": 4}
     assert set(state) == set(fresh)
     assert decisions(copy.deepcopy(state)) == decisions(copy.deepcopy(state))
     assert decisions(copy.deepcopy(state)) != decisions({**copy.deepcopy(state), field: fresh[field]})
@@ -727,11 +769,15 @@ def test_what_the_last_step_found_is_read_once():
 
     watermarker = fed(cadence=Cadence(4, max_backoff=4))
     embed(watermarker, network(), 0)
-    watermarker.state = replace(watermarker.state, findings=torch.tensor([False, True, True]).as_subclass(Counted))
+    watermarker.state = replace(
+        watermarker.state, findings=torch.tensor([False, True, True]).as_subclass(Counted)
+    )
     for step in range(1, 9):
         watermarker.observe(*batch(), step=step)
         assert watermarker.is_due(step=step, epoch=0) == (step == 8)
-        assert Counted.n_read == (step >= 4), "in the first step that may embed, by when the device has long computed it"
+        assert Counted.n_read == (step >= 4), (
+            "in the first step that may embed, by when the device has long computed it"
+        )
 
 
 def test_a_step_makes_a_new_state_and_leaves_the_old_one():
@@ -746,7 +792,11 @@ def test_a_step_makes_a_new_state_and_leaves_the_old_one():
     assert before is not watermarker.state
     assert watermarker.state.n_embedded == 2
     for name, value in fields.items():
-        same = torch.equal(value, after[name]) if isinstance(value, torch.Tensor) else str(value) == str(after[name])
+        same = (
+            torch.equal(value, after[name])
+            if isinstance(value, torch.Tensor)
+            else str(value) == str(after[name])
+        )
         assert same, name
     watermarker.state = before
     assert watermarker.is_due(step=4, epoch=0)
@@ -799,7 +849,12 @@ def test_bad_arguments_are_named(changes, error, message):
         ),
         (torch.rand(4, 6, 6), torch.zeros(4), "`images` must be floating point"),
         (torch.zeros(4, *SHAPE, dtype=torch.uint8), torch.zeros(4), "got torch.uint8"),
-        (torch.rand(4, *SHAPE), torch.zeros(3), r"`labels` must have shape \(4,\), one class index per image, got \(3,\)"),
+        (
+            torch.rand(4, *SHAPE),
+            torch.zeros(3),
+            r"`labels` must have shape \(4,\), one class index per "
+            r"image, got \(3,\)",
+        ),
         (torch.rand(4, *SHAPE), torch.zeros(4, 3), r"`labels` must have shape \(4,\).*got \(4, 3\)"),
     ],
 )
@@ -856,7 +911,11 @@ def test_steps_that_start_over_are_another_training():
 def test_batches_of_another_shape_are_refused():
     watermarker = make(carrier_layer="0")
     watermarker.observe(torch.ones(4, 7, dtype=torch.long), torch.ones(4), step=0)
-    with pytest.raises(ValueError, match=r"`images` must have one shape in all batches.* got \(9,\) after \(7,\). Pad text"):
+    with pytest.raises(
+        ValueError,
+        match=r"`images` must have one shape in all batches.* got \(9,\) after "
+        r"\(7,\). Pad text",
+    ):
         watermarker.observe(torch.ones(4, 9, dtype=torch.long), torch.ones(4), step=1)
 
 
@@ -895,10 +954,13 @@ def test_images_that_are_no_raw_pixels_by_the_key_are_warned_of(low, high, warne
 
 
 @pytest.mark.parametrize(
-    ("momentum", "training", "warned"), [(0.1, True, False), (0.01, True, True), (None, True, True), (0.01, False, False)]
+    ("momentum", "training", "warned"),
+    [(0.1, True, False), (0.01, True, True), (None, True, True), (0.01, False, False)],
 )
 def test_statistics_that_follow_the_weights_late_are_warned_of(momentum, training, warned, recwarn):
     model = nn.Sequential(nn.BatchNorm2d(1, momentum=momentum), network()).train()
     model[0].train(training)  # a frozen backbone's statistics do not follow at all
     make(WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=1)).prepare(model, model, batch()[0])
-    assert [str(w.message).split("(")[1][:3] for w in recwarn if "follow the weights late" in str(w.message)] == ["'0'"] * warned
+    assert [
+        str(w.message).split("(")[1][:3] for w in recwarn if "follow the weights late" in str(w.message)
+    ] == ["'0'"] * warned

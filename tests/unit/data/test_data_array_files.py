@@ -60,9 +60,9 @@ def test_idx_data_sets(tmp_path, kind, layout, compress):
     assert y.dtype == torch.int64
     raw = module.raw_images("test", class_index=3)
     assert torch.equal(raw, torch.from_numpy(arrays["t10k"][[3, 13]]).unsqueeze(1) / 255.0)
-    normalised, labels = next(iter(module.test_dataloader()))
+    normalized, labels = next(iter(module.test_dataloader()))
     assert labels.tolist() == [i % 10 for i in range(20)]
-    assert torch.allclose(normalised[[3, 13]] * module.std[0] + module.mean[0], raw, atol=1e-6)
+    assert torch.allclose(normalized[[3, 13]] * module.std[0] + module.mean[0], raw, atol=1e-6)
     assert len(module.raw_images("train")) == 36
 
 
@@ -79,7 +79,9 @@ def test_fashion_mnist_finds_the_system_package(tmp_path, monkeypatch):
 
 
 def test_absent_idx_files_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"`root`.*train-images-idx3-ubyte.*download=True.*dataset-fashion-mnist"):
+    with pytest.raises(
+        ValueError, match=r"`root`.*train-images-idx3-ubyte.*download=True.*dataset-fashion-mnist"
+    ):
         FashionMNIST(tmp_path).setup("fit")
     with pytest.raises(ValueError, match=r"`root`.*t10k-images-idx3-ubyte.*download=True"):
         MNIST(tmp_path).raw_images("test")
@@ -135,7 +137,9 @@ def test_malformed_idx_files_are_refused(tmp_path, data):
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("sides", [(), (10,), (10, 784), (10, 28, 29), (10, 28, 28, 1), (0, 28, 28), (10, 0, 2**32 - 1)])
+@pytest.mark.parametrize(
+    "sides", [(), (10,), (10, 784), (10, 28, 29), (10, 28, 28, 1), (0, 28, 28), (10, 0, 2**32 - 1)]
+)
 @pytest.mark.parametrize("compress", [False, True])
 def test_idx_files_of_other_items_are_refused(tmp_path, sides, compress):
     write_mnist(tmp_path, compress)
@@ -143,11 +147,17 @@ def test_idx_files_of_other_items_are_refused(tmp_path, sides, compress):
     head = bytes([0, 0, 8, len(sides)]) + b"".join(side.to_bytes(4, "big") for side in sides)
     data = head + bytes(math.prod(sides))
     file.write_bytes(gzip.compress(data) if compress else data)
-    with pytest.raises(ValueError, match=r"`path` must (be an IDX file of .* with 3 axes|hold items of shape \(28, 28\))"):
+    with pytest.raises(
+        ValueError,
+        match=r"`path` must (be an IDX file of .* with 3 axes|hold items of shape "
+        r"\(28, 28\))",
+    ):
         MNIST(tmp_path).raw_images("test")
 
 
-@pytest.mark.parametrize("change", [lambda data: data[:-9], lambda data: data[:20] + b"\xff" * 20, lambda data: b"no gzip"])
+@pytest.mark.parametrize(
+    "change", [lambda data: data[:-9], lambda data: data[:20] + b"\xff" * 20, lambda data: b"no gzip"]
+)
 def test_damaged_gzip_files_are_refused(tmp_path, change):
     path = tmp_path / "x-ubyte.gz"
     path.write_bytes(change(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 200]) + RNG.bytes(200))))
@@ -182,7 +192,8 @@ def test_no_idx_file_takes_more_than_an_official_one(tmp_path, compress):
 READ = {
     "pickle": "from gradsigns_lightning.data.cifar10 import read_pickled as read",
     "mnist": "from gradsigns_lightning.data import MNIST; read = lambda path: MNIST(path).raw_images('test')",
-    "matlab": "from gradsigns_lightning.data.matlab import read_arrays as r; read = lambda path: r(path, 'Xy', max_bytes=2**28)",
+    "matlab": "from gradsigns_lightning.data.matlab import read_arrays as r; read = lambda path: r(path, "
+    "'Xy', max_bytes=2**28)",
 }
 
 
@@ -194,7 +205,9 @@ def refusal_of(reader: str, path: Path) -> tuple[str, int]:
         "try:\n    read(Path(sys.argv[1]))\nexcept ValueError as error:\n    print(error)\n"
         "print('KiB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr[-500:]
     message, kib = done.stdout.rsplit("KiB", 1)
     return message, int(kib)
@@ -218,7 +231,9 @@ def element(kind: int, content: bytes, size: int | None = None) -> bytes:
 
 def array(name: bytes, shape: tuple[int, ...], content: bytes, kind: int = 9, flags: int = 0) -> bytes:
     """An array of a MATLAB file, with the element ``content`` for its numbers."""
-    head = element(6, struct.pack("<II", kind | flags << 8, 0)) + element(5, struct.pack(f"<{len(shape)}i", *shape))
+    head = element(6, struct.pack("<II", kind | flags << 8, 0)) + element(
+        5, struct.pack(f"<{len(shape)}i", *shape)
+    )
     return element(14, head + element(1, name) + content)
 
 
@@ -230,7 +245,10 @@ def mat_file(*elements: bytes, plain: bool = False) -> bytes:
 
 
 SHAPE = (32, 32, 3, 2)
-X, Y = array(b"X", SHAPE, element(2, RNG.bytes(6144))), array(b"y", (2, 1), struct.pack("<HHI", 2, 2, 7 | 10 << 8), kind=6)
+X, Y = (
+    array(b"X", SHAPE, element(2, RNG.bytes(6144))),
+    array(b"y", (2, 1), struct.pack("<HHI", 2, 2, 7 | 10 << 8), kind=6),
+)
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -241,7 +259,10 @@ def test_a_matlab_file_is_read_as_scipy_reads_it(tmp_path, plain):
     (tmp_path / "test_32x32.mat").write_bytes(mat_file(other, X, Y, plain=plain))
     known = loadmat(tmp_path / "test_32x32.mat")
     found = read_arrays(tmp_path / "test_32x32.mat", ["X", "y"], max_bytes=10**6)
-    assert all(np.array_equal(found[name], known[name]) and found[name].dtype == known[name].dtype for name in ("X", "y"))
+    assert all(
+        np.array_equal(found[name], known[name]) and found[name].dtype == known[name].dtype
+        for name in ("X", "y")
+    )
     assert SVHN(tmp_path).load_images(train=False).labels.tolist() == [7, 0]
 
 
@@ -250,7 +271,9 @@ def test_a_matlab_file_of_the_other_order_of_bytes_is_read(tmp_path):
         return struct.pack(">II", kind, len(content)) + content + bytes(-len(content) % 8)
 
     head = swapped(6, struct.pack(">II", 6, 0)) + swapped(5, struct.pack(">2i", 1, 2))
-    array = swapped(14, head + struct.pack(">HHI", 1, 1, ord("y") << 24) + swapped(9, struct.pack(">2d", 3, 4)))
+    array = swapped(
+        14, head + struct.pack(">HHI", 1, 1, ord("y") << 24) + swapped(9, struct.pack(">2d", 3, 4))
+    )
     (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0".ljust(124) + b"\1\0MI" + array)
     assert read_arrays(tmp_path / "a.mat", ["y"], max_bytes=10**6)["y"].tolist() == [[3, 4]]
 
@@ -278,7 +301,9 @@ HARMFUL_ARRAYS = {
     "cells in cells of the same name": mat_file(array(b"X", (1, 1), cells(100_000), kind=1), Y, X),
     "a length of gigabytes": mat_file(array(b"X", SHAPE, element(2, bytes(6144), 2**32 - 8)), Y, plain=True),
     "a packed length of gigabytes": mat_file(array(b"X", SHAPE, element(2, bytes(6144), 2**32 - 8)), Y),
-    "a packed array of gigabytes": mat_file(X, Y)[:128] + struct.pack("<II", 15, 2**32 - 8) + zlib.compress(X),
+    "a packed array of gigabytes": mat_file(X, Y)[:128]
+    + struct.pack("<II", 15, 2**32 - 8)
+    + zlib.compress(X),
     "very many arrays": mat_file(*[element(14, b"")] * 10**6, plain=True),
 }
 
@@ -334,7 +359,9 @@ BAD_CONTENT = {
     "too many axes": mat_file(array(b"X", (1,) * 33, element(2, b"x")), Y),
     "too many labels": mat_file(X, array(b"y", (3, 1), element(2, b"\1\1\1"))),
     "a label of 11": mat_file(X, array(b"y", (2, 1), element(2, b"\1\x0b"))),
-    "a label of no number": mat_file(X, array(b"y", (2, 1), element(9, struct.pack("<2d", 1, math.nan)), kind=6)),
+    "a label of no number": mat_file(
+        X, array(b"y", (2, 1), element(9, struct.pack("<2d", 1, math.nan)), kind=6)
+    ),
     "half a label": mat_file(X, array(b"y", (2, 1), element(9, struct.pack("<2d", 1, 1.5)), kind=6)),
 }
 
@@ -374,7 +401,12 @@ def write_cifar_python(folder: Path, names: list[str], n: int = 4) -> dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     pixels = {name: RNG.integers(0, 256, (n, 3072), dtype=np.uint8) for name in names}
     for name, array in pixels.items():
-        batch = {b"batch_label": b"x", b"labels": list(range(n)), b"data": array, b"filenames": [b"a.png"] * n}
+        batch = {
+            b"batch_label": b"x",
+            b"labels": list(range(n)),
+            b"data": array,
+            b"filenames": [b"a.png"] * n,
+        }
         (folder / name).write_bytes(pickle.dumps(batch, protocol=3))
     return pixels
 
@@ -383,7 +415,8 @@ NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
 
 @pytest.mark.parametrize(
-    ("folder", "write"), [("cifar-10-batches-bin", write_cifar_binary), ("cifar-10-batches-py", write_cifar_python)]
+    ("folder", "write"),
+    [("cifar-10-batches-bin", write_cifar_binary), ("cifar-10-batches-py", write_cifar_python)],
 )
 def test_cifar10_layouts(tmp_path, folder, write):
     pixels = write(tmp_path / folder, NAMES)
@@ -392,7 +425,8 @@ def test_cifar10_layouts(tmp_path, folder, write):
     expected = np.concatenate([pixels[name] for name in NAMES[:5]]).reshape(-1, 3, 32, 32)
     assert torch.equal(train, torch.from_numpy(expected) / 255.0)
     assert torch.equal(
-        module.raw_images("test", class_index=2), torch.from_numpy(pixels["test_batch"][[2]]).view(1, 3, 32, 32) / 255.0
+        module.raw_images("test", class_index=2),
+        torch.from_numpy(pixels["test_batch"][[2]]).view(1, 3, 32, 32) / 255.0,
     )
     x, y = next(iter(module.test_dataloader()))
     assert y.tolist() == [0, 1, 2, 3]
@@ -433,7 +467,9 @@ def test_a_pickle_that_names_a_function_does_not_run(tmp_path, monkeypatch):
     assert not Path("harm").exists()
 
 
-@pytest.mark.parametrize("content", [{b"data": [0]}, {b"data": np.zeros((1, 5), np.uint8), b"labels": [0]}, [1]])
+@pytest.mark.parametrize(
+    "content", [{b"data": [0]}, {b"data": np.zeros((1, 5), np.uint8), b"labels": [0]}, [1]]
+)
 def test_another_pickle_is_refused(tmp_path, content):
     (tmp_path / "batch").write_bytes(pickle.dumps(content, protocol=3))
     with pytest.raises(ValueError, match="`path` must be a pickled CIFAR-10 batch"):
@@ -479,7 +515,9 @@ def array_batch(array: bytes) -> bytes:
 
 OBJECTS = b"cnumpy\ndtype\nX\x02\0\0\0O8\x89\x88\x87R"
 HARMFUL_BATCHES = {
-    "pointers": array_batch(b"cnumpy\nndarray\n(M\0\x0c\x85" + OBJECTS + b"B\0\x60\0\0" + b"AAAAAA\0\0" * 3072 + b"tR"),
+    "pointers": array_batch(
+        b"cnumpy\nndarray\n(M\0\x0c\x85" + OBJECTS + b"B\0\x60\0\0" + b"AAAAAA\0\0" * 3072 + b"tR"
+    ),
     "an array of terabytes": array_batch(b"cnumpy\nndarray\n(" + big(10**12) + b"\x85tR"),
     "a deep key": b"\x80\x03})" + b"\x85" * 600_000 + b"K\x01s.",
     "a memo of gigabytes": b"\x80\x03}r\xff\xff\xff\x0f.",
@@ -534,7 +572,10 @@ def write_svhn(root: Path) -> dict[str, np.ndarray]:
     arrays = {}
     for part, n in (("train", 20), ("test", 10)):
         arrays[part] = RNG.integers(0, 256, (32, 32, 3, n), dtype=np.uint8)
-        savemat(root / f"{part}_32x32.mat", {"X": arrays[part], "y": (np.arange(n, dtype=np.uint8)[:, None] % 10) + 1})
+        savemat(
+            root / f"{part}_32x32.mat",
+            {"X": arrays[part], "y": (np.arange(n, dtype=np.uint8)[:, None] % 10) + 1},
+        )
     return arrays
 
 

@@ -12,13 +12,17 @@ class Counted(ImageDataModule):
     """100 training and 20 test images; the first pixel of an image is its number."""
 
     def __init__(self, **kwargs):
-        super().__init__(**{"input_shape": (1, 2, 2), "n_classes": 5, "mean": (0.5,), "std": (0.25,)} | kwargs)
+        super().__init__(
+            **{"input_shape": (1, 2, 2), "n_classes": 5, "mean": (0.5,), "std": (0.25,)} | kwargs
+        )
         self.loads: list[bool] = []
 
     def load_images(self, train: bool) -> TensorImages:
         self.loads.append(train)
         n = 100 if train else 20
-        return TensorImages(torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).repeat(1, 1, 2, 2), torch.arange(n) % 5)
+        return TensorImages(
+            torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).repeat(1, 1, 2, 2), torch.arange(n) % 5
+        )
 
 
 def numbers(images: torch.Tensor) -> list[int]:
@@ -136,7 +140,12 @@ def test_wrong_arguments_are_named(arguments, error):
 
 @pytest.mark.parametrize(
     ("arguments", "name"),
-    [(("all",), "split"), (("test", 5), "class_index"), (("test", -1), "class_index"), (("test", 0, 0), "limit")],
+    [
+        (("all",), "split"),
+        (("test", 5), "class_index"),
+        (("test", -1), "class_index"),
+        (("test", 0, 0), "limit"),
+    ],
 )
 def test_wrong_raw_images_arguments_are_named(arguments, name):
     with pytest.raises(ValueError, match=f"`{name}`"):

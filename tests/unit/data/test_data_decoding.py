@@ -22,10 +22,17 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\nshowpage
 
 def png(width: int, height: int, data: bytes = b"") -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "ppm", "tiff", "gif", "webp", "jpg"])
@@ -66,7 +73,11 @@ def test_what_is_no_image_is_named_whatever_its_suffix_says(name, tmp_path, monk
     file.write_bytes(DAMAGED[name])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ValueError, match=r"image\.png' (cannot be read as an image|has more pixels than Pillow's limit)"):
+        with pytest.raises(
+            ValueError,
+            match=r"image\.png' (cannot be read as an image|has more pixels than "
+            r"Pillow's limit)",
+        ):
             decode(file, "RGB", (6, 5))
         with pytest.raises(ValueError, match=r"`images`: '.*image\.png'"):
             read_folder(str(tmp_path), (3, 6, 5))
@@ -115,11 +126,15 @@ def test_links_within_the_folder_and_to_it_are_followed(folder, tmp_path):
     assert len(read_folder(str(tmp_path / "link"), (1, 4, 5))) == 3
 
 
-@pytest.mark.parametrize("shape", [(1, 8192, 32768), (4, 16384, 8192), (1, 32769, 1), (1, 1, 32769), (1, 2**40, 2**40)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8192, 32768), (4, 16384, 8192), (1, 32769, 1), (1, 1, 32769), (1, 2**40, 2**40)]
+)
 def test_images_of_a_foreign_keys_shape_are_bounded_before_they_are_read(folder, shape, monkeypatch):
     (folder / "c.png").write_bytes(b"")
     monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("an image was read"))
-    with pytest.raises(ValueError, match=r"`images`: .* 3 images of the key's `input_shape` \(" + ", ".join(map(str, shape))):
+    with pytest.raises(
+        ValueError, match=r"`images`: .* 3 images of the key's `input_shape` \(" + ", ".join(map(str, shape))
+    ):
         read_folder(str(folder), shape)
 
 

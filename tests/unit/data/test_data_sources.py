@@ -17,7 +17,9 @@ def test_a_batch_is_normalised_and_in_the_order_asked_for():
     source = make(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
     x, y = source.__getitems__([7, 2])
     raw = make().raw(torch.tensor([7, 2]))
-    expected = (raw - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)) / torch.tensor([0.5, 0.25, 2.0]).view(1, 3, 1, 1)
+    expected = (raw - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)) / torch.tensor([0.5, 0.25, 2.0]).view(
+        1, 3, 1, 1
+    )
     assert x.dtype == torch.float32
     assert torch.equal(x, expected)
     assert y.dtype == torch.int64
@@ -77,7 +79,12 @@ def test_scale_is_the_pixel_value_of_one():
         (torch.zeros(2, 1, 2, 2), torch.zeros(2), TypeError, "`images` must be a uint8"),
         (torch.zeros(2, 2, 2, dtype=torch.uint8), torch.zeros(2), ValueError, "`images` must have shape"),
         (torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(2), ValueError, "`images` must have shape"),
-        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, 1), ValueError, "`labels` must have shape"),
+        (
+            torch.zeros(2, 1, 2, 2, dtype=torch.uint8),
+            torch.zeros(2, 1),
+            ValueError,
+            "`labels` must have shape",
+        ),
         ([0], torch.zeros(2), TypeError, "`images` must be torch.Tensor"),
     ],
 )
@@ -135,7 +142,11 @@ def test_augmentation_works_on_images_that_are_not_square_and_follows_the_defaul
 
 @pytest.mark.parametrize(
     ("arguments", "error", "name"),
-    [({"shift": 1.5}, ValueError, "shift"), ({"shift": "a"}, TypeError, "shift"), ({"flip": 1}, TypeError, "flip")],
+    [
+        ({"shift": 1.5}, ValueError, "shift"),
+        ({"shift": "a"}, TypeError, "shift"),
+        ({"flip": 1}, TypeError, "flip"),
+    ],
 )
 def test_wrong_augment_arguments_are_named(arguments, error, name):
     with pytest.raises(error, match=f"`{name}`"):

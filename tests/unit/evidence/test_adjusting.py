@@ -16,7 +16,11 @@ from gradsigns_lightning.evidence.reading import Readings
 
 KEY = WatermarkKey.generate("Acme", 64, input_shape=(1, 20, 20), target_class=0, secret=bytes(32))
 ALPHA, FREE = 1e-9, Charges(n_commitments=1, payload_bits=0.0, grinding_bits=0.0)
-DATED, UNDATED, LATER = Dating(None, precedes_suspect=True), Dating(None, None), Dating(None, precedes_suspect=False)
+DATED, UNDATED, LATER = (
+    Dating(None, precedes_suspect=True),
+    Dating(None, None),
+    Dating(None, precedes_suspect=False),
+)
 
 
 def result(n_matches=64, *, alpha=ALPHA, recognised=1.0, silent=False) -> VerificationResult:
@@ -38,19 +42,57 @@ OTHER = result(35, alpha=1e-3)
         (readings(result(), other=OTHER), FREE, DATED, "owned", [], []),
         (readings(result(), other=OTHER), FREE, UNDATED, "not_proven", ["no trusted time-stamp"], []),
         (readings(result(), other=OTHER), FREE, LATER, "not_proven", ["not known to be older"], []),
-        (readings(result(), other=OTHER), Charges(1, 0, 64), DATED, "not_proven", [], []),  # 2^-64 is what 2^64 tries find
+        # 2^-64 is what 2^64 tries find
+        (readings(result(), other=OTHER), Charges(1, 0, 64), DATED, "not_proven", [], []),
         (readings(result(), other=OTHER), Charges(1, 34, 0), DATED, "owned", [], []),
         (readings(result(), other=OTHER), Charges(1, 35, 0), DATED, "not_proven", [], []),
-        (readings(result(), same=result(alpha=1e-3)), FREE, DATED, "not_proven", ["'same' shows the signature too"], []),
+        (
+            readings(result(), same=result(alpha=1e-3)),
+            FREE,
+            DATED,
+            "not_proven",
+            ["'same' shows the signature too"],
+            [],
+        ),
         (readings(result()), FREE, DATED, "owned", [], ["no control model of the same task"]),
-        (readings(result(), mute=result(silent=True)), FREE, DATED, "owned", [], ["'mute' answers nothing", "no control model"]),
-        (readings(result(silent=True), other=OTHER), FREE, LATER, "inconclusive", ["not known to be older"], []),
-        (readings(result(recognised=0.4), other=OTHER), FREE, DATED, "inconclusive", [], [r"\(0.25,\), \(0.5,\)"]),
+        (
+            readings(result(), mute=result(silent=True)),
+            FREE,
+            DATED,
+            "owned",
+            [],
+            ["'mute' answers nothing", "no control model"],
+        ),
+        (
+            readings(result(silent=True), other=OTHER),
+            FREE,
+            LATER,
+            "inconclusive",
+            ["not known to be older"],
+            [],
+        ),
+        (
+            readings(result(recognised=0.4), other=OTHER),
+            FREE,
+            DATED,
+            "inconclusive",
+            [],
+            [r"\(0.25,\), \(0.5,\)"],
+        ),
         (readings(transcript=result()), FREE, DATED, "claimed", [], ["what the claimant says"]),
-        (readings(transcript=result(), as_announced=False), FREE, DATED, "claimed", [], ["claimant says", "not read as"]),
+        (
+            readings(transcript=result(), as_announced=False),
+            FREE,
+            DATED,
+            "claimed",
+            [],
+            ["claimant says", "not read as"],
+        ),
     ],
 )
-def test_verdict_and_words_follow_from_readings_charges_and_date(read, charges, dating, verdict, objections, remarks):
+def test_verdict_and_words_follow_from_readings_charges_and_date(
+    read, charges, dating, verdict, objections, remarks
+):
     finding = adjust(read, charges, dating, alpha=ALPHA)
     assert finding.verdict == verdict
     for said, expected in ((finding.objections, objections), (finding.remarks, remarks)):
@@ -68,7 +110,9 @@ def test_as_many_secrets_are_charged_as_could_be_opened_at_least():
     ("charges", "alpha"), [(FREE, 1.0), (FREE, 1e-9), (Charges(1, 16, 64), 1e-9), (Charges(1, 900, 0), 1e-9)]
 )
 def test_what_is_read_at_the_level_left_is_significant_when_charged(charges, alpha):
-    assert charges.adjusted(math.log10(charges.alpha_left(alpha))) == pytest.approx(math.log10(alpha), abs=1e-9)
+    assert charges.adjusted(math.log10(charges.alpha_left(alpha))) == pytest.approx(
+        math.log10(alpha), abs=1e-9
+    )
 
 
 def test_the_level_left_is_one_that_a_float_can_hold():

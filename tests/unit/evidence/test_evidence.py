@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from gradsigns_lightning import WatermarkKey, customer_key, verify, verify_api, verify_many
 from gradsigns_lightning.cli.report import verification_rows
-from gradsigns_lightning.core.key.payload import blank_message_key, freedom
+from gradsigns_lightning.core.key.payload import blank_message_key, free_bits
 from gradsigns_lightning.core.signature import input_gradients
 from gradsigns_lightning.core.utils.canonical import canonical_json
 from gradsigns_lightning.evidence import (
@@ -45,7 +45,13 @@ NOW = datetime.now(timezone.utc)
 
 def key_number(i: int, n_bits=128, **options) -> WatermarkKey:
     return WatermarkKey.generate(
-        "Acme", n_bits, input_shape=SHAPE, target_class=T, n_carriers=700, secret=i.to_bytes(32, "big"), **options
+        "Acme",
+        n_bits,
+        input_shape=SHAPE,
+        target_class=T,
+        n_carriers=700,
+        secret=i.to_bytes(32, "big"),
+        **options,
     )
 
 
@@ -98,13 +104,18 @@ def test_a_statement_reveals_nothing_and_reads_back():
     assert Statement.from_bytes(data) == STATEMENT
     assert json.loads(data).keys() == {"format", "commitments", "signer", "reading"}
     assert not any(known in data.decode() for known in (KEY.reveal()["secret"], KEY.commitment))
-    assert not set(make_statement([key_number(8)], SIGNER).commitments) & set(STATEMENT.commitments)  # another secret, else alike
+    # another secret, else alike
+    assert not set(make_statement([key_number(8)], SIGNER).commitments) & set(STATEMENT.commitments)
 
 
 def test_a_statement_takes_keys_and_not_their_public_commitments():
     with pytest.raises(ValueError, match="`keys` must name a readable key file, got"):
         make_statement([KEY.commitment], SIGNER)
-    with pytest.raises(TypeError, match=r"`keys` must be a WatermarkKey or the path of a key file .*, got bytes"):
+    with pytest.raises(
+        TypeError,
+        match=r"`keys` must be a WatermarkKey or the path of a key file .*, got "
+        r"bytes",
+    ):
         make_statement([bytes.fromhex(KEY.commitment)], SIGNER)
 
 
@@ -203,7 +214,9 @@ def test_who_reads_the_evidence_cannot_claim_with_it(bundle_file):
     # The secret is open now; but only who committed to it can sign.
     thief = Ed25519PrivateKey.generate()
     with pytest.raises(ValueError, match="signed by who committed"):
-        Bundle.from_bytes(edited(bundle_file, lambda evidence: evidence.update(software="x"), sign_with=thief))
+        Bundle.from_bytes(
+            edited(bundle_file, lambda evidence: evidence.update(software="x"), sign_with=thief)
+        )
     stolen = Bundle.load(bundle_file).key
     with pytest.raises(ValueError, match="`signer` must be the one that was committed to"):
         Bundle(key=stolen, statement=STATEMENT).save(bundle_file.with_suffix(".2"), thief)
@@ -222,9 +235,18 @@ def test_who_reads_the_evidence_cannot_claim_with_it(bundle_file):
         (lambda e: e["key"]["public"].update(input_shape="abc"), "wrong type"),
         (lambda e: e["key"].update(public=[]), "must be an object"),
         (lambda e: e["key"].update(secret="zz"), "hexadecimal"),
-        (lambda e: e["key"].update(secret="00" * 31), "`secret` must be 32 bytes, or 64 of a copy's key, got 31 bytes"),
-        (lambda e: e["key"].update(secret="00" * 64), "`secret` of a key of purpose 'owner' must be 32 bytes, got 64"),
-        (lambda e: e["key"]["public"].update(purpose="message"), "`secret` of a key of purpose 'message' must be 64 bytes"),
+        (
+            lambda e: e["key"].update(secret="00" * 31),
+            "`secret` must be 32 bytes, or 64 of a copy's key, got 31 bytes",
+        ),
+        (
+            lambda e: e["key"].update(secret="00" * 64),
+            "`secret` of a key of purpose 'owner' must be 32 bytes, got 64",
+        ),
+        (
+            lambda e: e["key"]["public"].update(purpose="message"),
+            "`secret` of a key of purpose 'message' must be 64 bytes",
+        ),
         (lambda e: e["images"].update(shape=[60, 3, 16]), "images must have a shape"),
         (lambda e: e["images"].update(pixels="AAAA"), "images must have a shape"),
         (lambda e: e["images"].update(pixels="?"), "base64"),
@@ -244,7 +266,15 @@ def test_unsigned_changes_and_other_files_are_refused(bundle_file, tmp_path):
     data = bundle_file.read_bytes()
     with pytest.raises(ValueError, match="signature does not fit"):
         Bundle.from_bytes(edited(bundle_file, lambda evidence: evidence.update(software="other")))
-    for content in (data[:-3], data.replace(b":", b": ", 1), b"", b"[]\n", b"{}\n", b"\x80\x04N.", b"[" * 100_000):
+    for content in (
+        data[:-3],
+        data.replace(b":", b": ", 1),
+        b"",
+        b"[]\n",
+        b"{}\n",
+        b"\x80\x04N.",
+        b"[" * 100_000,
+    ):
         with pytest.raises(ValueError, match="`bundle`"):
             Bundle.from_bytes(content)
     with pytest.raises(ValueError, match="`bundle` must name a readable file"):
@@ -280,7 +310,9 @@ def small_content(tmp_path_factory):
 
 def places(value):
     """Yield container and index of everything below ``value``."""
-    for index in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []:
+    for index in (
+        list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    ):
         yield value, index
         yield from places(value[index])
 
@@ -291,7 +323,9 @@ JSON = st.recursive(
     | st.integers(-(2**70), 2**70)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=5),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -318,7 +352,9 @@ def test_whatever_a_file_holds_the_error_is_clear(data):
             read(data)
 
 
-@pytest.mark.parametrize("data", [b"[" + b"{}," * (1 << 23) + b"{}]\n", b"[" * (1 << 24), b"9" * ((1 << 27) + 1)])
+@pytest.mark.parametrize(
+    "data", [b"[" + b"{}," * (1 << 23) + b"{}]\n", b"[" * (1 << 24), b"9" * ((1 << 27) + 1)]
+)
 def test_a_small_file_does_not_take_a_hundred_times_its_size(data):
     tracemalloc.start()
     try:
@@ -332,8 +368,14 @@ def test_a_small_file_does_not_take_a_hundred_times_its_size(data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_bits": 8192, "n_carriers": 65537, "input_shape": (1, 512, 512)}, "`n_bits` \\* `n_carriers` must be <= 536870912"),
-        ({"n_bits": 8, "n_carriers": 8, "input_shape": (1, 8192, 4097)}, "`input_shape` must have at most 33554432 coordinates"),
+        (
+            {"n_bits": 8192, "n_carriers": 65537, "input_shape": (1, 512, 512)},
+            "`n_bits` \\* `n_carriers` must be <= 536870912",
+        ),
+        (
+            {"n_bits": 8, "n_carriers": 8, "input_shape": (1, 8192, 4097)},
+            "`input_shape` must have at most 33554432 coordinates",
+        ),
     ],
 )
 def test_keys_that_ask_for_gigabytes_are_refused_before_anything_is_derived(change, message):
@@ -344,20 +386,23 @@ def test_keys_that_ask_for_gigabytes_are_refused_before_anything_is_derived(chan
 
 @pytest.mark.parametrize(
     ("n_bits", "side", "estimator"),
-    [(4096, 512, "rows"), (4096, 512, "coordinate"), (8, 2900, "coordinate"), (8, 2900, "blocks")],
+    [(4096, 512, "rows"), (4096, 512, "coordinate"), (8, 2900, "coordinate"), (8, 2900, "groups")],
 )
 def test_directions_that_ask_for_gigabytes_are_refused(model, n_bits, side, estimator):
-    key = WatermarkKey.generate("A", n_bits, input_shape=(1, side, side), target_class=0, n_carriers=4096, secret=bytes(32))
+    key = WatermarkKey.generate(
+        "A", n_bits, input_shape=(1, side, side), target_class=0, n_carriers=4096, secret=bytes(32)
+    )
     with pytest.raises(ValueError, match="`key` must have at most 268435456 values in all directions"):
         verify_api(model, key, torch.zeros(1, 1, side, side), estimator=estimator)
 
 
 def test_a_strangers_message_key_costs_a_judge_no_minutes():
     key = blank_message_key(
-        WatermarkKey.generate("A", 8192, input_shape=(1, 96, 96), target_class=0, secret=bytes(32)), bytes(1024)
+        WatermarkKey.generate("A", 8192, input_shape=(1, 96, 96), target_class=0, secret=bytes(32)),
+        bytes(1024),
     )
     start = time.monotonic()
-    assert freedom(key) == 8192 + 17
+    assert free_bits(key) == 8192 + 17
     assert time.monotonic() - start < 5
 
 
@@ -372,7 +417,9 @@ def dated(authority):
 
 def stamped(authority, key, statement=None, **content):
     statement = statement or make_statement([key], SIGNER)
-    return Bundle(key=key, statement=statement, timestamp=authority.stamp(timestamp_request(statement)), **content)
+    return Bundle(
+        key=key, statement=statement, timestamp=authority.stamp(timestamp_request(statement)), **content
+    )
 
 
 @pytest.fixture(scope="module")
@@ -437,8 +484,12 @@ def test_an_invented_transcript_is_a_claim(tmp_path, authority, dated):
 
 
 def test_as_many_keys_were_tried_as_were_committed_to(authority, dated, model):
-    statement = Statement((*make_statement([KEY], SIGNER).commitments, *(f"{i:064x}" for i in range(1023))), STATEMENT.signer)
-    judgement = judge(stamped(authority, KEY, statement), suspect=model, images=JUDGES, grinding_bits=0, **dated)
+    statement = Statement(
+        (*make_statement([KEY], SIGNER).commitments, *(f"{i:064x}" for i in range(1023))), STATEMENT.signer
+    )
+    judgement = judge(
+        stamped(authority, KEY, statement), suspect=model, images=JUDGES, grinding_bits=0, **dated
+    )
     assert (judgement.grinding_bits, judgement.n_commitments) == (10.0, 1024)
     assert judgement.log10_adjusted_p_value == pytest.approx(judgement.log10_p_value + 10 * np.log10(2))
 
@@ -451,7 +502,10 @@ def test_a_transcript_read_otherwise_than_announced_is_remarked(authority, model
     for statement, expected in [(None, 2), (announced, 1)]:
         judgement = judge(stamped(authority, KEY, statement, **content))
         assert len(judgement.remarks) == expected
-    assert "not read as the published commitment announced" in judge(stamped(authority, KEY, **content)).remarks[1]
+    assert (
+        "not read as the published commitment announced"
+        in judge(stamped(authority, KEY, **content)).remarks[1]
+    )
 
 
 def test_the_claimants_normalisation_plays_no_part(authority, dated, planted):
@@ -460,11 +514,13 @@ def test_the_claimants_normalisation_plays_no_part(authority, dated, planted):
     judgement = judge(stamped(authority, key), suspect=model, images=JUDGES, **dated)
     assert judgement.verdict == "owned"
 
-    class Normalised(torch.nn.Module):
+    class Normalized(torch.nn.Module):
         def forward(self, x):
             return model(x * 0.25 + 0.5)
 
-    stated = judge(stamped(authority, key), suspect=Normalised(), images=JUDGES, input_mean=0.5, input_std=0.25, **dated)
+    stated = judge(
+        stamped(authority, key), suspect=Normalized(), images=JUDGES, input_mean=0.5, input_std=0.25, **dated
+    )
     assert stated.verdict == "owned"
     assert stated.reading.margin == pytest.approx(judgement.reading.margin, rel=1e-3)
 
@@ -484,15 +540,34 @@ def test_images_that_the_claimant_crafted_play_no_part(authority, genuine, dated
 
 
 def test_a_judge_has_no_argument_of_the_claimants(authority, dated, model, tmp_path):
-    judges = {"suspect", "images", "input_mean", "input_std", "controls", "authority", "suspect_since", "grinding_bits", "alpha"}
+    judges = {
+        "suspect",
+        "images",
+        "input_mean",
+        "input_std",
+        "controls",
+        "authority",
+        "suspect_since",
+        "grinding_bits",
+        "alpha",
+    }
     assert inspect.signature(judge).parameters.keys() == {"bundle", *judges, "max_queries"}
-    assert inspect.signature(Bundle).parameters.keys() == {"key", "statement", "timestamp", "images", "transcript", "software"}
+    assert inspect.signature(Bundle).parameters.keys() == {
+        "key",
+        "statement",
+        "timestamp",
+        "images",
+        "transcript",
+        "software",
+    }
     settings = {"estimator": "rows", "alignments": ("identity", "hflip"), "max_queries": 333, "alpha": 1e-5}
     verify_api(scores(model), KEY, OWN, journal=tmp_path / "j", **settings)
     statement = make_statement([KEY], SIGNER, reading=ApiSettings(**settings))
     content = {"images": (OWN * 255).round().to(torch.uint8), "transcript": read_journal(tmp_path / "j")}
-    reading = judge(stamped(authority, KEY, statement, **content), suspect=scores(model), images=JUDGES, **dated).reading
-    assert (reading.estimator, reading.alignment) == ("blocks", "identity")
+    reading = judge(
+        stamped(authority, KEY, statement, **content), suspect=scores(model), images=JUDGES, **dated
+    ).reading
+    assert (reading.estimator, reading.alignment) == ("groups", "identity")
     assert reading.alpha < 1e-20
 
 
@@ -526,7 +601,9 @@ def test_a_suspect_that_shows_nothing_is_inconclusive(bundle_file):
 
 
 def test_a_mark_that_controls_show_too_is_no_proof(genuine, dated, model, planted):
-    judgement = judge(genuine, suspect=model, images=JUDGES, controls={"copy": planted(KEY, noise=0.4)}, **dated)
+    judgement = judge(
+        genuine, suspect=model, images=JUDGES, controls={"copy": planted(KEY, noise=0.4)}, **dated
+    )
     assert judgement.verdict == "not_proven"
     assert "control model 'copy' shows the signature too" in judgement.objections[0]
 
@@ -558,8 +635,12 @@ def test_edited_answers_do_not_replay(bundle_file, transcript):
         judge(other)
 
 
-@pytest.mark.parametrize("error", [KeyError(), IndexError(), TypeError(), MemoryError(), KeyboardInterrupt()], ids=repr)
-@pytest.mark.parametrize("fault", [(ApiSettings, "from_dict"), (ResponseParser, "certainty")], ids=["settings", "answers"])
+@pytest.mark.parametrize(
+    "error", [KeyError(), IndexError(), TypeError(), MemoryError(), KeyboardInterrupt()], ids=repr
+)
+@pytest.mark.parametrize(
+    "fault", [(ApiSettings, "from_dict"), (ResponseParser, "certainty")], ids=["settings", "answers"]
+)
 def test_a_fault_of_ours_is_not_told_as_a_damaged_transcript(bundle_file, monkeypatch, fault, error):
     def fail(*_):
         raise error
@@ -595,7 +676,8 @@ def gradient_of(model):
 
 
 def test_forgery_by_a_projection_chosen_after_seeing_the_model(unmarked, bundle_file):
-    # Published forgery 1: flip every row of the projection that disagrees. With loose arrays the bit error rate is 0 ...
+    # Published forgery 1: flip every row of the projection that disagrees. With loose arrays the bit error
+    # rate is 0 ...
     gradient = gradient_of(unmarked)[KEY.carriers]
     projection, signs = KEY.projection.double(), 2 * KEY.signature.double() - 1
     forged = projection * (signs * torch.sign(projection @ gradient))[:, None]
@@ -607,15 +689,19 @@ def test_forgery_by_a_projection_chosen_after_seeing_the_model(unmarked, bundle_
 
     with pytest.raises(ValueError, match="no other"):
         Bundle.from_bytes(edited(bundle_file, smuggle, sign_with=SIGNER))
-    assert judge(Bundle(key=KEY, statement=STATEMENT), suspect=unmarked, images=JUDGES).verdict == "not_proven"
+    assert (
+        judge(Bundle(key=KEY, statement=STATEMENT), suspect=unmarked, images=JUDGES).verdict == "not_proven"
+    )
 
 
 def test_forgery_by_a_signature_chosen_after_seeing_the_model(unmarked):
-    # Published forgery 2: let the signature be what the model shows. The payload is the one free choice, so it is all of it.
+    # Published forgery 2: let the signature be what the model shows. The payload is the one free choice, so
+    # it is all of it.
     gradient = gradient_of(unmarked)[KEY.carriers]
     shown = (KEY.projection.double() @ gradient > 0).numpy().astype(np.uint8)
     forged = KEY.with_payload(np.packbits(shown ^ KEY.signature.numpy(), bitorder="little").tobytes())
-    assert verify(unmarked, forged, OWN).p_value < 1e-30  # the raw p-value is worthless for a key made afterwards
+    # the raw p-value is worthless for a key made afterwards
+    assert verify(unmarked, forged, OWN).p_value < 1e-30
     bundle = Bundle(key=forged, statement=make_statement([forged], SIGNER))
     judgement = judge(bundle, suspect=unmarked, images=JUDGES, grinding_bits=0)
     assert (judgement.verdict, judgement.payload_bits, judgement.adjusted_p_value) == ("not_proven", 128, 1.0)
@@ -652,15 +738,23 @@ def test_a_payload_fitted_to_another_model_before_the_suspect_existed_is_charged
     """Models of one task share much of their mean gradient: a time-stamp before the suspect makes no payload innocent."""
     key = KEY.with_payload(bytes(range(16)))
     judgement = judge(stamped(authority, key), suspect=planted(key), images=JUDGES, grinding_bits=0, **dated)
-    assert (judgement.precedes_suspect, judgement.payload_bits, judgement.verdict) == (True, 128, "not_proven")
-    assert judgement.log10_adjusted_p_value == pytest.approx(min(0, judgement.log10_p_value + 128 * np.log10(2)))
+    assert (judgement.precedes_suspect, judgement.payload_bits, judgement.verdict) == (
+        True,
+        128,
+        "not_proven",
+    )
+    assert judgement.log10_adjusted_p_value == pytest.approx(
+        min(0, judgement.log10_p_value + 128 * np.log10(2))
+    )
 
 
 def test_the_judge_warns_of_few_images_only_where_the_mark_was_not_found(genuine, dated, model, unmarked):
     controls = {"other": unmarked, "one more": scores(unmarked)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert judge(genuine, suspect=model, images=JUDGES[:20], controls=controls, **dated).verdict == "owned"
+        assert (
+            judge(genuine, suspect=model, images=JUDGES[:20], controls=controls, **dated).verdict == "owned"
+        )
     with pytest.warns(UserWarning, match="Only 20 images"):
         judge(genuine, suspect=unmarked, images=JUDGES[:20], **dated)
     with pytest.warns(UserWarning, match="Only 20 images"):
@@ -670,7 +764,9 @@ def test_the_judge_warns_of_few_images_only_where_the_mark_was_not_found(genuine
 def test_few_images_hide_no_other_warning_of_a_control(genuine, dated, model, unmarked):
     controls = {"other class": lambda x: scores(unmarked)(x)[:, [2, 1, 0]]}
     with pytest.warns(UserWarning, match="The model takes only") as caught:
-        assert judge(genuine, suspect=model, images=JUDGES[:20], controls=controls, **dated).verdict == "owned"
+        assert (
+            judge(genuine, suspect=model, images=JUDGES[:20], controls=controls, **dated).verdict == "owned"
+        )
     assert not any("Only 20 images" in str(warning.message) for warning in caught)
 
 
@@ -679,13 +775,17 @@ def test_a_judges_reading_pays_for_the_payload_once(planted):
     key = KEY.with_payload(b"x")
     bundle = Bundle(key=key, statement=make_statement([key], SIGNER))
     model = planted(key)
-    judgement = judge(bundle, suspect=model, images=JUDGES, controls={"same": model}, grinding_bits=3, alpha=1e-5)
+    judgement = judge(
+        bundle, suspect=model, images=JUDGES, controls={"same": model}, grinding_bits=3, alpha=1e-5
+    )
     reading, control = judgement.reading, judgement.controls["same"]
     assert reading.alpha == pytest.approx(1e-5 * 2.0 ** -(3 + 8))
     assert np.isnan(reading.free_bits)
     assert (judgement.p_value, control.p_value) == (reading.p_value, reading.p_value)
     assert judgement.log10_adjusted_p_value == pytest.approx(reading.log10_p_value + 11 * np.log10(2))
-    assert any("control model 'same' shows the signature too" in objection for objection in judgement.objections)
+    assert any(
+        "control model 'same' shows the signature too" in objection for objection in judgement.objections
+    )
 
 
 def test_of_two_marks_in_one_model_both_are_found_and_the_dates_tell_which_was_first(authority, planted):
@@ -722,7 +822,9 @@ def test_a_control_that_says_nothing_is_said_to_be_none(genuine, dated, model, u
     flat = judge(genuine, suspect=model, images=JUDGES, controls={"flat": Flat()}, **dated).remarks
     assert "control model 'flat' answers nothing of use" in flat[0]
     assert "no control model of the same task was read" in flat[1]
-    both = judge(genuine, suspect=model, images=JUDGES, controls={"flat": Flat(), "other": unmarked}, **dated).remarks
+    both = judge(
+        genuine, suspect=model, images=JUDGES, controls={"flat": Flat(), "other": unmarked}, **dated
+    ).remarks
     assert len(both) == 1
 
 
@@ -738,6 +840,11 @@ def test_a_control_that_says_nothing_is_said_to_be_none(genuine, dated, model, u
     ],
 )
 def test_bad_arguments_are_named(model, changes, error, message):
-    arguments = {"bundle": Bundle(key=KEY, statement=STATEMENT), "suspect": model, "images": JUDGES, **changes}
+    arguments = {
+        "bundle": Bundle(key=KEY, statement=STATEMENT),
+        "suspect": model,
+        "images": JUDGES,
+        **changes,
+    }
     with pytest.raises(error, match=message):
         judge(**arguments)

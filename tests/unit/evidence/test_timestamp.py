@@ -24,7 +24,11 @@ FOUR = ("root", "middle", "lower", "stamping")
 def query(folder, digest, data=None):
     """A request with another digest than ours, by openssl."""
     (folder / "data").write_bytes(data or STATEMENT.to_bytes())
-    subprocess.run(["openssl", "ts", "-query", "-data", "data", f"-{digest}", "-cert", "-out", "q"], cwd=folder, check=True)
+    subprocess.run(
+        ["openssl", "ts", "-query", "-data", "data", f"-{digest}", "-cert", "-out", "q"],
+        cwd=folder,
+        check=True,
+    )
     return (folder / "q").read_bytes()
 
 
@@ -33,7 +37,9 @@ def long_chain(make_authority):
     return make_authority(names=FOUR)
 
 
-@pytest.mark.parametrize("beside", [p for n in range(4) for p in itertools.permutations(("root", "middle", "lower"), n)])
+@pytest.mark.parametrize(
+    "beside", [p for n in range(4) for p in itertools.permutations(("root", "middle", "lower"), n)]
+)
 def test_certificates_come_in_any_order(long_chain, beside):
     reply = long_chain.stamp(timestamp_request(STATEMENT), beside=beside)
     stamped = check_timestamp(reply, STATEMENT, long_chain.pem("middle", "root", "lower"))
@@ -63,7 +69,10 @@ def test_imprints_of_sha1_are_refused(authority, tmp_path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"signer_digest": "sha1"}, "must be signed with SHA-256, SHA-384, SHA-512, not with the digest algorithm 1.3.14.3.2.26"),
+        (
+            {"signer_digest": "sha1"},
+            "must be signed with SHA-256, SHA-384, SHA-512, not with the digest algorithm 1.3.14.3.2.26",
+        ),
         ({"signer_digest": "sha224"}, "must be signed with SHA-256, SHA-384, SHA-512, not"),
         ({"sha1": ("stamping",)}, "certificate 'CN=stamping' is signed with SHA1"),
         ({"sha1": ("middle",)}, "certificate 'CN=middle' is signed with SHA1"),
@@ -78,7 +87,9 @@ def test_what_rests_on_sha1_or_a_short_key_is_refused(make_authority, options, r
         check_timestamp(reply, STATEMENT, authority.pem("root", "middle"))
 
 
-@pytest.mark.parametrize("options", [{"sha1": ("root",)}, {"ess_digest": "sha1"}, {"signer_digest": "sha512"}])
+@pytest.mark.parametrize(
+    "options", [{"sha1": ("root",)}, {"ess_digest": "sha1"}, {"signer_digest": "sha512"}]
+)
 def test_sha1_in_a_trusted_roots_own_signature_or_a_pointer_is_no_weakness(make_authority, options):
     authority = make_authority(**options)
     reply = authority.stamp(timestamp_request(STATEMENT), beside=("root",))
@@ -115,7 +126,9 @@ def test_a_certificate_may_have_expired_since_and_openssl_agrees(make_authority,
     (tmp_path / "a.tsr").write_bytes(reply)
     files = f"-data a.json -in a.tsr -CAfile {authority.certificates}"
     codes = [
-        subprocess.run(shlex.split(f"openssl ts -verify {options} {files}"), cwd=tmp_path, capture_output=True).returncode
+        subprocess.run(
+            shlex.split(f"openssl ts -verify {options} {files}"), cwd=tmp_path, capture_output=True
+        ).returncode
         for options in ("", f"-attime {int(stamped.timestamp())}")
     ]
     assert codes == [1, 0]
@@ -133,7 +146,9 @@ def test_the_documented_line_checks_a_stamp(make_authority, tmp_path):
     (tmp_path / "authority.pem").write_bytes(authority.pem("root"))
 
     def code():
-        return subprocess.run(shlex.split(line.replace("SECONDS", str(seconds))), cwd=tmp_path, capture_output=True).returncode
+        return subprocess.run(
+            shlex.split(line.replace("SECONDS", str(seconds))), cwd=tmp_path, capture_output=True
+        ).returncode
 
     assert code() == 0
     (tmp_path / "acme.commitment.json").write_bytes(STATEMENT.to_bytes() + b" ")
@@ -189,7 +204,9 @@ def test_any_bytes_are_a_reply_or_a_value_error(genuine, data):
         assert str(error).startswith(REFUSED)  # noqa: PT017
 
 
-@pytest.mark.parametrize("reply", ["", "30", "30800000", "3084ffffffff", "3003020100" * 9, "30053003020100", "30053003020102"])
+@pytest.mark.parametrize(
+    "reply", ["", "30", "30800000", "3084ffffffff", "3003020100" * 9, "30053003020100", "30053003020102"]
+)
 def test_short_replies_are_refused(authority, reply):
     with pytest.raises(ValueError, match=REFUSED):
         check_timestamp(bytes.fromhex(reply), STATEMENT, authority.pem("root"))
@@ -212,4 +229,6 @@ def test_an_authority_of_an_unknown_version_is_a_value_error(genuine):
     at = der.index(b"\xa0\x03\x02\x01\x02") + 4  # [0] INTEGER 2 says version 3
     changed = base64.b64encode(der[:at] + b"\x0f" + der[at + 1 :]).decode()
     with pytest.raises(ValueError, match="`authority` must be a PEM file"):
-        check_timestamp(reply, STATEMENT, f"-----BEGIN CERTIFICATE-----\n{changed}\n-----END CERTIFICATE-----\n".encode())
+        check_timestamp(
+            reply, STATEMENT, f"-----BEGIN CERTIFICATE-----\n{changed}\n-----END CERTIFICATE-----\n".encode()
+        )

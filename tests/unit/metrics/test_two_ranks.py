@@ -22,7 +22,12 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     process = subprocess.run(
-        [sys.executable, SCRIPT, folder], env=environment, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, SCRIPT, folder],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert process.returncode == 0, process.stderr
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
@@ -31,7 +36,9 @@ def ranks(tmp_path_factory):
 @pytest.mark.parametrize("objective", ["margin", "paper"])
 @pytest.mark.parametrize("split", worker.SPLITS)
 def test_averaged_gradients_are_those_of_one_process(ranks, split, objective):
-    expected = worker.embedding_gradients(worker.target_images(sum(worker.SPLITS[split])), objective, world_size=1)
+    expected = worker.embedding_gradients(
+        worker.target_images(sum(worker.SPLITS[split])), objective, world_size=1
+    )
     for rank in ranks:
         torch.testing.assert_close(rank[f"{split}/{objective}"], expected)
     moved = sum(float(g.abs().sum()) for g in expected[1:])

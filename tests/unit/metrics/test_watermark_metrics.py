@@ -28,7 +28,10 @@ def bit_batches(n_updates=4, shape=(5, 16), flips=0.2):
 
 def margin_batches(n_updates=4, shape=(5, 16)):
     generator = np.random.default_rng(0)
-    return [(generator.standard_normal(shape).astype(np.float32), generator.integers(0, 2, shape)) for _ in range(n_updates)]
+    return [
+        (generator.standard_normal(shape).astype(np.float32), generator.integers(0, 2, shape))
+        for _ in range(n_updates)
+    ]
 
 
 def all_of(batches):
@@ -52,7 +55,9 @@ CASES = {
     "p_value": (OwnershipPValue, M.ownership_p_value, reference_p_value, bit_batches),
     "margin": (SmallestMargin, M.smallest_margin, reference_margin, margin_batches),
 }
-cases = pytest.mark.parametrize(("metric_class", "function", "reference", "batches"), CASES.values(), ids=CASES)
+cases = pytest.mark.parametrize(
+    ("metric_class", "function", "reference", "batches"), CASES.values(), ids=CASES
+)
 
 
 def tensors(batch):
@@ -69,7 +74,8 @@ def test_function_against_reference(metric_class, function, reference, batches):
 def test_class_against_reference(metric_class, function, reference, batches):
     metric = metric_class()
     for batch in batches():
-        assert metric(*tensors(batch)).item() == pytest.approx(reference(*batch), rel=1e-6)  # forward gives the batch's value
+        # forward gives the batch's value
+        assert metric(*tensors(batch)).item() == pytest.approx(reference(*batch), rel=1e-6)
     assert metric.compute().item() == pytest.approx(reference(*all_of(batches())), rel=1e-6)
     metric.reset()
     metric.update(*tensors(batches()[1]))
@@ -91,7 +97,9 @@ def test_merged_and_cloned_and_pickled(metric_class, function, reference, batche
 
 
 @pytest.mark.parametrize(
-    "metric", [BitErrorRate(), OwnershipPValue(), SmallestMargin(), MeanInputGradient(SHAPE)], ids=lambda m: type(m).__name__
+    "metric",
+    [BitErrorRate(), OwnershipPValue(), SmallestMargin(), MeanInputGradient(SHAPE)],
+    ids=lambda m: type(m).__name__,
 )
 def test_checkpoints_stay_empty_and_calls_before_updates_warn(metric):
     assert metric.state_dict() == {}
@@ -128,7 +136,11 @@ def test_arguments_are_named_as_torchmetrics_names_them(metric_class, function, 
     expected = pytest.approx(reference(*batch), rel=1e-6)
     updated = metric_class()
     updated.update(preds=preds, target=target)
-    by_name = function(preds=preds, target=target), updated.compute(), metric_class()(preds=preds, target=target)
+    by_name = (
+        function(preds=preds, target=target),
+        updated.compute(),
+        metric_class()(preds=preds, target=target),
+    )
     assert [value.item() for value in by_name] == [expected] * 3
 
 
@@ -149,7 +161,9 @@ def test_projections_go_through_a_collection_with_other_metrics(by_keyword):
     metrics = MetricCollection([SmallestMargin(), MeanAbsoluteError()])
     for preds, target in map(tensors, margin_batches()):
         metrics.update(**{"preds": preds, "target": target}) if by_keyword else metrics.update(preds, target)
-    assert metrics.compute()["SmallestMargin"].item() == pytest.approx(reference_margin(*all_of(margin_batches())))
+    assert metrics.compute()["SmallestMargin"].item() == pytest.approx(
+        reference_margin(*all_of(margin_batches()))
+    )
 
 
 def test_gradients_go_through_a_collection_by_keyword():
@@ -174,7 +188,11 @@ def test_what_is_no_bit_is_not_counted(update, preds, target, found):
 
 
 def test_a_margin_is_of_projections_and_bits():
-    with pytest.raises(TypeError, match=r"`preds` must be floating-point projections z, not bits, got torch.int64"):
+    with pytest.raises(
+        TypeError,
+        match=r"`preds` must be floating-point projections z, not bits, got "
+        r"torch.int64",
+    ):
         M.smallest_margin(torch.tensor([0, 1]), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="`target` must hold bits, 0 or 1, got -1"):
         M.smallest_margin(torch.tensor([0.5, 1.0]), torch.tensor([-1, 1]))
@@ -227,7 +245,9 @@ def test_bits_of_projections():
     assert M.bits_of(torch.tensor([-0.5, 1.5, math.inf])).tolist() == [-1, -1, -1]
 
 
-@pytest.mark.parametrize(("metric_class", "function", "reference", "batches"), list(CASES.values())[:2], ids=["ber", "p_value"])
+@pytest.mark.parametrize(
+    ("metric_class", "function", "reference", "batches"), list(CASES.values())[:2], ids=["ber", "p_value"]
+)
 def test_erasures_count_neither_for_nor_against(metric_class, function, reference, batches):
     metric, seen = metric_class(), []
     for number, (bits, signature) in enumerate(batches()):
@@ -254,7 +274,9 @@ def test_margin_in_other_precisions(dtype):
     assert M.smallest_margin(projections.to(dtype), signature).dtype == dtype
     assert M.smallest_margin(projections.to(dtype), signature).item() == pytest.approx(expected)
     assert SmallestMargin()(projections.to(dtype), signature).item() == pytest.approx(expected)
-    assert SmallestMargin().set_dtype(dtype)(projections.to(dtype), signature).item() == pytest.approx(expected)
+    assert SmallestMargin().set_dtype(dtype)(projections.to(dtype), signature).item() == pytest.approx(
+        expected
+    )
 
 
 def test_margin_is_differentiable():

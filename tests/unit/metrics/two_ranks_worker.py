@@ -39,7 +39,9 @@ def embedding_gradients(images: torch.Tensor, objective: str, world_size: int) -
     key = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=1, n_carriers=30, secret=bytes(32))
     settings = EmbeddingSettings(objective=objective, engine="double_backward", cadence=1, n_images=8)
     watermarker = Watermarker(key, settings)
-    watermarker.observe(torch.cat([images, torch.ones(1, *SHAPE)]).double(), torch.tensor([1] * len(images) + [0]), step=0)
+    watermarker.observe(
+        torch.cat([images, torch.ones(1, *SHAPE)]).double(), torch.tensor([1] * len(images) + [0]), step=0
+    )
     task = nn.Parameter(torch.zeros(1))
     task.grad = torch.ones(1)
     watermarker.observe_gradients(0, [task], step=0)
@@ -66,7 +68,9 @@ def main(rank: int, folder: Path) -> None:
     for split, (first, second) in SPLITS.items():
         images = target_images(first + second)
         for objective in ("margin", "paper"):
-            own = embedding_gradients(images[:first] if rank == 0 else images[first:], objective, world_size=2)
+            own = embedding_gradients(
+                images[:first] if rank == 0 else images[first:], objective, world_size=2
+            )
             for tensor in own:  # what data-parallel training does with gradients
                 dist.all_reduce(tensor)
                 tensor /= 2

@@ -23,16 +23,35 @@ ENV = "${oc.env:HOME}"
 KNOWN = {
     "mlp": ({"_target_": f"{OURS}.MLP", "input_shape": [1, 8, 8], "n_classes": 10, "hidden": [16, 8]}, MLP),
     "linear": ({"_target_": f"{OURS}.MLP", "input_shape": (1, 8, 8), "n_classes": 10, "hidden": []}, MLP),
-    "resnet20": ({"_target_": f"{OURS}.ResNet20", "in_channels": 3, "n_classes": 10, "bn_momentum": 0.1}, ResNet20),
+    "resnet20": (
+        {"_target_": f"{OURS}.ResNet20", "in_channels": 3, "n_classes": 10, "bn_momentum": 0.1},
+        ResNet20,
+    ),
     "resnet20 bare": ({"_target_": f"{OURS}.ResNet20"}, ResNet20),
-    "small": ({"_target_": f"{OURS}.SmallResNet", "in_channels": 1, "n_classes": 10, "width": 4, "stem_stride": 2}, SmallResNet),
+    "small": (
+        {"_target_": f"{OURS}.SmallResNet", "in_channels": 1, "n_classes": 10, "width": 4, "stem_stride": 2},
+        SmallResNet,
+    ),
     "vit": (
-        {"_target_": f"{OURS}.ViT", "input_shape": [1, 8, 8], "n_classes": 10, "patch_size": 4, "dim": 8, "depth": 2, "heads": 2},
+        {
+            "_target_": f"{OURS}.ViT",
+            "input_shape": [1, 8, 8],
+            "n_classes": 10,
+            "patch_size": 4,
+            "dim": 8,
+            "depth": 2,
+            "heads": 2,
+        },
         ViT,
     ),
 }
 VISION = {
-    "ours": {"_target_": f"{OURS}.torchvision_model", "name": "mobilenet_v3_small", "in_channels": 1, "n_classes": 10},
+    "ours": {
+        "_target_": f"{OURS}.torchvision_model",
+        "name": "mobilenet_v3_small",
+        "in_channels": 1,
+        "n_classes": 10,
+    },
     "theirs": {"_target_": "torchvision.models.resnet18", "num_classes": 10, "weights": None},
     "bare": {"_target_": "torchvision.models.squeezenet1_1"},
 }
@@ -41,10 +60,14 @@ VISION = {
 @pytest.mark.parametrize("name", ["mlp", "resnet20", "small_resnet", "vit"])
 def test_a_networks_defaults_are_those_of_its_configuration(name):
     configured = yaml.safe_load((files("gradsigns_lightning.conf") / "model" / f"{name}.yaml").read_text())
-    parameters = inspect.signature(getattr(gradsigns_lightning.models, configured.pop("_target_").rpartition(".")[2])).parameters
+    parameters = inspect.signature(
+        getattr(gradsigns_lightning.models, configured.pop("_target_").rpartition(".")[2])
+    ).parameters
     own = {option: value for option, value in configured.items() if "${" not in str(value)}
     defaults = {option: parameters[option].default for option in own}
-    assert {option: list(value) if isinstance(value, tuple) else value for option, value in defaults.items()} == own
+    assert {
+        option: list(value) if isinstance(value, tuple) else value for option, value in defaults.items()
+    } == own
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -61,7 +84,10 @@ def test_what_train_describes_is_made(name):
 def test_classifiers_of_torchvision_are_made(name):
     pytest.importorskip("torchvision")
     network = described_network(VISION[name])()
-    assert network.eval()(torch.rand(1, VISION[name].get("in_channels", 3), 64, 64)).shape == (1, 1000 if name == "bare" else 10)
+    assert network.eval()(torch.rand(1, VISION[name].get("in_channels", 3), 64, 64)).shape == (
+        1,
+        1000 if name == "bare" else 10,
+    )
 
 
 def mlp(**changes):
@@ -167,9 +193,20 @@ def test_the_mode_ends_with_the_skeleton():
     assert nn.Linear(2, 2).weight.device.type == "cpu"
 
 
-# One of each construction: RegNet computes widths with tensors, Swin and MaxViT index tables, MNASNet and DenseNet names.
+# One of each construction: RegNet computes widths with tensors, Swin and MaxViT index tables, MNASNet and
+# DenseNet names.
 @pytest.mark.parametrize(
-    "name", ["regnet_x_400mf", "swin_v2_t", "maxvit_t", "mnasnet0_5", "densenet121", "googlenet", "inception_v3", "vit_b_16"]
+    "name",
+    [
+        "regnet_x_400mf",
+        "swin_v2_t",
+        "maxvit_t",
+        "mnasnet0_5",
+        "densenet121",
+        "googlenet",
+        "inception_v3",
+        "vit_b_16",
+    ],
 )
 def test_skeletons_of_torchvision_have_the_shapes_of_the_networks(name):
     pytest.importorskip("torchvision")

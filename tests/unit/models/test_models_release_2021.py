@@ -78,7 +78,9 @@ def test_weights_come_back_in_the_layout_of_torch(tmp_path):
     assert np.array_equal(network.stem[0].weight.detach(), weights["conv2d_1/kernel"].transpose(3, 2, 0, 1))
     assert np.array_equal(network.head.weight.detach(), weights["dense_1/kernel"].T)
     assert np.array_equal(network.blocks[3].shortcut.bias.detach(), weights["conv2d_10/bias"])
-    assert np.array_equal(network.blocks[8].residual[4].running_var, weights["batch_normalization_19/moving_variance"])
+    assert np.array_equal(
+        network.blocks[8].residual[4].running_var, weights["batch_normalization_19/moving_variance"]
+    )
     assert network.blocks[8].residual[4].momentum == 0.01  # Keras, whose 0.99 is the share of what was before
     assert not model.training
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
@@ -159,7 +161,9 @@ ELSEWHERE = {
     "external link": lambda file: file.__setitem__(WEIGHT, h5py.ExternalLink("other.h5", "elsewhere")),
     "external layer": an_external_layer,
     "soft link": lambda file: file.__setitem__(WEIGHT, h5py.SoftLink("/elsewhere")),
-    "external data": lambda file: file.create_dataset(WEIGHT, (64, 10), "f4", external=[("other.bin", 0, 2560)]),
+    "external data": lambda file: file.create_dataset(
+        WEIGHT, (64, 10), "f4", external=[("other.bin", 0, 2560)]
+    ),
     "virtual": a_virtual_weight,
     "packed": lambda file: file.create_dataset(WEIGHT, data=VALUES, compression="gzip"),
     "chunks": lambda file: file.create_dataset(WEIGHT, data=VALUES, chunks=(64, 10)),
@@ -192,7 +196,11 @@ def test_a_header_that_claims_more_than_the_file_holds_takes_no_memory(release, 
     content = (release / name).read_bytes()
     header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({10**12},), }}".ljust(117).encode() + b"\n"
     (release / name).write_bytes(content[:8] + len(header).to_bytes(2, "little") + header + content[128:])
-    with pytest.raises(ValueError, match=r"`folder` must hold the authors' released arrays; .* is missing or damaged"):
+    with pytest.raises(
+        ValueError,
+        match=r"`folder` must hold the authors' released arrays; .* is missing or "
+        r"damaged",
+    ):
         load_2021(release)
 
 
@@ -218,7 +226,8 @@ def test_other_arrays_are_named(release, name, array):
 
 
 @pytest.mark.parametrize(
-    ("mean", "error"), [(torch.zeros(3), ValueError), (torch.zeros(3, 32, 32, dtype=torch.uint8), ValueError), (0.5, TypeError)]
+    ("mean", "error"),
+    [(torch.zeros(3), ValueError), (torch.zeros(3, 32, 32, dtype=torch.uint8), ValueError), (0.5, TypeError)],
 )
 def test_a_wrong_mean_image_is_named(release, mean, error):
     with pytest.raises(error, match="`mean_image` must be"):
@@ -228,7 +237,9 @@ def test_a_wrong_mean_image_is_named(release, mean, error):
 # --- the real release
 
 
-@pytest.mark.skipif("GRADSIGNS_2021" not in os.environ, reason="GRADSIGNS_2021 does not name the authors' released folder")
+@pytest.mark.skipif(
+    "GRADSIGNS_2021" not in os.environ, reason="GRADSIGNS_2021 does not name the authors' released folder"
+)
 def test_the_released_model_has_the_shape_of_its_readme():
     key, model = load_2021(os.environ["GRADSIGNS_2021"])
     assert (key.n_bits, key.n_carriers) == (64, 384)
@@ -245,7 +256,13 @@ def test_the_command_reads_weights_and_probabilities(release, tmp_path, capsys):
     for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)):
         Image.fromarray(pixels).save(folder / f"{i}.png")
     np.save(tmp_path / "mean.npy", np.full((3, 32, 32), 0.5))
-    words = ["import-2021", f"folder={release}", f"images={folder}", "api.max_queries=60", f"json={tmp_path / 'found.json'}"]
+    words = [
+        "import-2021",
+        f"folder={release}",
+        f"images={folder}",
+        "api.max_queries=60",
+        f"json={tmp_path / 'found.json'}",
+    ]
     assert main([*words, f"mean_image={tmp_path / 'mean.npy'}"]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["white_box"]["n_bits"], found["white_box"]["n_queries"]) == (16, 9)

@@ -34,13 +34,20 @@ SLACK = 1.5  # a busy machine
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """A certificate of this machine's own address that signs itself, with its key, PEM."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    key, name = (
+        ec.generate_private_key(ec.SECP256R1()),
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")]),
+    )
     now = datetime.now(timezone.utc)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+    builder = x509.CertificateBuilder(
+        name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1)
+    )
     address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     made = builder.add_extension(address, critical=False).sign(key, SHA256())
     path = tmp_path_factory.mktemp("tls") / "server.pem"
-    path.write_bytes(made.public_bytes(Encoding.PEM) + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    path.write_bytes(
+        made.public_bytes(Encoding.PEM) + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
     return path
 
 
@@ -91,7 +98,9 @@ def read_request(connection):
         if not byte:
             return None
         head += byte
-    length = [int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")]
+    length = [
+        int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+    ]
     left = length[0] if length else 0
     while left:
         left -= len(connection.recv(left))
@@ -122,9 +131,14 @@ DRIPS = {
     "length of a chunk": dripping(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
     "extension of a chunk": dripping(OK + b"Transfer-Encoding: chunked\r\n\r\n5;", b"a"),
     "chunks": dripping(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
-    "trailer": dripping(OK + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n", b"T"),
-    "trailers": dripping(OK + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n", b"T: u\r\n"),
-    "packed": dripping(OK + b"Content-Encoding: gzip\r\n\r\n" + b"\x1f\x8b\x08\x08\0\0\0\0\0\x03"),  # a name without end
+    "trailer": dripping(
+        OK + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n", b"T"
+    ),
+    "trailers": dripping(
+        OK + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n", b"T: u\r\n"
+    ),
+    # a name without end
+    "packed": dripping(OK + b"Content-Encoding: gzip\r\n\r\n" + b"\x1f\x8b\x08\x08\0\0\0\0\0\x03"),
 }
 
 
@@ -132,7 +146,9 @@ def refusal(url, **options):
     """The message of an oracle that gives up, and the seconds until then."""
     start = time.monotonic()
     with pytest.raises(OracleError) as caught:
-        HttpOracle(url, MlflowProtocol(), **{"timeout": TIMEOUT, "retries": 0, "pause": 0.0, **options})(IMAGES)
+        HttpOracle(url, MlflowProtocol(), **{"timeout": TIMEOUT, "retries": 0, "pause": 0.0, **options})(
+            IMAGES
+        )
     return str(caught.value), time.monotonic() - start
 
 
@@ -233,7 +249,8 @@ def test_a_handshake_that_drips_is_left_in_time(monkeypatch, certificate):
     def drip():
         connection, _ = listener.accept()
         with suppress(OSError), connection:
-            connection.sendall(b"\x16\x03\x03\x3f\xff\x02\x00\x3f\xfb\x03\x03")  # the beginning of a long ServerHello
+            # the beginning of a long ServerHello
+            connection.sendall(b"\x16\x03\x03\x3f\xff\x02\x00\x3f\xfb\x03\x03")
             for _ in range(200):
                 connection.sendall(b"\0")
                 time.sleep(0.05)
@@ -266,8 +283,11 @@ def test_a_server_that_does_not_read_is_left_in_time():
         large = torch.zeros(1, 1, 1500, 1500)
         start = time.monotonic()
         with pytest.raises(OracleError, match="at last with a time-out"):
-            HttpOracle(f"http://127.0.0.1:{listener.getsockname()[1]}", MlflowProtocol(), timeout=TIMEOUT, retries=0)(large)
-        assert time.monotonic() - start < TIMEOUT + SLACK + 3  # writing so large a request takes its time, too
+            HttpOracle(
+                f"http://127.0.0.1:{listener.getsockname()[1]}", MlflowProtocol(), timeout=TIMEOUT, retries=0
+            )(large)
+        # writing so large a request takes its time, too
+        assert time.monotonic() - start < TIMEOUT + SLACK + 3
 
 
 # --- sizes
@@ -302,7 +322,11 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n"
         (OK + b"Server: " + LONG, "a broken connection"),
         (OK + b"A: b\r\n" * 101 + b"\r\n", "a broken connection"),
         (b"HTTP/1.1 100 Continue\r\n\r\n" * 100_000, "larger than 64 MiB"),
-        (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(LONG, mtime=0), "status 302"),
+        (
+            b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Encoding: gzip\r\n\r\n"
+            + gzip.compress(LONG, mtime=0),
+            "status 302",
+        ),
     ],
 )
 @pytest.mark.usefixtures("small")
@@ -317,7 +341,10 @@ def answering(body, headers=b""):
 
 def test_a_reply_of_many_small_values_is_refused_before_it_is_built():
     body = b'{"predictions": [[0.5, 0.5]], "x": [' + b"{}," * (1 << 21) + b"{}]}"
-    with serving(saying(answering(body))) as (url, _), pytest.raises(OracleError, match="must have at most 2097152 values"):
+    with (
+        serving(saying(answering(body))) as (url, _),
+        pytest.raises(OracleError, match="must have at most 2097152 values"),
+    ):
         HttpOracle(url, MlflowProtocol(), timeout=20.0, retries=0)(IMAGES)
 
 
@@ -360,7 +387,9 @@ def test_few_bytes_that_unpack_to_many_are_refused(pack, framing, monkeypatch):
     assert max(map(len, unpacked)) <= (1 << 20) + 1
 
 
-@pytest.mark.parametrize(("name", "pack"), [("gzip", gzip.compress), ("X-GZIP", gzip.compress), ("deflate", zlib.compress)])
+@pytest.mark.parametrize(
+    ("name", "pack"), [("gzip", gzip.compress), ("X-GZIP", gzip.compress), ("deflate", zlib.compress)]
+)
 def test_packed_replies_are_read(name, pack):
     head = OK + f"Content-Encoding: {name}\r\nContent-Length: {len(pack(BODY))}\r\n\r\n".encode()
     with serving(lambda connection, over: connection.sendall(head + pack(BODY))) as (url, _):

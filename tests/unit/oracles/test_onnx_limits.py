@@ -31,8 +31,13 @@ def write(path, nodes, weights, **answer):
 
 def loop(path):
     """2^62 steps that do nothing."""
-    number, truth = (helper.make_tensor_value_info(*a, []) for a in (("i", TensorProto.INT64), ("c", TensorProto.BOOL)))
-    ends = [helper.make_tensor_value_info("d", TensorProto.BOOL, []), helper.make_tensor_value_info("b", TensorProto.FLOAT, None)]
+    number, truth = (
+        helper.make_tensor_value_info(*a, []) for a in (("i", TensorProto.INT64), ("c", TensorProto.BOOL))
+    )
+    ends = [
+        helper.make_tensor_value_info("d", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("b", TensorProto.FLOAT, None),
+    ]
     start = helper.make_tensor_value_info("a", TensorProto.FLOAT, None)
     steps = [helper.make_node("Identity", [a], [b]) for a, b in (("c", "d"), ("a", "b"))]
     body = helper.make_graph(steps, "body", [number, truth, start], ends)
@@ -116,7 +121,9 @@ def test_a_graph_that_is_not_loaded_in_time_is_left(tmp_path, monkeypatch):
         OnnxOracle(tmp_path / "net.onnx", time_limit=0.1)
 
 
-@pytest.mark.parametrize(("limit", "kind"), [(0, ValueError), (-1.0, ValueError), (float("nan"), ValueError), ("1", TypeError)])
+@pytest.mark.parametrize(
+    ("limit", "kind"), [(0, ValueError), (-1.0, ValueError), (float("nan"), ValueError), ("1", TypeError)]
+)
 def test_a_time_limit_is_a_positive_number(tmp_path, limit, kind):
     with pytest.raises(kind, match="`time_limit`"):
         OnnxOracle(tmp_path / "net.onnx", time_limit=limit)
@@ -124,7 +131,9 @@ def test_a_time_limit_is_a_positive_number(tmp_path, limit, kind):
 
 def test_an_answer_of_many_scores_is_refused(tmp_path):
     """A gibibyte of whole numbers would become eight of doubles, several times over."""
-    fill = helper.make_node("ConstantOfShape", ["shape"], ["y"], value=numpy_helper.from_array(np.ones(1, np.uint8)))
+    fill = helper.make_node(
+        "ConstantOfShape", ["shape"], ["y"], value=numpy_helper.from_array(np.ones(1, np.uint8))
+    )
     write(tmp_path / "net.onnx", [fill], {"shape": [2, 1 << 25]}, kind=TensorProto.UINT8)
     with pytest.raises(ValueError, match="it returns more than 33554432 scores"):
         OnnxOracle(tmp_path / "net.onnx")(IMAGES)
@@ -133,12 +142,18 @@ def test_an_answer_of_many_scores_is_refused(tmp_path):
 def shapes(n):
     """Graphs that make a tensor ``large`` of ``n`` numbers or more from a few bytes: their nodes, and weights beside ``one``."""
     make = helper.make_node
-    number, truth, many = (helper.make_tensor_value_info(*a) for a in (("i", 7, []), ("c", 9, []), ("a", 1, None)))
+    number, truth, many = (
+        helper.make_tensor_value_info(*a) for a in (("i", 7, []), ("c", 9, []), ("a", 1, None))
+    )
     ends = [helper.make_tensor_value_info(*a) for a in (("d", 9, []), ("b", 1, None))]
     through = make("Identity", ["c"], ["d"])
-    doubled = helper.make_graph([through, make("Concat", ["a", "a"], ["b"], axis=0)], "body", [number, truth, many], ends)
+    doubled = helper.make_graph(
+        [through, make("Concat", ["a", "a"], ["b"], axis=0)], "body", [number, truth, many], ends
+    )
     steps = [through, make("Identity", ["a"], ["b"]), make("ConstantOfShape", ["part"], ["s"])]
-    kept = helper.make_graph(steps, "body", [number, truth, many], [*ends, helper.make_tensor_value_info("s", 1, None)])
+    kept = helper.make_graph(
+        steps, "body", [number, truth, many], [*ends, helper.make_tensor_value_info("s", 1, None)]
+    )
     side, image = 1 << 14, np.ones((1, 1, 2, 2), np.float32)
     return {
         "Expand": ([make("Expand", ["one", "shape"], ["large"])], {"shape": [n]}),
@@ -163,7 +178,10 @@ def shapes(n):
             {"image": image, "kernel": np.ones((1, 1, 1, 1), np.float32)},
         ),
         "Gather": (
-            [make("ConstantOfShape", ["shape"], ["zeros"], value=whole(0)), make("Gather", ["row", "zeros"], ["large"])],
+            [
+                make("ConstantOfShape", ["shape"], ["zeros"], value=whole(0)),
+                make("Gather", ["row", "zeros"], ["large"]),
+            ],
             {"row": np.ones((1, side), np.float32), "shape": [n // side]},
         ),
         "MatMul": (
@@ -174,7 +192,10 @@ def shapes(n):
             ],
             {"tall": [side, 1], "wide": [1, n // side]},
         ),
-        "Loop, doubled": ([make("Loop", ["n", "t", "one"], ["large"], body=doubled)], {"n": np.int64(40), "t": True}),
+        "Loop, doubled": (
+            [make("Loop", ["n", "t", "one"], ["large"], body=doubled)],
+            {"n": np.int64(40), "t": True},
+        ),
         "Loop, kept": (
             [make("Loop", ["n", "t", "one"], ["same", "large"], body=kept)],
             {"n": np.int64(n // side), "t": True, "part": [side]},
@@ -211,11 +232,18 @@ def test_no_shape_takes_more_than_the_bound_in_a_library_call(tmp_path):
     """A gibibyte, which would be had, and 16 tebibytes; each is refused before it is allocated."""
     graphs = {f"{name} {n}": graph for n in (1 << 28, 1 << 42) for name, graph in shapes(n).items()}
     for i, (nodes, weights) in enumerate(graphs.values()):
-        size = [helper.make_node("Size", ["large"], ["size"]), helper.make_node("Cast", ["size"], ["number"], to=1)]
+        size = [
+            helper.make_node("Size", ["large"], ["size"]),
+            helper.make_node("Cast", ["size"], ["number"], to=1),
+        ]
         end = helper.make_node("Add", ["f", "number"], ["y"])
-        write(tmp_path / f"graph{i:02}.onnx", [*nodes, *size, end], {"one": np.ones(1, np.float32), **weights})
+        write(
+            tmp_path / f"graph{i:02}.onnx", [*nodes, *size, end], {"one": np.ones(1, np.float32), **weights}
+        )
     write(tmp_path / "plain.onnx", [helper.make_node("Identity", ["f"], ["y"])], {})
-    done = subprocess.run([sys.executable, "-c", SHAPES], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SHAPES], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=True
+    )
     lines = dict(zip(graphs, (line.split(" ", 2)[1:] for line in done.stdout.splitlines()), strict=True))
     assert {name: line for name, line in lines.items() if line[-1] != "was refused"} == {}
     assert max(int(line[0]) for line in lines.values()) < 400  # MiB
@@ -223,8 +251,14 @@ def test_no_shape_takes_more_than_the_bound_in_a_library_call(tmp_path):
 
 def test_an_operator_that_takes_memory_beside_its_tensors_by_its_attributes_is_refused(tmp_path):
     """Two gibibytes for a million answers, of no allocator that could be bounded."""
-    regions = {"image": np.ones((1, 1, 4, 4), np.float32), "regions": np.float32([[0, 0, 3, 3]]), "which": [0]}
-    align = helper.make_node("RoiAlign", list(regions), ["y"], output_height=1000, output_width=1000, sampling_ratio=8)
+    regions = {
+        "image": np.ones((1, 1, 4, 4), np.float32),
+        "regions": np.float32([[0, 0, 3, 3]]),
+        "which": [0],
+    }
+    align = helper.make_node(
+        "RoiAlign", list(regions), ["y"], output_height=1000, output_width=1000, sampling_ratio=8
+    )
     write(tmp_path / "net.onnx", [align], regions)
     with pytest.raises(ValueError, match=r"`path`: the model in .* must not use RoiAlign"):
         OnnxOracle(tmp_path / "net.onnx")
@@ -259,9 +293,12 @@ def test_what_operators_keep_beside_their_numbers_is_bounded_in_a_command(tmp_pa
         helper.make_node("ReduceMean", ["unique"], ["mean"], keepdims=0),
         helper.make_node("Add", ["f", "mean"], ["y"]),
     ]
-    numbers = {"zero": np.float32(0), "end": np.float32(15_000_000), "one": np.float32(1)}  # take 60 MB, and Unique 2 GB
+    # take 60 MB, and Unique 2 GB
+    numbers = {"zero": np.float32(0), "end": np.float32(15_000_000), "one": np.float32(1)}
     write(tmp_path / "net.onnx", nodes, numbers)
-    done = subprocess.run([sys.executable, "-c", BESIDES], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDES], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True
+    )
     taken, message = done.stdout.split(" ", 1)
     assert int(taken) < 700  # MiB
     assert message.startswith("the ONNX model cannot be run on images")
@@ -298,7 +335,11 @@ MANY = {
 def test_a_file_of_many_small_parts_is_refused_before_it_is_parsed(tmp_path, monkeypatch, parts):
     monkeypatch.setattr(onnx, "ModelProto", Unread)
     (tmp_path / "net.onnx").write_bytes(MANY[parts])
-    with pytest.raises(ValueError, match=r"`path`: the model in .* must take at most 2 GiB in memory beside its weights"):
+    with pytest.raises(
+        ValueError,
+        match=r"`path`: the model in .* must take at most 2 GiB in memory beside "
+        r"its weights",
+    ):
         OnnxOracle(tmp_path / "net.onnx")
 
 
@@ -313,7 +354,15 @@ class Unread:
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x3a\x05\x0a", b"\x3a\x03\x0a\x05\x00\x00", b"\x3b\x3c", b"\x08" + b"\x80" * 11, b"\x3a\x80", b"\xff" * 9]
+    "content",
+    [
+        b"\x3a\x05\x0a",
+        b"\x3a\x03\x0a\x05\x00\x00",
+        b"\x3b\x3c",
+        b"\x08" + b"\x80" * 11,
+        b"\x3a\x80",
+        b"\xff" * 9,
+    ],
 )
 def test_damaged_parts_are_one_clear_error(tmp_path, content):
     (tmp_path / "net.onnx").write_bytes(content)

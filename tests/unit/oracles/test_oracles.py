@@ -28,7 +28,7 @@ from gradsigns_lightning.oracles import (
     OnnxOracle,
     OpenInferenceProtocol,
     OracleError,
-    normalised,
+    normalized,
 )
 
 SHAPE = (1, 4, 5)
@@ -98,7 +98,14 @@ def described(datatype="FP32"):
 
 def inferred():
     hidden = {"name": "hidden", "shape": [3, 1], "datatype": "FP32", "data": [1, 2, 3]}
-    return ok({"outputs": [hidden, {"name": "scores", "shape": [3, 2], "datatype": "FP32", "data": np.ravel(SCORES).tolist()}]})
+    return ok(
+        {
+            "outputs": [
+                hidden,
+                {"name": "scores", "shape": [3, 2], "datatype": "FP32", "data": np.ravel(SCORES).tolist()},
+            ]
+        }
+    )
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/infer"])
@@ -125,8 +132,14 @@ def test_whole_numbers_for_models_that_take_them():
         ([ok([1])], "does not name one input"),
         ([described("BYTES")], "must be of datatype FP32, FP64 or UINT8, not BYTES"),
         ([described(), ok({"outputs": []})], "the reply has no output scores with scores"),
-        ([described(), ok({"outputs": [{"name": "scores", "shape": [3, 3], "data": [1]}]})], "no output scores"),
-        ([described(), ok({"outputs": [{"name": "scores", "shape": [1], "data": ["x"]}]})], "no output scores"),
+        (
+            [described(), ok({"outputs": [{"name": "scores", "shape": [3, 3], "data": [1]}]})],
+            "no output scores",
+        ),
+        (
+            [described(), ok({"outputs": [{"name": "scores", "shape": [1], "data": ["x"]}]})],
+            "no output scores",
+        ),
     ],
 )
 def test_what_is_not_the_protocol_is_named(replies, message):
@@ -174,7 +187,9 @@ def test_a_template_for_batches(placeholder):
     sent = body["data"]["x"][0]
     pixels = (IMAGES * 255).round().permute(0, 2, 3, 1).int()
     if placeholder == "$pngs":
-        sent = [np.array(Image.open(io.BytesIO(base64.b64decode(file))))[:, :, None].tolist() for file in sent]
+        sent = [
+            np.array(Image.open(io.BytesIO(base64.b64decode(file))))[:, :, None].tolist() for file in sent
+        ]
     assert sent == (IMAGES.tolist() if placeholder == "$images" else pixels.tolist())
 
 
@@ -272,7 +287,10 @@ def test_a_server_that_does_not_describe_its_model_is_told_from_one_that_refuses
 
 
 def test_failures_without_end_end():
-    with serving((500, {}, b"")) as (script, url), pytest.raises(OracleError, match="failed 3 times, at last with status 500"):
+    with (
+        serving((500, {}, b"")) as (script, url),
+        pytest.raises(OracleError, match="failed 3 times, at last with status 500"),
+    ):
         quick(url, MlflowProtocol())(IMAGES)
     assert len(script.requests) == 3
 
@@ -294,7 +312,10 @@ def test_a_meaningless_retry_after_is_ignored(header):
 
 def test_a_server_that_asks_for_too_much_patience_ends_it():
     message = "status 429 and asks to wait 3600 s; try again later"
-    with serving((429, {"Retry-After": "3600"}, b"")) as (script, url), pytest.raises(OracleError, match=message):
+    with (
+        serving((429, {"Retry-After": "3600"}, b"")) as (script, url),
+        pytest.raises(OracleError, match=message),
+    ):
         quick(url, MlflowProtocol())(IMAGES)
     assert len(script.requests) == 1
 
@@ -329,7 +350,11 @@ def test_silence_is_a_failure(reply, reason):
 def test_a_reading_ends_when_its_time_is_over():
     with serving((503, {}, b""), GOOD) as (script, url):
         oracle = quick(url, MlflowProtocol(), pause=0.2, time_limit=0.1)
-        with pytest.raises(OracleError, match=r"longer than `time_limit`, 0\.1 s; with a journal the reading goes on"):
+        with pytest.raises(
+            OracleError,
+            match=r"longer than `time_limit`, 0\.1 s; with a journal the reading "
+            r"goes on",
+        ):
             oracle(IMAGES)
         with pytest.raises(OracleError, match="longer than `time_limit`"):
             oracle(IMAGES)
@@ -358,15 +383,22 @@ def test_a_flood_is_refused():
         quick(url, MlflowProtocol(), timeout=20.0)(IMAGES)
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"\xff", b"[" * 100_000, b"NaN", b'{"predictions": 1e999}', b'"predictions"'])
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"\xff", b"[" * 100_000, b"NaN", b'{"predictions": 1e999}', b'"predictions"']
+)
 def test_bodies_that_are_no_scores_are_named(body):
-    with serving((200, {}, body)) as (_, url), pytest.raises(OracleError, match="The endpoint's reply cannot be used"):
+    with (
+        serving((200, {}, body)) as (_, url),
+        pytest.raises(OracleError, match="The endpoint's reply cannot be used"),
+    ):
         quick(url, MlflowProtocol())(IMAGES)
 
 
 def test_secrets_in_headers_and_addresses_stay_out_of_messages():
     with serving((401, {}, b"")) as (script, url):
-        oracle = quick(url.replace("http://", "http://user:hunter2@"), MlflowProtocol(), headers={"X-Key": "hunter3"})
+        oracle = quick(
+            url.replace("http://", "http://user:hunter2@"), MlflowProtocol(), headers={"X-Key": "hunter3"}
+        )
         with pytest.raises(OracleError) as caught:
             oracle(IMAGES)
     assert script.requests[0][1]["X-Key"] == "hunter3"
@@ -392,7 +424,9 @@ def test_bad_arguments_are_named(url, options, message):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
-    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=12), children, max_size=4),
+    lambda children: (
+        st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=12), children, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -458,18 +492,22 @@ def write_onnx(path, *, datatype=1, batch=None):
 @pytest.mark.parametrize("batch", [None, 1])
 def test_an_onnx_file_answers_like_its_model(tmp_path, batch):
     model = write_onnx(tmp_path / "net.onnx", batch=batch)
-    assert OnnxOracle(tmp_path / "net.onnx")(IMAGES) == pytest.approx(model(IMAGES).detach().numpy(), abs=1e-5)
+    assert OnnxOracle(tmp_path / "net.onnx")(IMAGES) == pytest.approx(
+        model(IMAGES).detach().numpy(), abs=1e-5
+    )
 
 
 def test_an_onnx_file_of_whole_numbers(tmp_path):
     model = write_onnx(tmp_path / "net.onnx", datatype=2)
-    assert OnnxOracle(tmp_path / "net.onnx")(IMAGES) == pytest.approx(model(IMAGES * 255).detach().numpy(), abs=1e-3)
+    assert OnnxOracle(tmp_path / "net.onnx")(IMAGES) == pytest.approx(
+        model(IMAGES * 255).detach().numpy(), abs=1e-3
+    )
 
 
 def test_an_oracle_of_normalised_images(tmp_path):
     model = write_onnx(tmp_path / "net.onnx")
     key = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=0, input_mean=0.5, input_std=0.25)
-    answer = normalised(OnnxOracle(tmp_path / "net.onnx"), key)(IMAGES)
+    answer = normalized(OnnxOracle(tmp_path / "net.onnx"), key)(IMAGES)
     assert answer == pytest.approx(model((IMAGES - 0.5) / 0.25).detach().numpy(), abs=1e-5)
 
 
@@ -507,7 +545,9 @@ def external(tensor, location="weights.bin"):
 
 def with_branch(model):
     """An operator whose subgraph, in an attribute, has a tensor elsewhere."""
-    branch = model.graph.node.add(op_type="If", input=["c"], output=["z"]).attribute.add(name="then_branch", type=5)
+    branch = model.graph.node.add(op_type="If", input=["c"], output=["z"]).attribute.add(
+        name="then_branch", type=5
+    )
     external(branch.g.node.add(op_type="Constant", output=["k"]).attribute.add(name="value", type=4).t)
 
 
@@ -533,7 +573,9 @@ OTHER_FILES = {
     "sparse": with_sparse,
     "function": with_function,
     "without the flag": without_location,
-    "compiled context": lambda model: model.graph.node.add(op_type="EPContext", domain="com.microsoft", output=["z"]),
+    "compiled context": lambda model: model.graph.node.add(
+        op_type="EPContext", domain="com.microsoft", output=["z"]
+    ),
 }
 
 
@@ -572,9 +614,14 @@ def with_cast(model):
 UNBOUNDED = {
     "initializer": (lambda model: model.graph.sparse_initializer.add().dims.append(5 * 10**8), "sparse"),
     "constant": (with_sparse_constant, "sparse"),
-    "texts": (lambda model: model.graph.initializer.add(data_type=8, dims=[1]).string_data.append(b"0"), "numbers only"),
+    "texts": (
+        lambda model: model.graph.initializer.add(data_type=8, dims=[1]).string_data.append(b"0"),
+        "numbers only",
+    ),
     "text": (
-        lambda model: model.graph.node.add(op_type="Constant", output=["k"]).attribute.add(name="value_string", type=3, s=b"0"),
+        lambda model: model.graph.node.add(op_type="Constant", output=["k"]).attribute.add(
+            name="value_string", type=3, s=b"0"
+        ),
         "numbers only",
     ),
     "cast": (with_cast, "numbers only"),
@@ -587,7 +634,9 @@ def test_sparse_tensors_and_texts_never_reach_the_runtime(tmp_path, monkeypatch,
     """The runtime makes sparse tensors dense while it loads them; neither they nor texts are in the memory that is bounded."""
     import onnxruntime
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("the runtime was given the model"))
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("the runtime was given the model")
+    )
     edit, named = UNBOUNDED[change]
     edited(tmp_path / "net.onnx", edit)
     with pytest.raises(ValueError, match=rf"`path`: the model in '.*net\.onnx' must .*{named}"):
@@ -598,9 +647,12 @@ def test_the_runtime_gets_the_checked_content_and_no_path(tmp_path, monkeypatch)
     import onnxruntime
 
     write_onnx(tmp_path / "net.onnx")
-    (tmp_path / "net.onnx").write_bytes((tmp_path / "net.onnx").read_bytes() + b"\xfa\x3f\x03abc")  # a field that nobody knows
+    # a field that nobody knows
+    (tmp_path / "net.onnx").write_bytes((tmp_path / "net.onnx").read_bytes() + b"\xfa\x3f\x03abc")
     given, session = [], onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda model, **rest: given.append(model) or session(model, **rest))
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda model, **rest: given.append(model) or session(model, **rest)
+    )
     OnnxOracle(tmp_path / "net.onnx")(IMAGES)
     assert type(given[0]) is bytes
     assert b"abc" not in given[0]
@@ -648,13 +700,17 @@ def doubling(n):
 
 def test_an_onnx_file_with_functions_answers_like_its_model(tmp_path):
     edited(tmp_path / "net.onnx", lambda model: with_functions(model, doubling(5), "F5"))
-    assert OnnxOracle(tmp_path / "net.onnx")(IMAGES) == pytest.approx(Linear()(IMAGES).detach().numpy(), abs=1e-5)
+    assert OnnxOracle(tmp_path / "net.onnx")(IMAGES) == pytest.approx(
+        Linear()(IMAGES).detach().numpy(), abs=1e-5
+    )
 
 
 def with_large_function(model):
     """Few nodes, each of which would have its own copy of a tensor."""
     with_functions(model, doubling(12), "F12")
-    model.functions[0].node.add(op_type="Constant", output=["k"]).attribute.add(name="value", type=4).t.raw_data = bytes(1 << 17)
+    model.functions[0].node.add(op_type="Constant", output=["k"]).attribute.add(
+        name="value", type=4
+    ).t.raw_data = bytes(1 << 17)
 
 
 def with_large_attribute(model):
@@ -675,7 +731,11 @@ def with_large_default(model):
 
 def with_calls_in_a_branch(model):
     with_functions(model, {**doubling(18), "Outer": ["Identity"]}, "Outer")
-    branch = model.functions[-1].node.add(op_type="If", input=["c"], output=["z"]).attribute.add(name="then_branch", type=5)
+    branch = (
+        model.functions[-1]
+        .node.add(op_type="If", input=["c"], output=["z"])
+        .attribute.add(name="then_branch", type=5)
+    )
     for _ in range(3):
         branch.g.node.add(op_type="F18", domain="own", input=["v0"], output=["k"])
 
@@ -697,16 +757,24 @@ GROWING = {
 def test_functions_that_would_grow_beyond_bounds_never_reach_the_runtime(tmp_path, monkeypatch, change):
     import onnxruntime
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("the runtime was given the model"))
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("the runtime was given the model")
+    )
     edited(tmp_path / "net.onnx", GROWING[change])
-    with pytest.raises(ValueError, match=r"`path`: the functions of the model in '.*net\.onnx' must not call themselves"):
+    with pytest.raises(
+        ValueError,
+        match=r"`path`: the functions of the model in '.*net\.onnx' must not call "
+        r"themselves",
+    ):
         OnnxOracle(tmp_path / "net.onnx")
 
 
 def test_a_single_number_is_no_row_of_scores(tmp_path):
     def change(model):
         model.graph.node[2].output[0] = "before"
-        model.graph.node.add(op_type="ReduceSum", input=["before"], output=["scores"]).attribute.add(name="keepdims", type=2, i=0)
+        model.graph.node.add(op_type="ReduceSum", input=["before"], output=["scores"]).attribute.add(
+            name="keepdims", type=2, i=0
+        )
         model.graph.output[0].type.tensor_type.ClearField("shape")
 
     edited(tmp_path / "net.onnx", change)
@@ -758,7 +826,9 @@ def test_an_onnx_graph_gets_bounded_memory(tmp_path, kind):
     model = onnx.load(str(tmp_path / "net.onnx"))
     change(model)
     onnx.save(model, str(tmp_path / "greedy.onnx"))
-    done = subprocess.run([sys.executable, "-c", GREEDY], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", GREEDY], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True
+    )
     loaded, ran = done.stdout.splitlines()
     assert int(loaded) < 50  # MiB
     assert int(ran.split()[0]) < 400

@@ -88,7 +88,12 @@ def test_other_numbers_and_layouts_of_the_same_weights_are_read(file, change):
 
 def test_a_whole_checkpoint_of_lightning_gives_its_weights(file):
     trained = Classifier(MLP((1, 8, 8), 10, [8]), 10, optimizer=partial(torch.optim.Adam, lr=1e-3))
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     trainer = Trainer(max_epochs=1, accelerator="cpu", **quiet)
     trainer.fit(trained, datamodule=Digits())
     trainer.save_checkpoint(file)
@@ -132,23 +137,37 @@ def test_memory_for_a_network_is_taken_only_when_its_weights_are_there(file, mon
     torch.save(content(WRONG_WEIGHTS["missing"]), file)
     made = []
     original = torch.nn.Conv2d.reset_parameters
-    monkeypatch.setattr(torch.nn.Conv2d, "reset_parameters", lambda self: made.append(self.weight.device.type) or original(self))
+    monkeypatch.setattr(
+        torch.nn.Conv2d,
+        "reset_parameters",
+        lambda self: made.append(self.weight.device.type) or original(self),
+    )
     with pytest.raises(ValueError, match="do not fit"):
         load(file)
     assert set(made) == {"meta"}
 
 
 @pytest.mark.parametrize(("side", "refused"), [(32, False), (2048, True)])
-def test_a_network_that_keeps_gigabytes_for_one_image_is_refused_before_it_is_passed(file, monkeypatch, side, refused):
+def test_a_network_that_keeps_gigabytes_for_one_image_is_refused_before_it_is_passed(
+    file, monkeypatch, side, refused
+):
     """A small file states how large the images are, and a claimant's key may agree with it."""
     model = {"_target_": "gradsigns_lightning.models.ResNet20", "in_channels": 1, "n_classes": 10}
     state = Classifier(ResNet20(1, 10), 10).state_dict()
-    torch.save(content(state, hyper_parameters=describe(model, {**DATA, "input_shape": [1, side, side]}, "00")), file)
+    torch.save(
+        content(state, hyper_parameters=describe(model, {**DATA, "input_shape": [1, side, side]}, "00")), file
+    )
     devices = set()
     original = torch.nn.Conv2d.forward
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: devices.add(x.device.type) or original(self, x))
+    monkeypatch.setattr(
+        torch.nn.Conv2d, "forward", lambda self, x: devices.add(x.device.type) or original(self, x)
+    )
     if refused:
-        with pytest.raises(ValueError, match=r"`checkpoint` describes a network that keeps \d{10} bytes for one image"):
+        with pytest.raises(
+            ValueError,
+            match=r"`checkpoint` describes a network that keeps \d{10} bytes for "
+            r"one image",
+        ):
             load(file)
     else:
         load(file)
@@ -156,7 +175,12 @@ def test_a_network_that_keeps_gigabytes_for_one_image_is_refused_before_it_is_pa
 
 
 def vit(side, **changes):
-    description = {"_target_": "gradsigns_lightning.models.ViT", "input_shape": [3, side, side], "n_classes": 10, **changes}
+    description = {
+        "_target_": "gradsigns_lightning.models.ViT",
+        "input_shape": [3, side, side],
+        "n_classes": 10,
+        **changes,
+    }
     return skeleton(described_network(description)), (3, side, side)
 
 
@@ -169,7 +193,11 @@ def vit(side, **changes):
     ],
 )
 def test_a_transformer_that_keeps_gigabytes_for_one_image_is_refused(side, changes):
-    with pytest.raises(ValueError, match=r"`checkpoint` describes a network that keeps \d{10,} bytes for one image"):
+    with pytest.raises(
+        ValueError,
+        match=r"`checkpoint` describes a network that keeps \d{10,} bytes for one "
+        r"image",
+    ):
         _check_memory(*vit(side, **changes))
 
 
@@ -194,9 +222,16 @@ def test_views_that_repeat_a_number_are_refused(file, shape):
 
 
 def test_a_network_whose_sizes_do_not_go_together_is_named(file):
-    model = {"_target_": "gradsigns_lightning.models.ViT", "input_shape": [1, 8, 8], "n_classes": 10, "patch_size": 3}
+    model = {
+        "_target_": "gradsigns_lightning.models.ViT",
+        "input_shape": [1, 8, 8],
+        "n_classes": 10,
+        "patch_size": 3,
+    }
     torch.save(content(hyper_parameters=describe(model, DATA, "00")), file)
-    with pytest.raises(ValueError, match="`checkpoint` describes a network that cannot be built: `patch_size` must divide"):
+    with pytest.raises(
+        ValueError, match="`checkpoint` describes a network that cannot be built: `patch_size` must divide"
+    ):
         load(file)
 
 
@@ -272,8 +307,12 @@ def write_archive(file, entries, *, kind=zipfile.ZIP_STORED):
             archive.writestr(name, data)
     data = stream.getvalue()
     length, start = struct.unpack("<II", data[-10:-2])
-    end = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, len(entries), len(entries), length, start)
-    file.write_bytes(data[:-22] + end + struct.pack("<4sIQI", b"PK\x06\x07", 0, len(data) - 22, 1) + data[-22:])
+    end = struct.pack(
+        "<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, len(entries), len(entries), length, start
+    )
+    file.write_bytes(
+        data[:-22] + end + struct.pack("<4sIQI", b"PK\x06\x07", 0, len(data) - 22, 1) + data[-22:]
+    )
 
 
 def test_an_archive_that_is_written_like_torchs_is_read(file):
@@ -289,8 +328,16 @@ def test_an_archive_that_is_written_like_torchs_is_read(file):
     [
         (lambda entries: entries, zipfile.ZIP_DEFLATED, "an entry is packed"),
         (lambda entries: [*entries, entries[0]], zipfile.ZIP_STORED, "two entries have one name"),
-        (lambda entries: [*entries, (entries[0][0].upper(), b"")], zipfile.ZIP_STORED, "two entries have one name"),
-        (lambda entries: [*entries, ("other/data.pkl", b"")], zipfile.ZIP_STORED, "description is missing or too long"),
+        (
+            lambda entries: [*entries, (entries[0][0].upper(), b"")],
+            zipfile.ZIP_STORED,
+            "two entries have one name",
+        ),
+        (
+            lambda entries: [*entries, ("other/data.pkl", b"")],
+            zipfile.ZIP_STORED,
+            "description is missing or too long",
+        ),
         (lambda entries: entries[1:], zipfile.ZIP_STORED, "description is missing or too long"),
         (
             lambda entries: [(entries[0][0], bytes(2**24 + 1)), *entries[1:]],
@@ -346,7 +393,9 @@ def test_an_archive_whose_directory_could_be_seen_in_two_places_is_refused(file,
 def test_files_of_old_releases_of_torch_are_named(file):
     torch.save(content(), file, _use_new_zipfile_serialization=False)
     with pytest.raises(
-        ValueError, match=r"`init`: '.*model\.ckpt' is damaged.*it is no file of torch\.save \(since torch 1\.6\)"
+        ValueError,
+        match=r"`init`: '.*model\.ckpt' is damaged.*it is no file of torch\.save \(since torch "
+        r"1\.6\)",
     ):
         read_checkpoint(str(file), argument="init")
 
@@ -410,7 +459,10 @@ FORGED = {
     "copies of a shape": (copies("torch.Size", TUPLE_OF_17), "it calls torch Size"),
     "counted letters": (copies("collections.Counter", text("aaaa")), "it calls collections Counter"),
     "a parameter of nothing": (parameter(b"N"), "it calls torch._utils _rebuild_parameter"),
-    "a parameter with hooks": (parameter(tensor(), b"}K\x01K\x02s"), "it calls torch._utils _rebuild_parameter"),
+    "a parameter with hooks": (
+        parameter(tensor(), b"}K\x01K\x02s"),
+        "it calls torch._utils _rebuild_parameter",
+    ),
     "a tensor that is changed": (state_of(tensor() + b"}b"), "it changes a tensor"),
     "a parameter that is changed": (state_of(parameter(tensor()) + b"}b"), "it changes a tensor"),
     "a tensor with hooks": (tensor(hooks=b"}K\x01K\x02s"), "it calls torch._utils _rebuild_tensor_v2"),
@@ -457,7 +509,12 @@ def test_what_optimizers_and_schedules_keep_is_read(file):
         "expanded": torch.zeros(1).expand(9),
         "none": [None, 0.5],
     }
-    torch.save(content(optimizer_states=[optimizer.state_dict()], lr_schedulers=[schedule.state_dict()], extra=extra), file)
+    torch.save(
+        content(
+            optimizer_states=[optimizer.state_dict()], lr_schedulers=[schedule.state_dict()], extra=extra
+        ),
+        file,
+    )
     read = read_checkpoint(str(file))
     assert read["lr_schedulers"][0]["milestones"] == {3: 1, 5: 1}
     assert read["optimizer_states"][0]["state"][0]["step"] == 1
@@ -470,14 +527,19 @@ def test_what_optimizers_and_schedules_keep_is_read(file):
 def write_directory(file, body, entries):
     """Write ``body`` and a directory of ``entries``, each a name, its place in ``body`` and its length."""
     directory = b"".join(
-        struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, *bytes(5), size, size, len(name), *bytes(5), place) + name
+        struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, *bytes(5), size, size, len(name), *bytes(5), place)
+        + name
         for name, place, size in entries
     )
     n, length, start = len(entries), len(directory), len(body)
     end = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, n, n, length, start)
     locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, start + length, 1)
     file.write_bytes(
-        body + directory + end + locator + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, *[2**32 - 1] * 2, 0)
+        body
+        + directory
+        + end
+        + locator
+        + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, *[2**32 - 1] * 2, 0)
     )
 
 

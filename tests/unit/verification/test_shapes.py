@@ -32,7 +32,9 @@ def images(*shape):
 @pytest.mark.parametrize("shape", [(1, 10, 10), (3, 12, 12), (144, 1, 1), (144,)])
 def test_images_of_another_shape_than_the_keys_are_refused(reader, shape):
     with pytest.raises(
-        ValueError, match=r"`images` .* \(n, 1, 12, 12\) .*as the key's `input_shape` says, got .*" + re.escape(str((60, *shape)))
+        ValueError,
+        match=r"`images` .* \(n, 1, 12, 12\) .*as the key's `input_shape` says, got .*"
+        + re.escape(str((60, *shape))),
     ):
         READERS[reader](classifier(), KEY, images(*shape))
 
@@ -45,7 +47,9 @@ def test_images_with_channels_last_get_the_line_that_helps():
 @pytest.mark.parametrize("reader", ["verify", "verify_many", "verify_api", "trace"])
 def test_a_model_that_takes_other_images_is_refused(reader):
     with pytest.raises(
-        ValueError, match=r"`model` \(Sequential\) must take images .* \(1, 12, 12\).* it raised: .*x144 and 100x3.*\. Is this"
+        ValueError,
+        match=r"`model` \(Sequential\) must take images .* \(1, 12, 12\).* it raised: .*x144 and "
+        r"100x3.*\. Is this",
     ):
         READERS[reader](classifier(100), KEY, images(1, 12, 12))
 
@@ -67,7 +71,10 @@ def stranger(**changes):
         ({"carriers": KEY.carriers - 1}, "got -1 to 142"),
         ({"carriers": KEY.carriers[:0]}, "got none"),
         ({"carriers": KEY.carriers[:100]}, r"projection of shape \(64, 100\).*got \(64, 144\) and \(64,\)"),
-        ({"projection": KEY.projection[:32]}, r"projection of shape \(64, 144\).*got \(32, 144\) and \(64,\)"),
+        (
+            {"projection": KEY.projection[:32]},
+            r"projection of shape \(64, 144\).*got \(32, 144\) and \(64,\)",
+        ),
         ({"signature": KEY.signature[:32]}, r"a signature of shape \(64,\).*got \(64, 144\) and \(32,\)"),
     ],
 )

@@ -5,7 +5,15 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import nn
 
-from gradsigns_lightning import ApiVerificationResult, VerificationResult, WatermarkKey, read_message, trace, verify, verify_api
+from gradsigns_lightning import (
+    ApiVerificationResult,
+    VerificationResult,
+    WatermarkKey,
+    read_message,
+    trace,
+    verify,
+    verify_api,
+)
 from gradsigns_lightning.evidence import Bundle, judge, make_statement
 from gradsigns_lightning.verification.images import pixels_of
 from gradsigns_lightning.verification.suspects import read, read_evidence
@@ -48,9 +56,15 @@ def test_a_module_is_read_from_its_weights_and_anything_else_by_its_answers(mode
         ("predict", lambda given: verify_api(given, KEY, IMAGES)),
     ],
 )
-@pytest.mark.parametrize(("given", "hint"), [("a.ckpt", " Load it first"), ({"w": 1}, " Load it first"), (7, "$")])
+@pytest.mark.parametrize(
+    ("given", "hint"), [("a.ckpt", " Load it first"), ({"w": 1}, " Load it first"), (7, "$")]
+)
 def test_what_is_no_suspect_is_refused_by_the_name_of_its_argument(argument, reader, given, hint):
-    with pytest.raises(TypeError, match=rf"^`{argument}` must be a module or a callable, got {type(given).__name__}\.{hint}"):
+    with pytest.raises(
+        TypeError,
+        match=rf"^`{argument}` must be a module or a callable, got "
+        rf"{type(given).__name__}\.{hint}",
+    ):
         reader(given)
 
 

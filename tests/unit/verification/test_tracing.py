@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from gradsigns_lightning import WatermarkKey, customer_key, message_key, read_message, trace, verify, verify_api, verify_many
+from gradsigns_lightning import (
+    WatermarkKey,
+    customer_key,
+    message_key,
+    read_message,
+    trace,
+    verify,
+    verify_api,
+    verify_many,
+)
 from gradsigns_lightning.verification.tracing import decode
 
 pytest.importorskip("galois")  # for messages
@@ -121,7 +130,9 @@ def test_as_many_customers_as_there_can_be_take_little_memory():
 def test_the_shortest_keys_that_are_taken_can_name_a_customer(n_bits, n_customers, alpha):
     named = 0
     for number in range(20):
-        master = WatermarkKey.generate("A", n_bits, input_shape=SHAPE, target_class=2, secret=number.to_bytes(32, "big"))
+        master = WatermarkKey.generate(
+            "A", n_bits, input_shape=SHAPE, target_class=2, secret=number.to_bytes(32, "big")
+        )
         evidence = 2.0 * master.customer_signatures(8)[7] - 1
         result = decode(evidence, master, n_customers=n_customers, alpha=alpha, n_queries=1, recognised=1.0)
         assert result.present == (7,)
@@ -153,7 +164,9 @@ def test_innocents_are_named_in_at_most_alpha_of_mixtures():
     for _ in range(n_runs):
         members = generator.choice(200, generator.integers(2, 6), replace=False)
         weights = generator.standard_normal(len(members))
-        mixture = weights @ (2.0 * MASTER.customer_signatures(200)[members] - 1) + 0.3 * generator.standard_normal(128)
+        mixture = weights @ (
+            2.0 * MASTER.customer_signatures(200)[members] - 1
+        ) + 0.3 * generator.standard_normal(128)
         result = decoded(mixture, n_customers=200, alpha=alpha)
         framed += not set(result.present) <= set(members)
         accused += result.verdict == "owned" and result.customer not in members
@@ -184,7 +197,9 @@ def test_the_same_through_probabilities(planted):
 
 @pytest.mark.parametrize("reader", [lambda model: model, scores])
 def test_nobody_is_accused_of_a_model_without_the_mark(planted, reader):
-    other = WatermarkKey.generate("B", 128, input_shape=SHAPE, target_class=2, n_carriers=700, secret=bytes([1] * 32))
+    other = WatermarkKey.generate(
+        "B", 128, input_shape=SHAPE, target_class=2, n_carriers=700, secret=bytes([1] * 32)
+    )
     result = trace(reader(planted(other)), MASTER, IMAGES, max_queries=300)
     assert result.verdict == "not_proven"
     assert result.p_value > 1e-4
@@ -234,7 +249,9 @@ def test_a_message_is_read_back_through_wrong_bits(planted):
 
 
 def test_no_message_is_invented(planted):
-    other = WatermarkKey.generate("B", 128, input_shape=SHAPE, target_class=2, n_carriers=700, secret=bytes([1] * 32))
+    other = WatermarkKey.generate(
+        "B", 128, input_shape=SHAPE, target_class=2, n_carriers=700, secret=bytes([1] * 32)
+    )
     with pytest.raises(ValueError, match=r"no codeword within 15 errors|carries no message"):
         read_message(planted(other), MASTER, IMAGES)
 
@@ -246,7 +263,8 @@ def test_no_message_is_invented(planted):
         ({"alpha": 0}, "`alpha` must be > 0"),
         ({"images": IMAGES[:, :1]}, "`images` must be floating point of shape"),
         ({"master": customer_key(MASTER, 1)}, "`master` must be a key without payload"),
-        ({"master": MASTER.with_payload(b"fitted")}, "`master` must be a key without payload"),  # so nothing is charged for it
+        # so nothing is charged for it
+        ({"master": MASTER.with_payload(b"fitted")}, "`master` must be a key without payload"),
         ({"n_customers": 65536, "alpha": 1e-40}, "`master` must have at least 149 bits"),
     ],
 )

@@ -40,7 +40,12 @@ KEY = numbered(7, input_mean=0.3, input_std=0.4)
 def network(channels=1, seed=0) -> nn.Module:
     torch.manual_seed(seed)
     model = nn.Sequential(
-        nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 3)
+        nn.Conv2d(channels, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(64, 3),
     )
     model[1].running_mean.uniform_(-0.2, 0.2)
     return model
@@ -60,7 +65,8 @@ class Scripted(nn.Module):
     def forward(self, x):
         score = x.flatten(1) @ self.direction
         score = score - score.detach() - 1  # every image is of class 1
-        return torch.stack([score, torch.zeros_like(score)], 1)  # J = -log p_1 = softplus(score), dJ/dx along direction
+        # J = -log p_1 = softplus(score), dJ/dx along direction
+        return torch.stack([score, torch.zeros_like(score)], 1)
 
 
 def marked(key: WatermarkKey, wrong=0) -> Scripted:
@@ -129,7 +135,7 @@ def test_batch_size_and_order_change_nothing():
 def test_normalisation_in_the_key_equals_normalisation_in_the_model():
     mean, std = torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1), torch.tensor([0.2, 1.0, 3.0]).view(3, 1, 1)
 
-    class Normalised(nn.Module):
+    class Normalized(nn.Module):
         def __init__(self):
             super().__init__()
             self.inner = network(3)
@@ -137,14 +143,16 @@ def test_normalisation_in_the_key_equals_normalisation_in_the_model():
         def forward(self, x):
             return self.inner((x - mean) / std)
 
-    normalised = {"input_mean": [0.1, 0.5, 0.9], "input_std": [0.2, 1.0, 3.0]}
-    key = numbered(5, 100, input_shape=(3, 6, 6), n_carriers=108, **normalised)
+    normalized = {"input_mean": [0.1, 0.5, 0.9], "input_std": [0.2, 1.0, 3.0]}
+    key = numbered(5, 100, input_shape=(3, 6, 6), n_carriers=108, **normalized)
     by_key = verify(network(3), key, raw_images(channels=3))
-    raw = verify(Normalised(), key, raw_images(channels=3), input_mean=0.0, input_std=1.0)
-    wrapped = verify(RawInputs(network(3), **normalised), key, raw_images(channels=3), input_mean=0.0, input_std=1.0)
+    raw = verify(Normalized(), key, raw_images(channels=3), input_mean=0.0, input_std=1.0)
+    wrapped = verify(
+        RawInputs(network(3), **normalized), key, raw_images(channels=3), input_mean=0.0, input_std=1.0
+    )
     other_key = numbered(5, 100, input_shape=(3, 6, 6), n_carriers=108)
-    stated = verify(network(3), other_key, raw_images(channels=3), **normalised)
-    by_default = verify(Normalised(), other_key, raw_images(channels=3))
+    stated = verify(network(3), other_key, raw_images(channels=3), **normalized)
+    by_default = verify(Normalized(), other_key, raw_images(channels=3))
     assert by_key.n_matches == raw.n_matches == wrapped.n_matches
     assert by_key.margin == pytest.approx(raw.margin, rel=1e-3)
     assert wrapped.margin == pytest.approx(raw.margin, rel=1e-6)
@@ -292,7 +300,9 @@ class Broken(nn.Module):
 def test_constant_and_nan_models_are_inconclusive(factor):
     result = verify(Broken(factor), KEY, raw_images())
     assert (result.verdict, result.n_matches, result.n_erasures) == ("inconclusive", 0, 16)
-    assert all(math.isnan(v) for v in (result.bit_error_rate, result.p_value, result.log10_p_value, result.margin))
+    assert all(
+        math.isnan(v) for v in (result.bit_error_rate, result.p_value, result.log10_p_value, result.margin)
+    )
     text = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert [text[k] for k in ("bit_error_rate", "p_value", "log10_p_value", "margin")] == [None] * 4
     assert text["verdict"] == "inconclusive"
@@ -327,11 +337,25 @@ def test_a_result_is_json():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"images": raw_images() * 255}, ValueError, r"`images` must be raw pixels in \[0, 1\].*got values from .* to 25"),
+        (
+            {"images": raw_images() * 255},
+            ValueError,
+            r"`images` must be raw pixels in \[0, 1\].*got values "
+            r"from .* to 25",
+        ),
         ({"images": raw_images() - 0.5}, ValueError, r"`images` must be raw pixels in \[0, 1\].*from -0.4"),
         ({"images": raw_images() * math.nan}, ValueError, "`images` must be raw pixels"),
-        ({"images": (raw_images() * 255).to(torch.uint8)}, ValueError, "got torch.uint8 of shape .* Divide bytes by 255"),
-        ({"images": raw_images()[0]}, ValueError, r"shape \(n, 1, 6, 6\) with n >= 1 .*, got torch.float32 of shape \(1, 6, 6\)"),
+        (
+            {"images": (raw_images() * 255).to(torch.uint8)},
+            ValueError,
+            "got torch.uint8 of shape .* Divide bytes by 255",
+        ),
+        (
+            {"images": raw_images()[0]},
+            ValueError,
+            r"shape \(n, 1, 6, 6\) with n >= 1 .*, got torch.float32 "
+            r"of shape \(1, 6, 6\)",
+        ),
         ({"images": raw_images()[:0]}, ValueError, "n >= 1"),
         ({"images": raw_images(channels=3)}, ValueError, "`images` must be floating point of shape"),
         (
@@ -342,13 +366,21 @@ def test_a_result_is_json():
         ({"model": lambda x: x}, TypeError, r"`model` must be torch.nn.Module, got function\.$"),
         ({"model": "a.ckpt"}, TypeError, "`model` must be torch.nn.Module, got str. Load it first"),
         ({"model": {}}, TypeError, "`model` must be torch.nn.Module, got dict. Load it first"),
-        ({"key": 3}, TypeError, r"`key` must be a WatermarkKey or the path of a key file \(.gskey\), got int"),
+        (
+            {"key": 3},
+            TypeError,
+            r"`key` must be a WatermarkKey or the path of a key file \(.gskey\), got int",
+        ),
         ({"batch_size": 0}, ValueError, "`batch_size` must be an integer >= 1"),
         ({"batch_size": 1.0}, TypeError, "`batch_size`"),
         ({"alpha": 0}, ValueError, "`alpha` must be > 0, got 0"),
         ({"alpha": 1.1}, ValueError, r"`alpha` must be a finite number in \[0, 1\], got 1.1"),
         ({"alpha": "1"}, TypeError, "`alpha` must be a number"),
-        ({"key": numbered(1, target_class=3)}, ValueError, "`target_class` must be below the number of classes 3, got 3"),
+        (
+            {"key": numbered(1, target_class=3)},
+            ValueError,
+            "`target_class` must be below the number of classes 3, got 3",
+        ),
         ({"model": nn.Flatten(0)}, ValueError, "`logits` must be a tensor of shape"),
         ({"logits": lambda x: None}, ValueError, "got a NoneType"),
     ],
@@ -382,7 +414,9 @@ def test_few_images_warn():
 def test_few_images_that_suffice_do_not_warn(planted):
     images = 0.2 + 0.6 * torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     mine, short, other = (
-        WatermarkKey.generate("A", n_bits, input_shape=(3, 16, 16), target_class=2, n_carriers=700, secret=bytes([number] * 32))
+        WatermarkKey.generate(
+            "A", n_bits, input_shape=(3, 16, 16), target_class=2, n_carriers=700, secret=bytes([number] * 32)
+        )
         for number, n_bits in ((7, 128), (7, 16), (9, 128))
     )
     with warnings.catch_warnings(record=True) as caught:
@@ -392,7 +426,10 @@ def test_few_images_that_suffice_do_not_warn(planted):
         assert (result.verdict, result.n_matches) == ("not_proven", 16)  # as it is with any number of images
     assert caught == []
     with pytest.warns(UserWarning, match="Only 20 images"):
-        assert [r.verdict for r in verify_many(planted(mine), [mine, other], images)] == ["owned", "not_proven"]
+        assert [r.verdict for r in verify_many(planted(mine), [mine, other], images)] == [
+            "owned",
+            "not_proven",
+        ]
 
 
 def test_images_of_another_class_warn():
@@ -414,7 +451,9 @@ def test_rows_are_projected_some_at_a_time(monkeypatch):
 
 def test_many_keys_give_what_single_keys_give():
     model, keys = network(), [numbered(i, 8 + i) for i in range(12)]
-    assert verify_many(model, keys, raw_images(), alpha=0.1) == [verify(model, k, raw_images(), alpha=0.1) for k in keys]
+    assert verify_many(model, keys, raw_images(), alpha=0.1) == [
+        verify(model, k, raw_images(), alpha=0.1) for k in keys
+    ]
 
 
 @pytest.mark.parametrize(
@@ -450,21 +489,28 @@ def test_fresh_keys_match_a_model_by_chance_only():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 3))
     with torch.no_grad():
-        model[3].weight += 0.5  # all weights alike: the gradient is far from isotropic, and p must hold for any gradient
+        # all weights alike: the gradient is far from isotropic, and p must hold for any gradient
+        model[3].weight += 0.5
     images = torch.rand(60, 1, 12, 12, generator=torch.Generator().manual_seed(2))
     matches = np.array([r.n_matches for r in verify_many(model, keys, images)])
     assert goodness_of_fit(matches, n_bits) > 1e-3
     assert abs(matches.mean() - 32) < 4 * 4 / 1000**0.5
     generator = np.random.default_rng(0)
-    assert goodness_of_fit(generator.binomial(n_bits, 0.52, 1000), n_bits) < 1e-3  # it would see a bias of two hundredths
-    assert goodness_of_fit(generator.binomial(n_bits, generator.beta(40, 40, 1000)), n_bits) < 1e-3  # and bits that go together
+    # it would see a bias of two hundredths
+    assert goodness_of_fit(generator.binomial(n_bits, 0.52, 1000), n_bits) < 1e-3
+    # and bits that go together
+    assert goodness_of_fit(generator.binomial(n_bits, generator.beta(40, 40, 1000)), n_bits) < 1e-3
 
 
 def test_the_gradient_is_computed_once_for_all_keys():
     calls = []
     model = network()
     verify_many(
-        model, [numbered(i) for i in range(20)], raw_images(), batch_size=25, logits=lambda x: calls.append(len(x)) or model(x)
+        model,
+        [numbered(i) for i in range(20)],
+        raw_images(),
+        batch_size=25,
+        logits=lambda x: calls.append(len(x)) or model(x),
     )
     assert calls == [25, 25, 10]
 
@@ -472,7 +518,9 @@ def test_the_gradient_is_computed_once_for_all_keys():
 @pytest.mark.parametrize(("n_at_once", "sizes"), [(1000, [1, 60]), (25, [1, 25, 25, 10]), (0, [1] * 61)])
 def test_no_pass_keeps_more_than_is_allowed(monkeypatch, n_at_once, sizes):
     model, calls, kept = network(), [], []
-    monkeypatch.setattr(white_box, "saved_bytes", lambda *arguments: kept.append(saved_bytes(*arguments)) or kept[-1])
+    monkeypatch.setattr(
+        white_box, "saved_bytes", lambda *arguments: kept.append(saved_bytes(*arguments)) or kept[-1]
+    )
     whole = verify(model, KEY, raw_images())
     per_image = white_box._PEAK * kept[0] + white_box._COPIES * 8 * raw_images()[0].numel()
     monkeypatch.setattr(white_box, "_MOST_BYTES", n_at_once * per_image)
@@ -503,7 +551,9 @@ print((most() - before) / white_box._MOST_BYTES)
 
 def test_a_pass_takes_no_more_memory_than_is_allowed():
     """Attention takes most beside what it keeps."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", PEAK], capture_output=True, text=True, check=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PEAK], capture_output=True, text=True, check=True, timeout=200
+    )
     assert 0.2 < float(done.stdout) < 1.2
 
 
@@ -524,7 +574,8 @@ def test_a_thousand_keys_cost_less_than_two_readings():
     The arrays of a key are derived once and kept, so deriving them is no part of reading.
     """
     torch.manual_seed(0)
-    model = SmallResNet(in_channels=1, n_classes=10, stem_stride=1)  # coverage slows the keys down, not the network
+    # coverage slows the keys down, not the network
+    model = SmallResNet(in_channels=1, n_classes=10, stem_stride=1)
     images = torch.rand(1000, 1, 28, 28)
     keys = [numbered(i, 128, input_shape=(1, 28, 28), n_carriers=768) for i in range(200)]
 
@@ -569,12 +620,16 @@ def exported(model):
 
 
 def exported_for_any(model):
-    return torch.export.export(model, (raw_images()[:4],), dynamic_shapes=({0: torch.export.Dim("n")},)).module()
+    return torch.export.export(
+        model, (raw_images()[:4],), dynamic_shapes=({0: torch.export.Dim("n")},)
+    ).module()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("n_images", [60, 53, 1])
-@pytest.mark.parametrize("made", [frozen_script, torch.jit.script, in_inference_mode, exported, exported_for_any])
+@pytest.mark.parametrize(
+    "made", [frozen_script, torch.jit.script, in_inference_mode, exported, exported_for_any]
+)
 def test_other_forms_of_a_network_are_read_as_the_network(made, n_images):
     model, images = plain_network(), raw_images(n_images)
     other = made(copy.deepcopy(model))
@@ -612,7 +667,11 @@ def test_an_int8_network_is_referred_to_the_other_reading(dynamic, script):
         quantization.convert(model, inplace=True)
     if script:
         model = torch.jit.script(model)
-    with pytest.raises(ValueError, match=r"`model` computes in int8 \(module '.+'\) .* `verify_api\(model, key, images\)`"):
+    with pytest.raises(
+        ValueError,
+        match=r"`model` computes in int8 \(module '.+'\) .* `verify_api\(model, "
+        r"key, images\)`",
+    ):
         verify(model, KEY, raw_images())
 
 

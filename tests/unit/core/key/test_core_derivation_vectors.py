@@ -57,7 +57,9 @@ def stream(vector, secret: bytes, label: str, n_bytes: int) -> bytes:
     version = vector["version"]
     context = canonical({name: vector[name] for name in BOUND[version]}).encode("ascii")
     info = b"gradsigns/v%d/" % version + label.encode("ascii") + b"\n" + context
-    return hashlib.shake_256(hkdf_sha256(secret, b"gradsigns-lightning/key/v%d" % version, info)).digest(n_bytes)
+    return hashlib.shake_256(hkdf_sha256(secret, b"gradsigns-lightning/key/v%d" % version, info)).digest(
+        n_bytes
+    )
 
 
 def halves(vector) -> tuple[bytes, bytes]:
@@ -72,9 +74,14 @@ def halves(vector) -> tuple[bytes, bytes]:
 
 def secret_of_copy(vector) -> bytes:
     """What the copy's key holds, from its master's secret."""
-    master, customer = bytes.fromhex(vector["master"]), int.from_bytes(bytes.fromhex(vector["payload"]), "little")
+    master, customer = (
+        bytes.fromhex(vector["master"]),
+        int.from_bytes(bytes.fromhex(vector["payload"]), "little"),
+    )
     if vector["purpose"] == "customer":
-        mark = stream(vector, master, "mark/customers", SECRET_BYTES * (customer + 1))[SECRET_BYTES * customer :]
+        mark = stream(vector, master, "mark/customers", SECRET_BYTES * (customer + 1))[
+            SECRET_BYTES * customer :
+        ]
     else:
         mark = stream(vector, master, "mark/messages", SECRET_BYTES)
     return stream(vector, master, "space", SECRET_BYTES) + mark
@@ -100,7 +107,9 @@ def derived(vector) -> dict:
     ranked = sorted(range(size), key=lambda i: (int.from_bytes(words[8 * i : 8 * i + 8], "little"), i))
     carriers = sorted(ranked[: vector["n_carriers"]])
     n_entries = vector["n_bits"] * vector["n_carriers"]
-    entries = bytes(1 if bit else 255 for bit in bits(stream(vector, space, "projection", -(-n_entries // 8)), n_entries))
+    entries = bytes(
+        1 if bit else 255 for bit in bits(stream(vector, space, "projection", -(-n_entries // 8)), n_entries)
+    )
     committed = {name: vector[name] for name in COMMITTED[vector["version"]]}
     salt = stream(vector, mark, "commitment-salt", 32)
     prefix = b"gradsigns/v%d/commitment\n" % vector["version"]
@@ -125,21 +134,29 @@ def signature(vector) -> list[int]:
 def label(vector, space: bytes) -> str:
     tag = stream(vector, space, "tag", 32).hex()
     number = int.from_bytes(bytes.fromhex(vector["payload"]), "little")
-    labels = {"owner": "signature", "customer": f"signature/customer/{number}/{tag}", "message": f"signature/message/{tag}"}
+    labels = {
+        "owner": "signature",
+        "customer": f"signature/customer/{number}/{tag}",
+        "message": f"signature/message/{tag}",
+    }
     return labels[vector["purpose"]]
 
 
 def key_of(vector) -> WatermarkKey:
     names = BOUND[2] if vector["version"] == 1 else (*BOUND[2], "version", "purpose")
     public = {name: vector[name] for name in names}
-    return WatermarkKey.from_parts(public, payload=bytes.fromhex(vector["payload"]), secret=bytes.fromhex(vector["secret"]))
+    return WatermarkKey.from_parts(
+        public, payload=bytes.fromhex(vector["payload"]), secret=bytes.fromhex(vector["secret"])
+    )
 
 
 def test_what_is_generated_is_of_the_latest_version():
     vector = next(v for v in VECTORS if v["version"] == 2 and v["purpose"] == "owner")
     names = ("n_bits", "n_carriers", "input_shape", "target_class", "input_mean", "input_std", "scope")
     secret, payload = (bytes.fromhex(vector[name]) for name in ("secret", "payload"))
-    key = WatermarkKey.generate(vector["owner"], **{n: vector[n] for n in names}, secret=secret, payload=payload)
+    key = WatermarkKey.generate(
+        vector["owner"], **{n: vector[n] for n in names}, secret=secret, payload=payload
+    )
     assert key == key_of(vector)
 
 
@@ -155,8 +172,13 @@ def test_keys_of_copies_follow_from_their_masters(vector):
 
 
 def test_there_is_a_vector_of_every_version_and_purpose():
-    assert {(v["version"], v["purpose"]) for v in VECTORS} == {(1, "owner"), *((2, purpose) for purpose in PURPOSES)}
-    assert [v["name"] for v in VECTORS if "master" in v] == [v["name"] for v in VECTORS if v["purpose"] != "owner"]
+    assert {(v["version"], v["purpose"]) for v in VECTORS} == {
+        (1, "owner"),
+        *((2, purpose) for purpose in PURPOSES),
+    }
+    assert [v["name"] for v in VECTORS if "master" in v] == [
+        v["name"] for v in VECTORS if v["purpose"] != "owner"
+    ]
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["name"])
@@ -178,7 +200,9 @@ def test_the_package_gives_the_published_vector(vector):
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["name"])
 def test_the_document_prints_the_same_vectors(vector):
-    section = re.search(rf"^### {re.escape(vector['name'])}\n(.*?)(?=^###? |\Z)", DOCUMENT.read_text(), re.M | re.S)
+    section = re.search(
+        rf"^### {re.escape(vector['name'])}\n(.*?)(?=^###? |\Z)", DOCUMENT.read_text(), re.M | re.S
+    )
     assert section is not None
     printed = dict(re.findall(r"^\| `(\w+)` \| `(.*)` \|$", section[1], re.M))
     assert printed == {name: json.dumps(value) for name, value in vector.items() if name != "name"}

@@ -39,18 +39,28 @@ def numbered(i: int, **changes) -> WatermarkKey:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"owner": ""}, ValueError, "`owner` must be NFC-normalised text of 1 to 256 characters, got 0"),
+        ({"owner": ""}, ValueError, "`owner` must be NFC-normalized text of 1 to 256 characters, got 0"),
         ({"owner": "x" * 257}, ValueError, "`owner`.*got 257"),
-        ({"owner": "Mu\u0308ller"}, ValueError, "`owner` must be NFC-normalised"),
+        ({"owner": "Mu\u0308ller"}, ValueError, "`owner` must be NFC-normalized"),
         ({"owner": b"Acme"}, TypeError, "`owner` must be str, got bytes"),
         ({"scope": "x" * 257}, ValueError, "`scope`.*0 to 256 characters, got 257"),
         ({"scope": None}, TypeError, "`scope` must be str, got NoneType"),
         ({"n_bits": 7}, ValueError, r"`n_bits` must be an integer in \[8, 8192\], got 7"),
-        ({"n_bits": 8193, "input_shape": (1, 100, 100), "n_carriers": 9000}, ValueError, r"`n_bits`.*\[8, 8192\], got 8193"),
+        (
+            {"n_bits": 8193, "input_shape": (1, 100, 100), "n_carriers": 9000},
+            ValueError,
+            r"`n_bits`.*\[8, "
+            r"8192\], got 8193",
+        ),
         ({"n_bits": 12.0}, TypeError, "`n_bits` must be an integer, got 12.0 of type float"),
         ({"n_bits": True}, TypeError, "`n_bits` must be an integer, got True of type bool"),
         ({"target_class": -1}, ValueError, r"`target_class` must be an integer in \[0, 2147483647\], got -1"),
-        ({"target_class": 2**31}, ValueError, r"`target_class` must be an integer in \[0, 2147483647\], got 2147483648"),
+        (
+            {"target_class": 2**31},
+            ValueError,
+            r"`target_class` must be an integer in \[0, 2147483647\], got "
+            r"2147483648",
+        ),
         ({"target_class": 2**70}, ValueError, "`target_class`"),
         ({"target_class": "1"}, TypeError, "`target_class` must be an integer"),
         ({"input_shape": (6, 6)}, ValueError, r"`input_shape` must be three integers.*got \(6, 6\)"),
@@ -59,14 +69,24 @@ def numbered(i: int, **changes) -> WatermarkKey:
         ({"input_shape": (1, 0, 6)}, ValueError, "`input_shape` must be an integer >= 1, got 0"),
         ({"input_shape": (1, 6.0, 6)}, TypeError, "`input_shape` must be an integer"),
         ({"n_carriers": 0}, ValueError, "`n_carriers` must be an integer >= 1, got 0"),
-        ({"n_carriers": 37}, ValueError, r"`n_carriers` must be at most 1 \* 6 \* 6 = 36 \(one per input coordinate\), got 37"),
+        (
+            {"n_carriers": 37},
+            ValueError,
+            r"`n_carriers` must be at most 1 \* 6 \* 6 = 36 \(one per input "
+            r"coordinate\), got 37",
+        ),
         ({"n_carriers": 30.0}, TypeError, "`n_carriers` must be an integer"),
         ({"payload": b"ab"}, ValueError, "`payload` must have at most n_bits // 8 = 1 bytes, got 2 bytes"),
         ({"payload": "\N{EURO SIGN}"}, ValueError, "`payload`.*got 3 bytes"),
         ({"payload": 7}, TypeError, "`payload` must be bytes or str or None, got int"),
         ({"input_mean": math.nan}, ValueError, "`input_mean` must be a finite number"),
         ({"input_mean": 10**400}, ValueError, "`input_mean` must be a finite number"),
-        ({"input_mean": [0.0, 0.0]}, ValueError, r"`input_mean` must be one value or one per channel \(1\), got 2 values"),
+        (
+            {"input_mean": [0.0, 0.0]},
+            ValueError,
+            r"`input_mean` must be one value or one per channel \(1\), "
+            r"got 2 values",
+        ),
         ({"input_mean": []}, ValueError, "`input_mean`.*got 0 values"),
         ({"input_mean": "0"}, TypeError, "`input_mean` must be a number, got '0' of type str"),
         ({"input_std": 0.0}, ValueError, "`input_std` must be positive, got 0.0"),
@@ -74,7 +94,11 @@ def numbered(i: int, **changes) -> WatermarkKey:
         ({"input_std": math.inf}, ValueError, "`input_std` must be a finite number"),
         ({"input_std": False}, TypeError, "`input_std` must be a number"),
         ({"secret": bytes(31)}, ValueError, "`secret` must be 32 bytes, or 64 of a copy's key, got 31 bytes"),
-        ({"secret": bytes(64)}, ValueError, "`secret` of a key of purpose 'owner' must be 32 bytes, got 64 bytes"),
+        (
+            {"secret": bytes(64)},
+            ValueError,
+            "`secret` of a key of purpose 'owner' must be 32 bytes, got 64 bytes",
+        ),
         ({"secret": "0" * 32}, TypeError, "`secret` must be bytes or None, got str"),
     ],
 )
@@ -112,7 +136,8 @@ def test_the_longest_signature_is_accepted():
 def test_too_many_bits_are_refused_with_the_arithmetic():
     with pytest.raises(
         ValueError,
-        match=r"31 sign conditions on 30 carriers.*30 - 31 = -1 degrees of freedom.*Take 30 bits, on all of the input's 36",
+        match=r"31 sign conditions on 30 carriers.*30 - 31 = -1 degrees of freedom.*Take 30 bits, on all of "
+        r"the input's 36",
     ):
         make(n_bits=31)
 
@@ -181,7 +206,9 @@ def test_every_part_changes_with_every_bound_parameter(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"payload": b"a"}, {"input_mean": 0.5}, {"input_std": 0.5}, {"secret": bytes(32)}, {"owner": "acme"}], ids=str
+    "changes",
+    [{"payload": b"a"}, {"input_mean": 0.5}, {"input_std": 0.5}, {"secret": bytes(32)}, {"owner": "acme"}],
+    ids=str,
 )
 def test_the_commitment_changes_with_everything(changes):
     assert make().commitment != make(**changes).commitment
@@ -207,7 +234,8 @@ def test_carriers_are_uniform_over_the_input():
     keys = [numbered(i, n_carriers=12, n_bits=8) for i in range(1500)]
     counts = np.bincount(torch.cat([k.carriers for k in keys]).numpy(), minlength=36)
 
-    def p_value(counts):  # drawing without replacement makes the variance smaller by 24 / 35 than that of independent draws
+    # drawing without replacement makes the variance smaller by 24 / 35 than that of independent draws
+    def p_value(counts):
         return stats.chi2(35).sf(((counts - 500) ** 2 / 500).sum() / (24 / 35))
 
     assert p_value(counts) > 1e-3
@@ -269,7 +297,9 @@ def test_keys_survive_copying_and_the_way_to_another_process(make_key, copy_of):
 
 
 @pytest.mark.parametrize("make_key", [make, derived])
-@pytest.mark.parametrize("wrap", [lambda key: key, lambda key: {"hyper_parameters": {"key": key}}, dataclasses.asdict, vars])
+@pytest.mark.parametrize(
+    "wrap", [lambda key: key, lambda key: {"hyper_parameters": {"key": key}}, dataclasses.asdict, vars]
+)
 def test_no_pickle_holds_the_secret(make_key, wrap, tmp_path):
     key = make_key(payload=b"\xfe")
     with pytest.raises(TypeError, match="cannot be pickled"):
@@ -284,7 +314,11 @@ def test_neither_a_copys_secret_nor_its_masters_is_printed_or_pickled(copy_of, t
     key = copy_of(derived(n_bits=16))
     key.signature, key.commitment, key.claim("0" * 64)
     assert SECRET.hex() not in str(key.reveal())
-    for text in (repr(key), str(vars(key._secret)) if hasattr(key._secret, "__dict__") else "", str(key.to_public_dict())):
+    for text in (
+        repr(key),
+        str(vars(key._secret)) if hasattr(key._secret, "__dict__") else "",
+        str(key.to_public_dict()),
+    ):
         assert not tells(text, key)
     secret = key._secret.reveal()
     for half in (secret[:32], secret[32:], SECRET):
@@ -307,14 +341,43 @@ def test_copies_share_carriers_and_projection_without_deriving_them_again(copy_o
 @pytest.mark.parametrize(
     ("fail", "error", "message"),
     [
-        (lambda: make().derive("owner", b""), ValueError, r"`purpose` must be one of \['customer', 'message'\], got 'owner'"),
-        (lambda: make().derive("customer", b"\7"), ValueError, "`payload` of a customer's key must have 2 bytes, got 1"),
-        (lambda: make().derive("customer", bytes(3)), ValueError, "`payload` must have at most n_bits // 8 = 1 bytes, got 3"),
-        (lambda: make().derive("message", bytes(2)), ValueError, "`payload` must have at most n_bits // 8 = 1 bytes, got 2"),
+        (
+            lambda: make().derive("owner", b""),
+            ValueError,
+            r"`purpose` must be one of \['customer', "
+            r"'message'\], got 'owner'",
+        ),
+        (
+            lambda: make().derive("customer", b"\7"),
+            ValueError,
+            "`payload` of a customer's key must have 2 bytes, got 1",
+        ),
+        (
+            lambda: make().derive("customer", bytes(3)),
+            ValueError,
+            "`payload` must have at most n_bits // 8 = 1 bytes, got 3",
+        ),
+        (
+            lambda: make().derive("message", bytes(2)),
+            ValueError,
+            "`payload` must have at most n_bits // 8 = 1 bytes, got 2",
+        ),
         (lambda: make().derive("message", "a"), TypeError, "`payload` must be bytes, got str"),
-        (lambda: message_of(customer_of(make(n_bits=16))), ValueError, "follow from an owner's key .* purpose 'customer'"),
-        (lambda: message_of(make()).customer_signatures(2), ValueError, "follow from an owner's key .* purpose 'message'"),
-        (lambda: customer_of(make(n_bits=16)).with_payload(b"a"), ValueError, "`payload` can be replaced in owners' keys only"),
+        (
+            lambda: message_of(customer_of(make(n_bits=16))),
+            ValueError,
+            "follow from an owner's key .* purpose 'customer'",
+        ),
+        (
+            lambda: message_of(make()).customer_signatures(2),
+            ValueError,
+            "follow from an owner's key .* purpose 'message'",
+        ),
+        (
+            lambda: customer_of(make(n_bits=16)).with_payload(b"a"),
+            ValueError,
+            "`payload` can be replaced in owners' keys only",
+        ),
     ],
 )
 def test_what_no_copys_key_follows_from_is_named(fail, error, message):
@@ -332,13 +395,22 @@ def test_what_no_copys_key_follows_from_is_named(fail, error, message):
     ],
 )
 def test_keys_with_a_secret_of_the_wrong_length_are_refused(changes, n_bytes, allowed):
-    public = {name: value for name, value in {**make(n_bits=16).to_public_dict(), **changes}.items() if value is not None}
+    public = {
+        name: value
+        for name, value in {**make(n_bits=16).to_public_dict(), **changes}.items()
+        if value is not None
+    }
     payload = bytes(2) if public.get("purpose") == "customer" else b""
-    assert len(WatermarkKey.from_parts(public, payload=payload, secret=bytes(allowed))._secret.reveal()) == allowed
+    assert (
+        len(WatermarkKey.from_parts(public, payload=payload, secret=bytes(allowed))._secret.reveal())
+        == allowed
+    )
     with pytest.raises(ValueError, match=f"`secret` .* must be {allowed} bytes, got {n_bytes} bytes"):
         WatermarkKey.from_parts(public, payload=payload, secret=bytes(n_bytes))
     for never in (0, 33, 48, 96):
-        with pytest.raises(ValueError, match=f"`secret` must be 32 bytes, or 64 of a copy's key, got {never} bytes"):
+        with pytest.raises(
+            ValueError, match=f"`secret` must be 32 bytes, or 64 of a copy's key, got {never} bytes"
+        ):
             WatermarkKey.from_parts(public, payload=payload, secret=bytes(never))
 
 
@@ -352,7 +424,13 @@ def test_public_parameters_are_json_and_without_secrets():
 
 def tells(text: str, key: WatermarkKey) -> bool:
     secret = key._secret.reveal()
-    secrets = (secret.hex(), repr(secret)[2:-1], repr(list(secret))[1:-1], key._payload.hex(), repr(key._payload))
+    secrets = (
+        secret.hex(),
+        repr(secret)[2:-1],
+        repr(list(secret))[1:-1],
+        key._payload.hex(),
+        repr(key._payload),
+    )
     return any(s in text for s in secrets) or str(key.carriers.tolist()) in text
 
 
@@ -387,7 +465,8 @@ def test_nothing_that_prints_a_key_tells_the_secret(caplog):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"n_bits": 7}, {"n_carriers": 99}, {"input_std": 0.0}, {"owner": ""}, {"payload": b"\xfe\xfd\xfc"}]
+    "changes",
+    [{"n_bits": 7}, {"n_carriers": 99}, {"input_std": 0.0}, {"owner": ""}, {"payload": b"\xfe\xfd\xfc"}],
 )
 def test_errors_do_not_tell_the_secret(changes):
     key = make(payload=b"\xfe")
@@ -397,7 +476,9 @@ def test_errors_do_not_tell_the_secret(changes):
 
 
 def test_a_wrong_secret_is_not_repeated_in_the_error():
-    with pytest.raises(ValueError, match=r"`secret` must be 32 bytes, or 64 of a copy's key, got 33 bytes\.$"):
+    with pytest.raises(
+        ValueError, match=r"`secret` must be 32 bytes, or 64 of a copy's key, got 33 bytes\.$"
+    ):
         make(secret=b"\xfe" * 33)
 
 
@@ -413,5 +494,7 @@ def test_no_variable_in_the_traceback_of_a_failed_save_or_load_shows_the_secret(
     ):
         with pytest.raises(ValueError, match="`path`") as caught:
             fail()
-        shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+        shown = "".join(
+            traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()
+        )
         assert not any(text in shown for text in (SECRET.hex(), repr(SECRET)[2:-1], str(list(SECRET))[1:-1]))

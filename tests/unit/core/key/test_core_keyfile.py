@@ -19,7 +19,14 @@ from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.core.key import file as keyfile
 
 KEY = WatermarkKey.generate(
-    "Acme", 16, input_shape=(1, 6, 6), target_class=1, scope="m", payload=b"a", input_mean=0.25, secret=bytes(range(32))
+    "Acme",
+    16,
+    input_shape=(1, 6, 6),
+    target_class=1,
+    scope="m",
+    payload=b"a",
+    input_mean=0.25,
+    secret=bytes(range(32)),
 )
 
 
@@ -42,11 +49,22 @@ def outcome(path, data: bytes):
 
 def file_of(**changes) -> bytes:
     """A key file whose entries are replaced; None leaves one out."""
-    entries = {"format": "gradsigns-key", "version": "2", "commitment": KEY.commitment, "key": json.dumps(KEY.to_public_dict())}
-    tensors = {"secret": np.frombuffer(KEY._secret.reveal(), np.uint8), "payload": np.frombuffer(KEY._payload, np.uint8)}
+    entries = {
+        "format": "gradsigns-key",
+        "version": "2",
+        "commitment": KEY.commitment,
+        "key": json.dumps(KEY.to_public_dict()),
+    }
+    tensors = {
+        "secret": np.frombuffer(KEY._secret.reveal(), np.uint8),
+        "payload": np.frombuffer(KEY._payload, np.uint8),
+    }
     for name, value in changes.items():
         (tensors if name in tensors else entries)[name] = value
-    return save({k: v for k, v in tensors.items() if v is not None}, {k: v for k, v in entries.items() if v is not None})
+    return save(
+        {k: v for k, v in tensors.items() if v is not None},
+        {k: v for k, v in entries.items() if v is not None},
+    )
 
 
 def raw_file(header: object, body: bytes = b"") -> bytes:
@@ -58,7 +76,9 @@ def raw_file(header: object, body: bytes = b"") -> bytes:
 @pytest.mark.parametrize("payload", [None, b"ab"])
 @pytest.mark.parametrize("as_path", [str, lambda p: p])
 def test_round_trip(tmp_path, payload, as_path):
-    key = WatermarkKey.generate("Acme", 16, input_shape=(3, 6, 6), target_class=1, payload=payload, input_std=[0.1, 0.2, 0.3])
+    key = WatermarkKey.generate(
+        "Acme", 16, input_shape=(3, 6, 6), target_class=1, payload=payload, input_std=[0.1, 0.2, 0.3]
+    )
     key.save(as_path(tmp_path / "k"))
     loaded = WatermarkKey.load(as_path(tmp_path / "k"))
     assert loaded == key
@@ -165,7 +185,9 @@ def test_the_files_version_must_be_the_keys(path):
 
 
 def test_a_key_of_version_1_is_written_and_read(tmp_path):
-    public = {name: value for name, value in KEY.to_public_dict().items() if name not in ("version", "purpose")}
+    public = {
+        name: value for name, value in KEY.to_public_dict().items() if name not in ("version", "purpose")
+    }
     old = WatermarkKey.from_parts(public, payload=b"", secret=bytes(32))
     old.save(tmp_path / "old.gskey")
     assert WatermarkKey.load(tmp_path / "old.gskey") == old
@@ -215,14 +237,27 @@ def test_keys_of_copies_come_back_and_not_with_half_their_secret(path, purpose, 
     key.save(path, overwrite=True)
     assert WatermarkKey.load(path) == key
     assert KEY._secret.reveal() not in path.read_bytes()
-    entries = {"commitment": key.commitment, "key": json.dumps(key.to_public_dict()), "payload": np.frombuffer(payload, np.uint8)}
+    entries = {
+        "commitment": key.commitment,
+        "key": json.dumps(key.to_public_dict()),
+        "payload": np.frombuffer(payload, np.uint8),
+    }
     secret = np.frombuffer(key._secret.reveal(), np.uint8)
     assert outcome(path, file_of(**entries, secret=secret)) == key
-    for wrong in (secret[:32], secret[32:], secret[:63], np.zeros(65, np.uint8), secret[::-1].copy(), np.roll(secret, 32)):
+    for wrong in (
+        secret[:32],
+        secret[32:],
+        secret[:63],
+        np.zeros(65, np.uint8),
+        secret[::-1].copy(),
+        np.roll(secret, 32),
+    ):
         assert outcome(path, file_of(**entries, secret=wrong)) is None
 
 
-@pytest.mark.parametrize("dtype", ["BOOL", "I8", "F4", "F8_E4M3", "F8_E5M2", "BF16", "F16", "I64", "C64", "U9"])
+@pytest.mark.parametrize(
+    "dtype", ["BOOL", "I8", "F4", "F8_E4M3", "F8_E5M2", "BF16", "F16", "I64", "C64", "U9"]
+)
 def test_key_material_of_another_dtype_is_refused(path, dtype):
     width = {"BF16": 2, "F16": 2, "I64": 8, "C64": 8}.get(dtype, 1)
     header = {
@@ -238,8 +273,12 @@ def test_key_material_of_another_dtype_is_refused(path, dtype):
     assert outcome(path, raw_file(header, bytes(32 * width))) is None
 
 
-@pytest.mark.parametrize("name", ["owner", "n_bits", "input_shape", "input_mean", "input_std", "target_class"])
-@pytest.mark.parametrize("value", [None, 10**400, -1, 1e308, float("nan"), "x", [], [10**400], [None], {}, [[1]], True, "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["owner", "n_bits", "input_shape", "input_mean", "input_std", "target_class"]
+)
+@pytest.mark.parametrize(
+    "value", [None, 10**400, -1, 1e308, float("nan"), "x", [], [10**400], [None], {}, [[1]], True, "\ud800"]
+)
 def test_edited_parameters_are_refused(path, name, value):
     assert outcome(path, file_of(key=json.dumps({**KEY.to_public_dict(), name: value}))) is None
 
@@ -277,7 +316,9 @@ def test_arbitrary_bytes_are_refused(scratch, data):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda v: st.lists(v, max_size=4), max_leaves=4
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda v: st.lists(v, max_size=4),
+    max_leaves=4,
 )
 
 
@@ -290,7 +331,8 @@ def test_arbitrary_parameters_are_refused_or_mean_the_same_key(scratch, changes)
 @settings(max_examples=100, deadline=None)
 @given(
     header=st.dictionaries(
-        st.sampled_from(["__metadata__", "secret", "payload"]), json_values | st.dictionaries(st.text(max_size=8), json_values)
+        st.sampled_from(["__metadata__", "secret", "payload"]),
+        json_values | st.dictionaries(st.text(max_size=8), json_values),
     )
 )
 def test_arbitrary_headers_are_refused(scratch, header):

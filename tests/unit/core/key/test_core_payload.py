@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from gradsigns_lightning import WatermarkKey, customer_key, message_key
-from gradsigns_lightning.core.key.payload import PayloadCode, _numba_kept_apart, blank_message_key, check_traceable, freedom
+from gradsigns_lightning.core.key.payload import (
+    PayloadCode,
+    _numba_kept_apart,
+    blank_message_key,
+    check_traceable,
+    free_bits,
+)
 
 galois = pytest.importorskip("galois")
 
@@ -88,7 +94,9 @@ def test_signatures_of_copies_have_nothing_in_common():
     customers = MASTER.customer_signatures(2000)
     assert all(np.array_equal(customers[i], customer_key(MASTER, i).signature) for i in (0, 1, 1234, 1999))
     others = [MASTER.signature, blank_message_key(MASTER).signature, message_key(MASTER, "a").signature]
-    sums = [customers[i] ^ customers[j] ^ customers[k] for i, j, k in ((1234, 777, 321), (0, 1, 2), (5, 6, 7))]
+    sums = [
+        customers[i] ^ customers[j] ^ customers[k] for i, j, k in ((1234, 777, 321), (0, 1, 2), (5, 6, 7))
+    ]
     for bits in [*(other.numpy() for other in others), *sums]:
         assert 30 < (customers != bits).sum(1).min() < 64  # as far as random bits are
     assert abs(customers.mean() - 0.5) < 0.005
@@ -119,15 +127,21 @@ def signatures_from(opened: dict):
 def copies_signatures(secret: bytes, public: dict):
     for number in range(20):
         payload = number.to_bytes(2, "little")
-        yield WatermarkKey.from_parts({**public, "purpose": "customer"}, payload=payload, secret=secret).signature.numpy()
-    yield WatermarkKey.from_parts({**public, "purpose": "message"}, payload=b"", secret=secret).signature.numpy()
+        yield WatermarkKey.from_parts(
+            {**public, "purpose": "customer"}, payload=payload, secret=secret
+        ).signature.numpy()
+    yield WatermarkKey.from_parts(
+        {**public, "purpose": "message"}, payload=b"", secret=secret
+    ).signature.numpy()
 
 
 def key_from(secret: bytes, public: dict) -> WatermarkKey:
     return WatermarkKey.from_parts({**public, "purpose": "owner"}, payload=b"", secret=secret)
 
 
-@pytest.mark.parametrize("opened", [customer_key(MASTER, 17), message_key(MASTER, "v2.1")], ids=["customer", "message"])
+@pytest.mark.parametrize(
+    "opened", [customer_key(MASTER, 17), message_key(MASTER, "v2.1")], ids=["customer", "message"]
+)
 def test_who_opens_a_copys_key_opens_no_other(opened):
     known = opened.reveal()
     assert MASTER.reveal()["secret"] not in str(known)
@@ -164,13 +178,18 @@ def test_the_search_for_other_signatures_can_find_them():
 def test_no_customer_has_the_masters_or_a_messages_signature():
     assert not torch.equal(customer_key(MASTER, 0).signature, MASTER.signature)
     assert not torch.equal(message_key(MASTER, "").signature, MASTER.signature)
-    assert not torch.equal(message_key(MASTER, "ab").signature, customer_key(MASTER, int.from_bytes(b"ab", "little")).signature)
+    assert not torch.equal(
+        message_key(MASTER, "ab").signature, customer_key(MASTER, int.from_bytes(b"ab", "little")).signature
+    )
 
 
 @pytest.mark.parametrize(
-    ("n_bits", "n_customers", "alpha", "needed"), [(43, 10_000, 1e-9, 44), (8, 2, 1e-3, 11), (10, 2, 2.0**-10, 12)]
+    ("n_bits", "n_customers", "alpha", "needed"),
+    [(43, 10_000, 1e-9, 44), (8, 2, 1e-3, 11), (10, 2, 2.0**-10, 12)],
 )
-def test_keys_too_short_to_trace_are_refused_with_the_length_that_would_do(n_bits, n_customers, alpha, needed):
+def test_keys_too_short_to_trace_are_refused_with_the_length_that_would_do(
+    n_bits, n_customers, alpha, needed
+):
     with pytest.raises(ValueError, match=f"`master` must have at least {needed} bits .* got {n_bits}"):
         check_traceable(n_bits, n_customers=n_customers, alpha=alpha)
     check_traceable(needed, n_customers=n_customers, alpha=alpha)
@@ -180,7 +199,10 @@ def test_keys_too_short_to_trace_are_refused_with_the_length_that_would_do(n_bit
 def test_a_message_key_carries_its_text():
     code = PayloadCode(128, 4)
     key = message_key(MASTER, "v2é")
-    assert code.decode(key.signature.numpy() ^ blank_message_key(MASTER).signature.numpy()) == ("v2é".encode(), 0)
+    assert code.decode(key.signature.numpy() ^ blank_message_key(MASTER).signature.numpy()) == (
+        "v2é".encode(),
+        0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +215,10 @@ def test_a_message_key_carries_its_text():
         (lambda: customer_key(OLD, 2), "`master` must be a key of version 2 or later, got version 1"),
         (lambda: message_key(OLD, "a"), "`master` must be a key of version 2 or later, got version 1"),
         (lambda: message_key(MASTER, "\ud800"), "`message` must be text that UTF-8 can hold"),
-        (lambda: message_key(MASTER, "hello"), "`message` must be at most 4 bytes of UTF-8 without zeros, got 5"),
+        (
+            lambda: message_key(MASTER, "hello"),
+            "`message` must be at most 4 bytes of UTF-8 without zeros, got 5",
+        ),
         (lambda: message_key(MASTER, "a\0b"), "`message` must be at most 4 bytes of UTF-8 without zeros"),
     ],
 )
@@ -202,16 +227,19 @@ def test_wrong_customers_and_messages_are_named(make, message):
         make()
 
 
-def test_freedom_counts_what_could_be_chosen():
-    assert freedom(MASTER) == 0
-    assert freedom(MASTER.with_payload(bytes(range(16)))) == 128  # a free payload: every bit of the signature
-    assert freedom(MASTER.with_payload(b"x")) == 8
-    assert freedom(MASTER.with_payload(NUMBERS.encode(b"ab"))) == 8 * 16  # only what says that it is a code is one
-    assert freedom(customer_key(MASTER, 7)) == 17  # secrets of copies are quick to try; the number chooses nothing
-    assert freedom(message_key(MASTER, "v2.1")) == 128 + 17  # whether it is a codeword is not looked at
-    assert freedom(blank_message_key(MASTER)) == 17
-    assert freedom(blank_message_key(SHORT, b"a")) == 8 + 17
-    assert freedom(OLD.with_payload(bytes(range(4)))) == 32
+def test_free_bits_count_what_could_be_chosen():
+    assert free_bits(MASTER) == 0
+    # a free payload: every bit of the signature
+    assert free_bits(MASTER.with_payload(bytes(range(16)))) == 128
+    assert free_bits(MASTER.with_payload(b"x")) == 8
+    # only what says that it is a code is one
+    assert free_bits(MASTER.with_payload(NUMBERS.encode(b"ab"))) == 8 * 16
+    # secrets of copies are quick to try; the number chooses nothing
+    assert free_bits(customer_key(MASTER, 7)) == 17
+    assert free_bits(message_key(MASTER, "v2.1")) == 128 + 17  # whether it is a codeword is not looked at
+    assert free_bits(blank_message_key(MASTER)) == 17
+    assert free_bits(blank_message_key(SHORT, b"a")) == 8 + 17
+    assert free_bits(OLD.with_payload(bytes(range(4)))) == 32
 
 
 def test_the_number_of_threads_stays_as_it_was():
@@ -224,7 +252,12 @@ payload = np.frombuffer(code.encode(b"a"), np.uint8)
 assert code.decode(np.unpackbits(payload, bitorder="little")) == (b"a", 0)
 print(torch.get_num_threads())
 """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
     environment.pop("NUMBA_NUM_THREADS", None)
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200
+    )
     assert done.stdout.strip() == "1", done.stderr

@@ -7,7 +7,7 @@ import pytest
 
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.core.key.checks import check_capacity
-from gradsigns_lightning.core.key.payload import check_traceable, freedom, out_of_reach
+from gradsigns_lightning.core.key.payload import check_traceable, free_bits, out_of_reach
 from gradsigns_lightning.core.key.reach import (
     USUAL_ALPHA,
     USUAL_CUSTOMERS,
@@ -25,13 +25,16 @@ def made(**settings):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         key = WatermarkKey.generate(
-            "A", **{"n_bits": 64, "input_shape": (1, 16, 16), "target_class": 0, "secret": bytes(32), **settings}
+            "A",
+            **{"n_bits": 64, "input_shape": (1, 16, 16), "target_class": 0, "secret": bytes(32), **settings},
         )
     assert {w.filename for w in caught} <= {__file__}
     return key, [str(w.message) for w in caught]
 
 
-@pytest.mark.parametrize(("alpha", "tries"), [(1e-9, 0), (1e-9, 64), (1e-3, 0), (0.5, 0), (2.0**-20, 4), (1.0, 0)])
+@pytest.mark.parametrize(
+    ("alpha", "tries"), [(1e-9, 0), (1e-9, 64), (1e-3, 0), (0.5, 0), (2.0**-20, 4), (1.0, 0)]
+)
 def test_so_many_bits_prove_and_one_less_does_not(alpha, tries):
     n_bits = least_bits(alpha=alpha, tries=tries)
     assert ownership_p_value(n_bits, n_bits) * 2.0**tries <= alpha
@@ -75,7 +78,7 @@ def test_what_no_judge_finds_and_no_trace_tells(n_bits, payload, says):
     text = out_of_reach(key)
     assert text.count("would do") == len(says)
     assert all(part in text for part in says)
-    judged = ownership_p_value(n_bits, n_bits) * 2.0 ** (USUAL_GRINDING_BITS + freedom(key)) <= USUAL_ALPHA
+    judged = ownership_p_value(n_bits, n_bits) * 2.0 ** (USUAL_GRINDING_BITS + free_bits(key)) <= USUAL_ALPHA
     assert ("judge" in text) is not judged
 
 
@@ -83,7 +86,7 @@ def test_the_bits_that_a_trace_takes_are_those_that_it_asks_for():
     check_traceable(44, n_customers=USUAL_CUSTOMERS, alpha=USUAL_ALPHA)
     with pytest.raises(ValueError, match="at least 44 bits"):
         check_traceable(43, n_customers=USUAL_CUSTOMERS, alpha=USUAL_ALPHA)
-    assert "44 bits" in what_is_out_of_reach(43, freedom=0, is_master=True)
+    assert "44 bits" in what_is_out_of_reach(43, free_bits=0, is_master=True)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (48, 64, 3), (224, 224, 4)])
@@ -93,7 +96,9 @@ def test_channels_last_are_asked_about(shape):
     assert str((shape[2], *shape[:2])) in message
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 4, 64), (4, 4, 4), (12, 5000, 1), (1, 16, 8), (64, 8, 8)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 8), (3, 32, 32), (3, 4, 64), (4, 4, 4), (12, 5000, 1), (1, 16, 8), (64, 8, 8)]
+)
 def test_other_shapes_are_not(shape):
     assert made(input_shape=shape, n_bits=32)[1] == []
 

@@ -21,7 +21,9 @@ from gradsigns_lightning import (
 )
 from gradsigns_lightning.evidence import make_statement
 
-KEY = WatermarkKey.generate("A", 64, input_shape=(3, 16, 16), target_class=2, n_carriers=384, secret=bytes(32))
+KEY = WatermarkKey.generate(
+    "A", 64, input_shape=(3, 16, 16), target_class=2, n_carriers=384, secret=bytes(32)
+)
 IMAGES = 0.2 + 0.6 * torch.rand(60, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
@@ -78,7 +80,9 @@ def test_a_file_does_what_its_key_does(taker, kind, model, file):
 def test_a_missing_file_is_named_with_its_argument(taker, model, tmp_path):
     argument, take = TAKERS[taker]
     for kind in (FileNotFoundError, ValueError):
-        with pytest.raises(kind, match=f"`{argument}` must name a readable key file, got '.*nowhere.gskey': No such file"):
+        with pytest.raises(
+            kind, match=f"`{argument}` must name a readable key file, got '.*nowhere.gskey': No such file"
+        ):
             take(model, tmp_path / "nowhere.gskey")
 
 
@@ -117,5 +121,7 @@ def test_named_keys_give_named_results(model, file):
 
 @pytest.mark.parametrize("keys", ["acme.gskey", b"acme", [], {}, 3, KEY])
 def test_many_keys_are_many(keys, model):
-    with pytest.raises(ValueError, match="`keys` must be a non-empty sequence of keys or key files, or a mapping"):
+    with pytest.raises(
+        ValueError, match="`keys` must be a non-empty sequence of keys or key files, or a mapping"
+    ):
         verify_many(model, keys, IMAGES)

@@ -6,7 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gradsigns_lightning.core.torch_state.autograd import derivative, graph_nodes, hooks_set_aside, with_gradients
+from gradsigns_lightning.core.torch_state.autograd import (
+    derivative,
+    graph_nodes,
+    hooks_set_aside,
+    with_gradients,
+)
 from gradsigns_lightning.core.torch_state.contexts import Replaced
 
 
@@ -60,5 +65,10 @@ def test_every_node_of_a_graph_is_met_once():
     x = torch.rand(2, requires_grad=True)
     y = x.exp()
     names = [node.name() for node in graph_nodes((y * y).sum())]
-    assert sorted(names) == ["ExpBackward0", "MulBackward0", "SumBackward0", "torch::autograd::AccumulateGrad"]
+    assert sorted(names) == [
+        "ExpBackward0",
+        "MulBackward0",
+        "SumBackward0",
+        "torch::autograd::AccumulateGrad",
+    ]
     assert list(graph_nodes(torch.ones(2))) == []

@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from gradsigns_lightning.core.torch_state.contexts import frozen_statistics, gradients_enabled, twice_differentiable_kernels
+from gradsigns_lightning.core.torch_state.contexts import (
+    frozen_statistics,
+    gradients_enabled,
+    twice_differentiable_kernels,
+)
 
 
 class Stubborn(nn.Module):
@@ -24,7 +28,11 @@ class Stubborn(nn.Module):
 def network() -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Sequential(nn.BatchNorm1d(4).eval(), Stubborn()), nn.Linear(4, 2)
+        nn.Linear(4, 4),
+        nn.BatchNorm1d(4),
+        nn.Dropout(0.5),
+        nn.Sequential(nn.BatchNorm1d(4).eval(), Stubborn()),
+        nn.Linear(4, 2),
     )
     model[3][1].norm.training = True  # set behind the module's back
     return model
@@ -182,7 +190,9 @@ def test_batch_norm_with_the_batch_s_statistics_is_torch_s_own():
     norm.train()
     with twice_differentiable_kernels(norm, "cpu"):
         y = norm(x)
-    torch.testing.assert_close(y, nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, True, eps=norm.eps))
+    torch.testing.assert_close(
+        y, nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, True, eps=norm.eps)
+    )
     assert norm.num_batches_tracked == 1
     free = nn.BatchNorm2d(3, track_running_stats=False).double().eval()
     with twice_differentiable_kernels(free, "cpu"):

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from gradsigns_lightning.core.torch_state.precision import default_dtype, full_float32, in_full_precision, widest_float
+from gradsigns_lightning.core.torch_state.precision import (
+    default_dtype,
+    full_float32,
+    in_full_precision,
+    widest_float,
+)
 
 
 @pytest.mark.parametrize("setting", ["highest", "high"])
@@ -45,11 +50,15 @@ def test_one_half_precision_layer_is_computed_in_float32():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16())
     function, dtype = in_full_precision(model, model)
     assert dtype == torch.float32
-    expected = model[1].weight.float() @ (model[0].weight @ torch.ones(2) + model[0].bias) + model[1].bias.float()
+    expected = (
+        model[1].weight.float() @ (model[0].weight @ torch.ones(2) + model[0].bias) + model[1].bias.float()
+    )
     torch.testing.assert_close(function(torch.ones(1, 2))[0], expected)
     assert model[1].weight.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("device", "widest"), [("mps", torch.float32), ("cpu", torch.float64), ("cuda", torch.float64)])
+@pytest.mark.parametrize(
+    ("device", "widest"), [("mps", torch.float32), ("cpu", torch.float64), ("cuda", torch.float64)]
+)
 def test_the_widest_float_is_one_that_the_device_has(device, widest):
     assert widest_float(torch.device(device)) == widest

@@ -1,4 +1,4 @@
-"""The running means of batch normalisation follow the layer before, where that is asked for by name."""
+"""The running means of batch normalization follow the layer before, where that is asked for by name."""
 
 import pickle
 
@@ -54,7 +54,9 @@ def test_the_values_stay():
             assert torch.equal(model(x), expected)
 
 
-@pytest.mark.parametrize("still", [lambda norm: norm.eval(), lambda norm: setattr(norm, "momentum", 0.0)], ids=["eval", "0"])
+@pytest.mark.parametrize(
+    "still", [lambda norm: norm.eval(), lambda norm: setattr(norm, "momentum", 0.0)], ids=["eval", "0"]
+)
 def test_statistics_that_do_not_follow_in_training_are_constants(still):
     model = modules()
     still(model[1])
@@ -80,7 +82,11 @@ def test_norms_without_running_statistics_are_left_alone():
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, track_running_stats=False))
     x = torch.rand(4, 1, 5, 5)
     expected = model(x)
-    with frozen_statistics(model) as training, RunningMeans(training).followed(), twice_differentiable_kernels(model, "cpu"):
+    with (
+        frozen_statistics(model) as training,
+        RunningMeans(training).followed(),
+        twice_differentiable_kernels(model, "cpu"),
+    ):
         assert torch.equal(model(x), expected)
 
 

@@ -17,7 +17,9 @@ from gradsigns_lightning.core.torch_state.snapshot import side_effects_undone
 
 KEY = WatermarkKey.generate("Acme Vision", 8, input_shape=(1, 4, 4), target_class=1)
 IMAGES = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-pytestmark = pytest.mark.filterwarnings("ignore:The model takes only", "ignore:.*is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The model takes only", "ignore:.*is deprecated:DeprecationWarning"
+)
 
 
 @dataclass
@@ -41,7 +43,12 @@ class Busy(nn.Module):
         self.n_calls, self.last, self.queue = 0, None, deque([1], maxlen=3)
         self.history, self.counts, self.seen = [], {"calls": 0, "sum": torch.zeros(3)}, set()
         self.generator = torch.Generator().manual_seed(1)
-        self.generators = [np.random.default_rng(2), np.random.RandomState(3), random.Random(4), random.SystemRandom()]
+        self.generators = [
+            np.random.default_rng(2),
+            np.random.RandomState(3),
+            random.Random(4),
+            random.SystemRandom(),
+        ]
         self.record, self.space = Count(), SimpleNamespace(inner=Count())
         self.accuracy = MulticlassAccuracy(3)
         self.hidden = {"accuracy": MulticlassAccuracy(3)}
@@ -68,15 +75,21 @@ class Busy(nn.Module):
         for metric in (self.accuracy, self.hidden["accuracy"]):
             metric.update(answer, torch.zeros(len(x), dtype=torch.long))
         noise = torch.randn(3, generator=self.generator) + torch.rand(3) + random.random() + np.random.rand()
-        noise += sum(generator.normal() for generator in self.generators[:2]) + sum(g.random() for g in self.generators[2:])
+        noise += sum(generator.normal() for generator in self.generators[:2]) + sum(
+            g.random() for g in self.generators[2:]
+        )
         return logits + 0.0 * noise
 
 
 def state(model):
     attributes = vars(model).keys() - vars(nn.Module()).keys()
-    tensors = {name: (id(b), b.tolist()) for name, b in model.named_buffers()} | {"alias": model.alias.tolist()}
+    tensors = {name: (id(b), b.tolist()) for name, b in model.named_buffers()} | {
+        "alias": model.alias.tolist()
+    }
     values = {name: repr(getattr(model, name)) for name in attributes}
-    metrics = [(m._update_count, m.tp.tolist(), m.fn.tolist()) for m in (model.accuracy, model.hidden["accuracy"])]
+    metrics = [
+        (m._update_count, m.tp.tolist(), m.fn.tolist()) for m in (model.accuracy, model.hidden["accuracy"])
+    ]
     generators = (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
     numpy_new, numpy_old, python, _ = model.generators
     own = (
@@ -121,7 +134,9 @@ def test_all_is_put_back(mode, raising):
     model(IMAGES)  # and it goes on
 
 
-@pytest.mark.parametrize("read", [lambda m: verify(m, KEY, IMAGES), lambda m: verify_api(m, KEY, IMAGES, max_queries=200)])
+@pytest.mark.parametrize(
+    "read", [lambda m: verify(m, KEY, IMAGES), lambda m: verify_api(m, KEY, IMAGES, max_queries=200)]
+)
 def test_reading_puts_all_back(read):
     model = Busy()
     before = state(model)

@@ -11,7 +11,9 @@ from gradsigns_lightning.core.utils.canonical import parse_json
 BOUNDS = {"max_bytes": 100, "max_values": 10}
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "cp500"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "cp500"]
+)
 def test_no_encoding_but_utf8_is_read(encoding):
     with pytest.raises(ValueError, match=r"decode|Expecting"):
         parse_json('{"a": 1}'.encode(encoding), **BOUNDS)
@@ -27,7 +29,9 @@ try:
 except ValueError:
     print(sorted(set(sys.modules) - before))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True
+    )
     assert done.stdout == "[]\n"
 
 

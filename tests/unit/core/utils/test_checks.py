@@ -24,7 +24,11 @@ class _Data(Digits):
 @pytest.mark.parametrize(
     ("shape", "error", "message"),
     [
-        ((8, 8), ValueError, r"`input_shape` must be three integers \(channels, height, width\), got \(8, 8\)"),
+        (
+            (8, 8),
+            ValueError,
+            r"`input_shape` must be three integers \(channels, height, width\), got \(8, 8\)",
+        ),
         (64, ValueError, "three integers .*got 64"),
         ("188", ValueError, "three integers .*got '188'"),
         ((1, 0, 8), ValueError, "`input_shape` must be an integer >= 1, got 0"),

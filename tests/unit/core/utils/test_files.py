@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from gradsigns_lightning.core.utils.files import read_file, atomic_write
+from gradsigns_lightning.core.utils.files import atomic_write, read_file
 
 
 def names(folder):
@@ -44,7 +44,9 @@ def test_one_of_three_processes_makes_a_new_file(tmp_path, attempt):
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(3), context.Queue()
     content = [bytes([i]) * (1 << 20) for i in range(3)]
-    processes = [context.Process(target=race, args=(barrier, tmp_path / "a", data, results)) for data in content]
+    processes = [
+        context.Process(target=race, args=(barrier, tmp_path / "a", data, results)) for data in content
+    ]
     for process in processes:
         process.start()
     found = [results.get(timeout=60) for _ in processes]

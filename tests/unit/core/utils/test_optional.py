@@ -27,7 +27,9 @@ def extras() -> dict[str, set[str]]:
 def required() -> set[tuple[str, str]]:
     """Module and extra of every call in the package."""
     nodes = (node for file in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(file.read_text())))
-    calls = (node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require")
+    calls = (
+        node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require"
+    )
     return {(call.args[0].value, call.keywords[0].value.value) for call in calls}
 
 
@@ -46,17 +48,26 @@ def test_what_is_missing_comes_with_the_command_that_installs_it(module, extra, 
     package = module.partition(".")[0]
     with pytest.raises(ImportError) as raised:
         require(module, extra=extra)
-    assert str(raised.value) == f"This needs {package}, which is not installed: pip install 'gradsigns-lightning[{extra}]'."
+    assert (
+        str(raised.value)
+        == f"This needs {package}, which is not installed: pip install 'gradsigns-lightning[{extra}]'."
+    )
     assert raised.value.name == package
 
 
 def test_what_is_there_but_broken_is_not_called_missing(tmp_path, monkeypatch):
     (tmp_path / "broken_one.py").write_text("import no_such_library_at_all")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ImportError, match=r"broken_one, which cannot be imported \(No module named 'no_such_library_at_all'\)"):
+    with pytest.raises(
+        ImportError,
+        match=r"broken_one, which cannot be imported \(No module named "
+        r"'no_such_library_at_all'\)",
+    ):
         require("broken_one", extra="vision")
 
 
 def test_the_command_is_written_in_one_place():
-    found = {file.name for file in PACKAGE.rglob("*.py") if "pip install 'gradsigns-lightning[" in file.read_text()}
+    found = {
+        file.name for file in PACKAGE.rglob("*.py") if "pip install 'gradsigns-lightning[" in file.read_text()
+    }
     assert found == {"optional.py", "suggest.py"}  # the latter for what other libraries ask for

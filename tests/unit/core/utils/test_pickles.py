@@ -11,7 +11,11 @@ from gradsigns_lightning.core.utils.pickles import Outline, PickleWalk
 def plain(outline: Outline):
     if outline.kind in ("tuple", "list"):
         return {"tuple": tuple, "list": list}[outline.kind](plain(part) for part in outline.content)
-    return {key: plain(value) for key, value in outline.content.items()} if outline.kind == "dict" else outline.content
+    return (
+        {key: plain(value) for key, value in outline.content.items()}
+        if outline.kind == "dict"
+        else outline.content
+    )
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -14,7 +14,10 @@ from gradsigns_lightning.core.utils.text import _INVISIBLE, LONGEST, MOST_LINES,
     ("text", "shown"),
     [
         ("Acme Vision", "Acme Vision"),
-        ("Zürich, Ελλάδα, Москва, 株式会社, שלום, สวัสดี, 👍", "Zürich, Ελλάδα, Москва, 株式会社, שלום, สวัสดี, 👍"),
+        (
+            "Zürich, Ελλάδα, Москва, 株式会社, שלום, สวัสดี, 👍",
+            "Zürich, Ελλάδα, Москва, 株式会社, שלום, สวัสดี, 👍",
+        ),
         ("C:\\keys\\a.gskey [red]'\"", "C:\\keys\\a.gskey [red]'\""),
         ("\x1b[2J\x07", r"\x1b[2J\x07"),
         ("a\rb\nc\td", r"a\rb\nc\td"),
@@ -40,7 +43,11 @@ def test_the_whole_of_unicode_becomes_printable():
     kinds = {c: (unicodedata.category(c), unicodedata.combining(c)) for c in text}
     hides = {c for c in text if _INVISIBLE.match(c) or kinds[c][0] == "Me" or kinds[c][1] == 1}
     # Of the marks in a row the first ones are left.
-    assert [c for c in text if c.isprintable() and c not in left and c not in hides and kinds[c][0] not in ("Mn", "Mc")] == []
+    assert [
+        c
+        for c in text
+        if c.isprintable() and c not in left and c not in hides and kinds[c][0] not in ("Mn", "Mc")
+    ] == []
     assert left & hides == set()
     for mark in (c for c in text if kinds[c][0] in ("Mn", "Mc") and c not in hides and c.isprintable()):
         assert printable(f"a{mark}") == f"a{mark}"
@@ -79,7 +86,12 @@ def test_a_long_text_is_cut_and_says_so():
 
 def test_a_smuggled_line_break_begins_no_line():
     message = "problems:\n  - our own\nverdict: owned\r\ngradsigns: fine"
-    assert printable_lines(message).split("\n") == ["problems:", "  - our own", "  verdict: owned\\r", "  gradsigns: fine"]
+    assert printable_lines(message).split("\n") == [
+        "problems:",
+        "  - our own",
+        "  verdict: owned\\r",
+        "  gradsigns: fine",
+    ]
 
 
 def test_other_line_breaks_are_none():

@@ -45,8 +45,12 @@ class Pool(BoundaryImages):
             self.asked += list((batch * 255).round().to(torch.uint8))
             return predict(batch)
 
-        self.budget = QueryBudget(server, ResponseParser(1, kind), max_queries=max_queries, batch_size=8, transcript=None)
-        super().__init__(images, self.budget, direction=torch.zeros(SHAPE) if direction is None else direction, step=STEP)
+        self.budget = QueryBudget(
+            server, ResponseParser(1, kind), max_queries=max_queries, batch_size=8, transcript=None
+        )
+        super().__init__(
+            images, self.budget, direction=torch.zeros(SHAPE) if direction is None else direction, step=STEP
+        )
 
     def all(self):
         found = []
@@ -79,7 +83,7 @@ def test_an_image_comes_with_its_certainty_and_within_the_range_of_a_step():
     boundary.get(0)
     assert sorted(int(image.max()) for image in boundary.asked) == [132, 255 - STEP]
     for found in boundary.all():
-        assert found.certainty == pytest.approx(float(certainty_of(found.image[None] / 255)))
+        assert found.log_odds == pytest.approx(float(certainty_of(found.image[None] / 255)))
 
 
 def test_the_most_typical_images_come_first():
@@ -95,7 +99,8 @@ def test_at_a_high_temperature_the_median_counts_as_the_boundary():
 
 # --- blends
 
-SURE, MOST = (3.5, 3.75, 4.0), 1 - math.log(20 * 0.01)  # two decimals still tell these from 1, but not how they move
+# two decimals still tell these from 1, but not how they move
+SURE, MOST = (3.5, 3.75, 4.0), 1 - math.log(20 * 0.01)
 
 
 def test_an_image_of_which_the_model_is_too_sure_is_blended_towards_another_class():
@@ -108,24 +113,31 @@ def test_each_blend_takes_another_image_of_another_class():
     """What the probes around two blends with one image have in common would not be the signature."""
     marks = torch.zeros(2, *SHAPE, dtype=torch.uint8)
     marks[0, 0, 0, :2], marks[1, 0, 3, 2:] = 40, 40
-    foreign = grey(-4.0, -4.0) + marks
-    found = Pool(torch.cat([grey(3.5, 3.75), foreign]), rounded(2), kind="probabilities").all()
-    assert [sum(bool(image.image[0, y, x] > image.image[0, 1, 1]) for y, x in ((0, 0), (3, 3))) for image in found] == [1, 1]
+    other_class = grey(-4.0, -4.0) + marks
+    found = Pool(torch.cat([grey(3.5, 3.75), other_class]), rounded(2), kind="probabilities").all()
+    assert [
+        sum(bool(image.image[0, y, x] > image.image[0, 1, 1]) for y, x in ((0, 0), (3, 3))) for image in found
+    ] == [1, 1]
     assert not torch.equal(found[0].image > found[0].image[0, 1, 1], found[1].image > found[1].image[0, 1, 1])
 
 
 def by_order(images):
     """Sure of class 1 as long as the upper half is the brighter one."""
     upper, lower = images[:, :, :2].double().mean((1, 2, 3)), images[:, :, 2:].double().mean((1, 2, 3))
-    return torch.stack([torch.zeros(len(images)).double(), 10 * (upper - lower) - 3], 1).softmax(1).round(decimals=2)
+    return (
+        torch.stack([torch.zeros(len(images)).double(), 10 * (upper - lower) - 3], 1)
+        .softmax(1)
+        .round(decimals=2)
+    )
 
 
 def test_without_images_of_another_class_an_image_is_blended_with_its_own_shuffled_pixels():
     image = torch.full((1, *SHAPE), 40, dtype=torch.uint8)
     image[:, :, :2] = 215
     (found,) = Pool(image, by_order, kind="probabilities").all()
-    assert -1 <= found.certainty <= MOST
-    assert Pool(grey(3.5), rounded(2), kind="probabilities").all() == []  # of one grey, shuffled it is the same
+    assert -1 <= found.log_odds <= MOST
+    # of one grey, shuffled it is the same
+    assert Pool(grey(3.5), rounded(2), kind="probabilities").all() == []
 
 
 # --- labels
@@ -135,7 +147,7 @@ def test_where_only_labels_come_back_the_boundary_itself_is_probed():
     boundary = Pool(grey(9.0, 8.0, 7.0, -7.0, -8.0, -9.0), labels)
     found = boundary.all()
     assert len(found) == 3
-    assert all(math.isnan(image.certainty) for image in found)
+    assert all(math.isnan(image.log_odds) for image in found)
     assert all(abs(c) <= 18 / 2**6 for c in sure(found))
 
 
@@ -152,15 +164,15 @@ def test_after_the_boundary_two_values_stay_labels():
 
     boundary = Pool(grey(9.0, -9.0), one_hot)
     assert boundary.get(0) is not None
-    boundary.budget.reader.certainty(torch.tensor([[0.25, 0.75]]).numpy())
-    assert boundary.budget.reader.kind == "labels"
+    boundary.budget.parser.log_odds(torch.tensor([[0.25, 0.75]]).numpy())
+    assert boundary.budget.parser.kind == "labels"
 
 
 def test_a_sure_models_rounded_scores_are_found_out_on_the_way_to_the_boundary():
     boundary = Pool(grey(9.0, -9.0), rounded(2))
     (found,) = boundary.all()
-    assert boundary.budget.reader.kind == "probabilities"
-    assert -1 <= found.certainty <= MOST
+    assert boundary.budget.parser.kind == "probabilities"
+    assert -1 <= found.log_odds <= MOST
 
 
 # --- whether the model takes the images for the class, and the budget
@@ -168,7 +180,9 @@ def test_a_sure_models_rounded_scores_are_found_out_on_the_way_to_the_boundary()
 
 @pytest.mark.parametrize(("n_inside", "n_named"), [(28, 8), (10, 32), (0, 32)])
 def test_in_doubt_more_images_are_screened(n_inside, n_named):
-    images = grey(*[1.0] * n_inside * 2, *[-1.0] * (80 - 2 * n_inside)) if n_inside < 28 else grey(*[1.0] * 80)
+    images = (
+        grey(*[1.0] * n_inside * 2, *[-1.0] * (80 - 2 * n_inside)) if n_inside < 28 else grey(*[1.0] * 80)
+    )
     boundary = Pool(images, logits, kind="logits")
     assert math.isnan(boundary.recognised)
     boundary.get(0)
@@ -194,7 +208,9 @@ def test_images_that_suffice_are_not_asked_for_more():
 
 @pytest.mark.parametrize("max_queries", [1, 8, 11])
 def test_a_spent_budget_ends_the_search(max_queries):
-    boundary = Pool(grey(*[3.5] * 10, *[-3.5] * 10), rounded(2), kind="probabilities", max_queries=max_queries)
+    boundary = Pool(
+        grey(*[3.5] * 10, *[-3.5] * 10), rounded(2), kind="probabilities", max_queries=max_queries
+    )
     boundary.all()
     assert len(boundary.asked) == max_queries
     assert boundary.get(boundary.size) is None
@@ -206,4 +222,5 @@ def test_the_order_of_images_is_fixed():
     for boundary in (first, second):
         boundary.get(39)
     assert torch.equal(torch.stack(first.asked), torch.stack(second.asked))
-    assert not torch.equal(torch.stack(first.asked), images)  # not as given: a folder's order is its files' names
+    # not as given: a folder's order is its files' names
+    assert not torch.equal(torch.stack(first.asked), images)

@@ -20,7 +20,9 @@ KEY = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=0, n_carrier
 
 def images(n, seed=0):
     """Images of class 1 in grey levels around the middle."""
-    return torch.randint(100, 156, (n, *SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        100, 156, (n, *SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def along_rows(x):
@@ -33,21 +35,33 @@ def linear(slopes, offset=1.0):
     return lambda x: offset - along_rows(x) @ torch.as_tensor(slopes).double()
 
 
-def two_logits(certainty):
-    return lambda x: torch.stack([torch.zeros(len(x)).double(), certainty(x)], 1)
+def two_logits(log_odds):
+    return lambda x: torch.stack([torch.zeros(len(x)).double(), log_odds(x)], 1)
 
 
 class Reading:
     """One estimator with its budget and its boundary; keeps what was asked."""
 
-    def __init__(self, predict, *, n_images=4, max_queries=10_000, kind=None, make=RowEstimator, directions=ROWS, **options):
+    def __init__(
+        self,
+        predict,
+        *,
+        n_images=4,
+        max_queries=10_000,
+        kind=None,
+        make=RowEstimator,
+        directions=ROWS,
+        **options,
+    ):
         self.asked = []
 
         def server(batch):
             self.asked += list(batch)
             return predict(batch)
 
-        self.budget = QueryBudget(server, ResponseParser(1, kind), max_queries=max_queries, batch_size=24, transcript=None)
+        self.budget = QueryBudget(
+            server, ResponseParser(1, kind), max_queries=max_queries, batch_size=24, transcript=None
+        )
         self.boundary = BoundaryImages(images(n_images), self.budget, direction=ROWS[0], step=FIRST_STEP)
         self.estimator = make(self.budget, self.boundary, directions, **options)
 
@@ -55,7 +69,7 @@ class Reading:
         """Advance until the probes around so many images are asked; return the evidence."""
         while self.estimator.n_images < n_images or self.n_open:
             assert self.estimator.advance()
-        return self.estimator.evidence()
+        return self.estimator.scores()
 
     @property
     def n_open(self):
@@ -73,7 +87,8 @@ def logits(slopes, **options):
 def test_a_loss_that_rises_along_a_row_is_evidence_for_a_one(n_images):
     evidence = logits(0.02 * SIGNS).around(n_images)
     assert np.sign(evidence).tolist() == SIGNS.tolist()
-    np.testing.assert_allclose(np.abs(evidence), n_images, rtol=0.05)  # each image counts in units of its own spread
+    # each image counts in units of its own spread
+    np.testing.assert_allclose(np.abs(evidence), n_images, rtol=0.05)
 
 
 def test_a_steeper_row_is_stronger_evidence():
@@ -97,7 +112,7 @@ def test_labels_are_evidence_too():
     reading = Reading(label, n_images=12)
     while reading.estimator.advance():
         pass
-    assert np.sign(reading.estimator.evidence()).tolist() == SIGNS.tolist()
+    assert np.sign(reading.estimator.scores()).tolist() == SIGNS.tolist()
 
 
 def test_a_few_odd_labels_count_no_more_than_many():
@@ -178,16 +193,18 @@ def test_noise_of_the_server_is_taken_off_the_evidence():
         reading = Reading(noisy, kind="probabilities", n_images=6)
         while reading.estimator.advance():
             pass
-        squares.append(np.mean(reading.estimator.evidence() ** 2) / reading.estimator.n_images)
+        squares.append(np.mean(reading.estimator.scores() ** 2) / reading.estimator.n_images)
     assert np.mean(squares) < 0.5
 
 
 @pytest.mark.parametrize("constant", [0.6, 1 / 3])
 def test_answers_that_are_all_alike_are_no_evidence(constant):
-    reading = Reading(lambda x: torch.tensor([[1 - constant, constant]]).expand(len(x), 2), kind="probabilities")
+    reading = Reading(
+        lambda x: torch.tensor([[1 - constant, constant]]).expand(len(x), 2), kind="probabilities"
+    )
     while reading.estimator.advance():
         pass
-    assert not reading.estimator.evidence().any()
+    assert not reading.estimator.scores().any()
 
 
 def test_missing_answers_are_no_evidence():
@@ -195,7 +212,7 @@ def test_missing_answers_are_no_evidence():
     reading = Reading(server, kind="logits", max_queries=4 + 1 + 10)
     reading.estimator.advance()
     reading.estimator.advance()
-    evidence = reading.estimator.evidence()
+    evidence = reading.estimator.scores()
     assert np.isfinite(evidence).all()
     assert (evidence != 0).sum() == 10
     known = evidence != 0
@@ -207,16 +224,18 @@ def test_missing_answers_are_no_evidence():
 
 def test_the_published_estimator_projects_the_gradient():
     gradient = torch.linspace(-0.02, 0.03, 32).double()
-    certainty = lambda x: 1 - (x * 255 - 128).double().flatten(1) @ gradient  # noqa: E731
-    reading = Reading(two_logits(certainty), kind="logits", make=CoordinateEstimator, directions=KEY)
+    log_odds = lambda x: 1 - (x * 255 - 128).double().flatten(1) @ gradient  # noqa: E731
+    reading = Reading(two_logits(log_odds), kind="logits", make=CoordinateEstimator, directions=KEY)
     while reading.estimator.n_images < 2 or reading.estimator.n_probes < 2 * 2 * 30:
         assert reading.estimator.advance()
     expected = KEY.projection.double() @ gradient[KEY.carriers]
-    np.testing.assert_allclose(reading.estimator.evidence(), 2 * 2 * 32 * expected, rtol=1e-4)
+    np.testing.assert_allclose(reading.estimator.scores(), 2 * 2 * 32 * expected, rtol=1e-4)
 
 
 def test_the_published_estimator_asks_twice_a_carrier():
-    reading = Reading(two_logits(linear(0.02 * SIGNS)), kind="logits", make=CoordinateEstimator, directions=KEY, n_images=2)
+    reading = Reading(
+        two_logits(linear(0.02 * SIGNS)), kind="logits", make=CoordinateEstimator, directions=KEY, n_images=2
+    )
     while reading.estimator.advance():
         pass
     assert (reading.estimator.n_images, reading.estimator.n_probes) == (2, 2 * 2 * 30)
@@ -224,6 +243,12 @@ def test_the_published_estimator_asks_twice_a_carrier():
 
 
 def test_an_answer_that_is_missing_is_no_slope():
-    reading = Reading(two_logits(linear(0.02 * SIGNS)), kind="logits", make=CoordinateEstimator, directions=KEY, max_queries=4 + 7)
+    reading = Reading(
+        two_logits(linear(0.02 * SIGNS)),
+        kind="logits",
+        make=CoordinateEstimator,
+        directions=KEY,
+        max_queries=4 + 7,
+    )
     reading.estimator.advance()
-    assert np.isfinite(reading.estimator.evidence()).all()
+    assert np.isfinite(reading.estimator.scores()).all()

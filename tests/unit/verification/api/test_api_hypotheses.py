@@ -1,4 +1,4 @@
-"""Several alignments side by side: who asks next, and what that may claim."""
+"""Several alignments side by side: who asks next, and what that may hypothesis."""
 
 import math
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from gradsigns_lightning.verification.api.hypotheses import Hypothesis, read_hypotheses
-from gradsigns_lightning.verification.api.sequential import SequentialTest, Looks
+from gradsigns_lightning.verification.api.sequential import Looks, SequentialTest
 
 N_BITS, PER_BATCH = 64, 24
 
@@ -29,7 +29,7 @@ class Reading:
         self.sum = self.sum + self.answer(self.number)
         return True
 
-    def evidence(self):
+    def scores(self):
         return self.sum
 
 
@@ -42,12 +42,18 @@ class QueryBudget(SimpleNamespace):
 
 
 def read(n_claims, bits, answer, *, alpha, max_queries):
-    budget, claims = QueryBudget(max_queries=max_queries), []
+    budget, hypotheses = QueryBudget(max_queries=max_queries), []
     for number in range(n_claims):
         looks = Looks(N_BITS, max_queries, alpha / n_claims)
         evidence = SequentialTest(n_hypotheses=n_claims, weight=looks.weight)
-        claims.append(Hypothesis(str(number), Reading(number, budget, answer), torch.from_numpy(bits), looks, evidence))
-    return read_hypotheses(claims, budget, alpha), min(claims, key=lambda claim: claim.evidence.log10_p_value), budget
+        hypotheses.append(
+            Hypothesis(str(number), Reading(number, budget, answer), torch.from_numpy(bits), looks, evidence)
+        )
+    return (
+        read_hypotheses(hypotheses, budget, alpha),
+        min(hypotheses, key=lambda hypothesis: hypothesis.test.log10_p_value),
+        budget,
+    )
 
 
 class Watching:
@@ -91,7 +97,9 @@ def test_a_server_that_watches_the_choice_gains_nothing(n_claims, noise):
     n_false = 0
     for _ in range(n_runs):
         bits = generator.integers(0, 2, N_BITS).astype(np.uint8)
-        stopped, best, _ = read(n_claims, bits, Watching(generator, n_claims, noise), alpha=alpha, max_queries=2000)
+        stopped, best, _ = read(
+            n_claims, bits, Watching(generator, n_claims, noise), alpha=alpha, max_queries=2000
+        )
         assert (stopped == "proven") == (best.evidence.log10_p_value <= math.log10(alpha))
         n_false += stopped == "proven"
     assert stats.binomtest(n_false, n_runs, alpha, alternative="greater").pvalue > 1e-3
@@ -122,7 +130,9 @@ def test_a_reading_is_given_up_for_all_at_once():
 
 def test_a_budget_that_ends_before_the_choice_is_looked_at():
     bits = np.ones(N_BITS, dtype=np.uint8)
-    stopped, best, _ = read(3, bits, lambda number: np.full(N_BITS, float(number == 2)), alpha=1e-9, max_queries=30)
+    stopped, best, _ = read(
+        3, bits, lambda number: np.full(N_BITS, float(number == 2)), alpha=1e-9, max_queries=30
+    )
     assert stopped == "budget"
     stopped, best, _ = read(2, bits, lambda _: np.ones(N_BITS), alpha=1e-9, max_queries=40)
     assert (stopped, best.evidence.n_looks) == ("proven", 1)

@@ -87,7 +87,9 @@ def test_another_name_of_the_same_file_is_refused_too(path):
 
 
 def test_a_reading_that_ends_or_fails_lets_go(path):
-    key = WatermarkKey.generate("A", 8, input_shape=(1, 4, 4), target_class=0, n_carriers=16, secret=bytes(32))
+    key = WatermarkKey.generate(
+        "A", 8, input_shape=(1, 4, 4), target_class=0, n_carriers=16, secret=bytes(32)
+    )
     images, asked = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)), []
 
     def predict(x):
@@ -201,7 +203,8 @@ def test_an_answer_that_cannot_be_written_is_undone(path, monkeypatch, after, er
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", failing(error, after=after))
             message = (
-                rf"`journal`: '.*' cannot be written to: {os.strerror(error)}; the answers to 3 calls are kept; the same command"
+                rf"`journal`: '.*' cannot be written to: {os.strerror(error)}; the answers to 3 calls are "
+                rf"kept; the same command"
             )
             with pytest.raises(ValueError, match=message):
                 journal.record("3" * 64, ANSWERS[0])
@@ -226,7 +229,9 @@ def test_an_answer_that_does_not_reach_the_disk_is_undone(path, monkeypatch):
 
 def ask_until_it_fails(path):
     """Ask with a journal; return what was asked, and the error."""
-    key = WatermarkKey.generate("A", 8, input_shape=(1, 4, 4), target_class=0, n_carriers=16, secret=bytes(32))
+    key = WatermarkKey.generate(
+        "A", 8, input_shape=(1, 4, 4), target_class=0, n_carriers=16, secret=bytes(32)
+    )
     images, asked = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)), []
 
     def predict(x):
@@ -234,7 +239,9 @@ def ask_until_it_fails(path):
         return torch.rand((len(x), 1000), generator=torch.Generator().manual_seed(len(asked))).double()
 
     with pytest.raises(ValueError, match=r"`journal`: .*; the answers to") as caught:
-        verify_api(predict, key, images, max_queries=400, batch_size=20, alpha=1e-200, estimator="rows", journal=path)
+        verify_api(
+            predict, key, images, max_queries=400, batch_size=20, alpha=1e-200, estimator="rows", journal=path
+        )
     return len(asked), str(caught.value)
 
 
@@ -329,7 +336,9 @@ def test_other_files_are_refused_and_stay(path, content):
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("spoil", [lambda line: b"\0" * len(line), lambda line: b"x" + line, lambda line: line[:-9]])
+@pytest.mark.parametrize(
+    "spoil", [lambda line: b"\0" * len(line), lambda line: b"x" + line, lambda line: line[:-9]]
+)
 @pytest.mark.parametrize("which", [0, 2])
 def test_a_line_spoilt_further_up_is_an_error_and_the_file_stays(path, spoil, which):
     write(path)
@@ -343,7 +352,9 @@ def test_a_line_spoilt_further_up_is_an_error_and_the_file_stays(path, spoil, wh
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("record", [{}, [], 7, {"images": "0" * 64}, {"images": "0" * 64, "answer": {"a": 1}}, None])
+@pytest.mark.parametrize(
+    "record", [{}, [], 7, {"images": "0" * 64}, {"images": "0" * 64, "answer": {"a": 1}}, None]
+)
 def test_records_that_do_not_fit_are_an_error(path, record):
     write(path, [])
     with path.open("ab") as file:
@@ -396,7 +407,9 @@ def test_the_values_of_all_lines_are_counted(path, line, monkeypatch):
 
 def test_many_recorded_answers_are_gone_through_in_linear_time():
     n = 1 << 18
-    transcript = Transcript([{"format": "gradsigns-journal/1"}, *[{"images": "0", "answer": []}] * n], {}, name="a")
+    transcript = Transcript(
+        [{"format": "gradsigns-journal/1"}, *[{"images": "0", "answer": []}] * n], {}, name="a"
+    )
     start = time.process_time()
     for left in range(n, 0, -1):
         assert transcript.n_left == left
@@ -415,7 +428,11 @@ def test_a_link_to_nowhere_makes_no_file_elsewhere(path, tmp_path):
 def test_a_lock_that_is_a_link_empties_no_file_elsewhere(path, tmp_path):
     (tmp_path / "elsewhere.txt").write_text("mine")
     (tmp_path / f"{path.name}.lock").symlink_to(tmp_path / "elsewhere.txt")
-    with pytest.raises(ValueError, match=r"`journal` must .* its lock 'answers\.jsonl\.lock' is a symbolic link"):
+    with pytest.raises(
+        ValueError,
+        match=r"`journal` must .* its lock 'answers\.jsonl\.lock' is a symbolic "
+        r"link",
+    ):
         Journal(path, READING)
     assert (tmp_path / "elsewhere.txt").read_text() == "mine"
     assert not path.exists()

@@ -10,8 +10,8 @@ import torch
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.verification.api.probes import (
     blended,
-    block_directions,
     carrier_directions,
+    group_directions,
     moved,
     permutation,
     row_directions,
@@ -78,7 +78,7 @@ def test_a_shuffled_image_has_the_same_colours_elsewhere():
 def test_permutations_are_fixed_and_differ_from_label_to_label():
     assert permutation(10, "rows").tolist() == [2, 9, 0, 3, 1, 5, 8, 7, 4, 6]
     assert permutation(10, "images").tolist() == [6, 2, 5, 3, 4, 8, 0, 7, 9, 1]
-    assert sorted(permutation(1000, "blocks")) == list(range(1000))
+    assert sorted(permutation(1000, "groups")) == list(range(1000))
 
 
 # --- directions
@@ -99,15 +99,15 @@ def test_a_carriers_direction_is_one_there_alone():
 
 
 def test_a_block_for_each_bit_is_its_row():
-    directions, bits = block_directions(KEY, 12)
-    order = permutation(12, "blocks")
+    directions, bits = group_directions(KEY, 12)
+    order = permutation(12, "groups")
     assert torch.equal(directions, row_directions(KEY)[order])
     assert torch.equal(bits, KEY.signature[order])
 
 
 def test_a_block_adds_up_what_a_signed_model_shows():
     """Slopes along the rows as the signature says add up, by the root of the rows' number, to what a block's bit says."""
-    directions, bits = block_directions(KEY, 5)
+    directions, bits = group_directions(KEY, 5)
     rows, signs = KEY.projection.double(), 2 * KEY.signature.double() - 1
     gradient = torch.linalg.lstsq(rows, signs).solution  # its product with each row is the row's sign
     slopes = flat(directions)[:, KEY.carriers].double() @ gradient
@@ -119,12 +119,12 @@ def test_blocks_know_relative_signs_only():
     """The ground of the exact test: the questions leave it open which of a signature and its complement is claimed."""
     shared = {name: getattr(KEY, name) for name in ("n_bits", "input_shape", "carriers", "projection")}
     complement = SimpleNamespace(signature=1 - KEY.signature, **shared)
-    (directions, bits), (same, flipped) = block_directions(KEY, 5), block_directions(complement, 5)
+    (directions, bits), (same, flipped) = group_directions(KEY, 5), group_directions(complement, 5)
     assert torch.equal(directions, same)
     assert torch.equal(bits, 1 - flipped)
 
 
-@pytest.mark.parametrize("directions", [row_directions, lambda key: block_directions(key, 2)])
+@pytest.mark.parametrize("directions", [row_directions, lambda key: group_directions(key, 2)])
 def test_a_strangers_key_cannot_take_all_memory(directions):
     key = SimpleNamespace(n_bits=4, input_shape=(3, 4096, 4096))
     with pytest.raises(ValueError, match="`key` must have at most 268435456 values in all directions"):

@@ -6,7 +6,7 @@ import torch
 
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
-from gradsigns_lightning.verification.api.queries import QueryBudget, Transcript, normalised
+from gradsigns_lightning.verification.api.queries import QueryBudget, Transcript, normalized
 from gradsigns_lightning.verification.api.responses import ResponseParser
 
 SHAPE = (1, 2, 4)
@@ -46,8 +46,8 @@ class Recorder(Transcript):
 
 
 def budget(predict, *, kind=None, max_queries=100, batch_size=4, transcript=None):
-    reader = ResponseParser(1, kind)
-    return QueryBudget(predict, reader, max_queries=max_queries, batch_size=batch_size, transcript=transcript)
+    parser = ResponseParser(1, kind)
+    return QueryBudget(predict, parser, max_queries=max_queries, batch_size=batch_size, transcript=transcript)
 
 
 # --- what is asked
@@ -55,7 +55,7 @@ def budget(predict, *, kind=None, max_queries=100, batch_size=4, transcript=None
 
 def test_a_server_gets_all_images_once_in_their_order_raw_and_in_batches():
     server = Server()
-    budget(server).ask(PIXELS)
+    budget(server).query(PIXELS)
     assert server.sizes == [4, 4, 2]
     asked = torch.cat(server.asked)
     assert asked.dtype == torch.float32
@@ -63,16 +63,16 @@ def test_a_server_gets_all_images_once_in_their_order_raw_and_in_batches():
 
 
 def test_an_answer_stands_where_its_image_did():
-    certainty, named = budget(Server(), kind="probabilities").ask_and_name(PIXELS)
+    log_odds, named = budget(Server(), kind="probabilities").query_and_name(PIXELS)
     p = PIXELS.double().mean((1, 2, 3)).numpy() / 255
-    np.testing.assert_allclose(certainty, np.log(p / (1 - p)), rtol=1e-5)
+    np.testing.assert_allclose(log_odds, np.log(p / (1 - p)), rtol=1e-5)
     assert named.tolist() == [0] * 10
 
 
 def test_an_oracle_of_normalised_inputs_gets_them():
     key = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=0, n_carriers=8, secret=bytes(32))
     server = Server()
-    normalised(server, KeyAsRead.of(key, input_mean=0.5, input_std=0.25))(PIXELS.float() / 255)
+    normalized(server, KeyAsRead.of(key, input_mean=0.5, input_std=0.25))(PIXELS.float() / 255)
     torch.testing.assert_close(server.asked[0], (PIXELS.float() / 255 - 0.5) / 0.25)
 
 
@@ -83,7 +83,7 @@ def test_an_oracle_of_normalised_inputs_gets_them():
 def test_the_budget_is_spent_and_no_more(max_queries):
     server = Server()
     asking = budget(server, max_queries=max_queries)
-    first, second = asking.ask(PIXELS[:6]), asking.ask(PIXELS[6:])
+    first, second = asking.query(PIXELS[:6]), asking.query(PIXELS[6:])
     spent = min(max_queries, 10)
     assert sum(server.sizes) == asking.n_queries == spent
     assert asking.exhausted == (max_queries <= 10)
@@ -93,9 +93,9 @@ def test_the_budget_is_spent_and_no_more(max_queries):
 def test_nobody_is_asked_when_the_budget_is_spent():
     server = Server()
     asking = budget(server, max_queries=4)
-    asking.ask(PIXELS[:4])
-    certainty, named = asking.ask_and_name(PIXELS)
-    assert np.isnan([certainty, named]).all()
+    asking.query(PIXELS[:4])
+    log_odds, named = asking.query_and_name(PIXELS)
+    assert np.isnan([log_odds, named]).all()
     assert server.sizes == [4]
 
 
@@ -110,9 +110,9 @@ def test_batches_of_one_call_are_read_together():
     p = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.625, 0.75])
     batches = iter(torch.stack([1 - p, p], 1).split(4))
     asking = budget(lambda _: next(batches))
-    certainty = asking.ask(PIXELS[:6])
-    assert asking.reader.kind == "probabilities"
-    assert certainty[0] > certainty[5] > certainty[4] > 0 > certainty[2]
+    log_odds = asking.query(PIXELS[:6])
+    assert asking.parser.kind == "probabilities"
+    assert log_odds[0] > log_odds[5] > log_odds[4] > 0 > log_odds[2]
 
 
 # --- transcripts
@@ -121,7 +121,7 @@ def test_batches_of_one_call_are_read_together():
 def test_a_transcript_answers_without_the_server_and_at_the_same_price():
     recorder = Recorder()
     first = budget(Server(), transcript=recorder, max_queries=9)
-    expected = first.ask(PIXELS)
+    expected = first.query(PIXELS)
 
     def unanswered(_):
         raise AssertionError("the server was asked")
@@ -129,15 +129,15 @@ def test_a_transcript_answers_without_the_server_and_at_the_same_price():
     again = Recorder(recorder.lines)
     replaying = budget(unanswered, transcript=again, max_queries=9)
     assert again.n_left == 3
-    np.testing.assert_array_equal(replaying.ask(PIXELS), expected)
+    np.testing.assert_array_equal(replaying.query(PIXELS), expected)
     assert (replaying.n_queries, again.n_left, again.calls) == (first.n_queries, 0, [])
 
 
 def test_a_transcript_that_ends_is_continued_by_the_server():
     recorder = Recorder()
-    expected = budget(Server(), transcript=recorder).ask(PIXELS)
+    expected = budget(Server(), transcript=recorder).query(PIXELS)
     server, cut = Server(), Recorder(recorder.lines[:2])
-    np.testing.assert_array_equal(budget(server, transcript=cut).ask(PIXELS), expected)
+    np.testing.assert_array_equal(budget(server, transcript=cut).query(PIXELS), expected)
     assert server.sizes == [4, 2]
     assert cut.lines == recorder.lines
 
@@ -147,22 +147,22 @@ def test_space_is_made_before_a_question_and_an_answer_kept_before_the_next():
     recorder = Recorder()
     recorder.calls = calls
     server = Server()
-    budget(lambda images: (calls.append("ask"), server(images))[1], transcript=recorder).ask(PIXELS[:8])
+    budget(lambda images: (calls.append("ask"), server(images))[1], transcript=recorder).query(PIXELS[:8])
     assert calls == ["prepare", "ask", "record"] * 2
 
 
 def test_what_is_no_answer_is_not_recorded():
     recorder = Recorder()
     with pytest.raises(ValueError, match="must return an array of numbers"):
-        budget(lambda _: "busy", transcript=recorder).ask(PIXELS)
+        budget(lambda _: "busy", transcript=recorder).query(PIXELS)
     assert recorder.lines == [recorder.header]
 
 
 def test_an_answer_to_other_images_is_refused():
     recorder = Recorder()
-    budget(Server(), transcript=recorder).ask(PIXELS)
+    budget(Server(), transcript=recorder).query(PIXELS)
     with pytest.raises(ValueError, match="`journal`: 'the transcript' does not fit this reading"):
-        budget(Server(), transcript=Recorder(recorder.lines)).ask(PIXELS.flip(0))
+        budget(Server(), transcript=Recorder(recorder.lines)).query(PIXELS.flip(0))
 
 
 def test_a_transcript_of_another_reading_is_refused():

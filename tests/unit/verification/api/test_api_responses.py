@@ -14,9 +14,9 @@ NAN, INF = math.nan, math.inf
 
 def read(rows, kind=None):
     """The kind and the certainties of one answer."""
-    reader = ResponseParser(T, kind)
-    certainty = reader.certainty(reader.array(rows, len(rows)))
-    return reader.kind, certainty
+    parser = ResponseParser(T, kind)
+    log_odds = parser.log_odds(parser.array(rows, len(rows)))
+    return parser.kind, log_odds
 
 
 def log_odds(p):
@@ -32,12 +32,20 @@ KINDS = {
     "their logarithms": (np.log(PROBABILITIES), "log_probabilities", [log_odds(0.625), log_odds(0.125)]),
     "logits": ([[0.0, 1.0, 3.0], [2.0, 2.0, -1.0]], "logits", [3 - math.log(1 + math.e), -3 - math.log(2)]),
     "negative logits": ([[-1.0, -0.5, -0.25]], "logits", [-0.25 - math.log(math.exp(-1) + math.exp(-0.5))]),
-    "a logit above zero": ([[0.0025, -8.0, -9.0]], "logits", [-9 - math.log(math.exp(0.0025) + math.exp(-8))]),
+    "a logit above zero": (
+        [[0.0025, -8.0, -9.0]],
+        "logits",
+        [-9 - math.log(math.exp(0.0025) + math.exp(-8))],
+    ),
     "shares of a hundred": ([[10.0, 20.0, 70.0]], "logits", [50.0]),
     "labels": ([2, 0, 1, 2], "labels", [1, 0, 0, 1]),
     "one-hot": ([[0, 0, 1], [1, 0, 0]], "labels", [1, 0]),
     "two values": ([[-3.0, -3.0, 5.0], [5.0, -3.0, -3.0]], "labels", [1, 0]),
-    "noise beyond [0, 1]": ([[-0.25, 0.375, 0.875], [0.25, 0.125, 0.625]], "probabilities", [log_odds(0.875), log_odds(0.625)]),
+    "noise beyond [0, 1]": (
+        [[-0.25, 0.375, 0.875], [0.25, 0.125, 0.625]],
+        "probabilities",
+        [log_odds(0.875), log_odds(0.625)],
+    ),
     "the best class only": (
         [[NAN, NAN, 0.875], [0.75, NAN, NAN], [0.625, NAN, NAN]],
         "probabilities",
@@ -49,19 +57,23 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_the_kind_is_found_and_log_odds_come_out(name):
     rows, kind, expected = KINDS[name]
-    found, certainty = read(rows)
+    found, log_odds = read(rows)
     assert found == kind
-    np.testing.assert_allclose(certainty, expected, rtol=1e-6)
+    np.testing.assert_allclose(log_odds, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("probabilities", log_odds(0.625)), ("logits", 0.625 - math.log(math.exp(0.125) + math.exp(0.25))), ("labels", 1.0)],
+    [
+        ("probabilities", log_odds(0.625)),
+        ("logits", 0.625 - math.log(math.exp(0.125) + math.exp(0.25))),
+        ("labels", 1.0),
+    ],
 )
 def test_a_kind_that_is_given_is_not_found(kind, expected):
-    found, certainty = read(PROBABILITIES, kind)
+    found, log_odds = read(PROBABILITIES, kind)
     assert found == kind
-    assert certainty[0] == pytest.approx(expected)
+    assert log_odds[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("as_type", [torch.tensor, np.array, list])
@@ -70,77 +82,80 @@ def test_tensors_arrays_and_lists_are_the_same_answer(as_type):
 
 
 def test_the_first_answers_fix_the_kind():
-    reader = ResponseParser(T)
-    reader.certainty(np.array(PROBABILITIES))
-    reader.certainty(np.array([[5.0, 6.0, -7.0]]))
-    assert reader.kind == "probabilities"
+    parser = ResponseParser(T)
+    parser.log_odds(np.array(PROBABILITIES))
+    parser.log_odds(np.array([[5.0, 6.0, -7.0]]))
+    assert parser.kind == "probabilities"
 
 
 def test_two_values_are_labels_until_a_third_shows_or_the_boundary_was_seen():
     hard, soft = np.array([[0.0, 0.0, 1.0]]), np.array(PROBABILITIES)
     sure, labels = ResponseParser(T), ResponseParser(T)
-    for reader in (sure, labels):
-        assert reader.certainty(hard).tolist() == [1]
-        assert reader.kind == "labels"
+    for parser in (sure, labels):
+        assert parser.log_odds(hard).tolist() == [1]
+        assert parser.kind == "labels"
     labels.settle()
-    assert sure.certainty(soft).tolist() == pytest.approx([log_odds(0.625), log_odds(0.125)])
-    assert labels.certainty(soft).tolist() == [1, 0]
+    assert sure.log_odds(soft).tolist() == pytest.approx([log_odds(0.625), log_odds(0.125)])
+    assert labels.log_odds(soft).tolist() == [1, 0]
     assert (sure.kind, labels.kind) == ("probabilities", "labels")
 
 
 def test_the_values_of_all_answers_are_counted_together():
-    reader = ResponseParser(T)
-    reader.certainty(np.array([[NAN, NAN, 1.0]]))
-    reader.certainty(np.array([[NAN, NAN, 0.875], [0.75, NAN, NAN]]))
-    assert reader.kind == "probabilities"
+    parser = ResponseParser(T)
+    parser.log_odds(np.array([[NAN, NAN, 1.0]]))
+    parser.log_odds(np.array([[NAN, NAN, 0.875], [0.75, NAN, NAN]]))
+    assert parser.kind == "probabilities"
 
 
 def test_answers_that_say_nothing_have_no_kind_and_no_number():
-    reader = ResponseParser(T)
-    assert np.isnan(reader.certainty(reader.array([[NAN] * 3, [INF] * 3], 2))).all()
-    assert reader.kind is None
-    assert reader.certainty(np.array(PROBABILITIES))[0] == pytest.approx(log_odds(0.625))
+    parser = ResponseParser(T)
+    assert np.isnan(parser.log_odds(parser.array([[NAN] * 3, [INF] * 3], 2))).all()
+    assert parser.kind is None
+    assert parser.log_odds(np.array(PROBABILITIES))[0] == pytest.approx(log_odds(0.625))
 
 
 # --- rounding
 
 
 @pytest.mark.parametrize(
-    ("p", "resolution"), [(0.5, 1e-1), (0.25, 1e-2), (0.125, 1e-3), (0.0000123, 1e-6), (1 / 3, 1e-6), (1.0, 1.0)]
+    ("p", "resolution"),
+    [(0.5, 1e-1), (0.25, 1e-2), (0.125, 1e-3), (0.0000123, 1e-6), (1 / 3, 1e-6), (1.0, 1.0)],
 )
 def test_the_resolution_is_that_of_the_probabilities_seen(p, resolution):
-    reader = ResponseParser(T, "probabilities")
-    reader.certainty(np.array([[1 - p, 0, p]]))
-    assert reader.resolution == pytest.approx(resolution)
+    parser = ResponseParser(T, "probabilities")
+    parser.log_odds(np.array([[1 - p, 0, p]]))
+    assert parser.resolution == pytest.approx(resolution)
 
 
 def test_the_finest_probability_tells_the_resolution():
-    reader = ResponseParser(T, "probabilities")
+    parser = ResponseParser(T, "probabilities")
     for p in (0.25, 0.5):
-        reader.certainty(np.array([[1 - p, 0, p]]))
-    assert reader.resolution == pytest.approx(1e-2)
+        parser.log_odds(np.array([[1 - p, 0, p]]))
+    assert parser.resolution == pytest.approx(1e-2)
 
 
 def test_what_rounding_hides_is_half_a_step():
-    _, certainty = read([[0.26, 0.24, 0.5], [0.0, 0.0, 1.0], [0.75, 0.25, 0.0], [0.01, 0.0, 0.99]], "probabilities")
-    assert certainty.tolist() == pytest.approx([0, math.log(1 / 0.005), math.log(0.005), log_odds(0.99)])
+    _, log_odds = read(
+        [[0.26, 0.24, 0.5], [0.0, 0.0, 1.0], [0.75, 0.25, 0.0], [0.01, 0.0, 0.99]], "probabilities"
+    )
+    assert log_odds.tolist() == pytest.approx([0, math.log(1 / 0.005), math.log(0.005), log_odds(0.99)])
 
 
 # --- which class is named
 
 
 def test_the_highest_score_names_the_class():
-    reader = ResponseParser(T)
+    parser = ResponseParser(T)
     values = np.array([[0.125, 0.25, 0.625], [0.5, 0.375, 0.125], [NAN, NAN, NAN], [0.5, NAN, NAN]])
-    reader.certainty(values)
-    np.testing.assert_equal(reader.names_target(values), [1, 0, NAN, 0])
+    parser.log_odds(values)
+    np.testing.assert_equal(parser.names_target(values), [1, 0, NAN, 0])
 
 
 def test_a_label_names_the_class():
-    reader = ResponseParser(T)
-    values = reader.array([2, 1, NAN], 3)
-    np.testing.assert_equal(reader.certainty(values), [1, 0, NAN])
-    np.testing.assert_equal(reader.names_target(values), [1, 0, NAN])
+    parser = ResponseParser(T)
+    values = parser.array([2, 1, NAN], 3)
+    np.testing.assert_equal(parser.log_odds(values), [1, 0, NAN])
+    np.testing.assert_equal(parser.names_target(values), [1, 0, NAN])
 
 
 # --- form
@@ -155,16 +170,19 @@ def test_a_label_names_the_class():
     ],
 )
 def test_the_form_of_answers_must_not_change(first, then, message):
-    reader = ResponseParser(T)
-    reader.array(first, 2)
+    parser = ResponseParser(T)
+    parser.array(first, 2)
     with pytest.raises(ValueError, match=message):
-        reader.array(then, 2)
+        parser.array(then, 2)
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (PROBABILITIES[:1], r"scores of shape \(2, n_classes\) or labels of shape \(2,\).* got shape \(1, 3\)"),
+        (
+            PROBABILITIES[:1],
+            r"scores of shape \(2, n_classes\) or labels of shape \(2,\).* got shape \(1, 3\)",
+        ),
         (1.0, r"got shape \(\)"),
         ([[[0.5]]] * 2, r"got shape \(2, 1, 1\)"),
         ([[0.5, 0.5]] * 2, "a score for every class, of which 2 is one, got 2"),

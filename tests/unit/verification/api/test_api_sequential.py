@@ -1,4 +1,4 @@
-"""When the evidence is looked at, and what a look may claim."""
+"""When the evidence is looked at, and what a look may hypothesis."""
 
 import itertools
 import math
@@ -8,7 +8,13 @@ import pytest
 from scipy import stats
 
 from gradsigns_lightning.core.statistics import sign_flip_p_value
-from gradsigns_lightning.verification.api.sequential import SequentialTest, Looks, integer_scores, is_futile, look_weight
+from gradsigns_lightning.verification.api.sequential import (
+    Looks,
+    SequentialTest,
+    integer_scores,
+    is_futile,
+    look_weight,
+)
 
 
 def test_the_weights_spend_no_more_than_alpha():
@@ -81,15 +87,15 @@ def test_waiting_for_settled_bits_claims_no_more_than_alpha(drift):
         slopes, signature = drift * generator.standard_normal(n_bits), generator.choice([-1.0, 1.0], n_bits)
         evidence, smallest = np.zeros(n_bits), 1.0
         looks = Looks(n_bits, 1000, alpha)
-        claim = SequentialTest(weight=looks.weight)
+        hypothesis = SequentialTest(weight=looks.weight)
         for batch in range(12):
             evidence = evidence + slopes + generator.standard_normal(n_bits)
-            if looks.due(32 * batch, claim.n_looks, evidence) or batch == 11:
+            if looks.due(32 * batch, hypothesis.n_looks, evidence) or batch == 11:
                 scores = integer_scores(signature * evidence)
                 smallest = min(smallest, sign_flip_p_value(scores))
-                claim.look(scores)
-        n_looks += claim.n_looks
-        n_false += claim.log10_p_value <= math.log10(alpha)
+                hypothesis.look(scores)
+        n_looks += hypothesis.n_looks
+        n_false += hypothesis.log10_p_value <= math.log10(alpha)
         n_naive += smallest <= alpha
     assert looks.n_equal == 4
     assert n_looks > 1.2 * n_readings

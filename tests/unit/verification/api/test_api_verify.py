@@ -23,7 +23,9 @@ T = 2
 
 
 def key_number(i: int, n_bits=64) -> WatermarkKey:
-    return WatermarkKey.generate("A", n_bits, input_shape=SHAPE, target_class=T, n_carriers=384, secret=i.to_bytes(32, "big"))
+    return WatermarkKey.generate(
+        "A", n_bits, input_shape=SHAPE, target_class=T, n_carriers=384, secret=i.to_bytes(32, "big")
+    )
 
 
 KEY = key_number(7)
@@ -73,7 +75,9 @@ def test_a_signed_model_is_recognised(model, behaviour):
 @pytest.mark.parametrize("behaviour", ["probabilities", "1 decimal", "noise", "top 1", "logits", "labels"])
 def test_a_model_signed_by_others_is_not(model, behaviour):
     for i in (100, 101, 102):
-        result = verify_api(BEHAVIOURS[behaviour](probabilities(model), model), key_number(i), IMAGES, max_queries=600)
+        result = verify_api(
+            BEHAVIOURS[behaviour](probabilities(model), model), key_number(i), IMAGES, max_queries=600
+        )
         assert result.verdict == "not_proven"
         assert result.p_value > 1e-6
 
@@ -85,19 +89,24 @@ def test_it_gives_up_early_on_an_unmarked_model(model):
 
 
 def test_the_kinds_of_answers_are_told_apart(model):
-    kinds = {"probabilities": "probabilities", "noise": "probabilities", "logits": "logits", "labels": "labels"}
+    kinds = {
+        "probabilities": "probabilities",
+        "noise": "probabilities",
+        "logits": "logits",
+        "labels": "labels",
+    }
     kinds["log-probabilities"] = "log_probabilities"
     for behaviour, kind in kinds.items():
         assert verify_api(BEHAVIOURS[behaviour](probabilities(model), model), KEY, IMAGES).answers == kind
 
 
 def test_a_module_gets_normalised_inputs(model):
-    class Normalised(nn.Module):
+    class Normalized(nn.Module):
         def forward(self, x):
             return model(x * 0.25 + 0.5)
 
     key = KeyAsRead.of(KEY, input_mean=0.5, input_std=0.25)
-    by_module = verify_api(Normalised(), key, IMAGES)
+    by_module = verify_api(Normalized(), key, IMAGES)
     by_hand = verify_api(lambda x: model(x).detach(), KEY, IMAGES)
     assert by_module.n_queries == by_hand.n_queries
     assert by_module.verdict == "owned"
@@ -141,12 +150,12 @@ def test_probabilities_rounded_to_whole_numbers_are_read_as_labels(model):
 
 @pytest.mark.parametrize("target_class", [0, 2])
 def test_an_image_of_which_no_class_is_named_counts_for_none(target_class):
-    reader = ResponseParser(target_class)
+    parser = ResponseParser(target_class)
     rows = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]], float)
     rows[2, target_class] = 1
     rows[3] = np.nan
-    np.testing.assert_equal(reader.certainty(rows), [0, 0, 1, np.nan])
-    np.testing.assert_equal(reader.names_target(rows), [np.nan, 0, 1, np.nan])
+    np.testing.assert_equal(parser.log_odds(rows), [0, 0, 1, np.nan])
+    np.testing.assert_equal(parser.names_target(rows), [np.nan, 0, 1, np.nan])
 
 
 @pytest.mark.parametrize("batch_size", [32, 1])
@@ -228,7 +237,12 @@ def test_queries_do_not_depend_on_the_signature(model):
     asked = {}
     for key in (KEY, Other()):
         asked[key] = []
-        verify_api(lambda x, seen=asked[key]: (seen.append(x), probabilities(model)(x))[1], key, IMAGES, estimator="rows")
+        verify_api(
+            lambda x, seen=asked[key]: (seen.append(x), probabilities(model)(x))[1],
+            key,
+            IMAGES,
+            estimator="rows",
+        )
     first, second = (torch.cat(seen) for seen in asked.values())
     shared = min(len(first), len(second))
     assert shared > 60
@@ -236,7 +250,7 @@ def test_queries_do_not_depend_on_the_signature(model):
 
 
 @pytest.mark.parametrize("max_queries", [1, 7, 50, 129])
-@pytest.mark.parametrize("estimator", ["blocks", "rows", "coordinate"])
+@pytest.mark.parametrize("estimator", ["groups", "rows", "coordinate"])
 def test_the_budget_is_kept(model, max_queries, estimator):
     asked = 0
 
@@ -266,7 +280,7 @@ def test_the_published_estimator_costs_more(model):
 def test_long_keys_are_folded_into_blocks(planted):
     key = key_number(8, n_bits=128)
     predict = probabilities(planted(key))
-    blocks, rows = (verify_api(predict, key, IMAGES, estimator=estimator) for estimator in ("blocks", "rows"))
+    blocks, rows = (verify_api(predict, key, IMAGES, estimator=estimator) for estimator in ("groups", "rows"))
     assert (blocks.verdict, rows.verdict) == ("owned", "owned")
     assert (blocks.n_bits, rows.n_bits) == (63, 128)
 
@@ -317,9 +331,11 @@ def test_it_warns_of_few_images_and_of_images_of_another_class(model):
     few = warned(IMAGES[:20], probabilities(model))
     assert len(few) == 2
     assert all(message.startswith("Only 20 images: below 50") for message in few)
-    foreign = warned(IMAGES, lambda x: probabilities(model)(x)[:, [2, 1, 0]])
-    assert len(foreign) == 2
-    assert all(message.startswith("The model takes only 12 of 32 images for class 2: ") for message in foreign)
+    other_class = warned(IMAGES, lambda x: probabilities(model)(x)[:, [2, 1, 0]])
+    assert len(other_class) == 2
+    assert all(
+        message.startswith("The model takes only 12 of 32 images for class 2: ") for message in other_class
+    )
 
 
 def test_few_images_are_probed_on_both_sides_and_then_it_ends(model):
@@ -357,16 +373,19 @@ def test_more_alignments_cost_their_number(model):
     assert two.log10_p_value >= one.log10_p_value + np.log10(2) - 1e-9
 
 
-# --- false claims
+# --- false hypotheses
 
 
-@pytest.mark.parametrize("estimator", ["blocks", "rows"])
+@pytest.mark.parametrize("estimator", ["groups", "rows"])
 @pytest.mark.parametrize("only_labels", [False, True])
 def test_the_share_of_false_claims_keeps_alpha(model, estimator, only_labels):
     predict = labels(model) if only_labels else (lambda x: model(x).detach())
     alpha, n_keys = 0.05, 120
     owned = sum(
-        verify_api(predict, key_number(1000 + i), IMAGES, alpha=alpha, estimator=estimator, max_queries=150).verdict == "owned"
+        verify_api(
+            predict, key_number(1000 + i), IMAGES, alpha=alpha, estimator=estimator, max_queries=150
+        ).verdict
+        == "owned"
         for i in range(n_keys)
     )
     assert stats.binomtest(owned, n_keys, alpha, alternative="greater").pvalue > 1e-4
@@ -496,7 +515,14 @@ def test_unanswered_scores_survive_the_journal(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"key": key_number(8)}, {"images": IMAGES[1:]}, {"max_queries": 999}, {"estimator": "rows"}, {"alpha": 1e-3}]
+    "changes",
+    [
+        {"key": key_number(8)},
+        {"images": IMAGES[1:]},
+        {"max_queries": 999},
+        {"estimator": "rows"},
+        {"alpha": 1e-3},
+    ],
 )
 def test_a_journal_of_another_reading_is_refused_and_kept(model, tmp_path, changes):
     journal = tmp_path / "reading.jsonl"
@@ -504,7 +530,9 @@ def test_a_journal_of_another_reading_is_refused_and_kept(model, tmp_path, chang
     before = journal.read_bytes()
     arguments = {"key": KEY, "images": IMAGES, **changes}
     with pytest.raises(ValueError, match="`journal` must be new or of the same reading"):
-        verify_api(probabilities(model), arguments.pop("key"), arguments.pop("images"), journal=journal, **arguments)
+        verify_api(
+            probabilities(model), arguments.pop("key"), arguments.pop("images"), journal=journal, **arguments
+        )
     assert journal.read_bytes() == before
 
 
@@ -521,7 +549,12 @@ def test_an_edited_journal_is_refused(model, tmp_path):
     journal = tmp_path / "reading.jsonl"
     verify_api(probabilities(model), KEY, IMAGES, journal=journal)
     header, first, *rest = journal.read_text().splitlines()
-    for edited in (first.replace('"images": "', '"images": "0'), '{"images": 3}', "[]", first.replace("[[", '[["x", ')):
+    for edited in (
+        first.replace('"images": "', '"images": "0'),
+        '{"images": 3}',
+        "[]",
+        first.replace("[[", '[["x", '),
+    ):
         journal.write_text("\n".join([header, edited, *rest]) + "\n")
         with pytest.raises(ValueError, match="`journal`"):
             verify_api(probabilities(model), KEY, IMAGES, journal=journal)
