@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import free_bits
 from gradsigns_lightning.core.key.reach import USUAL_ALPHA, for_whom, least_bits, log10_charged
 from gradsigns_lightning.core.key.signature_key import SignatureKey
@@ -203,7 +202,7 @@ class VerificationResult(ReadingResult):
         commitment: the key's public commitment.
         recognised: share of the natural images that the model takes for the target class, in [0, 1]; NaN if
             it said of none.
-        free_bits: bits of choice that the key's payload and purpose left to its maker (:func:`free_bits`);
+        free_bits: bits of choice that the key's payload and purpose left to its maker (:func:`.payload.free_bits`);
             NaN if the key is not of this package. p-value and verdict hold for who knows that the payload was
             not chosen after seeing a model; who does not know charges it, as :func:`judge` does, and looks at
             ``log10_charged_p_value``.
@@ -287,11 +286,6 @@ def decide(
     check_alpha(alpha)
     signed = signed_by(readable(projections.detach().cpu().double()), key.signature).numpy()
     return VerificationResult.of(signed, key, n_queries=n_queries, alpha=alpha, recognised=recognised)
-
-
-def free_bits(key: SignatureKey) -> float:
-    """Return :func:`free_bits` of a key; NaN of what is no key of this package, whose signature may come from anywhere."""
-    return free_bits(key) if isinstance(key, WatermarkKey) else math.nan
 
 
 def check_alpha(alpha: float) -> None:

@@ -15,7 +15,7 @@ from gradsigns_lightning.core.buffer import TargetBuffer
 from gradsigns_lightning.core.distributed import all_ranks_agree, global_mean
 from gradsigns_lightning.core.dose import Recognition, urgency
 from gradsigns_lightning.core.engines import check_engine, differentiated, make_engines
-from gradsigns_lightning.core.engines.check_engine import N_IMAGES
+from gradsigns_lightning.core.engines.checking import N_IMAGES
 from gradsigns_lightning.core.inputs import carrier_inputs
 from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.objective import make_objective

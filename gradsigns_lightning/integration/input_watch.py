@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.engines.probe import N_IMAGES
+from gradsigns_lightning.core.engines.checking import N_IMAGES
 
 _TOLERANCE = 0.02  # of the spread; half precision rounds
 _ELSEWHERE = 0.5  # a mean moved by more of the spread, or a spread changed by more, is no augmentation

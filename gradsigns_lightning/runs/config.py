@@ -141,9 +141,9 @@ class CommitConfig(CommonConfig):
 
     key: Any = _setting(lambda: {"path": "???"}, "key file, or [FILE,...] (must be given)", "FILE")
     out: Optional[str] = _setting(None, "the commitment; by default beside the key", "FILE")  # noqa: UP045
-    signer: Optional[str] = _setting(
+    signer: Optional[str] = _setting(  # noqa: UP045
         None, "signing key of an earlier commitment; by default a new one", "FILE"
-    )  # noqa: UP045
+    )
     api: ApiConfig = field(default_factory=ApiConfig)
     alpha: float = _setting(DEFAULT_ALPHA, "significance level that is announced")
     attach: Optional[str] = _setting(None, "the time-stamp authority's reply to check and keep", "FILE")  # noqa: UP045

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.core.inputs import carrier_inputs
+from gradsigns_lightning.core.key.payload import free_bits
 from gradsigns_lightning.core.key.signature_key import KeyAsRead, SignatureKey
-from gradsigns_lightning.core.result import DEFAULT_ALPHA, VerificationResult, decide, free_bits
+from gradsigns_lightning.core.result import DEFAULT_ALPHA, VerificationResult, decide
 from gradsigns_lightning.core.signature import (
     LogitsFn,
     as_logits,

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from gradsigns_lightning.core.engines.base import EmbeddingLoss, Engine, differentiated
-from gradsigns_lightning.core.engines.check_engine import check_engine
+from gradsigns_lightning.core.engines.checking import check_engine
 from gradsigns_lightning.core.engines.double_backward import DoubleBackward
 from gradsigns_lightning.core.engines.finite_difference import FiniteDifference
 from gradsigns_lightning.core.engines.forward_over_reverse import ForwardOverReverse

@@ -22,6 +22,7 @@ from gradsigns_lightning.core.key.derivation import CUSTOMER_BYTES
 from gradsigns_lightning.core.key.key import WatermarkKey
 from gradsigns_lightning.core.key.opening import key_of
 from gradsigns_lightning.core.key.reach import USUAL_ALPHA, USUAL_CUSTOMERS, what_is_out_of_reach
+from gradsigns_lightning.core.key.signature_key import SignatureKey
 from gradsigns_lightning.core.utils.checks import check_instance, check_int
 from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.lazy import in_pythons_folder
@@ -210,20 +211,23 @@ def check_master(master: WatermarkKey) -> None:
         raise ValueError("`master` must be a key without payload, got one with a payload of its own.")
 
 
-def free_bits(key: WatermarkKey) -> float:
+def free_bits(key: SignatureKey) -> float:
     """Return how many bits of choice a key's payload and purpose leave to who makes it.
 
     A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a
     bit; a message's is charged as if it were free, though it should be a codeword. A customer's number
     chooses nothing. All copies' keys are charged one bit for their purpose and 16 because their signatures
     can be tried, on carriers and projection that stay, at the price of a few hashes.
+
+    Returns:
+        The number of bits; NaN of what is no key of this package, whose signature may come from anywhere.
     """
+    if not isinstance(key, WatermarkKey):
+        return math.nan
     n_bits = 8.0 * len(bytes.fromhex(key.reveal()["payload"]))
-    return (
-        n_bits
-        if key.purpose == "owner"
-        else _QUICK_TRIES_BITS + 1 + (n_bits if key.purpose == "message" else 0)
-    )
+    if key.purpose == "owner":
+        return n_bits
+    return _QUICK_TRIES_BITS + 1 + (n_bits if key.purpose == "message" else 0)
 
 
 def out_of_reach(key: WatermarkKey) -> str:

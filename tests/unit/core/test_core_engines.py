@@ -333,9 +333,9 @@ def test_gradcheck_through_the_input_gradient(model):
     x = images(2)
 
     def value(*values):
-        logits = lambda inputs: torch.func.functional_call(
-            model, dict(zip(names, values, strict=True)), (inputs,)
-        )  # noqa: E731
+        def logits(inputs):
+            return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (inputs,))
+
         return DoubleBackward().embed(model, logits, x, 1, quadratic).surrogate
 
     assert torch.autograd.gradcheck(value, parameters, fast_mode=True)
