@@ -12,7 +12,7 @@ from gradsigns_lightning.core.utils.checks import check_choice, check_int
 
 Estimator = Literal["groups", "rows", "coordinate"]
 Kind = Literal["probabilities", "log_probabilities", "logits", "labels"]  # of answers
-_NAMES_IN_FILES = {"groups": "blocks"}  # what statements and journals have always called them
+_IN_FILES: dict[Estimator, str] = {"groups": "blocks", "rows": "rows", "coordinate": "coordinate"}
 _MOST_QUERIES = 10**12  # a journal's own number may have any length
 _MOST_ALIGNMENTS = 256
 _NAMED_ALIGNMENTS = ("identity", "hflip")
@@ -65,17 +65,16 @@ class ApiSettings:
         names = {entry.name for entry in fields(cls)}
         if not isinstance(values, Mapping) or set(values) != names:
             raise ValueError(f"`reading` must have the members {sorted(names)} and no other.")
-        named = {name: own for own, name in _NAMES_IN_FILES.items()}
-        estimator = values["estimator"]
+        check_choice("estimator", values["estimator"], _IN_FILES.values())
+        estimator = next(name for name, in_files in _IN_FILES.items() if in_files == values["estimator"])
         try:
-            return cls(**{**values, "estimator": named.get(estimator, estimator)})
+            return cls(**{**values, "estimator": estimator})
         except TypeError as error:
             raise ValueError(f"`reading` holds a value of the wrong type: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON types."""
-        estimator = _NAMES_IN_FILES.get(self.estimator, self.estimator)
-        return {**asdict(self), "estimator": estimator, "alignments": list(self.alignments)}
+        """Return the settings as JSON types, with the names that statements and journals have always used."""
+        return {**asdict(self), "estimator": _IN_FILES[self.estimator], "alignments": list(self.alignments)}
 
 
 def _checked_alignments(alignments: Any) -> tuple[str, ...]:

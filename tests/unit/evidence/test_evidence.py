@@ -639,7 +639,7 @@ def test_edited_answers_do_not_replay(bundle_file, transcript):
     "error", [KeyError(), IndexError(), TypeError(), MemoryError(), KeyboardInterrupt()], ids=repr
 )
 @pytest.mark.parametrize(
-    "fault", [(ApiSettings, "from_dict"), (ResponseParser, "certainty")], ids=["settings", "answers"]
+    "fault", [(ApiSettings, "from_dict"), (ResponseParser, "log_odds")], ids=["settings", "answers"]
 )
 def test_a_fault_of_ours_is_not_told_as_a_damaged_transcript(bundle_file, monkeypatch, fault, error):
     def fail(*_):

@@ -41,11 +41,11 @@ class QueryBudget(SimpleNamespace):
         return self.n_queries >= self.max_queries
 
 
-def read(n_claims, bits, answer, *, alpha, max_queries):
+def read(n_hypotheses, bits, answer, *, alpha, max_queries):
     budget, hypotheses = QueryBudget(max_queries=max_queries), []
-    for number in range(n_claims):
-        looks = Looks(N_BITS, max_queries, alpha / n_claims)
-        evidence = SequentialTest(n_hypotheses=n_claims, weight=looks.weight)
+    for number in range(n_hypotheses):
+        looks = Looks(N_BITS, max_queries, alpha / n_hypotheses)
+        evidence = SequentialTest(n_hypotheses=n_hypotheses, weight=looks.weight)
         hypotheses.append(
             Hypothesis(str(number), Reading(number, budget, answer), torch.from_numpy(bits), looks, evidence)
         )
@@ -59,8 +59,8 @@ def read(n_claims, bits, answer, *, alpha, max_queries):
 class Watching:
     """A server that answers as it likes, and changes its answers to an alignment that is asked out of turn by who was before."""
 
-    def __init__(self, generator, n_claims, noise):
-        self.patterns = generator.choice([-1.0, 1.0], (n_claims, N_BITS))
+    def __init__(self, generator, n_hypotheses, noise):
+        self.patterns = generator.choice([-1.0, 1.0], (n_hypotheses, N_BITS))
         self.generator, self.noise = generator, noise
         self.asked = []
 
@@ -72,51 +72,51 @@ class Watching:
         return np.sign(weights @ self.patterns + 1e-9) + self.noise * self.generator.standard_normal(N_BITS)
 
 
-def asked_under(seed, n_claims, max_queries):
+def asked_under(seed, n_hypotheses, max_queries):
     generator = np.random.default_rng(1)
-    server = Watching(generator, n_claims, 3.0)
+    server = Watching(generator, n_hypotheses, 3.0)
     bits = np.random.default_rng(seed).integers(0, 2, N_BITS).astype(np.uint8)
-    read(n_claims, bits, server, alpha=1e-9, max_queries=max_queries)
+    read(n_hypotheses, bits, server, alpha=1e-9, max_queries=max_queries)
     return server.asked
 
 
-@pytest.mark.parametrize("n_claims", [2, 3, 12])
-def test_what_is_asked_next_tells_one_choice_of_the_signature(n_claims):
+@pytest.mark.parametrize("n_hypotheses", [2, 3, 12])
+def test_what_is_asked_next_tells_one_choice_of_the_signature(n_hypotheses):
     half = 1500 // PER_BATCH + 1
-    runs = [asked_under(seed, n_claims, 3000) for seed in range(8)]
+    runs = [asked_under(seed, n_hypotheses, 3000) for seed in range(8)]
     for asked in runs:
-        assert asked[:half] == [i % n_claims for i in range(len(asked[:half]))]
+        assert asked[:half] == [i % n_hypotheses for i in range(len(asked[:half]))]
         assert len(set(asked[half:])) <= 1
     assert len({asked[-1] for asked in runs if len(asked) > half}) > 1  # it was a choice
 
 
 @pytest.mark.parametrize("noise", [0.0, 3.0])
-@pytest.mark.parametrize("n_claims", [2, 12])
-def test_a_server_that_watches_the_choice_gains_nothing(n_claims, noise):
-    generator, alpha, n_runs = np.random.default_rng(n_claims), 0.05, 400
+@pytest.mark.parametrize("n_hypotheses", [2, 12])
+def test_a_server_that_watches_the_choice_gains_nothing(n_hypotheses, noise):
+    generator, alpha, n_runs = np.random.default_rng(n_hypotheses), 0.05, 400
     n_false = 0
     for _ in range(n_runs):
         bits = generator.integers(0, 2, N_BITS).astype(np.uint8)
         stopped, best, _ = read(
-            n_claims, bits, Watching(generator, n_claims, noise), alpha=alpha, max_queries=2000
+            n_hypotheses, bits, Watching(generator, n_hypotheses, noise), alpha=alpha, max_queries=2000
         )
-        assert (stopped == "proven") == (best.evidence.log10_p_value <= math.log10(alpha))
+        assert (stopped == "proven") == (best.test.log10_p_value <= math.log10(alpha))
         n_false += stopped == "proven"
     assert stats.binomtest(n_false, n_runs, alpha, alternative="greater").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("n_claims", [1, 2, 4, 12])
-def test_the_best_alignment_gets_the_rest_of_the_budget(n_claims):
+@pytest.mark.parametrize("n_hypotheses", [1, 2, 4, 12])
+def test_the_best_alignment_gets_the_rest_of_the_budget(n_hypotheses):
     """Its answers are so noisy that turns alone would not do."""
     generator = np.random.default_rng(5)
     bits = generator.integers(0, 2, N_BITS).astype(np.uint8)
 
     def answer(number):
-        return (number == n_claims - 1) * 0.12 * (2.0 * bits - 1) + generator.standard_normal(N_BITS)
+        return (number == n_hypotheses - 1) * 0.12 * (2.0 * bits - 1) + generator.standard_normal(N_BITS)
 
-    stopped, best, budget = read(n_claims, bits, answer, alpha=1e-9, max_queries=8000)
-    assert (stopped, best.name) == ("proven", str(n_claims - 1))
-    assert n_claims <= 2 or best.reading.n_probes > 1.5 * budget.max_queries / 2 / n_claims
+    stopped, best, budget = read(n_hypotheses, bits, answer, alpha=1e-9, max_queries=8000)
+    assert (stopped, best.name) == ("proven", str(n_hypotheses - 1))
+    assert n_hypotheses <= 2 or best.estimator.n_probes > 1.5 * budget.max_queries / 2 / n_hypotheses
 
 
 def test_a_reading_is_given_up_for_all_at_once():
@@ -135,4 +135,4 @@ def test_a_budget_that_ends_before_the_choice_is_looked_at():
     )
     assert stopped == "budget"
     stopped, best, _ = read(2, bits, lambda _: np.ones(N_BITS), alpha=1e-9, max_queries=40)
-    assert (stopped, best.evidence.n_looks) == ("proven", 1)
+    assert (stopped, best.test.n_looks) == ("proven", 1)

@@ -78,7 +78,7 @@ def test_a_shuffled_image_has_the_same_colours_elsewhere():
 def test_permutations_are_fixed_and_differ_from_label_to_label():
     assert permutation(10, "rows").tolist() == [2, 9, 0, 3, 1, 5, 8, 7, 4, 6]
     assert permutation(10, "images").tolist() == [6, 2, 5, 3, 4, 8, 0, 7, 9, 1]
-    assert sorted(permutation(1000, "groups")) == list(range(1000))
+    assert sorted(permutation(1000, "blocks")) == list(range(1000))
 
 
 # --- directions
@@ -98,9 +98,9 @@ def test_a_carriers_direction_is_one_there_alone():
     assert directions.sum(1).tolist() == [1.0] * 4
 
 
-def test_a_block_for_each_bit_is_its_row():
+def test_a_group_for_each_bit_is_its_row():
     directions, bits = group_directions(KEY, 12)
-    order = permutation(12, "groups")
+    order = permutation(12, "blocks")
     assert torch.equal(directions, row_directions(KEY)[order])
     assert torch.equal(bits, KEY.signature[order])
 
@@ -115,7 +115,7 @@ def test_a_block_adds_up_what_a_signed_model_shows():
     torch.testing.assert_close(slopes, (2 * bits.double() - 1) * torch.tensor(sizes).double() ** 0.5)
 
 
-def test_blocks_know_relative_signs_only():
+def test_groups_know_relative_signs_only():
     """The ground of the exact test: the questions leave it open which of a signature and its complement is claimed."""
     shared = {name: getattr(KEY, name) for name in ("n_bits", "input_shape", "carriers", "projection")}
     complement = SimpleNamespace(signature=1 - KEY.signature, **shared)

@@ -135,10 +135,10 @@ def test_the_finest_probability_tells_the_resolution():
 
 
 def test_what_rounding_hides_is_half_a_step():
-    _, log_odds = read(
+    _, found = read(
         [[0.26, 0.24, 0.5], [0.0, 0.0, 1.0], [0.75, 0.25, 0.0], [0.01, 0.0, 0.99]], "probabilities"
     )
-    assert log_odds.tolist() == pytest.approx([0, math.log(1 / 0.005), math.log(0.005), log_odds(0.99)])
+    assert found.tolist() == pytest.approx([0, math.log(1 / 0.005), math.log(0.005), log_odds(0.99)])
 
 
 # --- which class is named

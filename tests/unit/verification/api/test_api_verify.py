@@ -277,7 +277,7 @@ def test_the_published_estimator_costs_more(model):
     assert coordinate.n_queries > 1.5 * verify_api(probabilities(model), KEY, IMAGES).n_queries
 
 
-def test_long_keys_are_folded_into_blocks(planted):
+def test_long_keys_are_folded_into_groups(planted):
     key = key_number(8, n_bits=128)
     predict = probabilities(planted(key))
     blocks, rows = (verify_api(predict, key, IMAGES, estimator=estimator) for estimator in ("groups", "rows"))
