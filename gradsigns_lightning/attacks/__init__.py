@@ -1,0 +1,24 @@
+"""Removal attacks: what a thief does to a stolen model so that its watermark cannot be read any more.
+
+Each attack is one function and one thin class, whose instances are settings that can be called: a model and
+the thief's data in, another model out. Nothing here knows the owner's key, reads a mark or imports a Trainer;
+a mark that a thief embeds on their own account is handed to the attack.
+"""
+
+from typing import TYPE_CHECKING
+
+from gradsigns_lightning.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gradsigns_lightning.attacks.base import Attack, AttackData, Recipe
+    from gradsigns_lightning.attacks.fine_tuning import FineTuning, fine_tune
+
+__all__ = ["Attack", "AttackData", "FineTuning", "Recipe", "fine_tune"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "base": "Attack AttackData Recipe",
+        "fine_tuning": "FineTuning fine_tune",
+    },
+)
