@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from gradsigns_lightning.core.utils.checks import check_int, check_number
+from gradsigns_lightning.core.utils.checks import check_choice, check_int, check_number
 from gradsigns_lightning.data.sources import Batch, keep_batch
 
 if TYPE_CHECKING:
     from gradsigns_lightning.data.base import ImageDataModule
 
 THIEF_SHARE, THIEF_SEED = 1 / 3, 1337  # of the Watermark-Robustness-Toolbox (Lukas et al., IEEE S&P 2022)
+OPTIMIZERS, SCHEDULES = ("adamw", "sgd"), ("onecycle", "cosine", "constant")
 Observe = Callable[[float, nn.Module], None]
 
 
@@ -34,6 +35,9 @@ class Recipe:
         optimizer: ``"adamw"`` or ``"sgd"`` with momentum 0.9.
         schedule: ``"onecycle"``, ``"cosine"`` (down to zero) or ``"constant"``.
         label_smoothing: share of each target that is spread over all classes, in [0, 1].
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     rate: float = 3e-3
@@ -49,6 +53,8 @@ class Recipe:
         check_int("epochs", self.epochs, minimum=1)
         check_int("batch_size", self.batch_size, minimum=1)
         check_number("weight_decay", self.weight_decay, minimum=0)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
         check_number("label_smoothing", self.label_smoothing, minimum=0, maximum=1)
 
 

@@ -13,10 +13,8 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler,
 from torch.utils.data import DataLoader
 
 from gradsigns_lightning.attacks.base import AttackData, Observe, Recipe, device_of, observed, seeded
-from gradsigns_lightning.core.utils.checks import check_choice
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of model, inputs and labels
-_OPTIMIZERS = ("adamw", "sgd")
 
 
 def train(
@@ -78,24 +76,14 @@ def cross_entropy(label_smoothing: float = 0.0) -> Loss:
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> Optimizer:
-    """Return the recipe's optimizer.
-
-    Raises:
-        ValueError: there is no such optimizer.
-    """
-    check_choice("optimizer", recipe.optimizer, _OPTIMIZERS)
+    """Return the recipe's optimizer."""
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, recipe.rate, momentum=0.9, weight_decay=recipe.weight_decay)
     return torch.optim.AdamW(parameters, recipe.rate, weight_decay=recipe.weight_decay)
 
 
 def make_schedule(optimizer: Optimizer, recipe: Recipe, n_steps: int) -> LRScheduler:
-    """Return the recipe's schedule over ``n_steps`` optimizer steps.
-
-    Raises:
-        ValueError: there is no such schedule.
-    """
-    check_choice("schedule", recipe.schedule, ("onecycle", "cosine", "constant"))
+    """Return the recipe's schedule over ``n_steps`` optimizer steps."""
     if recipe.schedule == "onecycle":
         return OneCycleLR(optimizer, recipe.rate, total_steps=n_steps + 1)
     if recipe.schedule == "cosine":

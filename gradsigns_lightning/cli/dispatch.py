@@ -17,6 +17,7 @@ COMMANDS = {
     "commit": "write a key's public commitment and have it time-stamped",
     "judge": "check an evidence bundle and read the suspect",
     "strip": "copy a checkpoint without what announces the mark",
+    "attack": "attack a signed model, and see what is left of the mark",
     "import-2021": "read the authors' released model",
 }
 

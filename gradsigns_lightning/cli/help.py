@@ -37,6 +37,11 @@ _PARTS = {
         "key.n_bits": "any other number of bits",
         "key.n_carriers": "inputs that carry them; by default six a bit, or all",
     },
+    "attack": {
+        **_DATA,
+        "recipe.rate": "learning rate of a training from scratch",
+        "recipe.batch_size": "images in a batch",
+    },
     **dict.fromkeys(("verify", "trace", "judge"), _DATA),
 }
 # What stands for a value that the component finds by itself.
@@ -85,6 +90,11 @@ EXAMPLES = {
         "checkpoint=model.ckpt out=release.ckpt",
         "checkpoint=epoch=9-step=990.ckpt out=release.ckpt overwrite=true",
         "checkpoint=model.ckpt out=release.ckpt json=removed.json",
+    ),
+    "attack": (
+        "checkpoint=model.ckpt key=acme.gskey attack=ftal",
+        "checkpoint=model.ckpt key=acme.gskey attack=ftal attack.rate_factor=3 json=ftal.json",
+        "-m checkpoint=model.ckpt key=acme.gskey attack=ftal,ftll,rtal,rtll",
     ),
     "import-2021": (
         "folder=64-bit_CIFAR10 images=folder_of_images",

@@ -28,7 +28,7 @@ from gradsigns_lightning.runs.build import MissingValueError, check_given
 from gradsigns_lightning.runs.config import check_root_keys, config_folder, register_schemas
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-_KEY_FILE_COMMANDS = ("verify", "trace", "commit")
+_KEY_FILE_COMMANDS = ("verify", "trace", "commit", "attack")
 _FILE_ARGUMENTS = (
     *(
         "checkpoint",

@@ -185,6 +185,21 @@ class KeygenConfig(CommonConfig):
     message: Optional[str] = _setting(None, "short text that survives bit errors", "TEXT")  # noqa: UP045
 
 
+@dataclass
+class AttackConfig(CommonConfig):
+    """Keys of ``gradsigns attack``."""
+
+    checkpoint: str = _setting(
+        "???", "signed checkpoint of `gradsigns train` (must be given)", "FILE"
+    )
+    key: Any = _setting(lambda: {"path": "???"}, "its key file (must be given)", "FILE")
+    attack: Group = _setting(dict, "removal attack", "NAME")
+    recipe: Group = _setting(dict, "how the thief trains")
+    share: float = _setting(1 / 3, "share of the training images that the thief has")
+    max_queries: int = _setting(1000, "budget of a reading through responses")
+    alpha: float = _setting(DEFAULT_ALPHA, "owned at p-values up to this")
+
+
 SCHEMAS = {
     "train": TrainConfig,
     "verify": VerifyConfig,
@@ -193,6 +208,7 @@ SCHEMAS = {
     "judge": JudgeConfig,
     "trace": TraceConfig,
     "strip": StripConfig,
+    "attack": AttackConfig,
     "import-2021": ImportConfig,
 }
 

@@ -195,10 +195,23 @@ def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str |
     if settings["images"] is not None:
         origin = str(Path(settings["images"]).expanduser().resolve())
         return Images(read_folder(settings["images"], key.input_shape), origin)
+    return _test_images(suspect_data(settings, data_name), key, settings)
+
+
+def suspect_data(settings: dict[str, Any], data_name: str | None) -> Any:
+    """Return the data module of ``data=...``, else the one that the suspect names.
+
+    Args:
+        settings: of the command line, which alone says where data lie.
+        data_name: what the suspect says of itself.
+
+    Raises:
+        ValueError: none is given, or it cannot be made.
+    """
     if settings["data"] is not None:
         module = settings["data"]["module"]
         with options({name: f"data.module.{name}" for name in module}):
-            return _test_images(build(module, option="data.module"), key, settings)
+            return build(module, option="data.module")
     if data_name is None:
         raise ValueError(
             "`images` must name a folder with images of the key's target class, or `data` a data set."
@@ -206,7 +219,7 @@ def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str |
     with in_pythons_folder():
         from gradsigns_lightning.data.catalogue import shipped_data  # data modules are Lightning's
 
-    return _test_images(shipped_data(data_name, settings["paths"]["data"]), key, settings)
+    return shipped_data(data_name, settings["paths"]["data"])
 
 
 def _test_images(data: Any, key: WatermarkKey, settings: dict[str, Any]) -> Images:

@@ -1,0 +1,102 @@
+"""``gradsigns attack``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from gradsigns_lightning.attacks import AttackData
+from gradsigns_lightning.attacks.base import Attack
+from gradsigns_lightning.benchmark import AttackRecord, Judge, Point, attacked
+from gradsigns_lightning.cli.report import as_sentence, check_json_path, print_rows, write_json
+from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.core.result import bits_in_words
+from gradsigns_lightning.core.utils.checks import check_instance
+from gradsigns_lightning.runs.build import build, to_plain
+from gradsigns_lightning.runs.options import load_key, options
+from gradsigns_lightning.runs.suspect import check_normalization, open_checkpoint, suspect_data
+
+
+def run(config: Any) -> Outcome:
+    """Attack a signed model, and report what is left of the mark and at what price.
+
+    Returns:
+        What a sweep shows of it.
+
+    Raises:
+        ValueError: model, key, data and attack do not fit together.
+    """
+    settings = to_plain(config)
+    check_json_path(settings["json"])
+    key = load_key(settings["key"]["path"])
+    attack = build(settings["attack"], option="attack")
+    check_instance("attack", attack, Attack)
+    stolen = open_checkpoint(settings["checkpoint"], key)
+    check_normalization(stolen, key)
+    assert isinstance(stolen.model, nn.Module)
+    data = suspect_data(settings, stolen.data_name)
+    data.setup()
+    with options({name: f"recipe.{name}" for name in settings["recipe"]} | {"share": "share"}):
+        thief = AttackData.of(data, build(settings["recipe"], option="recipe"), share=settings["share"])
+    judge = Judge(
+        key,
+        data.raw_images("test", key.target_class),
+        data.test_dataloader(),
+        alpha=settings["alpha"],
+        max_queries=settings["max_queries"],
+    )
+    with options({name: f"attack.{name}" for name in settings["attack"]}):
+        _, record = attacked(stolen.model, attack, thief, judge)
+    rows = _rows(record, settings)
+    print_rows(rows, title="gradsigns attack", note=as_sentence(_verdict(record)))
+    if settings["json"]:
+        sources = {"checkpoint": settings["checkpoint"], "key": settings["key"]["path"]}
+        write_json(settings["json"], {**record.to_dict(), **sources})
+    return Outcome(
+        cell={"accuracy": _accuracy(record.after), "mark": _mark(record.after), "thief": _who(record)}
+    )
+
+
+def _rows(record: AttackRecord, settings: dict[str, Any]) -> dict[str, str]:
+    told = ", ".join(f"{name} {value}" for name, value in record.settings.items())
+    return {
+        "attack": f"{record.attack}: {told}",
+        "thief's images": str(record.n_images),
+        "seconds": f"{record.seconds:.1f}",
+        "before": _point(record.before),
+        **{f"at dose {point.dose:g}": _point(point) for point in record.curve[:-1]},
+        "after": _point(record.after),
+        "checkpoint": settings["checkpoint"],
+        "key file": settings["key"]["path"],
+    }
+
+
+def _point(point: Point) -> str:
+    return f"accuracy {_accuracy(point)}; {_mark(point)}; {point.reading.verdict.replace('_', ' ')}"
+
+
+def _accuracy(point: Point) -> str:
+    return f"{point.accuracy:.4f}"
+
+
+def _mark(point: Point) -> str:
+    reading = point.reading
+    weighted = "" if reading.w != reading.w else f", w = {reading.w:.1f}"
+    words = bits_in_words(reading.n_matches, reading.n_bits, reading.n_erasures, reading.log10_p_value)
+    return words + weighted
+
+
+def _who(record: AttackRecord) -> str:
+    return "wins" if record.wins else "does not win"
+
+
+def _verdict(record: AttackRecord) -> str:
+    lost = f"{100 * record.accuracy_lost:.1f} points of accuracy"
+    if not record.before.reading.proven:
+        return "the mark was not proven before the attack, so it tells nothing about the mark"
+    if record.wins:
+        return f"the thief wins: the mark is no longer proven, for {lost}"
+    if record.after.reading.proven:
+        return f"the mark is proven still; the attack cost {lost}"
+    return f"the mark is no longer proven, but the attack cost {lost}: the thief does not win"

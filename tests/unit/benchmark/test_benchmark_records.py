@@ -1,0 +1,47 @@
+import json
+import math
+
+import pytest
+
+from gradsigns_lightning.benchmark import AttackRecord, Point, Reading
+
+OWNED = Reading(128, 128, 0, -38.5, 11.0, "owned", 100)
+GONE = Reading(128, 66, 0, -0.5, 0.3, "not_proven", 100)
+BLANK = Reading(128, 0, 128, math.nan, math.nan, "inconclusive", 100)
+
+
+def record(before=OWNED, after=GONE, *, lost=0.01, curve=()):
+    return AttackRecord(
+        "FineTuning",
+        {"epochs": 5},
+        "model",
+        Point(0, 0.9, before),
+        Point(5, 0.9 - lost, after),
+        curve,
+        1.5,
+        300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lost", "wins"),
+    [
+        (OWNED, GONE, 0.01, True),
+        (OWNED, BLANK, -0.02, True),
+        (OWNED, GONE, 0.06, False),
+        (OWNED, OWNED, 0.0, False),
+        (GONE, GONE, 0.0, False),
+    ],
+)
+def test_a_thief_wins_who_removes_a_proven_mark_for_less_than_five_points(before, after, lost, wins):
+    assert record(before, after, lost=lost).wins is wins
+
+
+def test_a_record_comes_back_from_json_as_it_was():
+    whole = record(after=BLANK, curve=(Point(1, 0.89, OWNED), Point(2, 0.88, BLANK)))
+    text = json.dumps(whole.to_dict(), allow_nan=False)
+    again = AttackRecord.from_dict(json.loads(text))
+    assert again.to_dict() == whole.to_dict()
+    assert math.isnan(again.after.reading.w)
+    assert again.curve[0] == whole.curve[0]
+    assert (json.loads(text)["wins"], json.loads(text)["accuracy_lost"]) == (True, pytest.approx(0.01))
