@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from gradsigns_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from gradsigns_lightning.benchmark.measuring import Judge, attacked
+    from gradsigns_lightning.benchmark.measuring import Judge, KeyReader, attacked
     from gradsigns_lightning.benchmark.records import AttackRecord, Point, Reading
 
-__all__ = ["AttackRecord", "Judge", "Point", "Reading", "attacked"]
+__all__ = ["AttackRecord", "Judge", "KeyReader", "Point", "Reading", "attacked"]
 
 __getattr__, __dir__ = lazy_names(
-    __name__, {"measuring": "Judge attacked", "records": "AttackRecord Point Reading"}
+    __name__, {"measuring": "Judge KeyReader attacked", "records": "AttackRecord Point Reading"}
 )

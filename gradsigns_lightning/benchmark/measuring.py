@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,56 @@ from gradsigns_lightning.benchmark.records import AttackRecord, Point, Reading
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.result import DEFAULT_ALPHA, ReadingResult, decide, signed_by
 from gradsigns_lightning.verification.api.verify import verify_api
-from gradsigns_lightning.verification.images import RawInputs
 from gradsigns_lightning.verification.white_box import read_projections
+
+
+class Reader(Protocol):
+    """Reads a mark."""
+
+    def read_weights(self, model: nn.Module) -> Reading:
+        """Read the mark from a network that maps normalized inputs to logits."""
+
+    def read_responses(self, model: nn.Module) -> Reading:
+        """Read the mark from what a model answers to normalized inputs: logits, probabilities or labels."""
+
+
+@dataclass(frozen=True)
+class KeyReader:
+    """Reads a key of this package.
+
+    Attributes:
+        key: the owner's key.
+        images: raw images of the key's target class in [0, 1], ``(n, C, H, W)``, none of which the thief has.
+        alpha: significance level of the verdict.
+        max_queries: budget of a reading through responses.
+    """
+
+    key: WatermarkKey
+    images: Tensor
+    alpha: float = DEFAULT_ALPHA
+    max_queries: int = 1000
+
+    def read_weights(self, model: nn.Module) -> Reading:
+        """Read the key from a model's weights."""
+        z, recognised = read_projections(model, self.key, self.images)
+        result = decide(z, self.key, n_queries=len(self.images), alpha=self.alpha, recognised=recognised)
+        return _reading(result, weighted_agreement(signed_by(z.double().cpu(), self.key.signature)))
+
+    def read_responses(self, model: nn.Module) -> Reading:
+        """Read the key from what a model answers."""
+        n_channels, device = self.key.input_shape[0], device_of(model)
+        mean, std = (
+            torch.tensor(values).expand(n_channels).view(-1, 1, 1)
+            for values in (self.key.input_mean, self.key.input_std)
+        )
+
+        @torch.no_grad()
+        def predict(images: Tensor) -> Tensor:
+            answer: Tensor = model(((images - mean) / std).to(device))
+            return answer
+
+        result = verify_api(predict, self.key, self.images, max_queries=self.max_queries, alpha=self.alpha)
+        return _reading(result, math.nan)
 
 
 @dataclass(frozen=True)
@@ -25,18 +73,12 @@ class Judge:
     """Measures a model's accuracy and reads the owner's mark from it.
 
     Attributes:
-        key: the owner's key.
-        images: raw images of the key's target class in [0, 1], ``(n, C, H, W)``, none of which the thief has.
+        reader: reads the mark.
         test: labelled test batches, normalized.
-        alpha: significance level of the verdict.
-        max_queries: budget of a reading through responses.
     """
 
-    key: WatermarkKey
-    images: Tensor
+    reader: Reader
     test: DataLoader[Any]
-    alpha: float = DEFAULT_ALPHA
-    max_queries: int = 1000
 
     def point(self, model: nn.Module, dose: float, *, kind: str = "model") -> Point:
         """Return what a model shows at a dose.
@@ -46,8 +88,8 @@ class Judge:
             dose: of the attack.
             kind: ``"model"`` reads the weights, ``"responses"`` what the model answers.
         """
-        reading = self.read_weights(model) if kind == "model" else self.read_responses(model)
-        return Point(dose, self.accuracy(model), reading)
+        read = self.reader.read_weights if kind == "model" else self.reader.read_responses
+        return Point(dose, self.accuracy(model), read(model))
 
     @torch.no_grad()
     def accuracy(self, model: nn.Module) -> float:
@@ -58,25 +100,6 @@ class Judge:
             n_right += int(((answer.argmax(1) if answer.ndim == 2 else answer) == y).sum())
             n_seen += len(y)
         return n_right / n_seen
-
-    def read_weights(self, model: nn.Module) -> Reading:
-        """Read the mark from a model's weights."""
-        z, recognised = read_projections(model, self.key, self.images)
-        result = decide(z, self.key, n_queries=len(self.images), alpha=self.alpha, recognised=recognised)
-        return _reading(result, weighted_agreement(signed_by(z.double().cpu(), self.key.signature)))
-
-    def read_responses(self, model: nn.Module) -> Reading:
-        """Read the mark from what a model answers to raw images."""
-        oracle = RawInputs(model, input_mean=self.key.input_mean, input_std=self.key.input_std)
-        device = device_of(model)
-
-        @torch.no_grad()
-        def predict(images: Tensor) -> Tensor:
-            answer: Tensor = oracle(images.to(device))
-            return answer
-
-        result = verify_api(predict, self.key, self.images, max_queries=self.max_queries, alpha=self.alpha)
-        return _reading(result, math.nan)
 
 
 def weighted_agreement(signed: Tensor) -> float:

@@ -8,7 +8,7 @@ from torch import nn
 
 from gradsigns_lightning.attacks import AttackData
 from gradsigns_lightning.attacks.base import Attack
-from gradsigns_lightning.benchmark import AttackRecord, Judge, Point, attacked
+from gradsigns_lightning.benchmark import AttackRecord, Judge, KeyReader, Point, attacked
 from gradsigns_lightning.cli.report import as_sentence, check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.result import bits_in_words
@@ -39,13 +39,9 @@ def run(config: Any) -> Outcome:
     data.setup()
     with options({name: f"recipe.{name}" for name in settings["recipe"]} | {"share": "share"}):
         thief = AttackData.of(data, build(settings["recipe"], option="recipe"), share=settings["share"])
-    judge = Judge(
-        key,
-        data.raw_images("test", key.target_class),
-        data.test_dataloader(),
-        alpha=settings["alpha"],
-        max_queries=settings["max_queries"],
-    )
+    images = data.raw_images("test", key.target_class)
+    reader = KeyReader(key, images, alpha=settings["alpha"], max_queries=settings["max_queries"])
+    judge = Judge(reader, data.test_dataloader())
     with options({name: f"attack.{name}" for name in settings["attack"]}):
         _, record = attacked(stolen.model, attack, thief, judge)
     rows = _rows(record, settings)
@@ -54,7 +50,7 @@ def run(config: Any) -> Outcome:
         sources = {"checkpoint": settings["checkpoint"], "key": settings["key"]["path"]}
         write_json(settings["json"], {**record.to_dict(), **sources})
     return Outcome(
-        cell={"accuracy": _accuracy(record.after), "mark": _mark(record.after), "thief": _who(record)}
+        cell={"accuracy": accuracy_of(record.after), "mark": mark_of(record.after), "thief": who_wins(record)}
     )
 
 
@@ -64,30 +60,34 @@ def _rows(record: AttackRecord, settings: dict[str, Any]) -> dict[str, str]:
         "attack": f"{record.attack}: {told}",
         "thief's images": str(record.n_images),
         "seconds": f"{record.seconds:.1f}",
-        "before": _point(record.before),
-        **{f"at dose {point.dose:g}": _point(point) for point in record.curve[:-1]},
-        "after": _point(record.after),
+        "before": point_row(record.before),
+        **{f"at dose {point.dose:g}": point_row(point) for point in record.curve[:-1]},
+        "after": point_row(record.after),
         "checkpoint": settings["checkpoint"],
         "key file": settings["key"]["path"],
     }
 
 
-def _point(point: Point) -> str:
-    return f"accuracy {_accuracy(point)}; {_mark(point)}; {point.reading.verdict.replace('_', ' ')}"
+def point_row(point: Point) -> str:
+    """Return what a model shows, in words."""
+    return f"accuracy {accuracy_of(point)}; {mark_of(point)}; {point.reading.verdict.replace('_', ' ')}"
 
 
-def _accuracy(point: Point) -> str:
+def accuracy_of(point: Point) -> str:
+    """Return a model's accuracy as text."""
     return f"{point.accuracy:.4f}"
 
 
-def _mark(point: Point) -> str:
+def mark_of(point: Point) -> str:
+    """Return what was read of the mark, in words."""
     reading = point.reading
     weighted = "" if reading.w != reading.w else f", w = {reading.w:.1f}"
     words = bits_in_words(reading.n_matches, reading.n_bits, reading.n_erasures, reading.log10_p_value)
     return words + weighted
 
 
-def _who(record: AttackRecord) -> str:
+def who_wins(record: AttackRecord) -> str:
+    """Return whether the thief wins, in words."""
     return "wins" if record.wins else "does not win"
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "judge": "check an evidence bundle and read the suspect",
     "strip": "copy a checkpoint without what announces the mark",
     "attack": "attack a signed model, and see what is left of the mark",
+    "benchmark": "attack watermarking schemes, and keep what is measured",
     "import-2021": "read the authors' released model",
 }
 

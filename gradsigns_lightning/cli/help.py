@@ -37,6 +37,7 @@ _PARTS = {
         "key.n_bits": "any other number of bits",
         "key.n_carriers": "inputs that carry them; by default six a bit, or all",
     },
+    **dict.fromkeys(("benchmark",), _DATA),
     "attack": {
         **_DATA,
         "recipe.rate": "learning rate of a training from scratch",
@@ -48,7 +49,7 @@ _PARTS = {
 _FOUND = {"paths.data": "FOLDER", "key.n_carriers": "NUMBER", "watermark.cadence": "NUMBER"}
 # Choices of a group that are for other commands, or for projects of the user's own.
 _OTHERS = {
-    "keygen": ("file",),
+    **dict.fromkeys(("keygen", "benchmark"), ("file",)),
     "train": ("gradsigns",),
     **dict.fromkeys(("verify", "trace", "judge"), ("own",)),
 }
@@ -95,6 +96,11 @@ EXAMPLES = {
         "checkpoint=model.ckpt key=acme.gskey attack=ftal",
         "checkpoint=model.ckpt key=acme.gskey attack=ftal attack.rate_factor=3 json=ftal.json",
         "-m checkpoint=model.ckpt key=acme.gskey attack=ftal,ftll,rtal,rtll",
+    ),
+    "benchmark": (
+        "experiment=demo attack=rtal",
+        "-m experiment=demo attack=ftal,ftll,rtal,rtll seed=0,1,2",
+        "-m experiment=fashion_mnist 'attack=glob(*)' seed=0,1,2 hydra/launcher=joblib",
     ),
     "import-2021": (
         "folder=64-bit_CIFAR10 images=folder_of_images",

@@ -41,8 +41,8 @@ class CommonConfig:
 
 
 @dataclass
-class TrainConfig(CommonConfig):
-    """Keys of ``gradsigns train``."""
+class FitConfig(CommonConfig):
+    """Keys of every command that trains."""
 
     model: Group = _setting(dict, "network", "NAME")
     optimizer: Group = _setting(dict, "optimizer", "NAME")
@@ -50,14 +50,20 @@ class TrainConfig(CommonConfig):
     label_smoothing: float = _setting(0.1, "share of every target that is spread over all classes")
     key: Any = _setting(dict, "key file, or the size of a new key", "FILE")
     watermark: Group = _setting(dict, "how the model is signed", "NAME")
-    callbacks: Group = _setting(dict, "further callbacks of the Trainer", "NAME")
     trainer: Group = _setting(dict, "Lightning's Trainer", "NAME")
-    logger: Group = _setting(dict, "where figures are logged", "NAME")
     seed: int = _setting(0, "seed of weights and batches, not of the key")
+    alpha: float = _setting(DEFAULT_ALPHA, "owned at p-values up to this")
+
+
+@dataclass
+class TrainConfig(FitConfig):
+    """Keys of ``gradsigns train``."""
+
+    callbacks: Group = _setting(dict, "further callbacks of the Trainer", "NAME")
+    logger: Group = _setting(dict, "where figures are logged", "NAME")
     twin: bool = _setting(False, "true trains the same model without the mark as well, for comparison")
     init: Optional[str] = _setting(None, "checkpoint to start from", "FILE")  # noqa: UP045
     code: Optional[str] = _setting(None, "where modules of yours lie: networks, data, callbacks", "FOLDER")  # noqa: UP045
-    alpha: float = _setting(DEFAULT_ALPHA, "owned at p-values up to this")
     progress: bool = _setting(True, "false prints no progress")
 
 
@@ -200,6 +206,19 @@ class AttackConfig(CommonConfig):
     alpha: float = _setting(DEFAULT_ALPHA, "owned at p-values up to this")
 
 
+@dataclass
+class BenchmarkConfig(FitConfig):
+    """Keys of ``gradsigns benchmark``."""
+
+    scheme: Group = _setting(dict, "watermarking scheme", "NAME")
+    attack: Group = _setting(dict, "removal attack", "NAME")
+    recipe: Group = _setting(dict, "how the thief trains")
+    share: float = _setting(1 / 3, "share of the training images that the thief has")
+    max_queries: int = _setting(1000, "budget of a reading through responses")
+    folder: str = _setting("outputs/benchmark", "where records and models are kept", "FOLDER")
+    retry: bool = _setting(False, "true tries crashed cells again")
+
+
 SCHEMAS = {
     "train": TrainConfig,
     "verify": VerifyConfig,
@@ -209,6 +228,7 @@ SCHEMAS = {
     "trace": TraceConfig,
     "strip": StripConfig,
     "attack": AttackConfig,
+    "benchmark": BenchmarkConfig,
     "import-2021": ImportConfig,
 }
 

@@ -1,0 +1,137 @@
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gradsigns_lightning.benchmark import cells
+from gradsigns_lightning.cli import main
+
+SWEEP = ["-m", "experiment=demo", "trainer.max_epochs=4", "attack=ftal,rtll", "seed=0,1"]
+
+
+def records(folder):
+    """Return what was measured by what was chosen, without times."""
+    found = {}
+    for cell in cells.read_cells(folder):
+        text = cell.to_dict()
+        del text["seconds"], text["record"]["seconds"]
+        found[tuple(sorted(cell.names.items()))] = text
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert main(["benchmark", *SWEEP, f"folder={folder}"]) == 0
+    return folder
+
+
+def test_each_cell_is_recorded_and_each_model_trained_once(undisturbed):
+    found = records(undisturbed)
+    assert {(dict(names)["attack"], dict(names)["seed"]) for names in found} == {
+        (attack, seed) for attack in ("ftal", "rtll") for seed in (0, 1)
+    }
+    assert all(cell["status"] == "done" for cell in found.values())
+    assert len(list((undisturbed / "models").glob("*.pt"))) == 2
+    one = next(cell["record"] for cell in found.values() if cell["names"]["attack"] == "rtll")
+    assert [point["dose"] for point in one["curve"]] == list(range(1, 11))
+
+
+def test_what_is_there_is_not_done_again(undisturbed, monkeypatch, capsys):
+    def fail(*_):
+        raise AssertionError("it is there")
+
+    monkeypatch.setattr(cells, "_measured", fail)
+    before = {file: file.stat().st_mtime_ns for file in undisturbed.rglob("*.json")}
+    assert main(["benchmark", *SWEEP, f"folder={undisturbed}"]) == 0
+    assert {file: file.stat().st_mtime_ns for file in undisturbed.rglob("*.json")} == before
+    assert "attack=rtll" in capsys.readouterr().out.partition("all runs")[2]
+
+
+def test_a_benchmark_that_is_killed_ends_with_the_same_records(undisturbed, tmp_path):
+    words = [sys.executable, "-m", "gradsigns_lightning", "benchmark", *SWEEP, f"folder={tmp_path}"]
+    draw, n_killed = random.Random(0), 0
+    while True:
+        process = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, start_new_session=True
+        )
+        if n_killed == 2:
+            assert process.wait(300) == 0
+            break
+        seen = len(list(tmp_path.glob("*/*.*")))
+        while process.poll() is None and len(list(tmp_path.glob("*/*.*"))) == seen:
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+        n_killed += 1
+    assert records(tmp_path) == records(undisturbed)
+    assert not list(tmp_path.glob("cells/.*"))
+
+
+def test_a_cell_that_crashes_says_so_and_can_be_tried_again(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    words = ["benchmark", "experiment=demo", "trainer.max_epochs=1", f"folder={tmp_path}"]
+    with monkeypatch.context() as broken:
+        broken.setattr(cells, "attacked", fail)
+        assert main(words) == 0
+    assert "out of memory" in capsys.readouterr().out
+    assert [cell.status for cell in cells.read_cells(tmp_path)] == ["crashed"]
+    assert main(words) == 0
+    assert [cell.status for cell in cells.read_cells(tmp_path)] == ["crashed"]
+    assert main([*words, "retry=true"]) == 0
+    assert [cell.status for cell in cells.read_cells(tmp_path)] == ["done"]
+
+
+def test_an_attack_that_does_not_apply_is_refused_not_won(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ValueError("`model` must have batch normalization, got none.")
+
+    monkeypatch.setattr(cells, "attacked", refuse)
+    assert main(["benchmark", "experiment=demo", "trainer.max_epochs=1", f"folder={tmp_path}"]) == 0
+    (cell,) = cells.read_cells(tmp_path)
+    assert (cell.status, cell.record) == ("refused", None)
+    assert "batch normalization" in cell.error
+    assert json.loads(next(tmp_path.glob("cells/*.json")).read_text())["record"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["attack.epochs=4"], False),
+        (["seed=1"], False),
+        (["watermark.strength=2"], False),
+        (["data.module.num_workers=1"], True),
+        (["trainer.accelerator=cpu"], True),
+        (["recipe.rate=0.1"], False),
+    ],
+)
+def test_the_content_of_the_configuration_names_the_cell(words, same):
+    from hydra import compose, initialize_config_dir
+
+    from gradsigns_lightning.runs.config import config_folder, register_schemas
+
+    register_schemas()
+    with initialize_config_dir(config_folder(), version_base="1.3"):
+        names = [
+            cells.digest(
+                {part: config[part] for part in config if part in (*cells._OF_TRAINING, *cells._OF_ATTACK)},
+                (*cells._OF_TRAINING, *cells._OF_ATTACK),
+            )
+            for config in (plain(compose("benchmark", overrides=given)) for given in ([], words))
+        ]
+    assert (names[0] == names[1]) is same
+
+
+def plain(config):
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(
+        OmegaConf.masked_copy(config, [*cells._OF_TRAINING, *cells._OF_ATTACK, "paths"]), resolve=False
+    )
