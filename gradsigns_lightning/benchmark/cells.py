@@ -143,7 +143,7 @@ def _parts(settings: dict[str, Any]) -> tuple[Owner, Scheme, Attack]:
     recipe = build(settings["recipe"], option="recipe")
     data = build_data(settings["data"]["module"])
     data.prepare_data()
-    data.setup()
+    data.setup(None)
     return Owner(settings, data, recipe, settings["alpha"], settings["max_queries"]), scheme, attack
 
 

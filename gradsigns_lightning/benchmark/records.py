@@ -6,6 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
+from gradsigns_lightning.core.result import verdict_of
+from gradsigns_lightning.core.statistics import log10_ownership_p_value
+
 MOST_ACCURACY_LOST = 0.05  # of the Watermark-Robustness-Toolbox (Lukas et al., IEEE S&P 2022)
 
 
@@ -100,6 +105,38 @@ class AttackRecord:
         own = {name: value for name, value in values.items() if name not in ("accuracy_lost", "wins")}
         points = {name: _point(own[name]) for name in ("before", "after")}
         return cls(**{**own, **points, "curve": tuple(_point(one) for one in own["curve"])})
+
+
+def bits_reading(signed: Tensor, *, n_queries: int, alpha: float, w: float) -> Reading:
+    """Return what values for each bit say, which are positive where they agree with the owner's.
+
+    Args:
+        signed: shape ``(n,)``; exact zeros are erasures.
+        n_queries: images that the model was queried with.
+        alpha: significance level of the verdict.
+        w: weighted agreement.
+    """
+    n_decided, n_matches = int((signed != 0).sum()), int((signed > 0).sum())
+    log10_p = log10_ownership_p_value(n_matches, n_decided) if n_decided else math.nan
+    verdict = verdict_of(10**log10_p, alpha)
+    return Reading(len(signed), n_matches, len(signed) - n_decided, log10_p, w, verdict, n_queries)
+
+
+def counted_reading(n_matches: int, n: int, *, chance: float, alpha: float) -> Reading:
+    """Return what matches of ``n`` queries say, each of which matches by chance with that probability."""
+    log10_p = log10_binomial_tail(n_matches, n, chance)
+    return Reading(n, n_matches, 0, log10_p, math.nan, verdict_of(10**log10_p, alpha), n)
+
+
+def log10_binomial_tail(n_matches: int, n: int, chance: float) -> float:
+    """Return the base-10 logarithm of ``P[Bin(n, chance) >= n_matches]``, summed in logarithms."""
+    terms = [
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        + k * math.log(chance) + (n - k) * math.log1p(-chance)
+        for k in range(n_matches, n + 1)
+    ]  # fmt: skip
+    largest = max(terms)
+    return min(0.0, (largest + math.log(sum(math.exp(term - largest) for term in terms))) / math.log(10))
 
 
 def without_nan(value: Any) -> Any:

@@ -5,9 +5,14 @@ from typing import TYPE_CHECKING
 from gradsigns_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from gradsigns_lightning.benchmark.schemes.adi import Adi
     from gradsigns_lightning.benchmark.schemes.base import Owner, Scheme
     from gradsigns_lightning.benchmark.schemes.gradsigns import GradSignsScheme, Unmarked
+    from gradsigns_lightning.benchmark.schemes.uchida import Uchida
 
-__all__ = ["GradSignsScheme", "Owner", "Scheme", "Unmarked"]
+__all__ = ["Adi", "GradSignsScheme", "Owner", "Scheme", "Uchida", "Unmarked"]
 
-__getattr__, __dir__ = lazy_names(__name__, {"base": "Owner Scheme", "gradsigns": "GradSignsScheme Unmarked"})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {"adi": "Adi", "base": "Owner Scheme", "gradsigns": "GradSignsScheme Unmarked", "uchida": "Uchida"},
+)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from gradsigns_lightning.attacks.base import AttackData, Recipe
 from gradsigns_lightning.benchmark.measuring import Reader
+from gradsigns_lightning.runs.own import build_network
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,13 @@ class Owner:
     def images(self) -> AttackData:
         """All training images, for schemes that train in a loop of their own."""
         return AttackData.of(self.data, self.recipe, share=1.0)
+
+
+def fresh_network(owner: Owner) -> nn.Module:
+    """Return the configuration's network with weights that follow from the owner's seed."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(owner.seed)
+        return build_network(owner.settings["model"])
 
 
 class Scheme(Protocol):

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 
 from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from gradsigns_lightning.benchmark.measuring import KeyReader, Reader
@@ -49,7 +50,7 @@ def key_of(owner: Owner) -> WatermarkKey:
     return key
 
 
-def _trained(owner: Owner, watermark: list[fit.Callback]) -> nn.Module:
+def _trained(owner: Owner, watermark: list[Callback]) -> nn.Module:
     seed_everything(owner.seed, verbose=False)
     classifier = fit.build_classifier({**owner.settings, "init": None})
     trainer = fit.build_trainer(owner.settings, watermark, None)

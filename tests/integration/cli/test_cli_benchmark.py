@@ -101,6 +101,37 @@ def test_an_attack_that_does_not_apply_is_refused_not_won(tmp_path, monkeypatch)
     assert json.loads(next(tmp_path.glob("cells/*.json")).read_text())["record"] is None
 
 
+SCHEMES = {
+    "gradsigns": ["scheme=gradsigns"],
+    "uchida": ["scheme=uchida", "scheme.n_bits=64"],
+    "adi": ["scheme=adi", "scheme.n_triggers=60"],
+    "unmarked": ["scheme=unmarked"],
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_each_scheme_is_proven_before_the_attack_and_no_mark_is_not(tmp_path, scheme):
+    words = ["attack=ftal", "attack.epochs=1", "attack.rate_factor=0.1", *SCHEMES[scheme]]
+    assert main(["benchmark", "experiment=demo", *words, f"folder={tmp_path}"]) == 0
+    (cell,) = cells.read_cells(tmp_path)
+    assert cell.status == "done", cell.error
+    before, after = cell.record.before, cell.record.after
+    assert before.accuracy > 0.95
+    proven = scheme != "unmarked"
+    assert (before.reading.proven, after.reading.proven) == (proven, proven)
+    assert not cell.record.wins
+
+
+def test_a_scheme_that_does_not_fit_the_network_is_refused(tmp_path):
+    assert (
+        main(["benchmark", "experiment=demo", "scheme=uchida", "scheme.n_bits=300", f"folder={tmp_path}"])
+        == 0
+    )
+    (cell,) = cells.read_cells(tmp_path)
+    assert (cell.status, cell.record) == ("refused", None)
+    assert "`n_bits` must be at most" in cell.error
+
+
 @pytest.mark.parametrize(
     ("words", "same"),
     [

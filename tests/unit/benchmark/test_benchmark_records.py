@@ -1,9 +1,12 @@
 import json
 import math
+from fractions import Fraction
 
 import pytest
+import torch
 
 from gradsigns_lightning.benchmark import AttackRecord, Point, Reading
+from gradsigns_lightning.benchmark.records import bits_reading, log10_binomial_tail
 
 OWNED = Reading(128, 128, 0, -38.5, 11.0, "owned", 100)
 GONE = Reading(128, 66, 0, -0.5, 0.3, "not_proven", 100)
@@ -45,3 +48,22 @@ def test_a_record_comes_back_from_json_as_it_was():
     assert math.isnan(again.after.reading.w)
     assert again.curve[0] == whole.curve[0]
     assert (json.loads(text)["wins"], json.loads(text)["accuracy_lost"]) == (True, pytest.approx(0.01))
+
+
+@pytest.mark.parametrize(
+    ("n_matches", "n", "chance"), [(0, 10, 0.1), (7, 10, 0.1), (100, 100, 0.1), (33, 64, 0.5)]
+)
+def test_the_tail_of_a_binomial_is_summed_as_it_stands(n_matches, n, chance):
+    exact = sum(
+        math.comb(n, k) * Fraction(chance) ** k * (1 - Fraction(chance)) ** (n - k)
+        for k in range(n_matches, n + 1)
+    )
+    assert log10_binomial_tail(n_matches, n, chance) == pytest.approx(math.log10(exact), abs=1e-9)
+
+
+def test_bits_that_are_exactly_zero_are_erasures():
+    reading = bits_reading(torch.tensor([1.0, -2.0, 0.0, 3.0]), n_queries=7, alpha=0.5, w=1.0)
+    assert (reading.n_bits, reading.n_matches, reading.n_erasures, reading.n_queries) == (4, 2, 1, 7)
+    assert 10**reading.log10_p_value == pytest.approx(0.5)
+    assert reading.verdict == "owned"
+    assert bits_reading(torch.zeros(4), n_queries=0, alpha=0.5, w=math.nan).verdict == "inconclusive"
