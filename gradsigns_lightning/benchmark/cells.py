@@ -143,7 +143,8 @@ def _parts(settings: dict[str, Any]) -> tuple[Owner, Scheme, Attack]:
     recipe = build(settings["recipe"], option="recipe")
     data = build_data(settings["data"]["module"])
     data.prepare_data()
-    data.setup(None)
+    data.setup("fit")
+    data.setup("test")
     return Owner(settings, data, recipe, settings["alpha"], settings["max_queries"]), scheme, attack
 
 

@@ -98,7 +98,7 @@ class _Reader:
 
 
 def carrier_layer(model: nn.Module) -> str:
-    """Return the name of the weight with the largest fan-in of all layers but the head, the earliest of equals."""
+    """Return the name of the weight with the largest fan-in but for the head's, the earliest of equals."""
     layers = [
         (name, module) for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))
     ][:-1]
