@@ -15,10 +15,10 @@ from gradsigns_lightning.reporting.figures import evidence_against_accuracy, sur
 CURVES, SCATTER = "survival-curves.svg", "survival-evidence.svg"
 _LOST, _KEPT, _DEAR = "🔴", "🟢", "🟡"
 _LEGEND = (
-    f"{_KEPT} the mark is proven in every seed; {_LOST} the thief wins in at least one: the mark is no "
-    f"longer proven, and accuracy fell by less than {100 * MOST_ACCURACY_LOST:g} points; {_DEAR} the mark is not "
-    "proven, but the thief's model has lost more than that. Each entry: log10 of the p-value, accuracy lost "
-    "in points; mean and standard deviation over the seeds."
+    f"{_KEPT} the mark is proven in every seed; {_LOST} the thief wins in at least one: the mark is no longer "
+    f"proven, and accuracy fell by less than {100 * MOST_ACCURACY_LOST:g} points; {_DEAR} the mark is "
+    "not proven, but the thief's model has lost more than that. Each entry: log10 of the p-value, accuracy "
+    "lost in points; mean and standard deviation over the seeds."
 )
 
 
