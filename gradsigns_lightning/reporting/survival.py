@@ -13,12 +13,13 @@ from gradsigns_lightning.benchmark.records import MOST_ACCURACY_LOST, AttackReco
 from gradsigns_lightning.reporting.figures import evidence_against_accuracy, survival_curves
 
 CURVES, SCATTER = "survival-curves.svg", "survival-evidence.svg"
-_LOST, _KEPT, _DEAR = "🔴", "🟢", "🟡"
+_LOST, _KEPT, _DEAR, _NEVER = "🔴", "🟢", "🟡", "⚪"
 _LEGEND = (
-    f"{_KEPT} the mark is proven in every seed; {_LOST} the thief wins in at least one: the mark is no longer "
-    f"proven, and accuracy fell by less than {100 * MOST_ACCURACY_LOST:g} points; {_DEAR} the mark is "
-    "not proven, but the thief's model has lost more than that. Each entry: log10 of the p-value, accuracy "
-    "lost in points; mean and standard deviation over the seeds."
+    f"{_KEPT} the mark is proven in every seed; {_LOST} the thief wins in at least one: the mark is not proven "
+    f"any more, and accuracy fell by less than {100 * MOST_ACCURACY_LOST:g} points; {_DEAR} the mark is not "
+    f"proven, but the thief's model has lost more than that; {_NEVER} in a seed the mark was not proven even "
+    "before the attack. Each entry: log10 of the p-value, accuracy lost in points; mean and standard deviation "
+    "over the seeds."
 )
 
 
@@ -37,6 +38,8 @@ class Group:
         """Whether the mark survives."""
         if any(record.wins for record in self.records):
             return _LOST
+        if not all(record.before.reading.proven for record in self.records):
+            return _NEVER
         return _KEPT if all(record.after.reading.proven for record in self.records) else _DEAR
 
     @property

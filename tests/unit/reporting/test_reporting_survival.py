@@ -44,6 +44,14 @@ def test_each_attack_is_a_row_and_each_scheme_a_column():
     assert table["prune"] == ["🔴 -; +0.0", "🟡 -0.5 ± 0.0; +20.0 ± 0.0"]
 
 
+def test_a_mark_that_was_never_there_is_neither_lost_nor_kept():
+    before = Point(0, 0.9, GONE)
+    record = AttackRecord("X", {}, "model", before, before, (), 1.0, 300)
+    names = {"scheme": "none", "attack": "ftal", "seed": 0, "data": "digits", "model": "mlp"}
+    page = survival_page([CellRecord("x", names, "done", record, None, 1.0)])
+    assert rows(page)["ftal"] == ["⚪ -0.5; +0.0"]
+
+
 def test_what_crashed_is_told_with_its_reason():
     page = survival_page(CELLS, command="gradsigns benchmark -m")
     assert "attack jpeg, seed 0, data digits, model mlp: crashed, RuntimeError: out of memory" in page
