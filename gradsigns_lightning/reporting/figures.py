@@ -24,24 +24,27 @@ def survival_curves(curves: Mapping[str, Mapping[str, Sequence[Sequence[Point]]]
     Raises:
         ImportError: matplotlib is not installed.
     """
+    require("matplotlib", extra="report")
+    from matplotlib.lines import Line2D
+
     schemes = sorted({scheme for of_attack in curves.values() for scheme in of_attack})
     n_rows = max(1, math.ceil(len(curves) / _COLUMNS))
     figure = _figure(3.2 * min(_COLUMNS, max(1, len(curves))), 2.6 * n_rows)
     for number, (attack, of_attack) in enumerate(curves.items(), 1):
         axes = figure.add_subplot(n_rows, min(_COLUMNS, len(curves)), number)
         for scheme, seeds in of_attack.items():
-            for i, points in enumerate(seeds):
+            for points in seeds:
                 axes.plot(
                     [point.dose for point in points],
                     [evidence(point) for point in points],
                     color=f"C{schemes.index(scheme)}",
-                    label=scheme if i == 0 else None,
                 )
         axes.axhline(_PROOF, color="grey", linestyle=":")
         axes.set_title(attack, fontsize=9)
         axes.set_xlabel("dose", fontsize=8)
         axes.set_ylabel("-log10 p", fontsize=8)
-        axes.legend(fontsize=6)
+    lines = [Line2D([], [], color=f"C{number}") for number in range(len(schemes))]
+    figure.legend(lines, schemes, loc="outside lower center", ncols=max(1, len(schemes)), fontsize=8)
     figure.savefig(file)
 
 

@@ -15,11 +15,11 @@ from gradsigns_lightning.reporting.figures import evidence_against_accuracy, sur
 CURVES, SCATTER = "survival-curves.svg", "survival-evidence.svg"
 _LOST, _KEPT, _DEAR, _NEVER = "🔴", "🟢", "🟡", "⚪"
 _LEGEND = (
-    f"{_KEPT} the mark is proven in every seed; {_LOST} the thief wins in at least one: the mark is not proven "
-    f"any more, and accuracy fell by less than {100 * MOST_ACCURACY_LOST:g} points; {_DEAR} the mark is not "
-    f"proven, but the thief's model has lost more than that; {_NEVER} in a seed the mark was not proven even "
-    "before the attack. Each entry: log10 of the p-value, accuracy lost in points; mean and standard deviation "
-    "over the seeds."
+    f"{_KEPT} the mark is proven in every seed; {_LOST} the thief wins in at least one: the mark is not "
+    f"proven any more, and accuracy fell by less than {100 * MOST_ACCURACY_LOST:g} points; {_DEAR} the mark "
+    f"is not proven, but the thief's model has lost more than that; {_NEVER} in a seed the mark was not "
+    "proven even before the attack. Each entry: log10 of the p-value, accuracy lost in points; mean and "
+    "standard deviation over the seeds."
 )
 
 
@@ -166,7 +166,7 @@ def _curves(cells: Sequence[CellRecord]) -> dict[str, dict[str, list[list[Point]
 
 def _ends(cells: Sequence[CellRecord]) -> dict[str, list[AttackRecord]]:
     return {
-        scheme: [cell.record for cell in group if cell.record is not None]
+        scheme: [cell.record for cell in group if cell.record and cell.record.before.reading.proven]
         for (scheme,), group in sorted(grouped(cells, ("scheme",)).items())
     }
 
