@@ -31,7 +31,7 @@ def model(planted):
 
 
 class Turned(nn.Module):
-    """Takes the class's images for another."""
+    """A model that classifies the target class's images as another class."""
 
     def __init__(self, model):
         super().__init__()
@@ -89,7 +89,7 @@ def test_a_key_that_can_never_be_owned(planted, reader):
 @pytest.mark.parametrize("reader", [verify, verify_api, lambda model, key, images: trace(model, key, images)])
 def test_images_of_another_class(model, reader):
     verdict, _, _ = lines(reader(Turned(model), KEY, IMAGES))
-    assert verdict.startswith("inconclusive: the model takes only ")
+    assert verdict.startswith("inconclusive: the model classifies only ")
     assert "input_mean" in verdict
 
 

@@ -1,4 +1,4 @@
-"""Keys that can never prove what they are made for are told so when they are made."""
+"""Keys that can never prove what they are made for are warned of when they are made."""
 
 import re
 import warnings
@@ -21,7 +21,7 @@ from gradsigns_lightning.core.statistics import ownership_p_value
 
 
 def made(**settings):
-    """Return the warnings of making a key."""
+    """Return the warnings when a key is made."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         key = WatermarkKey.generate(
@@ -131,7 +131,7 @@ def test_advice_leads_to_no_key_that_can_never_be_owned_or_embedded(n_bits, n_ca
 def test_a_key_that_cannot_be_embedded_is_told_so_when_it_is_made(n_bits, n_carriers):
     key, (message,) = made(n_bits=n_bits, n_carriers=n_carriers)
     assert f"{n_bits} bits on {n_carriers} carriers leave no room" in message
-    advice = f"Take at least {2 * n_bits} carriers (six a bit are usual; the input has 256 coordinates)."
+    advice = f"Take at least {2 * n_bits} carriers (six per bit are usual; the input has 256 coordinates)."
     assert message.endswith(advice)
     with pytest.raises(ValueError, match=re.escape(advice)):
         make_objective("margin", key).check_key(key)
