@@ -57,7 +57,7 @@ class Recognition:
 
 
 def most_length(recognised: Tensor, interval: int) -> Tensor:
-    """Return the longest that the mark's gradient may be after ``interval`` steps, in lengths of the task's.
+    """Return the largest length of the mark's gradient after ``interval`` steps, in lengths of the task's.
 
     A network that has yet to learn its classes loses them to a mark that pulls as hard as the task. A network
     that knows them tolerates such a mark, and needs it for the last bits.
@@ -72,8 +72,8 @@ def most_length(recognised: Tensor, interval: int) -> Tensor:
 def needed_length(share: Tensor, hurry: float) -> Tensor:
     """Return how long the mark's gradient should be to turn the bits, in lengths of the task's.
 
-    The full length is for a wrong bit only: where bits are merely short of their margin it would cost
-    accuracy, down to the last hundredth of a margin.
+    Only a wrong bit gets the full length. Where bits are merely short of their margin it would cost accuracy,
+    and it would do the task as much harm for the last hundredth of a margin as for a wrong bit.
 
     Args:
         share: smallest margin of all bits, relative to the objective's margin, a scalar.

@@ -13,5 +13,5 @@ if TYPE_CHECKING:
 
 __all__ = ["WatermarkKey", "key_of"]
 
-# Lazy, because the modules of this room import each other.
+# Lazy, because the modules of this package import each other.
 __getattr__, __dir__ = lazy_names(__name__, {"key": "WatermarkKey", "opening": "key_of"})

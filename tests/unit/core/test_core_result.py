@@ -57,14 +57,14 @@ def test_a_reading_of_the_weights(model):
 
 
 @pytest.mark.parametrize(
-    ("free_bits", "told"), [(0.0, False), (30.0, False), (60.0, True), (math.nan, False)]
+    ("free_bits", "reported"), [(0.0, False), (30.0, False), (60.0, True), (math.nan, False)]
 )
-def test_bits_that_could_be_fitted_are_told_where_they_decide(model, free_bits, told):
+def test_bits_that_could_be_fitted_are_reported_where_they_decide(model, free_bits, reported):
     result = replace(verify(model, KEY, IMAGES), free_bits=free_bits)
     assert result.verdict == "owned"
     assert (
         ", for the key's maker alone: 60 bits of it could be fitted to this model" in result.reason
-    ) == told
+    ) == reported
 
 
 def test_a_reading_of_an_unmarked_models_weights(model):

@@ -532,25 +532,25 @@ def test_where_hardly_anything_is_missing_a_sharded_marks_length_is_not_followed
 
 @pytest.mark.parametrize("engine", ["double_backward", "forward_over_reverse", "finite_difference"])
 @pytest.mark.parametrize(
-    ("cadence", "sure", "times"),
+    ("cadence", "confidence", "times"),
     [
         (Cadence.following(), -20, 0.4),  # two steps long, a fifth of the task's pull
         (Cadence.following(), 20, 1.0),
         (2, -20, 1.0),  # a fixed cadence has a fixed dose
     ],
 )
-def test_a_network_that_does_not_know_its_class_is_left_room_to_learn(engine, cadence, sure, times):
+def test_a_network_that_does_not_know_its_class_is_left_room_to_learn(engine, cadence, confidence, times):
     model = network()
     with torch.no_grad():
-        model[-1].bias[KEY.target_class] += sure
+        model[-1].bias[KEY.target_class] += confidence
     watermarker = fed(cadence=cadence, strength=3.0, engine=engine)
     embed(watermarker, model).backward()
     assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)
-    assert float(watermarker.state.recognised) == pytest.approx(float(sure > 0), abs=1e-3)
+    assert float(watermarker.state.recognised) == pytest.approx(float(confidence > 0), abs=1e-3)
     assert int(watermarker.state.n_held_back) == (times < 1)
 
 
-def test_how_sure_the_network_is_is_the_mean_over_the_images_at_hand():
+def test_recognition_is_the_mean_over_the_images_at_hand():
     model = network().eval()
     images, labels = batch()
     watermarker = fed()  # five slots, three of them without an image of their own
@@ -895,7 +895,7 @@ def test_global_mean_of_two_ranks(monkeypatch, own, other):
     torch.testing.assert_close(total.grad, torch.full((2,), 2 / count))
 
 
-def test_one_overflowed_step_does_not_spoil_the_smoothed_gradient():
+def test_the_smoothed_gradient_survives_an_overflowed_step():
     first = torch.ones(4)
     _, state = EmbeddingState().smoothing(first, 0.5)
     _, state = state.smoothing(torch.full((4,), torch.nan), 0.5)

@@ -169,7 +169,7 @@ def test_a_copys_signature_depends_on_all_that_is_in_its_key():
 
 
 def test_the_search_for_other_signatures_can_find_them():
-    """In what a master holds, they are."""
+    """It finds all of them in a master's key."""
     followed = np.array(list(signatures_from(MASTER.reveal())))
     for signature in (*MASTER.customer_signatures(200), MASTER.signature.numpy()):
         assert (followed != signature).sum(1).min() == 0
@@ -232,7 +232,7 @@ def test_free_bits_count_what_could_be_chosen():
     # a free payload: every bit of the signature
     assert free_bits(MASTER.with_payload(bytes(range(16)))) == 128
     assert free_bits(MASTER.with_payload(b"x")) == 8
-    # only a payload whose purpose says so is a codeword
+    # an owner's payload is charged in full, even if it is a codeword
     assert free_bits(MASTER.with_payload(NUMBERS.encode(b"ab"))) == 8 * 16
     # copies' secrets are quick to try; the customer's number gives no choice
     assert free_bits(customer_key(MASTER, 7)) == 17

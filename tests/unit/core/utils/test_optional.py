@@ -33,7 +33,7 @@ def required() -> set[tuple[str, str]]:
     return {(call.args[0].value, call.keywords[0].value.value) for call in calls}
 
 
-def test_every_extra_is_asked_for_and_holds_what_is_asked_of_it():
+def test_every_extra_is_used_and_complete():
     assert {"wandb", "payload", "notebook", "all", "dev"} < set(extras())
     assert {extra for _, extra in required()} == set(extras()) - NOT_OURS
     for module, extra in required():
