@@ -16,9 +16,9 @@ from gradsigns_lightning.core.torch_state.contexts import Replaced, twice_differ
 class ForwardOverReverse:
     """Takes an ordinary input gradient, then ``torch.func.jvp`` along the objective's derivative.
 
-    One backward pass through the latter is exact (Pearlmutter, "Fast exact multiplication by the Hessian",
-    1994). This engine is for models with operations that cannot be differentiated twice in reverse mode, and
-    for sharded parameters; it is about half again as slow as double backward.
+    The backward pass through the latter yields the exact gradient (Pearlmutter, "Fast exact multiplication by
+    the Hessian", 1994). This engine is for models with operations that cannot be differentiated twice in
+    reverse mode, and for sharded parameters; it takes about half again as long as double backward.
     """
 
     name = "forward_over_reverse"

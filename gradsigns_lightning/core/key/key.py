@@ -197,7 +197,7 @@ class WatermarkKey:
 
     @cached_property
     def commitment(self) -> str:
-        """Public commitment: SHA-256 of the canonical key, salted by a stream of the secret; 64 hex digits."""
+        """Public commitment: SHA-256 of the canonical key, salted from the secret; 64 hexadecimal digits."""
         secret = {"payload": self._payload.hex(), "secret": self._secret.reveal().hex()}
         return self._derivation.digest("commitment", canonical_json({**self.to_public_dict(), **secret}))
 

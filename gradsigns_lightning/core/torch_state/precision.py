@@ -21,7 +21,7 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Compute float32 in full on CUDA, not as TF32, whose 10 bits can flip the sign of a small projection."""
+    """Compute full float32, not TF32, on CUDA: a 10-bit mantissa can flip the sign of a small projection."""
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since torch 2.9
         name, value = "fp32_precision", "ieee"
         cudnn: Any = torch.backends.cudnn
