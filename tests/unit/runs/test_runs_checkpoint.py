@@ -290,7 +290,7 @@ class Calls:
 def test_a_pickle_that_names_more_than_tensors_is_refused_unread(file, value, name, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read the file"))
     torch.save(content(extra=value), file)
-    with pytest.raises(ValueError, match=f"`checkpoint`: .*it names '.*{name}', which is no part"):
+    with pytest.raises(ValueError, match=f"`checkpoint`: .*it names '.*{name}', which is not part"):
         read_checkpoint(str(file))
 
 
