@@ -164,8 +164,8 @@ def test_of_a_file_that_is_no_checkpoint_its_own_fault_is_told(content, tmp_path
         assert main(words) == 1
         told = capsys.readouterr().err
         assert (
-            "`checkpoint`: 'a.ckpt' is damaged, or no checkpoint of weights and plain types: it is no file "
-            "of torch.save" in told
+            "`checkpoint`: 'a.ckpt' is damaged, or no checkpoint of weights and plain types: it was not "
+            "written by torch.save" in told
         )
         assert "add_safe_globals" not in told
 
@@ -194,7 +194,7 @@ def test_stripping_takes_no_more_than_the_file_holds(signed, tmp_path, monkeypat
             packed.writestr(name, archive.read(name))
     torch.save({"state_dict": {}, "x": Made()}, tmp_path / "made.ckpt")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read the file"))
-    for name, reason in [("p.ckpt", "it is no file of torch.save"), ("made.ckpt", "it names '.* bytearray'")]:
+    for name, reason in [("p.ckpt", "not written by torch.save"), ("made.ckpt", "it names '.* bytearray'")]:
         with pytest.raises(ValueError, match=f"`checkpoint`.*{reason}"):
             strip(tmp_path / name, tmp_path / "out.ckpt")
 

@@ -1,4 +1,4 @@
-"""What the signature is differentiated with respect to: the input or a layer's output, in full precision."""
+"""The tensor that carries the mark, in full precision: the network's input or a layer's output."""
 
 import pytest
 import torch
@@ -134,7 +134,7 @@ def test_verify_reads_at_a_layer_and_checks_it():
 
 
 def test_a_layer_is_found_in_a_network_that_ran_compiled():
-    """Compiled code does not call hooks that came later."""
+    """Compiled code does not call hooks that were added later."""
     model, plain = torch.compile(Text(), backend="eager").eval(), Text()
     with torch.no_grad():
         model(TOKENS)

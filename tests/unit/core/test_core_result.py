@@ -31,7 +31,7 @@ def model(planted):
 
 
 class Turned(nn.Module):
-    """Takes the class's images for another."""
+    """A model that classifies the target class's images as another class."""
 
     def __init__(self, model):
         super().__init__()
@@ -57,14 +57,14 @@ def test_a_reading_of_the_weights(model):
 
 
 @pytest.mark.parametrize(
-    ("free_bits", "told"), [(0.0, False), (30.0, False), (60.0, True), (math.nan, False)]
+    ("free_bits", "reported"), [(0.0, False), (30.0, False), (60.0, True), (math.nan, False)]
 )
-def test_bits_that_could_be_fitted_are_told_where_they_decide(model, free_bits, told):
+def test_bits_that_could_be_fitted_are_reported_where_they_decide(model, free_bits, reported):
     result = replace(verify(model, KEY, IMAGES), free_bits=free_bits)
     assert result.verdict == "owned"
     assert (
         ", for the key's maker alone: 60 bits of it could be fitted to this model" in result.reason
-    ) == told
+    ) == reported
 
 
 def test_a_reading_of_an_unmarked_models_weights(model):
@@ -89,7 +89,7 @@ def test_a_key_that_can_never_be_owned(planted, reader):
 @pytest.mark.parametrize("reader", [verify, verify_api, lambda model, key, images: trace(model, key, images)])
 def test_images_of_another_class(model, reader):
     verdict, _, _ = lines(reader(Turned(model), KEY, IMAGES))
-    assert verdict.startswith("inconclusive: the model takes only ")
+    assert verdict.startswith("inconclusive: the model classifies only ")
     assert "input_mean" in verdict
 
 

@@ -237,7 +237,7 @@ def test_who_reads_the_evidence_cannot_claim_with_it(bundle_file):
         (lambda e: e["key"].update(secret="zz"), "hexadecimal"),
         (
             lambda e: e["key"].update(secret="00" * 31),
-            "`secret` must be 32 bytes, or 64 of a copy's key, got 31 bytes",
+            "`secret` must be 32 bytes, or 64 for a copy's key, got 31 bytes",
         ),
         (
             lambda e: e["key"].update(secret="00" * 64),
