@@ -149,13 +149,13 @@ def test_a_reading_goes_on_from_the_beginning_of_a_journal(made, journal):
 
 
 def test_a_former_journal_of_images_in_doubt_is_refused_with_what_to_do():
-    """Issue 16: where the first images leave it open what the model takes them for, more of them are asked about."""
+    """Issue 16: if the first images are hardly recognised, more of them are queried."""
     taken(FORMER, "doubtful.jsonl")
     before = Path("doubtful.jsonl").read_bytes()
     with pytest.raises(
         ValueError,
-        match=r"made by a version that asks about other images\. Name another "
-        r"file to ask anew",
+        match=r"made by a version that queries other images\. Name another "
+        r"file to query again",
     ):
         verify_api(nobody, FORMER / "digits.gskey", images(FORMER), journal="doubtful.jsonl")
     assert Path("doubtful.jsonl").read_bytes() == before

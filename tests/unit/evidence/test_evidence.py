@@ -213,12 +213,12 @@ def test_loose_arrays_are_refused_even_when_signed(bundle_file, name, where):
 def test_who_reads_the_evidence_cannot_claim_with_it(bundle_file):
     # The secret is open now; but only who committed to it can sign.
     thief = Ed25519PrivateKey.generate()
-    with pytest.raises(ValueError, match="signed by who committed"):
+    with pytest.raises(ValueError, match="signed by the statement.s signer"):
         Bundle.from_bytes(
             edited(bundle_file, lambda evidence: evidence.update(software="x"), sign_with=thief)
         )
     stolen = Bundle.load(bundle_file).key
-    with pytest.raises(ValueError, match="`signer` must be the one that was committed to"):
+    with pytest.raises(ValueError, match="`signer` must be the one in the statement"):
         Bundle(key=stolen, statement=STATEMENT).save(bundle_file.with_suffix(".2"), thief)
 
 
@@ -579,7 +579,7 @@ def test_a_suspect_that_does_not_take_the_images_for_the_class_is_inconclusive(g
     for suspect in (Turned(), scores(Turned())):
         judgement = judge(genuine, suspect=suspect, images=JUDGES, **dated)
         assert (judgement.verdict, judgement.reading.recognised) == ("inconclusive", 0.0)
-        assert "does not take the images for the key's class" in judgement.remarks[-1]
+        assert "does not classify the images as the key's class" in judgement.remarks[-1]
 
 
 def test_another_model_is_not_proven(bundle_file, unmarked):
@@ -763,7 +763,7 @@ def test_the_judge_warns_of_few_images_only_where_the_mark_was_not_found(genuine
 
 def test_few_images_hide_no_other_warning_of_a_control(genuine, dated, model, unmarked):
     controls = {"other class": lambda x: scores(unmarked)(x)[:, [2, 1, 0]]}
-    with pytest.warns(UserWarning, match="The model takes only") as caught:
+    with pytest.warns(UserWarning, match="The model classifies only") as caught:
         assert (
             judge(genuine, suspect=model, images=JUDGES[:20], controls=controls, **dated).verdict == "owned"
         )
@@ -820,7 +820,7 @@ def test_a_control_that_says_nothing_is_said_to_be_none(genuine, dated, model, u
     alone = judge(genuine, suspect=model, images=JUDGES, **dated).remarks
     assert "no control model of the same task was read" in alone[0]
     flat = judge(genuine, suspect=model, images=JUDGES, controls={"flat": Flat()}, **dated).remarks
-    assert "control model 'flat' answers nothing of use" in flat[0]
+    assert "control model 'flat' gives no usable answers" in flat[0]
     assert "no control model of the same task was read" in flat[1]
     both = judge(
         genuine, suspect=model, images=JUDGES, controls={"flat": Flat(), "other": unmarked}, **dated

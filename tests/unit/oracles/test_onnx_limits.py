@@ -366,7 +366,7 @@ class Unread:
 )
 def test_damaged_parts_are_one_clear_error(tmp_path, content):
     (tmp_path / "net.onnx").write_bytes(content)
-    with pytest.raises(ValueError, match=r"`path`: .* is damaged or no ONNX model that can be run"):
+    with pytest.raises(ValueError, match=r"`path`: .* is damaged or not an ONNX model that can be run"):
         OnnxOracle(tmp_path / "net.onnx")
 
 
@@ -375,5 +375,5 @@ def test_an_attributes_name_that_is_no_utf8_is_one_clear_error(tmp_path):
     write(file, [helper.make_node("Concat", ["f", "f"], ["y"], axis=1)], {})
     OnnxOracle(file)
     file.write_bytes(file.read_bytes().replace(b"axis", b"ax\xff\xfe"))
-    with pytest.raises(ValueError, match=r"`path`: .* is damaged or no ONNX model that can be run"):
+    with pytest.raises(ValueError, match=r"`path`: .* is damaged or not an ONNX model that can be run"):
         OnnxOracle(file)

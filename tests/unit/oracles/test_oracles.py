@@ -128,8 +128,8 @@ def test_whole_numbers_for_models_that_take_them():
 @pytest.mark.parametrize(
     ("replies", "message"),
     [
-        ([ok({})], "does not name one input"),
-        ([ok([1])], "does not name one input"),
+        ([ok({})], "does not name exactly one input"),
+        ([ok([1])], "does not name exactly one input"),
         ([described("BYTES")], "must be of datatype FP32, FP64 or UINT8, not BYTES"),
         ([described(), ok({"outputs": []})], "the reply has no output scores with scores"),
         (
@@ -584,7 +584,7 @@ def test_an_onnx_file_that_names_other_files_is_refused(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.bin").write_bytes(bytes(1000))
     edited(tmp_path / "net.onnx", OTHER_FILES[change])
-    with pytest.raises(ValueError, match=r"`path`: the model in '.*net\.onnx' names other files"):
+    with pytest.raises(ValueError, match=r"`path`: the model in '.*net\.onnx' refers to other files"):
         OnnxOracle(tmp_path / "net.onnx")
 
 
@@ -664,7 +664,7 @@ def test_operators_of_unknown_domains_load_nothing(tmp_path):
         model.opset_import.add(domain="ai.onnx.contrib", version=1)
 
     edited(tmp_path / "net.onnx", change)
-    with pytest.raises(ValueError, match=r"`path`: .* no ONNX model that can be run"):
+    with pytest.raises(ValueError, match=r"`path`: .* not an ONNX model that can be run"):
         OnnxOracle(tmp_path / "net.onnx")
 
 

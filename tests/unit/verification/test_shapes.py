@@ -10,7 +10,7 @@ from gradsigns_lightning import WatermarkKey, trace, verify, verify_api, verify_
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
 
 KEY = WatermarkKey.generate("A", 64, input_shape=(1, 12, 12), target_class=0, secret=bytes(32))
-pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only")
+pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model classifies only")
 READERS = {
     "verify": verify,
     "verify_many": lambda model, key, images: verify_many(model, [key], images),

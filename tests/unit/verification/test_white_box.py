@@ -26,7 +26,7 @@ from gradsigns_lightning.verification.images import RawInputs
 
 SHAPE = (1, 6, 6)
 T = 1
-pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only")
+pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model classifies only")
 
 
 def numbered(i: int, n_bits=16, **changes) -> WatermarkKey:
@@ -361,7 +361,7 @@ def test_a_result_is_json():
         (
             {"images": raw_images().numpy()},
             TypeError,
-            "`images` must be torch.Tensor, got ndarray. Of an array torch.from_numpy",
+            "`images` must be torch.Tensor, got ndarray. Convert an array with torch.from_numpy",
         ),
         ({"model": lambda x: x}, TypeError, r"`model` must be torch.nn.Module, got function\.$"),
         ({"model": "a.ckpt"}, TypeError, "`model` must be torch.nn.Module, got str. Load it first"),
@@ -436,7 +436,7 @@ def test_images_of_another_class_warn():
     other = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
     other[1].weight.data[:], other[1].bias.data[:] = torch.eye(2, 36), torch.tensor([9.0, 0.0])
     (message,) = warned(other, 60)
-    assert message.startswith("The model takes only 0 of 60 images for class 1: ")
+    assert message.startswith("The model classifies only 0 of 60 images as class 1: ")
     assert "`input_mean`" in message
 
 

@@ -178,23 +178,23 @@ def test_a_sure_models_rounded_scores_are_found_out_on_the_way_to_the_boundary()
 # --- whether the model takes the images for the class, and the budget
 
 
-@pytest.mark.parametrize(("n_inside", "n_named"), [(28, 8), (10, 32), (0, 32)])
-def test_in_doubt_more_images_are_screened(n_inside, n_named):
+@pytest.mark.parametrize(("n_inside", "n_classified"), [(28, 8), (10, 32), (0, 32)])
+def test_in_doubt_more_images_are_screened(n_inside, n_classified):
     images = (
         grey(*[1.0] * n_inside * 2, *[-1.0] * (80 - 2 * n_inside)) if n_inside < 28 else grey(*[1.0] * 80)
     )
     boundary = Pool(images, logits, kind="logits")
     assert math.isnan(boundary.recognised)
     boundary.get(0)
-    assert boundary.n_named == n_named
-    inside = sum(float(certainty_of(image[None] / 255)) > 0 for image in boundary.asked[:n_named])
-    assert boundary.recognised == inside / n_named
+    assert boundary.n_classified == n_classified
+    inside = sum(float(certainty_of(image[None] / 255)) > 0 for image in boundary.asked[:n_classified])
+    assert boundary.recognised == inside / n_classified
 
 
 def test_blends_are_not_counted_as_natural_images():
     boundary = Pool(grey(3.5, 3.75, -3.5, -3.75), rounded(2), kind="probabilities")
     boundary.all()
-    assert (boundary.recognised, boundary.n_named) == (0.5, 4)
+    assert (boundary.recognised, boundary.n_classified) == (0.5, 4)
     assert len(boundary.asked) > 4
 
 

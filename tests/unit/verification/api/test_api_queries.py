@@ -63,7 +63,7 @@ def test_a_server_gets_all_images_once_in_their_order_raw_and_in_batches():
 
 
 def test_an_answer_stands_where_its_image_did():
-    log_odds, named = budget(Server(), kind="probabilities").query_and_name(PIXELS)
+    log_odds, named = budget(Server(), kind="probabilities").query_and_classify(PIXELS)
     p = PIXELS.double().mean((1, 2, 3)).numpy() / 255
     np.testing.assert_allclose(log_odds, np.log(p / (1 - p)), rtol=1e-5)
     assert named.tolist() == [0] * 10
@@ -94,7 +94,7 @@ def test_nobody_is_asked_when_the_budget_is_spent():
     server = Server()
     asking = budget(server, max_queries=4)
     asking.query(PIXELS[:4])
-    log_odds, named = asking.query_and_name(PIXELS)
+    log_odds, named = asking.query_and_classify(PIXELS)
     assert np.isnan([log_odds, named]).all()
     assert server.sizes == [4]
 

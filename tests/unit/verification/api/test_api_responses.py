@@ -148,14 +148,14 @@ def test_the_highest_score_names_the_class():
     parser = ResponseParser(T)
     values = np.array([[0.125, 0.25, 0.625], [0.5, 0.375, 0.125], [NAN, NAN, NAN], [0.5, NAN, NAN]])
     parser.log_odds(values)
-    np.testing.assert_equal(parser.names_target(values), [1, 0, NAN, 0])
+    np.testing.assert_equal(parser.is_target(values), [1, 0, NAN, 0])
 
 
 def test_a_label_names_the_class():
     parser = ResponseParser(T)
     values = parser.array([2, 1, NAN], 3)
     np.testing.assert_equal(parser.log_odds(values), [1, 0, NAN])
-    np.testing.assert_equal(parser.names_target(values), [1, 0, NAN])
+    np.testing.assert_equal(parser.is_target(values), [1, 0, NAN])
 
 
 # --- form

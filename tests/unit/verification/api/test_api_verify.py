@@ -17,7 +17,7 @@ from gradsigns_lightning.verification.api.queries import read_journal
 from gradsigns_lightning.verification.api.responses import ResponseParser
 from gradsigns_lightning.verification.api.verify import replay
 
-pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only")
+pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model classifies only")
 SHAPE = (3, 16, 16)
 T = 2
 
@@ -155,7 +155,7 @@ def test_an_image_of_which_no_class_is_named_counts_for_none(target_class):
     rows[2, target_class] = 1
     rows[3] = np.nan
     np.testing.assert_equal(parser.log_odds(rows), [0, 0, 1, np.nan])
-    np.testing.assert_equal(parser.names_target(rows), [np.nan, 0, 1, np.nan])
+    np.testing.assert_equal(parser.is_target(rows), [np.nan, 0, 1, np.nan])
 
 
 @pytest.mark.parametrize("batch_size", [32, 1])
@@ -334,7 +334,8 @@ def test_it_warns_of_few_images_and_of_images_of_another_class(model):
     other_class = warned(IMAGES, lambda x: probabilities(model)(x)[:, [2, 1, 0]])
     assert len(other_class) == 2
     assert all(
-        message.startswith("The model takes only 12 of 32 images for class 2: ") for message in other_class
+        message.startswith("The model classifies only 12 of 32 images as class 2: ")
+        for message in other_class
     )
 
 
