@@ -1,4 +1,4 @@
-"""Keys, images and models that do not fit together are refused with their shapes, whoever reads."""
+"""Every reader refuses keys, images and models that do not fit together, and names their shapes."""
 
 import re
 
@@ -55,7 +55,7 @@ def test_a_model_that_takes_other_images_is_refused(reader):
 
 
 def stranger(**changes):
-    """A key of somebody else's making, whose arrays nobody has checked."""
+    """A foreign key, whose arrays nobody has checked."""
     key = KeyAsRead.of(KEY, input_mean=0.0, input_std=1.0)
     return type("Stranger", (), {**vars(key), **changes})()
 

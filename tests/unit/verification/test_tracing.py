@@ -86,7 +86,7 @@ def test_the_masters_own_copy_is_nobodys():
 
 
 def test_a_mixture_names_no_single_customer_but_who_is_in_it():
-    a, b, c = signs(1000, 2000, 3000)  # of an average of three, members show in half of the cases only
+    a, b, c = signs(1000, 2000, 3000)  # in an average of three, members show in only half of the cases
     for mixture in (a + b, 0.55 * a + 0.45 * b, a + b - c, a + b + c):
         result = decoded(mixture)
         assert (result.verdict, result.mixed) == ("not_proven", True)

@@ -100,7 +100,7 @@ def test_the_kinds_of_answers_are_told_apart(model):
         assert verify_api(BEHAVIOURS[behaviour](probabilities(model), model), KEY, IMAGES).answers == kind
 
 
-def test_a_module_gets_normalised_inputs(model):
+def test_a_module_gets_normalized_inputs(model):
     class Normalized(nn.Module):
         def forward(self, x):
             return model(x * 0.25 + 0.5)
@@ -160,17 +160,17 @@ def test_an_image_of_which_no_class_is_named_counts_for_none(target_class):
 
 @pytest.mark.parametrize("batch_size", [32, 1])
 @pytest.mark.parametrize("decimals", [1, 2, 4])
-def test_a_sure_models_rounded_probabilities_stay_probabilities(model, decimals, batch_size):
-    sure = probabilities(model, 0.02)
-    whole = sure(IMAGES).round(decimals=4)
+def test_a_confident_models_rounded_probabilities_stay_probabilities(model, decimals, batch_size):
+    soft = probabilities(model, 0.02)
+    whole = soft(IMAGES).round(decimals=4)
     images = IMAGES[(whole == whole.round()).all(1)]
     assert len(images) > 30
-    result = verify_api(rounded(sure, decimals), KEY, images, batch_size=batch_size)
+    result = verify_api(rounded(soft, decimals), KEY, images, batch_size=batch_size)
     assert (result.verdict, result.answers) == ("owned", "probabilities")
 
 
 def test_the_kind_does_not_change_after_the_first_probe(model):
-    """A server that begins to answer with fractions goes on being read as one that names classes."""
+    """A server that switches to probabilities is still read as one that returns labels."""
     hard, soft = one_hot(probabilities(model)), probabilities(model)
     asked = 0
 
@@ -204,7 +204,7 @@ def test_scores_may_be_called_labels(model):
     assert result == verify_api(labels(probabilities(model)), KEY, IMAGES, answers="labels")
 
 
-# --- what is asked
+# --- which queries are made
 
 
 def test_probes_are_8_bit_images_of_the_right_shape(model):
@@ -226,7 +226,7 @@ def test_probes_are_8_bit_images_of_the_right_shape(model):
 
 
 def test_queries_do_not_depend_on_the_signature(model):
-    """The ground of the exact test: keys that differ in their signature only ask the same, up to where one stops."""
+    """The basis of the exact test: until one stops, keys that differ only in the signature query alike."""
 
     class Other:
         def __getattr__(self, name):
@@ -476,7 +476,7 @@ def test_bad_arguments_are_named(model, changes, error, message):
 
 
 class DyingServer:
-    """Answers so many batches, then refuses; counts the images that it answered."""
+    """Answers a number of batches, then refuses; counts the images that it answered."""
 
     def __init__(self, model, n_batches):
         self.model, self.left, self.answered = model, n_batches, []
