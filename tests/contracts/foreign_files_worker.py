@@ -2,8 +2,8 @@
 
 test_foreign_files.py runs this program. Genuine files come first, so that all modules that readers need are
 imported; then every attack runs with an audit hook on what Python does, a watch on the baits (files that only
-a hostile text names, whoever opens them), wrappers around Hydra's and OmegaConf's functions, and a limit on
-its own peak memory. At the end come acts that the watch must see: guilty acts of every kind, and readers that
+a hostile text names, whoever opens them), wrappers around Hydra's and OmegaConf's functions, and a record of
+its peak memory. At the end come acts that the watch must see: guilty acts of every kind, and readers that
 compose and instantiate what a checkpoint says, as this package's once did.
 """
 
@@ -156,7 +156,7 @@ class Watch:
 
 
 def peak(*, reset=False):
-    """Peak resident memory in MiB; `reset` begins anew."""
+    """Peak resident memory in MiB; `reset` starts again."""
     if reset:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")

@@ -19,7 +19,7 @@ pytest.importorskip("h5py")
 pytest.importorskip("torchvision")
 pytestmark = [
     pytest.mark.skipif(
-        sys.platform != "linux", reason="who opens a file unseen by Python is told by Linux alone"
+        sys.platform != "linux", reason="only Linux reports files that are opened unseen by Python"
     ),
     pytest.mark.timeout(600),  # a minute, on a machine of one's own
 ]

@@ -213,7 +213,7 @@ def wandb_settings(folder: Path, listener: ThreadingHTTPServer) -> dict[str, str
     )
     own = folder.parent / "home"
     own.mkdir()
-    nowhere = "http://127.0.0.1:9"  # otherwise it would be asked in earnest
+    nowhere = "http://127.0.0.1:9"  # otherwise a real server would be contacted
     return {"WANDB_API_KEY": "0123456789" * 4, "HOME": str(own), "WANDB_INIT_TIMEOUT": "5"} | {
         "NOWHERE": nowhere
     }

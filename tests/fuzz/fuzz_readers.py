@@ -177,7 +177,7 @@ def main():
         for name in names:
             sys.stderr.write(f"target {name}\n")
             sys.stderr.flush()
-            # A process of its own even for one target, so that its peak memory starts anew.
+            # A process of its own even for one target, so that its peak memory starts from zero.
             if (child := os.fork()) == 0:
                 Fuzzer(name).run(options)
             if os.waitpid(child, 0)[1] != 0:

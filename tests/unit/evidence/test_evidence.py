@@ -88,7 +88,7 @@ def bundle_file(tmp_path, transcript):
 
 
 def edited(path, change, *, sign_with=None):
-    """Change the content of a bundle file; sign it anew if somebody does."""
+    """Change the content of a bundle file; sign it again if a signer is given."""
     content = json.loads(path.read_text())
     change(content["evidence"])
     if sign_with is not None:
@@ -683,7 +683,7 @@ def test_forgery_by_a_projection_chosen_after_seeing_the_model(unmarked, bundle_
     forged = projection * (signs * torch.sign(projection @ gradient))[:, None]
     assert ((forged @ gradient > 0) == (signs > 0)).all()
 
-    # ... but a bundle takes no arrays, and what the secret gives does not fit.
+    # ... but a bundle takes no arrays, and what follows from the secret does not fit.
     def smuggle(evidence):
         evidence["key"]["projection"] = base64.b64encode(forged.to(torch.int8).numpy().tobytes()).decode()
 

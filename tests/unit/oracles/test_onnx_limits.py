@@ -337,7 +337,7 @@ def test_a_file_of_many_small_parts_is_refused_before_it_is_parsed(tmp_path, mon
     (tmp_path / "net.onnx").write_bytes(MANY[parts])
     with pytest.raises(
         ValueError,
-        match=r"`path`: the model in .* must take at most 2 GiB in memory beside "
+        match=r"`path`: the model in .* must take at most 2 GiB in memory besides "
         r"its weights",
     ):
         OnnxOracle(tmp_path / "net.onnx")

@@ -54,7 +54,7 @@ def test_a_model_that_takes_other_images_is_refused(reader):
         READERS[reader](classifier(100), KEY, images(1, 12, 12))
 
 
-def stranger(**changes):
+def foreign_key(**changes):
     """A foreign key, whose arrays nobody has checked."""
     key = KeyAsRead.of(KEY, input_mean=0.0, input_std=1.0)
     return type("Stranger", (), {**vars(key), **changes})()
@@ -80,9 +80,9 @@ def stranger(**changes):
 )
 def test_a_key_whose_arrays_do_not_fit_together_is_refused(reader, changes, message):
     with pytest.raises(ValueError, match="`key` must have a?.*" + message):
-        READERS[reader](classifier(), stranger(**changes), images(1, 12, 12))
+        READERS[reader](classifier(), foreign_key(**changes), images(1, 12, 12))
 
 
 @pytest.mark.parametrize("reader", ["verify", "verify_many", "verify_api"])
 def test_a_strangers_key_that_fits_is_read(reader):
-    READERS[reader](classifier(), stranger(), images(1, 12, 12))
+    READERS[reader](classifier(), foreign_key(), images(1, 12, 12))

@@ -42,7 +42,7 @@ def test_one_reading_finds_one_customer_of_10_000(planted, customer):
 
 @pytest.fixture
 def every_warning():
-    """PyTorch gives some of its warnings once in a process."""
+    """PyTorch issues some of its warnings only once per process."""
     torch.set_warn_always(True)
     yield
     torch.set_warn_always(False)

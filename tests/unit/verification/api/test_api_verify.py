@@ -172,12 +172,12 @@ def test_a_confident_models_rounded_probabilities_stay_probabilities(model, deci
 def test_the_kind_does_not_change_after_the_first_probe(model):
     """A server that switches to probabilities is still read as one that returns labels."""
     hard, soft = one_hot(probabilities(model)), probabilities(model)
-    asked = 0
+    queried = 0
 
     def predict(x):
-        nonlocal asked
-        asked += len(x)
-        return hard(x) if asked < 60 else soft(x)
+        nonlocal queried
+        queried += len(x)
+        return hard(x) if queried < 60 else soft(x)
 
     result = verify_api(predict, KEY, IMAGES)
     assert (result.verdict, result.answers) == ("owned", "labels")
@@ -208,15 +208,15 @@ def test_scores_may_be_called_labels(model):
 
 
 def test_probes_are_8_bit_images_of_the_right_shape(model):
-    asked = []
+    queried = []
 
     def predict(x):
-        asked.append(x)
+        queried.append(x)
         return probabilities(model)(x)
 
     result = verify_api(predict, KEY, IMAGES, batch_size=10)
-    assert sum(map(len, asked)) == result.n_queries
-    for x in asked:
+    assert sum(map(len, queried)) == result.n_queries
+    for x in queried:
         assert x.dtype == torch.float32
         assert x.shape[1:] == SHAPE
         assert len(x) <= 10
@@ -234,16 +234,16 @@ def test_queries_do_not_depend_on_the_signature(model):
 
         signature = 1 - torch.from_numpy(np.random.default_rng(0).integers(0, 2, 64).astype(np.uint8))
 
-    asked = {}
+    queried = {}
     for key in (KEY, Other()):
-        asked[key] = []
+        queried[key] = []
         verify_api(
-            lambda x, seen=asked[key]: (seen.append(x), probabilities(model)(x))[1],
+            lambda x, seen=queried[key]: (seen.append(x), probabilities(model)(x))[1],
             key,
             IMAGES,
             estimator="rows",
         )
-    first, second = (torch.cat(seen) for seen in asked.values())
+    first, second = (torch.cat(seen) for seen in queried.values())
     shared = min(len(first), len(second))
     assert shared > 60
     assert torch.equal(first[:shared], second[:shared])
@@ -252,15 +252,15 @@ def test_queries_do_not_depend_on_the_signature(model):
 @pytest.mark.parametrize("max_queries", [1, 7, 50, 129])
 @pytest.mark.parametrize("estimator", ["groups", "rows", "coordinate"])
 def test_the_budget_is_kept(model, max_queries, estimator):
-    asked = 0
+    queried = 0
 
     def predict(x):
-        nonlocal asked
-        asked += len(x)
+        nonlocal queried
+        queried += len(x)
         return rounded(probabilities(model), 1)(x)
 
     result = verify_api(predict, key_number(300), IMAGES, max_queries=max_queries, estimator=estimator)
-    assert asked == result.n_queries <= max_queries
+    assert queried == result.n_queries <= max_queries
     assert result.verdict in ("not_proven", "inconclusive")
 
 
@@ -280,9 +280,9 @@ def test_the_published_estimator_costs_more(model):
 def test_long_keys_are_folded_into_groups(planted):
     key = key_number(8, n_bits=128)
     predict = probabilities(planted(key))
-    blocks, rows = (verify_api(predict, key, IMAGES, estimator=estimator) for estimator in ("groups", "rows"))
-    assert (blocks.verdict, rows.verdict) == ("owned", "owned")
-    assert (blocks.n_bits, rows.n_bits) == (63, 128)
+    groups, rows = (verify_api(predict, key, IMAGES, estimator=estimator) for estimator in ("groups", "rows"))
+    assert (groups.verdict, rows.verdict) == ("owned", "owned")
+    assert (groups.n_bits, rows.n_bits) == (63, 128)
 
 
 @pytest.mark.parametrize(("n_bits", "most"), [(32, 130), (36, 130), (64, 130)])
