@@ -51,7 +51,7 @@ class BoundaryImages:
         self._other_class: list[Tensor] = []
         self._screening_pays = True
         self._outside = 0.0  # log-odds up to which an image counts as one of another class
-        self._are_target = np.empty(0)
+        self._is_target = np.empty(0)
 
     def get(self, index: int) -> ProbeImage | None:
         """Return the probe image at ``index``, counted from 0, or None if there are fewer."""
@@ -68,12 +68,12 @@ class BoundaryImages:
     @property
     def recognised(self) -> float:
         """Share of the natural images queried that the model classifies as T; NaN if none was answered."""
-        return float(np.nanmean(self._are_target)) if np.isfinite(self._are_target).any() else math.nan
+        return float(np.nanmean(self._is_target)) if np.isfinite(self._is_target).any() else math.nan
 
     @property
     def n_classified(self) -> int:
         """Number of natural images whose predicted class is known."""
-        return int(np.isfinite(self._are_target).sum())
+        return int(np.isfinite(self._is_target).sum())
 
     @property
     def _recognition_unclear(self) -> bool:
@@ -113,7 +113,7 @@ class BoundaryImages:
         batch = self._images[self._n_screened : self._n_screened + _SCREENING_BATCH]
         self._n_screened += len(batch)
         log_odds, is_target = self._budget.query_and_classify(batch)
-        self._are_target = np.append(self._are_target, is_target)
+        self._is_target = np.append(self._is_target, is_target)
         only_labels = self._budget.parser.kind == "labels"
         if self._outside == 0 and np.isfinite(log_odds).any():
             # At a high temperature no class has half of the probability, yet most images are inside.

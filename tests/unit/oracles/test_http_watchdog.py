@@ -401,7 +401,7 @@ def test_packed_replies_are_read(name, pack):
     [
         ("br", BODY, "has a content encoding that was not asked for: 'br'"),
         ("gzip, gzip", gzip.compress(gzip.compress(BODY, mtime=0), mtime=0), "not asked for"),
-        ("gzip", BODY, "cannot be unpacked"),
+        ("gzip", BODY, "cannot be decompressed"),
         ("gzip", gzip.compress(BODY, mtime=0)[:-12], "reply cannot be used"),
     ],
 )
