@@ -268,7 +268,7 @@ def test_what_verify_would_not_conclude_from_is_not_owned(lines, recwarn, valida
 
     mark, model = make_mark(), Features()
     make_trainer(mark).fit(model, train_loader(), val_loader() if validation else None)
-    with pytest.warns(UserWarning, match="takes only"):
+    with pytest.warns(UserWarning, match="classifies only"):
         result = verify(model, make_key(), held_out_target_images())
     assert result.verdict == "inconclusive"
     assert not mark.standing.owned

@@ -126,7 +126,7 @@ def test_verify_reads_at_a_layer_and_checks_it():
     key = WatermarkKey.generate("Acme Vision", 8, input_shape=(1, 5, 4), n_carriers=16, target_class=1)
     model = Text()
     ids = TOKENS.repeat(10, 1)
-    with pytest.warns(UserWarning, match="takes only"):
+    with pytest.warns(UserWarning, match="classifies only"):
         result = verify(model, key, ids, carrier_layer="embedding")
     assert result.n_queries == 60
     with pytest.raises(ValueError, match="`carrier_layer` must name a submodule"):

@@ -12,7 +12,7 @@ from gradsigns_lightning import WatermarkKey, customer_key, trace, verify, verif
 from gradsigns_lightning.evidence import Bundle, judge, make_statement
 
 SHAPE, T = (3, 16, 16), 2
-pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only", "ignore:A key of")
+pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model classifies only", "ignore:A key of")
 IMAGES = 0.2 + 0.6 * torch.rand(60, *SHAPE, generator=torch.Generator().manual_seed(1))
 
 
@@ -102,7 +102,7 @@ def test_no_bit_decided(model):
     assert bits == "none of 64 bits decided"
     verdict, bits, _ = lines(verify_api(constant, KEY, IMAGES, max_queries=300))
     assert verdict.startswith(
-        "inconclusive: no bit could be decided, because the answers around the images are all alike"
+        "inconclusive: no bit could be decided, because the answers to the probes are all alike"
     )
     assert bits == "none of 63 bits decided" or bits == "none of 64 bits decided"
 
@@ -120,7 +120,7 @@ def test_a_reading_through_an_api(model):
     ("settings", "images", "stopped", "words"),
     [
         ({"max_queries": 100}, IMAGES, "budget", "`max_queries` were spent: more of them may suffice"),
-        ({"max_queries": 2000}, IMAGES, "futile", "the rest of the budget could not suffice any more"),
+        ({"max_queries": 2000}, IMAGES, "futile", "the rest of the budget could no longer suffice"),
         (
             {"max_queries": 20_000, "alpha": 1e-15},
             IMAGES[:4],
@@ -161,4 +161,4 @@ def test_a_judgement(model):
     verdict, bits, read = lines(judge(bundle, suspect=model, images=IMAGES))
     assert verdict.startswith("not proven: adjusted p > alpha = 1e-09; no trusted time-stamp")
     assert bits == "63 of 64 bits match, p = 3.5e-18, adjusted 10^0.0 for 2^64 tries"
-    assert read.startswith("the judge's own reading: 60 images asked about")
+    assert read.startswith("the judge's own reading: 60 images queried")

@@ -18,7 +18,7 @@ from gradsigns_lightning.core.torch_state.snapshot import side_effects_undone
 KEY = WatermarkKey.generate("Acme Vision", 8, input_shape=(1, 4, 4), target_class=1)
 IMAGES = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:The model takes only", "ignore:.*is deprecated:DeprecationWarning"
+    "ignore:The model classifies only", "ignore:.*is deprecated:DeprecationWarning"
 )
 
 
