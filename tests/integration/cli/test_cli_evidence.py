@@ -152,7 +152,7 @@ def test_from_commitment_to_judgement(signed, files, authority, capsys):
     assert judged["transcript"]["p_value"] == found["p_value"]
     printed = capsys.readouterr().out
     shown = rows_of(printed)
-    assert shown["published commitment"].startswith(f"{committed['commitments'][0]} (must stand in the file")
+    assert shown["published commitment"].startswith(f"{committed['commitments'][0]} (must be in the file")
     assert shown["key's commitment"] == signed.content["commitment"]
     assert "the answers are what the claimant says" in printed
     assert "not read as the published commitment announced" in printed  # at another alpha and budget
@@ -172,7 +172,7 @@ def test_from_commitment_to_judgement(signed, files, authority, capsys):
     assert (judged["verdict"], judged["precedes_suspect"], judged["objections"]) == ("owned", True, [])
     assert judged["input_mean"] == pytest.approx(DIGITS.mean)
     assert main(claim) == 0
-    assert "the earlier valid time-stamp goes first" in capsys.readouterr().out
+    assert "the earlier valid time-stamp takes precedence" in capsys.readouterr().out
     unlike = result(*claim, "input_mean=[0]", "input_std=[0.00001]")
     assert (unlike["verdict"], unlike["input_std"]) != ("owned", [0.376])
     assert main([*claim, "input_mean=[0]"]) == 1

@@ -44,7 +44,7 @@ QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false"
         ),
         (
             ["keygen", "owner=B", "out=b.gskey", "key=file", "key.path=a.gskey"],
-            "`key` must be the size of a new key, as b128, got",
+            "`key` must be the size of a new key, such as b128, got",
         ),
         (["keygen", "owner=A", "out=b.gskey", "target_class=-1"], "`target_class` must be an integer"),
         (

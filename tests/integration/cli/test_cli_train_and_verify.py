@@ -262,11 +262,11 @@ def test_alpha_decides_the_verdict(signed):
         (lambda content: [1, 2], "no `state_dict`"),
         (
             lambda content: {**content, "hyper_parameters": _with_target(content, "os.getcwd")},
-            "none of this package's",
+            "not a network of this package",
         ),
         (
             lambda content: {**content, "hyper_parameters": _with_target(content, "torch.hub.load")},
-            "none of this package's",
+            "not a network of this package",
         ),
         (lambda content: {**content, "state_dict": {}}, "do not fit the model"),
         (lambda content: Digits, "damaged"),

@@ -149,8 +149,7 @@ def test_idx_files_of_other_items_are_refused(tmp_path, sides, compress):
     file.write_bytes(gzip.compress(data) if compress else data)
     with pytest.raises(
         ValueError,
-        match=r"`path` must (be an IDX file of .* with 3 axes|hold items of shape "
-        r"\(28, 28\))",
+        match=r"`path` must (be an IDX file of .* with 3 axes|hold one or more items of shape \(28, 28\))",
     ):
         MNIST(tmp_path).raw_images("test")
 
@@ -538,15 +537,15 @@ PIXELS = np.zeros((2, 3072), np.uint8)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({b"data": PIXELS.astype(np.int64)}, "no array of bytes"),
+        ({b"data": PIXELS.astype(np.int64)}, "not an array of bytes"),
         ({b"data": np.asfortranarray(PIXELS)}, "another shape"),
         ({b"data": PIXELS.reshape(-1)}, "another shape"),
         ({b"data": PIXELS[:1]}, "2 labels and 3072 bytes"),
-        ({b"data": PIXELS.tobytes()}, "no array of bytes"),
-        ({b"data": PIXELS[:0]}, "no array of bytes"),
+        ({b"data": PIXELS.tobytes()}, "not an array of bytes"),
+        ({b"data": PIXELS[:0]}, "not an array of bytes"),
         ({b"labels": [0, 10]}, r"not all in \[0, 9\]"),
-        ({b"labels": [0, "1"]}, "no list of integers"),
-        ({b"labels": (0, 1)}, "no list of integers"),
+        ({b"labels": [0, "1"]}, "not a list of integers"),
+        ({b"labels": (0, 1)}, "not a list of integers"),
         ({(1, 2): 3}, "a key of a dictionary"),
     ],
 )
