@@ -1,4 +1,4 @@
-"""`gradsigns commit`, `judge`, `trace`, `import-2021`, and `verify` of files and endpoints, from word to verdict."""
+"""`gradsigns commit`, `judge`, `trace`, `import-2021`, and `verify` of files and endpoints."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def to_onnx(checkpoint, path):
 
 @contextmanager
 def endpoint(checkpoint):
-    """A service of the model that wants a token."""
+    """A service of the model that requires a token."""
     network, seen = network_of(checkpoint), []
 
     class Handler(BaseHTTPRequestHandler):

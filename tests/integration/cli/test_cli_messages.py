@@ -1,4 +1,4 @@
-"""Errors speak of what the user typed, say what a path is, and show an endpoint's answer without credentials."""
+"""Errors name what the user typed, say what a path is, and show an endpoint's answer without credentials."""
 
 from __future__ import annotations
 
@@ -188,7 +188,8 @@ def test_a_missing_owner_is_called_owner(capsys):
         ),
         (
             ["train", "data=ytf"],
-            "`data.n_classes` must be given, as in `data.n_classes=NUMBER`: the data set's number of classes.",
+            "`data.n_classes` must be given, as in `data.n_classes=NUMBER`: the data set's number of "
+            "classes.",
         ),
         (
             ["verify", "key=a.gskey", "protocol=json"],

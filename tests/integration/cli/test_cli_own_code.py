@@ -1,4 +1,4 @@
-"""A network, a data module and callbacks of the user's own in `gradsigns train`; and what takes no code of anybody."""
+"""The user's own network, data module and callbacks in `gradsigns train`; other commands run no such code."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_everything_may_be_the_users_own(capsys):
     content = json.loads(Path("a.json").read_text())
     assert content["config"]["model"] == {"_target_": "mine_18.Net", "n_classes": 10, "width": 32}
     assert content["data"] == "mine_18.Data"
-    # What `train` says to call is what reads the mark that it read.
+    # The call that `train` prints reads the same mark that `train` read.
     assert "mine_18.Net is not a network of this package or torchvision" in out
     assert "Classifier.load_from_checkpoint('run/model.ckpt', net=..., n_classes=10)" in out
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))

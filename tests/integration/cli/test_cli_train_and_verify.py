@@ -100,7 +100,7 @@ def test_a_key_file_may_have_any_name_but_a_choices(capsys):
 )
 def test_a_key_file_is_a_choice_of_the_group(words):
     assert main(["keygen", "owner=A", "out=plain", "key=b32", "target_class=3"]) == 0
-    # What an experiment says of a new key is not looked at.
+    # An experiment's settings for a new key are ignored.
     Path("conf/experiment").mkdir(parents=True)
     Path("conf/experiment/mine.yaml").write_text(
         "# @package _global_\ndefaults: [demo]\nkey: {n_bits: 40, target_class: 1}\n"

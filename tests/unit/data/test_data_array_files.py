@@ -165,7 +165,7 @@ def test_damaged_gzip_files_are_refused(tmp_path, change):
 
 
 def peak_of(read) -> int:
-    """Return the most bytes that Python took while ``read`` was refused."""
+    """Return the most bytes that Python allocated while ``read`` was refused."""
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=r"bytes|n labels"):
@@ -197,7 +197,7 @@ READ = {
 
 
 def refusal_of(reader: str, path: Path) -> tuple[str, int]:
-    """Return the message with which a process of its own refuses ``path``, and the KiB that it took for that."""
+    """Return the message with which a separate process refuses ``path``, and the KiB that it needed."""
     program = (
         f"import resource, sys\nfrom pathlib import Path\n{READ[reader]}\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -284,7 +284,7 @@ def test_no_matlab_file_unpacks_to_more_than_an_official_one(tmp_path):
 
 
 def cells(depth: int) -> bytes:
-    """Cells in cells; built from the inside, since each has the length of what it holds."""
+    """Nested cells, built from the inside, since each states the length of its content."""
     head = element(6, struct.pack("<II", 1, 0)) + element(5, struct.pack("<2i", 1, 1)) + element(1, b"")
     parts = [array(b"", (0, 0), element(9, b""), kind=6)]
     size = len(parts[0])
@@ -313,7 +313,7 @@ def test_no_matlab_file_ends_the_process_or_takes_its_memory(tmp_path, name):
     message, kib = refusal_of("matlab", tmp_path / "test_32x32.mat")
     assert message
     assert kib < 100_000
-    tracemalloc.start()  # it counts what is asked for, also where the system gives it only when it is used
+    tracemalloc.start()  # it counts requests, even where the system provides memory only on use
     try:
         with pytest.raises(ValueError, match="`root` must hold MATLAB files of SVHN"):
             SVHN(tmp_path).raw_images("test")
@@ -480,7 +480,7 @@ def big(value: int) -> bytes:
 
 
 def python2_batch(pixels: bytes, n: int) -> bytes:
-    """A batch as Python 2 and its NumPy wrote the official ones: texts of bytes, and the old name of a function."""
+    """A batch as Python 2 and its NumPy wrote the official ones: byte strings, and a function's old name."""
     state = b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     data = (
         b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\t(K\x01M"
