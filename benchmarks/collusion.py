@@ -339,7 +339,7 @@ class Copies:
         )
 
     def judged(self, kind: str, members: list[int]) -> dict[str, Any]:
-        """Return test accuracy, the result of ``trace``, and the log10 of the smallest p-value of innocents."""
+        """Return test accuracy, the result of ``trace``, and log10 of the smallest p-value of innocents."""
         net = self._net(self.state(kind, members)).eval()
         with torch.inference_mode():
             right = torch.cat([net(x).argmax(1) == y for x, y in self.data.test_dataloader()])

@@ -168,7 +168,7 @@ def _set_up_wandb(*, offline: bool) -> None:
 
 
 def _started(logger: Settings) -> Any:
-    """Return a W&B logger whose run has begun, so that W&B prints now what precedes its being silenced."""
+    """Return a W&B logger whose run has begun, so that the first lines that W&B prints are printed now."""
     built = build({**logger, "_recursive_": False}, option="logger")
     _ = built.experiment
     return built
