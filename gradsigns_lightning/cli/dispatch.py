@@ -16,7 +16,7 @@ COMMANDS = {
     "trace": "tell which customer's copy a model is",
     "commit": "write a key's public commitment and have it time-stamped",
     "judge": "check an evidence bundle and read the suspect",
-    "strip": "copy a checkpoint without what announces the mark",
+    "strip": "copy a checkpoint without the entries that announce the mark",
     "import-2021": "read the authors' released model",
 }
 

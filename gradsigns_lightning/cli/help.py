@@ -15,7 +15,7 @@ from typing import Any
 from gradsigns_lightning.runs.config import SCHEMAS, config_folder
 
 # The most used settings of the components; `--cfg job` shows all.
-_DATA = {"paths.data": "folder of data sets; by default that of the variable GRADSIGNS_DATA"}
+_DATA = {"paths.data": "folder of data sets; also set by the variable GRADSIGNS_DATA"}
 _PARTS = {
     "train": {
         **_DATA,
@@ -138,7 +138,7 @@ def _settings(command: str) -> Iterator[tuple[str, str]]:
                 yield name, text
     if command == "train":
         yield "experiment=NAME", f"a whole recipe: {', '.join(_options('experiment'))}"
-        yield "debug=NAME", f"a training for debugging: {', '.join(_options('debug'))}"
+        yield "debug=NAME", f"settings for debugging: {', '.join(_options('debug'))}"
     for name, text in _PARTS.get(command, {}).items():
         default = _part(name, choices)
         yield _with_value(name, _FOUND.get(name) if default is None else default), text
