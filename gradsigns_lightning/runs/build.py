@@ -92,7 +92,7 @@ def is_target(config: Any, kind: type) -> bool:
 def _explained(message: str, config: dict[str, Any], option: str, names: Mapping[str, str]) -> str:
     """Return an error's message with the arguments under their names on the command line.
 
-    The message of another package is prefixed or followed by the part that raised it.
+    A message from outside this package also names the part of the configuration that raised it.
     """
     if not _is_own(config):
         return (

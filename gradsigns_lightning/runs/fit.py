@@ -57,7 +57,7 @@ def build_classifier(settings: Settings) -> Classifier:
 def _optimizer(make: Any, parameters: Any) -> Any:
     try:
         return make(parameters)
-    except (TypeError, ValueError) as error:  # torch names no option
+    except (TypeError, ValueError) as error:  # torch's message names no option
         raise type(error)(f"`optimizer`: {error}") from error
 
 
