@@ -188,7 +188,8 @@ def _part(name: str, choices: dict[str, str | None]) -> Any:
     """Return the default of a component's setting, or None if the component determines it itself."""
     group, *keys = name.split(".")
     if group == "paths":
-        return "data" if "trainer" in choices else None  # for a verdict, only folders are read that the user names
+        # Commands that reach a verdict read only folders that the user names.
+        return "data" if "trainer" in choices else None
     value: Any = _read(f"{group}/{choices[group]}.yaml")
     for key in keys:
         value = value[key]
