@@ -176,7 +176,7 @@ def test_from_commitment_to_judgement(signed, files, authority, capsys):
     unlike = result(*claim, "input_mean=[0]", "input_std=[0.00001]")
     assert (unlike["verdict"], unlike["input_std"]) != ("owned", [0.376])
     assert main([*claim, "input_mean=[0]"]) == 1
-    assert "`input_mean` and `input_std` must be given both" in capsys.readouterr().err
+    assert "`input_mean` and `input_std` must be given together" in capsys.readouterr().err
     undated = result(*[word for word in claim if not word.startswith("suspect_since")])
     assert (undated["verdict"], len(undated["objections"])) == ("not_proven", 1)
     capsys.readouterr()
