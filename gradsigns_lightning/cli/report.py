@@ -31,7 +31,7 @@ _sweep: ContextVar[bool] = ContextVar("_sweep", default=False)
 
 @contextmanager
 def sweep() -> Iterator[None]:
-    """Print no tables within, but those of :func:`print_cells`: of hundreds of runs nobody reads hundreds of tables."""
+    """Print no table within except that of :func:`print_cells`: nobody reads hundreds of tables."""
     token = _sweep.set(True)
     try:
         yield
@@ -40,15 +40,15 @@ def sweep() -> Iterator[None]:
 
 
 def in_sweep() -> bool:
-    """Tell whether this is one run of many, which says in one line what it found."""
+    """Tell whether this is one run of many, which reports its result in one line."""
     return _sweep.get()
 
 
 def print_rows(rows: dict[str, str], *, title: str, note: str = "") -> None:
     """Print a table of names and values, except in a sweep; nothing is cut off where there is no terminal.
 
-    All of it is made :func:`printable`, and none of it is taken as rich's markup: names and values may be
-    anybody's.
+    Everything is made :func:`printable`, and nothing is read as rich's markup: names and values may come from
+    anyone.
     """
     if in_sweep():
         return
@@ -77,13 +77,13 @@ def _cell(text: str, console: Console) -> str:
 
 
 def say(text: str) -> None:
-    """Print a message as :func:`printable_lines`, in lines that a terminal need not break."""
+    """Print a message as :func:`printable_lines`, in lines that fit the terminal."""
     console = Console(highlight=False)
     console.print(Text(for_stream(printable_lines(text), console.file)), soft_wrap=True)
 
 
 def print_cells(cells: list[dict[str, str]]) -> None:
-    """Print a table with a line for each run of a sweep; of the words of the command line those that differ."""
+    """Print a table with a line for each run of a sweep, named by what differs in their command lines."""
     words = [cell["run"].split(", ") for cell in cells]
     common = set.intersection(*map(set, words))
     rows = [
@@ -103,7 +103,7 @@ def print_cells(cells: list[dict[str, str]]) -> None:
 
 
 def short_path(path: str | Path) -> str:
-    """Return ``path`` from the current folder if it lies below; where a link leads out of it, whereto."""
+    """Return ``path`` relative to the current folder if it is below it; resolved if a link leads out."""
     try:
         shorter = Path(path).relative_to(Path.cwd())
     except ValueError:
@@ -113,7 +113,7 @@ def short_path(path: str | Path) -> str:
 
 
 def verification_rows(result: ReadingResult, *, n_key_bits: int = 0) -> dict[str, str]:
-    """Return what was read, in words; through an API it may be fewer groups than the key has bits."""
+    """Return the rows of a reading; one through an API may have fewer groups than the key has bits."""
     groups = f", groups of the key's {n_key_bits} bits" if result.n_bits < n_key_bits else ""
     free = {"free choice": _free_choice(result)} if result.free_bits > 0 else {}
     return {
@@ -128,40 +128,40 @@ def verification_rows(result: ReadingResult, *, n_key_bits: int = 0) -> dict[str
 
 
 def _what_was_read(result: ReadingResult) -> dict[str, str]:
-    """Return the line that says how much was read: images, or an API's answers to queries."""
+    """Return the row that says how much was read: images, or an API's responses to queries."""
     from gradsigns_lightning.verification import ApiVerificationResult
 
     if not isinstance(result, ApiVerificationResult):
         return {"images read": str(result.n_queries)}
-    around = f"probes around {result.n_images} image{'s' * (result.n_images != 1)}, answers read as {result.answers or 'nothing'}"
-    return {"queries": f"{result.n_queries}, {around}"}
+    images = f"{result.n_images} image{'s' * (result.n_images != 1)}"
+    read_as = f"answers read as {result.answers or 'nothing'}"
+    return {"queries": f"{result.n_queries}, probes around {images}, {read_as}"}
 
 
 def _free_choice(result: ReadingResult) -> str:
-    """Say what the verdict is worth to who does not know when the payload was chosen."""
+    """Return what the verdict is worth to anyone who does not know when the payload was chosen."""
     charged = result.log10_charged_p_value
     found = (
         "nothing" if math.isnan(charged) else "owned" if charged <= math.log10(result.alpha) else "not proven"
     )
     return (
-        f"{result.free_bits:g} bits were up to who made the key, who may have fitted them to this model: "
-        f"charged for them, as by "
-        f"`gradsigns judge`, p = {power(charged)} ({found})"
+        f"{result.free_bits:g} bits were up to whoever made the key and may have fitted them to this model: "
+        f"charged for them, as by `gradsigns judge`, p = {power(charged)} ({found})"
     )
 
 
 def as_sentence(text: str) -> str:
-    """Return ``text`` with a full stop, unless it ends as a sentence does."""
+    """Return ``text`` with a full stop, unless it ends like a sentence."""
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def power(log10: float) -> str:
-    """Return a p-value by its logarithm, which a double may not hold."""
+    """Format a p-value given by its base-10 logarithm, since a double may underflow."""
     return f"10^{log10:.1f}" if log10 <= -300 else f"{10**log10:.3g}"
 
 
 def matches(result: ReadingResult | TraceResult) -> str:
-    """Return how many bits match, in words."""
+    """Return how many of the decided bits match, in words."""
     decided = result.n_bits - result.n_erasures
     return f"{result.n_matches} of {decided}" + (
         f" ({result.n_erasures} erased)" if result.n_erasures else ""
@@ -169,14 +169,14 @@ def matches(result: ReadingResult | TraceResult) -> str:
 
 
 def format_p_value(result: ReadingResult | TraceResult) -> str:
-    """Return the p-value, by its logarithm where a double underflows."""
+    """Format a result's p-value, by its logarithm where a double underflows."""
     if result.p_value > 0 or math.isnan(result.p_value):
         return f"{result.p_value:.3g}"
     return f"10^{result.log10_p_value:.1f}"
 
 
 def write_json(path: str, content: dict[str, Any]) -> None:
-    """Write ``content`` as one JSON object; a reader sees the old file or the whole new one. Non-finite numbers become null.
+    """Write ``content`` as one JSON object, atomically; non-finite numbers become null.
 
     Raises:
         ValueError: the folder does not exist or cannot be written to.
@@ -187,7 +187,7 @@ def write_json(path: str, content: dict[str, Any]) -> None:
 
 
 def check_json_path(path: str | None) -> None:
-    """Raise a ``ValueError`` if no file can be written at ``path``, before hours of training rather than after."""
+    """Raise a ``ValueError`` if no file can be written at ``path``: before hours of training, not after."""
     if path is None:
         return
     target = Path(path).expanduser()

@@ -94,7 +94,7 @@ def test_every_command_begins_with_the_one_base(command):
     hydra = OmegaConf.to_container(config.hydra, resolve=False)
     assert (hydra["run"]["dir"] == ".") == (command != "train")
     assert hydra["output_subdir"] == (".hydra" if command == "train" else None)
-    # launchers ask for it before a run begins
+    # launchers read it before a run begins
     assert config.hydra.sweep.dir.startswith(f"multirun/{command}/")
 
 

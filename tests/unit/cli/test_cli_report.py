@@ -56,7 +56,7 @@ def test_a_reading_of_answers_counts_queries_and_says_what_its_groups_are():
         ((), "Nothing in it announced a mark.", "Keep"),
         (
             ("gradsigns", "callbacks.GradSigns[1]"),
-            "Keep the original and the key; the training goes on",
+            "Keep the original and the key; training can be resumed",
             "gradsigns verify",
         ),
         (("hyper_parameters.gradsigns",), "`gradsigns verify` needs the description", "training"),

@@ -721,7 +721,7 @@ def test_a_payload_fitted_afterwards_is_said_to_prove_nothing(unmarked):
         assert (result.free_bits, result.to_dict()["free_bits"]) == (128, 128)
         assert result.log10_charged_p_value == pytest.approx(min(0, result.log10_p_value + 128 * np.log10(2)))
         assert result.log10_charged_p_value > np.log10(result.alpha)
-        assert "128 bits were up to who made the key" in verification_rows(result)["free choice"]
+        assert "128 bits were up to whoever made the key" in verification_rows(result)["free choice"]
         assert "(not proven)" in verification_rows(result)["free choice"]
     own = verify(unmarked, KEY, OWN)
     assert (own.free_bits, own.log10_charged_p_value) == (0, own.log10_p_value)

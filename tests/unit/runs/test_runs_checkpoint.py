@@ -1,4 +1,4 @@
-"""Checkpoint files of others: what is read, what is refused, and how much memory is taken before that is decided."""
+"""Received checkpoints: what is read, what is refused, and how much memory that decision takes."""
 
 from __future__ import annotations
 
