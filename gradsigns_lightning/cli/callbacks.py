@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gradsigns_lightning.cli.quiet import silence
-from gradsigns_lightning.cli.report import in_sweep
+from gradsigns_lightning.cli.tables import in_sweep
 from gradsigns_lightning.core.utils.text import printable
 
 

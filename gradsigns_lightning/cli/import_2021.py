@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.cli.report import check_json_path, print_rows, verification_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import check_json_path, print_rows, verification_rows, write_json
 from gradsigns_lightning.data.decoding import read_folder
 from gradsigns_lightning.models.release_2021 import load_2021
 from gradsigns_lightning.runs.build import to_plain

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gradsigns_lightning.cli.commit import read_bytes
-from gradsigns_lightning.cli.report import (
+from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import (
     as_sentence,
     check_json_path,
     format_p_value,
@@ -16,7 +17,6 @@ from gradsigns_lightning.cli.report import (
     print_rows,
     write_json,
 )
-from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
 from gradsigns_lightning.evidence import Bundle, Judgement, judge

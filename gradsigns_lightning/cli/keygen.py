@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import check_json_path, print_rows, write_json
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import customer_key, message_key, out_of_reach
 from gradsigns_lightning.core.utils.files import check_target

@@ -259,7 +259,7 @@ class Task:
                 run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
             with (
                 quiet(),
-                importlib.import_module("gradsigns_lightning.cli.report").sweep()
+                importlib.import_module("gradsigns_lightning.cli.tables").sweep()
                 if self.cells
                 else nullcontext(),
             ):
@@ -292,7 +292,7 @@ class Task:
                 ", ".join(value if name == "verdict" else f"{name} {value}" for name, value in cell.items())
                 or "done"
             )
-            importlib.import_module("gradsigns_lightning.cli.report").say(
+            importlib.import_module("gradsigns_lightning.cli.tables").say(
                 f"#{job.job.num} {' '.join(words)}: {found}"
             )
             cell = {"run": ", ".join(map(_without_secrets, job.overrides.task)), **cell}
@@ -326,7 +326,7 @@ def _cells(overrides: list[str]) -> Iterator[Path | None]:
                 json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("*.json"))
             ]
             if len(cells) > 1:
-                importlib.import_module("gradsigns_lightning.cli.report").print_cells(cells)
+                importlib.import_module("gradsigns_lightning.cli.tables").print_cells(cells)
 
 
 @contextmanager

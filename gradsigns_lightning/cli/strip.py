@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import check_json_path, print_rows, write_json
 from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.integration.release import strip
 from gradsigns_lightning.runs.build import to_plain

@@ -12,7 +12,8 @@ from lightning.pytorch import seed_everything
 from rich.console import Console
 
 from gradsigns_lightning.cli.callbacks import QuietWorkers, progress_callbacks
-from gradsigns_lightning.cli.report import (
+from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import (
     check_json_path,
     format_p_value,
     in_sweep,
@@ -22,7 +23,6 @@ from gradsigns_lightning.cli.report import (
     verification_rows,
     write_json,
 )
-from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import out_of_reach
 from gradsigns_lightning.core.utils.text import printable

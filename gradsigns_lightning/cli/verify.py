@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from gradsigns_lightning.cli.commit import CommitmentFiles
-from gradsigns_lightning.cli.report import (
+from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import (
     as_sentence,
     check_json_path,
     format_p_value,
@@ -16,7 +17,6 @@ from gradsigns_lightning.cli.report import (
     verification_rows,
     write_json,
 )
-from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.evidence import Bundle
 from gradsigns_lightning.runs.build import to_plain

@@ -334,7 +334,7 @@ def test_a_wrong_word_gives_one_line_and_exit_code_2(word, hint, capsys):
         (["init=nowhere.ckpt"], "`init`"),
         (["key=nowhere.gskey"], "key file"),
         (["model._target_=os.getcwd"], "`_target_`"),
-        (["model._target_=gradsigns_lightning.cli.report.os.getcwd"], "`_target_`"),
+        (["model._target_=gradsigns_lightning.cli.tables.os.getcwd"], "`_target_`"),
         (["trainer.devices=2", "trainer.strategy=ddp"], "`trainer.strategy`"),
     ],
 )

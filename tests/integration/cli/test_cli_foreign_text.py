@@ -19,7 +19,7 @@ from rich.console import Console
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.cli import main
 from gradsigns_lightning.cli.callbacks import EpochLines
-from gradsigns_lightning.cli.report import print_rows, write_json
+from gradsigns_lightning.cli.tables import print_rows, write_json
 
 # A cleared screen, a title, a forged line, a turned direction, C1 and surrogates, markup of rich, an emoji's
 # name.
@@ -368,7 +368,7 @@ def unescaped(text):
 def test_an_owner_called_owned_is_not_printed_like_a_verdict(monkeypatch):
     printed = io.StringIO()
     monkeypatch.setattr(
-        "gradsigns_lightning.cli.report.Console",
+        "gradsigns_lightning.cli.tables.Console",
         lambda **_: Console(file=printed, force_terminal=True, color_system="standard"),
     )
     print_rows(

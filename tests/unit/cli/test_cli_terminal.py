@@ -84,7 +84,7 @@ def test_no_message_goes_on_at_the_left_margin_of_a_terminal(tmp_path, kind):
         words = ["verify", "checkpoint=a", f"key={forged}"]
         program = f"import sys; from gradsigns_lightning.cli import main; sys.exit(main({words}))"
     else:
-        program = "from gradsigns_lightning.cli.report import print_rows; "
+        program = "from gradsigns_lightning.cli.tables import print_rows; "
         program += f"print_rows({{'a': 'b'}}, title='t', note={forged!r})"
     master, slave = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "60", "TERM": "dumb"}

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsigns_lightning import WatermarkKey, customer_key, verify, verify_api, verify_many
-from gradsigns_lightning.cli.report import verification_rows
+from gradsigns_lightning.cli.tables import verification_rows
 from gradsigns_lightning.core.key.payload import blank_message_key, free_bits
 from gradsigns_lightning.core.signature import input_gradients
 from gradsigns_lightning.core.utils.canonical import canonical_json

@@ -3,8 +3,8 @@
 import pytest
 
 from gradsigns_lightning import ApiVerificationResult, VerificationResult
-from gradsigns_lightning.cli.report import as_sentence, verification_rows
 from gradsigns_lightning.cli.strip import _note as strip_note
+from gradsigns_lightning.cli.tables import as_sentence, verification_rows
 
 READ = {
     **{
