@@ -110,7 +110,7 @@ def test_nothing_is_said_before_the_schedule_starts(recwarn):
     mark = GradSigns(make_key(), strength=StrengthSchedule(1.0, start_epoch=3))
     make_trainer(mark, max_epochs=3).fit(Net(), train_loader())
     (end,) = warned(recwarn)
-    assert "No step embedded: the strength was 0 all along" in end
+    assert "No embedding step was made: the strength was 0 throughout" in end
 
 
 def test_accumulation_over_more_batches_than_between_checks(recwarn):
@@ -129,7 +129,7 @@ def test_a_short_fit_of_a_trained_model_at_a_rate_that_is_too_low(recwarn, rate)
     assert when.batch <= 60  # as soon as 16 steps have embedded
     early = [message for message in warned(recwarn) if "the fit will be over" in message]
     assert len(early) == 1
-    assert "take a learning rate that is at least" in early[0] or "train that long" in early[0]
+    assert "use a learning rate that is at least" in early[0] or "train that long" in early[0]
     assert len(warned(recwarn)) == 2
 
 
