@@ -131,8 +131,8 @@ def _causes(
         yield non_finite
     if _is_pruned(trainer, pl_module):
         yield (
-            "Weights are pruned, which costs bits: training on with the mask in place restores them, but more "
-            "slowly the fewer weights are left."
+            "Weights are pruned, which costs bits: training on with the mask in place restores them, but the "
+            "fewer weights are left, the more slowly."
         )
     if left_out := _left_out(marker):
         yield left_out
