@@ -62,7 +62,7 @@ def test_each_of_them_arrives(way, name):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_watermarker_is_taken_as_it_is(way):
+def test_a_watermarker_is_used_as_it_is(way):
     marker = Watermarker(make_key(8), EmbeddingSettings(momentum=0.25))
     assert way(marker) is marker
     assert way(marker, momentum=EmbeddingSettings().momentum) is marker
