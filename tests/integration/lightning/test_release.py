@@ -164,7 +164,7 @@ def test_the_fault_of_a_file_that_is_not_a_checkpoint_is_named(content, tmp_path
         assert main(words) == 1
         told = capsys.readouterr().err
         assert (
-            "`checkpoint`: 'a.ckpt' is damaged, or no checkpoint of weights and plain types: it was not "
+            "`checkpoint`: 'a.ckpt' is damaged, or not a checkpoint of weights and plain types: it was not "
             "written by torch.save" in told
         )
         assert "add_safe_globals" not in told
