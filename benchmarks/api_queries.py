@@ -1,11 +1,12 @@
-"""Queries until a signature is proven at p <= 1e-9, for each behaviour of a prediction API and each estimator.
+"""Queries until a signature is proven at p <= 1e-9, by behaviour of a prediction API.
 
-    python benchmarks/api_queries.py --released FOLDER --images FOLDER          # the authors' release, images
-    of class 0 python benchmarks/api_queries.py --checkpoint model.ckpt --key key.gskey    # of gradsigns
-    train, its data set's test images
+Of the authors' release with images of class 0, or of a checkpoint of gradsigns train with its test images:
+
+    python benchmarks/api_queries.py --released FOLDER --images FOLDER
+    python benchmarks/api_queries.py --checkpoint model.ckpt --key key.gskey
 
 Every run takes 100 images of the target class at random. Prints a Markdown table: median and deciles of the
-queries over the runs that end with "owned", and how many do.
+queries, where a run that does not end with "owned" counts as infinitely many, and how many runs do.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ N_IMAGES = 100
 
 
 def behaviours(scores: Predict) -> dict[str, Predict]:
-    """Return what is measured, by the name that the table gives it."""
+    """Return the APIs that are measured, by their names in the table."""
     generator = torch.Generator().manual_seed(0)
     jpeg = partial(through_files, scores, format="JPEG")
     return {
@@ -63,7 +64,7 @@ def behaviours(scores: Predict) -> dict[str, Predict]:
 
 
 def load(arguments: argparse.Namespace) -> tuple[Predict, SignatureKey, Tensor]:
-    """Return the scores' function, the key and images of its target class."""
+    """Return the model's prediction function, the key and images of its target class."""
     if arguments.released:
         key, model = load_2021(arguments.released)
         return scores_of(model, key), key, read_folder(arguments.images, key.input_shape)

@@ -1,7 +1,7 @@
 """What prediction APIs make of a model's probabilities, for benchmarks and tests.
 
-All but :func:`scores_of` take ``scores``, from raw images ``(n, C, H, W)`` to probabilities ``(n,
-n_classes)``, and return what the API answers.
+All functions except :func:`scores_of` take ``scores``, a function from raw images ``(n, C, H, W)`` to
+probabilities ``(n, n_classes)``, and return the API's function from images to answers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def one_hot(scores: Predict, low: float = 0.0, high: float = 1.0) -> Predict:
 
 
 def rounded(scores: Predict, decimals: int = 0) -> Predict:
-    """Answer with so many decimals."""
+    """Round the probabilities to ``decimals``."""
     return lambda x: scores(x).round(decimals=decimals)
 
 
@@ -65,7 +65,7 @@ def noisy(scores: Predict, deviation: float, generator: torch.Generator) -> Pred
 
 
 def best(scores: Predict, count: int) -> Predict:
-    """Name the ``count`` likeliest classes only; NaN for all others."""
+    """Answer with the ``count`` likeliest classes only; NaN for all others."""
 
     def answer(x: Tensor) -> Tensor:
         probabilities = scores(x)
@@ -86,7 +86,7 @@ def logarithms(scores: Predict) -> Predict:
 
 
 def through_files(scores: Predict, **options: Any) -> Predict:
-    """Receive images as files; the options are Pillow's, as in ``format="JPEG", quality=95, subsampling=0``."""
+    """Receive images as files, saved with Pillow's ``options``: ``format="JPEG", quality=95``."""
     from PIL import Image
 
     def received(array: np.ndarray) -> np.ndarray:

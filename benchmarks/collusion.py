@@ -1,21 +1,23 @@
 """Who is caught, and whether anybody innocent is ever named, when customers mix their copies.
 
-    python benchmarks/collusion.py simulate --out simulated.json   # bits alone, every mixture; 10 minutes on
-    a slow core python benchmarks/collusion.py null --out null.json            # innocents found in mixtures,
-    against alpha; 3 minutes python benchmarks/collusion.py real --out real.json            # trained copies
-    and mixtures of their weights; 25 minutes python benchmarks/collusion.py simulate --out simulated.json
-    --mixtures average --bits 192 320   # how many bits it takes
+Bits alone, every mixture (10 minutes on a slow core); innocents found in mixtures, against alpha (3 minutes);
+trained copies and mixtures of their weights (25 minutes); and how many bits it takes:
+
+    python benchmarks/collusion.py simulate --out simulated.json
+    python benchmarks/collusion.py null --out null.json
+    python benchmarks/collusion.py real --out real.json
+    python benchmarks/collusion.py simulate --out simulated.json --mixtures average --bits 192 320
 
 Finished cells are kept in the file and not run again; ``real`` keeps its networks in a folder beside it.
 Prints Markdown tables.
 
-``simulate`` and ``null`` mix what the copies' bits show. A sum of weights does so nearly; choices bit by bit
-need a thief who knows carriers and projection. The mixtures are those of the literature on collusion: where
-the members agree, a bit stays (the marking assumption; Boneh and Shaw, IEEE Trans. Information Theory 44,
-1998); elsewhere the majority, the minority, any member (interleaving) or a coin decides (Tardos, J. ACM 55,
-2008); of the values as read the maximum, the minimum, the median, minimum plus maximum minus median, or
-either end at random (Zhao, Wu, Wang and Liu, IEEE Trans. Image Processing 14, 2005). A subtracted copy, A + B
-- C, framed the customer a ^ b ^ c when signatures were the words of a linear code.
+``simulate`` and ``null`` mix the copies' scores, which mixing weights does nearly; choices bit by bit need a
+thief who knows carriers and projection. The mixtures are those of the literature on collusion: where the
+members agree, a bit stays (the marking assumption; Boneh and Shaw, IEEE Trans. Information Theory 44, 1998);
+elsewhere the majority, the minority, any member (interleaving) or a coin decides (Tardos, J. ACM 55, 2008);
+of the scores the maximum, the minimum, the median, minimum plus maximum minus median, or either end at random
+(Zhao, Wu, Wang and Liu, IEEE Trans. Image Processing 14, 2005). A subtracted copy, A + B - C, framed the
+customer a ^ b ^ c when signatures were the words of a linear code.
 """
 
 from __future__ import annotations
@@ -50,25 +52,25 @@ from gradsigns_lightning.verification.white_box import read_projections
 
 Array = npt.NDArray[np.float64]
 State = dict[str, Tensor]
-Reading = tuple[list[int], Array]  # members, and what is read of their mixture
+Reading = tuple[list[int], Array]  # members, and the scores of their mixture
 ALPHA, ALPHAS, N_CUSTOMERS = 1e-9, (1e-2, 1e-3, 1e-9), 10_000
 NOISES = {"weak": 0.25, "strong": 1.0}  # of the reading, in root mean squares of the mixture
 NOBODY = {"customer": 0, "present": (), "verdict": "not_proven", "mixed": False}
 MARGIN_SD, GROUPS, RUNS_PER_MASTER = 0.25, 8, 100
 
 
-# --- mixtures of copies: evidence of shape (members, bits) to evidence of shape (bits,)
+# --- mixtures of copies: scores of shape (members, bits) to scores of shape (bits,)
 
 
 def one_subtracted(n: int) -> Array:
-    """Return the weights of A + B - C and its like: all copies but the last with the same weight, the last one subtracted."""
+    """Return the weights of A + B - C and its like: the last copy is subtracted, the others weigh alike."""
     if n < 3:
         return np.array([2.0, -1.0])[:n] if n == 2 else np.ones(1)
     return np.append(np.ones(n - 1), -1) / (n - 2)
 
 
 def some_negative(n: int, rng: np.random.Generator) -> Array:
-    """Return random weights that add up to one, at least one of them below 0 (of two or more)."""
+    """Return random weights that add up to one; of two or more, at least one is below 0."""
     while True:
         weights = rng.standard_normal(n)
         weights += (1 - weights.sum()) / n
@@ -77,7 +79,7 @@ def some_negative(n: int, rng: np.random.Generator) -> Array:
 
 
 def layer_wise(copies: Array, rng: np.random.Generator) -> Array:
-    """Return a mixture with other random positive weights for every group of bits."""
+    """Return a mixture with different random positive weights for every group of bits."""
     weights = rng.dirichlet(np.ones(len(copies)), size=GROUPS)
     return (weights[rng.integers(GROUPS, size=copies.shape[1])].T * copies).sum(0)
 
@@ -88,14 +90,14 @@ def where_they_differ(copies: Array, chosen: Array) -> Array:
     return np.where((bits == bits[0]).all(0), bits[0], chosen)
 
 
-def coins(copies: Array, rng: np.random.Generator) -> Array:
-    """Return a fair coin, 1 or -1, for every bit."""
+def random_signs(copies: Array, rng: np.random.Generator) -> Array:
+    """Return a random sign, 1 or -1, for every bit."""
     return rng.choice([-1.0, 1.0], copies.shape[1])
 
 
 def votes(copies: Array, rng: np.random.Generator) -> Array:
-    """Return the majority's bits, ties by a coin."""
-    return np.sign(np.sign(copies).sum(0) + 0.5 * coins(copies, rng))
+    """Return the majority's bits, ties at random."""
+    return np.sign(np.sign(copies).sum(0) + 0.5 * random_signs(copies, rng))
 
 
 MIXTURES: dict[str, Callable[[Array, np.random.Generator], Array]] = {
@@ -109,17 +111,19 @@ MIXTURES: dict[str, Callable[[Array, np.random.Generator], Array]] = {
     "interleaving": lambda copies, rng: copies[
         rng.integers(len(copies), size=copies.shape[1]), np.arange(copies.shape[1])
     ],
-    "coin where they differ": lambda copies, rng: where_they_differ(copies, coins(copies, rng)),
+    "coin where they differ": lambda copies, rng: where_they_differ(copies, random_signs(copies, rng)),
     "maximum": lambda copies, rng: copies.max(0),
     "minimum": lambda copies, rng: copies.min(0),
     "median": lambda copies, rng: np.median(copies, 0),
     "minimum + maximum - median": lambda copies, rng: copies.min(0) + copies.max(0) - np.median(copies, 0),
-    "minimum or maximum": lambda copies, rng: np.where(coins(copies, rng) > 0, copies.max(0), copies.min(0)),
+    "minimum or maximum": lambda copies, rng: np.where(
+        random_signs(copies, rng) > 0, copies.max(0), copies.min(0)
+    ),
 }
 
 
 def mixed(name: str, signatures: Array, noise: float, rng: np.random.Generator) -> Array:
-    """Return what is read of a mixture of copies that show these signatures (1 and -1) with unequal margins."""
+    """Return the scores of a mixture of copies with these signatures (1 and -1) and unequal margins."""
     margins = np.maximum(1 + MARGIN_SD * rng.standard_normal(signatures.shape), 0.2)
     mixture = MIXTURES[name](signatures * margins, rng)
     return mixture + noise * np.sqrt(np.mean(mixture**2)) * rng.standard_normal(mixture.shape)
@@ -137,15 +141,15 @@ def master_key(n_bits: int, rng: np.random.Generator) -> WatermarkKey:
 
 def traced(reading: Reading, master: WatermarkKey, customers: int, alpha: float) -> dict[str, int]:
     """Return the outcome of a reading."""
-    members, evidence = reading
+    members, scores = reading
     return outcome(
-        vars(decode(evidence, master, n_customers=customers, alpha=alpha, n_queries=0, recognised=1.0)),
+        vars(decode(scores, master, n_customers=customers, alpha=alpha, n_queries=0, recognised=1.0)),
         members,
     )
 
 
 def outcome(said: dict[str, Any], members: list[int]) -> dict[str, int]:
-    """Return what became of members and innocents, as counts of one reading; ``said`` by ``trace``."""
+    """Return how many members and innocents ``trace`` found, from its result ``said``."""
     present, owned = set(said["present"]), said["verdict"] == "owned"
     innocent_present, innocent_named = bool(present - set(members)), owned and said["customer"] not in members
     return {
@@ -160,15 +164,18 @@ def outcome(said: dict[str, Any], members: list[int]) -> dict[str, int]:
 
 
 def added(counts: list[dict[str, int]]) -> dict[str, int]:
-    """Return the sums of counts, and of how many."""
+    """Return the sums of counts, and their number as ``runs``."""
     return {name: sum(count.get(name, 1) for count in counts) for name in ("runs", *counts[0])}
 
 
 def clearest(
     readings: list[Reading], master: WatermarkKey, customers: int, *, members_too: bool
 ) -> list[float]:
-    """Return for each reading the smallest p-value of all customers or of innocents, times their number; base-10 logarithms."""
-    scores = np.array([integer_scores(evidence) for _, evidence in readings], dtype=np.float32)
+    """Return each reading's smallest p-value of all customers or of innocents, times their number.
+
+    The values are base-10 logarithms.
+    """
+    scores = np.array([integer_scores(values) for _, values in readings], dtype=np.float32)
     signs = 2 * master.customer_signatures(customers).astype(np.float32) - 1
     totals = signs @ scores.T
     for run, (members, _) in enumerate(readings):
@@ -190,7 +197,7 @@ def simulated(
     groups = [rng.choice(customers, size, replace=False).tolist() for _ in range(runs)]
     readings: list[Reading] = [(group, mixed(mixture, signs[group], NOISES[noise], rng)) for group in groups]
     values = clearest(readings, master, customers, members_too=True)
-    # Where nobody is near, `decode`, which takes longer, need not be asked.
+    # `decode` takes longer, and is not needed where nobody is near.
     return added(
         [
             traced(reading, master, customers, ALPHA)
@@ -202,16 +209,19 @@ def simulated(
 
 
 def null_reading(signs: Array, master_signs: Array, rng: np.random.Generator) -> Reading:
-    """Return random members, and what is read of a random mixture of theirs; any noise, a third with the master's own mark."""
+    """Return random members and the scores of a random mixture of theirs.
+
+    The noise is random; a third of the mixtures carries the master's own mark too.
+    """
     members = rng.choice(len(signs), rng.integers(2, 6), replace=False).tolist()
-    evidence = mixed(rng.choice(list(MIXTURES)), signs[members], 10 ** rng.uniform(-1, 0.5), rng)
+    scores = mixed(rng.choice(list(MIXTURES)), signs[members], 10 ** rng.uniform(-1, 0.5), rng)
     if rng.random() < 1 / 3:
-        evidence = evidence + rng.standard_normal() * np.sqrt(np.mean(evidence**2)) * master_signs
-    return members, np.where(rng.random(evidence.shape) < rng.choice([0, 0.2]), 0, evidence)
+        scores = scores + rng.standard_normal() * np.sqrt(np.mean(scores**2)) * master_signs
+    return members, np.where(rng.random(scores.shape) < rng.choice([0, 0.2]), 0, scores)
 
 
 def null_runs(bits: int, *, runs: int, customers: int, seed: str) -> dict[str, list[int]]:
-    """Count at each alpha in how many runs an innocent is in ``present``, and in how many one is named; one master."""
+    """Count the runs with an innocent in ``present`` and those that name one, at each alpha; one master."""
     rng = np.random.default_rng(list(seed.encode()))
     master = master_key(bits, rng)
     signs, master_signs = (
@@ -262,14 +272,21 @@ def layers_of(state: State) -> list[str]:
 
 
 def layers_in_turn(states: list[State]) -> State:
-    """Return each layer of another copy."""
+    """Return a network that takes its layers from the copies in turn."""
     layers = layers_of(states[0])
     return {name: states[layers.index(name.rpartition(".")[0]) % len(states)][name] for name in states[0]}
 
 
 @dataclass(frozen=True)
 class Copies:
-    """A network trained unmarked, its customers' copies and mixtures of them; what was trained is kept in a folder."""
+    """An unmarked network, its customers' copies and mixtures of them.
+
+    Attributes:
+        network: name of the network in ``NETWORKS``.
+        n_bits: bits of the keys.
+        folder: where trained weights are kept.
+        data: the data that all are trained on.
+    """
 
     network: str
     n_bits: int
@@ -290,7 +307,7 @@ class Copies:
         )
 
     def plan(self, n_turns: int) -> Iterator[tuple[str, list[int]]]:
-        """Yield what is judged: a kind and its members; every mixture with so many groups in turn, one of them fine-tuned."""
+        """Yield a kind and its members: each mixture of ``n_turns`` groups, one of them fine-tuned too."""
         yield "base", []
         yield from (("copy", [customer]) for customer in CUSTOMERS)
         for size, kind in product(range(2, len(CUSTOMERS) + 1), (*WEIGHTS, LAYERS)):
@@ -317,19 +334,19 @@ class Copies:
         if kind.endswith(FINE_TUNED):
             return self._fitted(self.state(kind.removesuffix(FINE_TUNED), members), "fine-tuned", seed=0)
         copies = [self.state("copy", [customer]) for customer in members]
-        return self._statistics_anew(
+        return self._with_new_statistics(
             layers_in_turn(copies) if kind == LAYERS else weighted(copies, WEIGHTS[kind](len(copies)))
         )
 
     def judged(self, kind: str, members: list[int]) -> dict[str, Any]:
-        """Return test accuracy, what ``trace`` says, and the smallest p-value of innocents (base-10 logarithm)."""
+        """Return test accuracy, the result of ``trace``, and log10 of the smallest p-value of innocents."""
         net = self._net(self.state(kind, members)).eval()
         with torch.inference_mode():
             right = torch.cat([net(x).argmax(1) == y for x, y in self.data.test_dataloader()])
         images = self.data.raw_images("test", self.master.target_class)
         result = trace(net, self.master, images, n_customers=N_CUSTOMERS, alpha=ALPHA)
-        evidence = read_projections(net, self.master, images)[0].numpy()
-        (innocents,) = clearest([(members, evidence)], self.master, N_CUSTOMERS, members_too=False)
+        scores = read_projections(net, self.master, images)[0].numpy()
+        (innocents,) = clearest([(members, scores)], self.master, N_CUSTOMERS, members_too=False)
         return {
             "accuracy": float(right.double().mean()),
             "members": members,
@@ -373,8 +390,8 @@ class Copies:
         )
         return net.state_dict()
 
-    def _statistics_anew(self, state: State) -> State:
-        # As a thief would: a mixture's batch normalization describes other activations than its weights make.
+    def _with_new_statistics(self, state: State) -> State:
+        # As a thief would: the statistics of batch normalization do not fit the mixture's weights.
         L.seed_everything(0, verbose=False)
         net = self._net(state)
         update_bn((images for images, _ in islice(self.data.train_dataloader(), 100)), net)
@@ -385,7 +402,7 @@ class Copies:
 
 
 def run(path: Path, cells: Iterable[tuple[str, Callable[[], Any]]]) -> dict[str, Any]:
-    """Compute the cells that the file does not have yet; return those asked for."""
+    """Compute the cells that the file does not have yet; return all of ``cells``."""
     kept = json.loads(path.read_text()) if path.exists() else {}
     asked = {}
     for name, compute in cells:
@@ -399,13 +416,13 @@ def run(path: Path, cells: Iterable[tuple[str, Callable[[], Any]]]) -> dict[str,
 
 
 def table(header: str, rows: Iterable[Iterable[Any]]) -> str:
-    """Return a Markdown table; the header's cells are parted by commas."""
+    """Return a Markdown table; the header's cells are separated by commas."""
     lines = [header.split(", "), ["---"] * (header.count(", ") + 1), *rows]
     return "\n" + "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def simulate(arguments: argparse.Namespace) -> None:
-    """Mix bits; print in how many percent of the runs a member is in ``present``, in brackets in how many one is named."""
+    """Mix bits; print the share of runs with a member in ``present``, in brackets of those that name one."""
     settings = {"runs": arguments.runs, "customers": arguments.customers}
     grid = product(arguments.bits, NOISES, arguments.mixtures, range(1, 6))
     # one copy alone is the same in all mixtures
@@ -436,11 +453,11 @@ def simulate(arguments: argparse.Namespace) -> None:
         )
     )
     alone = [counts for cell, counts in cells.items() if cell[3] == 1]
-    print("Single copies taken for mixtures: {mixed} of {runs}.".format(**added(alone)) if alone else "")
+    print("Single copies mistaken for mixtures: {mixed} of {runs}.".format(**added(alone)) if alone else "")
 
 
 def null(arguments: argparse.Namespace) -> None:
-    """Draw mixtures at random; print in how many runs there is an innocent, and the probability of so many if it were alpha."""
+    """Draw random mixtures; print how many runs find an innocent, and the probability of so many at alpha."""
     customers, rows = arguments.customers, []
     for bits in arguments.bits:
         sizes = {
@@ -496,8 +513,8 @@ def real(arguments: argparse.Namespace) -> None:
         groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for name, (kind, members) in plan.items():
             groups.setdefault((kind, len(members)), []).append(cells[name])
-        header = f"{network} with {bits} bits, copies, accuracy, tried, a member present, a member named, members found, "
-        header += "innocents present or named, innocents' smallest p"
+        header = f"{network} with {bits} bits, copies, accuracy, tried, a member present, a member named, "
+        header += "members found, innocents present or named, innocents' smallest p"
         print(table(header, (summary(*group, results) for group, results in groups.items())))
 
 

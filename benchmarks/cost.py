@@ -1,13 +1,17 @@
-"""What the mark costs: time and memory beside the unmarked twin, and how an embedding step grows.
+"""What the mark costs: time and memory relative to the unmarked twin, and how an embedding step grows.
 
-    python benchmarks/cost.py overhead   # ratio to the twin, pair by pair; the published recipe beside it;
-    peak memory python benchmarks/cost.py scaling    # an embedding step against bits, carriers, classes,
-    batch size, input size python benchmarks/cost.py ranks      # ratio to the twin on 1, 2 and 4 processes
-    (ddp, gloo, CPU) python benchmarks/cost.py plot       # docs/cost.svg from docs/cost.json
+``overhead`` measures time and peak memory relative to the twin, also of the published recipe; ``scaling`` an
+embedding step against bits, carriers, classes, batch size and input size; ``ranks`` the time relative to the
+twin on 1, 2 and 4 processes (ddp, gloo, CPU); ``plot`` draws docs/cost.svg from docs/cost.json:
 
-Every command writes its section of ``--json`` (docs/cost.json). Batches are random numbers that lie ready in
-memory: what is measured is the training step alone, without a data loader's time that would make ratios
-smaller. Uses a GPU if there is one.
+    python benchmarks/cost.py overhead
+    python benchmarks/cost.py scaling
+    python benchmarks/cost.py ranks
+    python benchmarks/cost.py plot
+
+Every command but the last writes its section of ``--json`` (docs/cost.json). Batches are random numbers in
+memory: the training step alone is measured, without a data loader's time, which would make ratios smaller.
+Uses a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -49,12 +53,15 @@ def random_key(n_bits: int, shape: tuple[int, ...], n_carriers: int | None = Non
 
 
 def random_batch(shape: tuple[int, ...], size: int = BATCH, n_classes: int = 10) -> tuple[Tensor, Tensor]:
-    """Return images and labels, the classes in turn."""
+    """Return random images, labelled with the classes in turn."""
     return torch.randn(size, *shape), torch.arange(size) % n_classes
 
 
 class Published(Classifier):
-    """The published recipe (GradSigns, MLSys 2021, released code): a second-order gradient of the whole batch in every step."""
+    """The published recipe (GradSigns, MLSys 2021, released code).
+
+    Every step takes a second-order gradient of the whole batch.
+    """
 
     def __init__(self, network: nn.Module, key: WatermarkKey) -> None:
         super().__init__(network, 10)
@@ -73,7 +80,16 @@ class Published(Classifier):
 
 @dataclass(frozen=True)
 class Workload:
-    """A network, its inputs' shape, the images of an embedding step, the steps to the next, and how many a timed chunk has."""
+    """What is trained, and how often it embeds.
+
+    Attributes:
+        name: its name in the results.
+        network: makes the network.
+        shape: shape of an input.
+        n_images: images of an embedding step.
+        every: steps from one embedding step to the next.
+        n_intervals: how many such intervals a timed chunk has.
+    """
 
     name: str
     network: Callable[[], nn.Module]
@@ -83,7 +99,10 @@ class Workload:
     n_intervals: int
 
     def side(self, side: str, cadence: Cadence) -> tuple[Classifier, list[L.Callback]]:
-        """Return module and callbacks of the ``unmarked``, ``signed`` or ``published`` training; same initial weights."""
+        """Return module and callbacks of the ``unmarked``, ``signed`` or ``published`` training.
+
+        All have the same initial weights.
+        """
         L.seed_everything(0, verbose=False)
         key = random_key(128, self.shape)
         if side == "published":
@@ -107,7 +126,10 @@ def now() -> float:
 
 
 class StepTimer(L.Callback):
-    """Times the batches after the warm-up; rank 0 leaves the seconds in a file, because spawned processes return nothing."""
+    """Times the batches after the warm-up.
+
+    Rank 0 writes the seconds to a file, because spawned processes return nothing.
+    """
 
     def __init__(self, path: str) -> None:
         self.path, self.start = path, 0.0
@@ -140,7 +162,10 @@ def train(
 
 
 def seconds_per_step(workload: Workload, side: str, n_steps: int, cadence: Cadence, **settings: Any) -> float:
-    """Return the mean time of a training step; ``n_steps`` is a multiple of the cadence: none embeds more than its share."""
+    """Return the mean time of a training step.
+
+    ``n_steps`` must be a multiple of the cadence, so that embedding steps have their share.
+    """
     module, callbacks = workload.side(side, cadence)
     with tempfile.NamedTemporaryFile() as file:
         train(module, [*callbacks, StepTimer(file.name)], workload.shape, WARM_UP + n_steps, **settings)
@@ -148,12 +173,10 @@ def seconds_per_step(workload: Workload, side: str, n_steps: int, cadence: Caden
 
 
 def embedding_share(workload: Workload, cadence: Cadence, n_steps: int) -> dict[str, float]:
-    """Return the share of the training's time that the watermarker's parts take, and that of the trial on the first batch."""
+    """Return the shares of the training's time that the watermarker takes, and the seconds of its trial."""
     module, callbacks = workload.side("signed", cadence)
-    marker, spent = (
-        callbacks[0].watermarker,
-        dict.fromkeys(("observe", "observe_gradients", "loss", "prepare"), 0.0),
-    )  # type: ignore[attr-defined]
+    marker = callbacks[0].watermarker  # type: ignore[attr-defined]
+    spent = dict.fromkeys(("observe", "observe_gradients", "loss", "prepare"), 0.0)
 
     def timed(name: str) -> Callable[..., Any]:
         function = getattr(marker, name)
@@ -234,7 +257,7 @@ def overhead(n_pairs: int = 16) -> dict[str, Any]:
 
 
 class Cell:
-    """One setting of the scaling study: an ordinary training step and an embedding pass, to be timed in turn."""
+    """One setting of the scaling study: an ordinary training step and an embedding pass, timed in turn."""
 
     def __init__(
         self, shape: tuple[int, ...], *, n_bits: int = 128, n_carriers: int | None = None, **sizes: int

@@ -1,13 +1,18 @@
-"""Whether the defaults sign what people train: scikit-learn's digits, every setting of the mark at its default.
+"""Whether the defaults sign what people train, on scikit-learn's digits.
 
-    python benchmarks/dose.py fits      # 20 fits of an MLP and a CNN with a 32-bit key: how many end `owned`;
-                                        2 minutes; # --first-seed 100: with other keys and seeds
-    python benchmarks/dose.py kinds     # 13 kinds of module and step beside their unmarked twins, 3 seeds
-    each; 6 minutes python benchmarks/dose.py slow      # a vision transformer that has hardly learned when
-    its fit ends, 6 seeds; 3 minutes python benchmarks/dose.py scales    # the loss times .01 to 128, Adam and
-    SGD, 3 seeds each; 4 minutes
+All settings of the mark have their defaults. ``fits`` counts how many of 20 fits of an MLP and a CNN with a
+32-bit key end `owned` (2 minutes; with ``--first-seed 100``, other keys and seeds); ``kinds`` compares 13
+kinds of module and step with their unmarked twins (3 seeds each, 6 minutes); ``slow`` trains a vision
+transformer that has hardly learned when its fit ends (6 seeds, 3 minutes); ``scales`` multiplies the loss by
+.01 to 128, with Adam and SGD (3 seeds each, 4 minutes):
 
-Held-out images are digits that no fit has seen. Every line says what was read and the accuracy there.
+    python benchmarks/dose.py fits
+    python benchmarks/dose.py kinds
+    python benchmarks/dose.py slow
+    python benchmarks/dose.py scales
+
+Held-out images are digits that no fit has seen. Every line reports what was read from them and the accuracy
+on them.
 """
 
 from __future__ import annotations
@@ -65,7 +70,7 @@ class Rows(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Two layers over the image's rows."""
+    """Two transformer layers over the image's rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,17 +87,17 @@ class Transformer(nn.Module):
 
 
 def mlp() -> nn.Module:
-    """Return a network of one hidden layer."""
+    """Return a network with one hidden layer."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def small_cnn() -> nn.Module:
-    """Return a network of one convolution."""
+    """Return a network with one convolution."""
     return nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(144, 10))
 
 
 def cnn(norm: Callable[[int], nn.Module], *, pooled: bool = False) -> nn.Module:
-    """Return a network of two convolutions, each with a normalization layer."""
+    """Return a network with two convolutions, each with a normalization layer."""
     pool = [nn.MaxPool2d(2)] if norm is nn.BatchNorm2d and not pooled else []
     head = [nn.AdaptiveAvgPool2d(1)] if pooled else []
     layers = [nn.Conv2d(1, 16, 3, padding=1), norm(16), nn.ReLU(), *pool]
@@ -101,7 +106,7 @@ def cnn(norm: Callable[[int], nn.Module], *, pooled: bool = False) -> nn.Module:
 
 
 class Model(LightningModule):
-    """A classifier whose loss is multiplied by ``scale``, and SGD's rate divided by it."""
+    """A classifier whose loss is multiplied by ``scale``, and whose rate for SGD is divided by it."""
 
     def __init__(
         self, make: Callable[[], nn.Module], *, lr: float, optimizer: str = "adamw", scale: float = 1.0
@@ -132,7 +137,7 @@ class Model(LightningModule):
 
 
 class OneArgument(Model):
-    """Its step takes the batch alone."""
+    """A model whose step takes only the batch."""
 
     @override
     def training_step(self, batch: Any) -> Any:  # type: ignore[override]
@@ -150,7 +155,7 @@ def logged(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Decorated(Model):
-    """Its step is wrapped and returns a mapping."""
+    """A model whose step is wrapped and returns a mapping."""
 
     @override
     @logged
@@ -159,7 +164,7 @@ class Decorated(Model):
 
 
 class Skipping(Model):
-    """Its step returns None for every fifth batch."""
+    """A model whose step returns None for every fifth batch."""
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -167,7 +172,7 @@ class Skipping(Model):
 
 
 class Manual(GradSignsMixin, Model):
-    """Optimizes by hand."""
+    """A model with manual optimization."""
 
     automatic_optimization = False
 
@@ -208,7 +213,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Fit:
-    """What one fit ended with, on held-out images."""
+    """The result of one fit, on held-out images."""
 
     accuracy: float
     n_wrong: int
@@ -267,8 +272,8 @@ def fits(first_seed: int = 0) -> None:
             difference = 100 * (marked.accuracy - twin.accuracy)
             print(
                 f"{name}, Adam {lr:g}, batches of {batch_size}, {epochs} epochs: {marked.verdict}, "
-                f"{marked.n_wrong} wrong, "
-                f"margin {marked.margin:.2f}, accuracy {marked.accuracy:.3f} ({difference:+.1f} points)",
+                f"{marked.n_wrong} wrong, margin {marked.margin:.2f}, accuracy {marked.accuracy:.3f} "
+                f"({difference:+.1f} points)",
                 flush=True,
             )
             done.append((marked.verdict == "owned", difference))
@@ -280,7 +285,7 @@ def fits(first_seed: int = 0) -> None:
 
 
 def kinds() -> None:
-    """Print wrong bits and accuracy of every kind beside its twin."""
+    """Print wrong bits and accuracy of every kind and of its twin."""
     _head("kind", 24)
     for name, kind in KINDS.items():
         marked, twin = (
@@ -291,7 +296,7 @@ def kinds() -> None:
 
 
 def slow() -> None:
-    """Print wrong bits and accuracy of a slow learner beside its twin."""
+    """Print wrong bits and accuracy of a slow learner and of its twin."""
     kind = Kind(functools.partial(ViT, (1, 8, 8), 10, patch_size=2, dim=32, depth=1, heads=2), batch_size=40)
     _head("AdamW's rate", 16)
     for lr in (3e-4, 1e-3):
@@ -340,7 +345,7 @@ def _row(name: str, marked: list[Fit], twin: list[Fit]) -> None:
 
 
 def main() -> None:
-    """Run what was asked for."""
+    """Run one command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

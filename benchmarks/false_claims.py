@@ -1,13 +1,12 @@
 """Share of random keys that are found "owned" in models that were not signed with them.
 
-    python benchmarks/false_claims.py --models a.ckpt b.ckpt --out claims.json [--keys 10000] [--readers
-    weights]
+    python benchmarks/false_claims.py --models a.ckpt b.ckpt --out claims.json --keys 10000 --readers weights
 
 The models are checkpoints of gradsigns train, unmarked or signed with other keys; images are their data set's
-test images. Keys number 0 to n - 1 follow from their number. Every model is read with every key, from the
-weights and through its probabilities, at alpha = 1e-2 and 1e-3. Finished cells are kept in the file and not
-run again. Prints a Markdown table; the last column is the probability of so many owned keys or more if the
-share were alpha.
+test images. Every model is read with every key, from the weights and through its probabilities, at
+alpha = 1e-2 and 1e-3; a key is derived from its number, 0 to ``--keys`` - 1. Finished cells are kept in the
+file and not run again. Prints a Markdown table; the last column is the probability of so many owned keys or
+more if the share were alpha.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ DATA = {"fashion_mnist": "gradsigns_lightning.data.FashionMNIST", "digits": "gra
 
 
 def key_number(number: int, data: dict) -> WatermarkKey:
-    """Return a key that follows from its number."""
+    """Return the key that is derived from a number."""
     return WatermarkKey.generate(
         "false claim",
         min(128, int(torch.tensor(data["input_shape"]).prod())),

@@ -4,8 +4,8 @@ import os
 import sys
 
 # `python -m gradsigns_lightning`, `-mgradsigns_lightning`, `-m gradsigns_lightning.__main__` and so on look
-# for modules in the current folder first, which may be a received one. So nothing is imported before that
-# Python has not imported itself.
+# for modules in the current folder first, which may be a received one. So above this point nothing is
+# imported but what Python has imported itself.
 if (
     sys.argv[:1] == ["-m"]
     and any(

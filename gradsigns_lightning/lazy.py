@@ -1,7 +1,7 @@
-"""Packages whose names are imported when they are first asked for (PEP 562).
+"""Packages whose names are imported when they are first used (PEP 562).
 
-Importing torch takes a second and Lightning several, which neither ``gradsigns --version`` nor making a key
-shall wait for.
+Importing torch takes a second and Lightning several; neither ``gradsigns --version`` nor making a key should
+wait for them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def lazy_names(
     """Return ``__getattr__`` and ``__dir__`` of a package.
 
     Args:
-        package: its name.
-        names: for each module of the package the names that come from it, with blanks between; a module with
-            a dot before its name is one of the package's own package.
-        modules: modules of the package that can be reached as attributes before anybody imported them.
+        package: name of the package.
+        names: for each module of the package, the names that come from it, separated by blanks; a module
+            whose name begins with a dot is one of the parent package.
+        modules: modules of the package that are attributes of it even before they are imported.
     """
     module_of = {name: module for module, members in names.items() for name in members.split()}
 
@@ -50,10 +50,10 @@ _command = False  # whether this process is the command line's own
 
 @contextmanager
 def as_command() -> Iterator[None]:
-    """Take this process for the command line's own, whose current folder may be a received one.
+    """Mark this process as the command line's own, whose current folder may be a received one.
 
-    The processes that it starts, of `ddp_spawn` or a launcher, then take no modules from there (since Python
-    3.11).
+    The processes that it starts (``ddp_spawn``, a launcher) then import no modules from that folder (since
+    Python 3.11).
     """
     global _command
     before, os.environ[_SAFE_PATH] = (_command, os.environ.get(_SAFE_PATH)), "1"
@@ -75,13 +75,12 @@ def is_command() -> bool:
 
 @contextmanager
 def in_pythons_folder() -> Iterator[None]:
-    """In a command make Python's own folder the current one, for imports: the folder of a command may be a received one.
+    """Make Python's own folder the current one during imports, if this process is a command.
 
-    In a library call this does nothing: other threads of the caller's process may be using its folder.
-
-    Numba, for one, reads `.numba_config.yaml` of the current folder, which names a folder of pickles;
-    matplotlib reads `matplotlibrc`, and the loader of shared libraries looks there as well where a library
-    says so.
+    A command's current folder may be a received one. Numba, for example, reads `.numba_config.yaml` there,
+    which names a folder of pickles; matplotlib reads `matplotlibrc`, and the loader of shared libraries looks
+    there too if a library says so. In a library call this does nothing, because other threads of the caller's
+    process may rely on its current folder.
     """
     if not _command:
         yield

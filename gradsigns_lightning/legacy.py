@@ -1,4 +1,4 @@
-"""The 2021 release under the name that callers know; it lives in :mod:`gradsigns_lightning.models.release_2021`."""
+"""Public alias of :mod:`gradsigns_lightning.models.release_2021`, the authors' 2021 release."""
 
 from gradsigns_lightning.models.release_2021 import load_2021
 

@@ -1,4 +1,4 @@
-"""What unit and integration tests share: networks that show a signature, and a local time-stamp authority made with openssl."""
+"""What unit and integration tests share: networks that show a signature, and a local time-stamp authority."""
 
 import math
 import shutil
@@ -122,7 +122,7 @@ class Authority:
 
 
 def _certificate(name, key, issuer, span, *, stamps):
-    """A certificate by ``issuer``, a name and a key; of an authority or, if it ``stamps``, for time-stamps only."""
+    """A certificate by ``issuer`` (a name and a key): an authority's, or if it ``stamps``, one for stamps only."""
     now = datetime.now(timezone.utc)
     subject, by = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, issuer[0]))
     usage = dict.fromkeys(
@@ -168,7 +168,7 @@ def other_authority(make_authority):
 
 
 class Planted(nn.Module):
-    """Three logits, the last of class T; an image's gradient is the key's pattern plus noise of its own, as strong as given."""
+    """Three logits, the last of class T; an image's gradient is the key's pattern plus noise of its own."""
 
     def __init__(self, key, noise=0.5, scale=6.0):
         super().__init__()

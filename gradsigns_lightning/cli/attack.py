@@ -9,8 +9,8 @@ from torch import nn
 from gradsigns_lightning.attacks import AttackData
 from gradsigns_lightning.attacks.base import Attack
 from gradsigns_lightning.benchmark import AttackRecord, Judge, KeyReader, Point, attacked
-from gradsigns_lightning.cli.report import as_sentence, check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import as_sentence, check_json_path, print_rows, write_json
 from gradsigns_lightning.core.result import bits_in_words
 from gradsigns_lightning.core.utils.checks import check_instance
 from gradsigns_lightning.runs.build import build, to_plain

@@ -9,8 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from gradsigns_lightning.benchmark.cells import CellRecord, run_cell
 from gradsigns_lightning.cli.attack import accuracy_of, mark_of, point_row, who_wins
-from gradsigns_lightning.cli.report import check_json_path, print_rows, short_path, write_json
 from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import check_json_path, print_rows, short_path, write_json
 from gradsigns_lightning.runs.own import settings_of
 
 

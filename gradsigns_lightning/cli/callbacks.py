@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gradsigns_lightning.cli.quiet import silence
-from gradsigns_lightning.cli.report import in_sweep
+from gradsigns_lightning.cli.tables import in_sweep
 from gradsigns_lightning.core.utils.text import printable
 
 
@@ -17,7 +17,7 @@ class EpochLines(Callback):
     """Prints one line per epoch, for output that goes to a file.
 
     Args:
-        phase: what is being done.
+        phase: what is being trained, printed at the start of each line.
     """
 
     def __init__(self, phase: str) -> None:
@@ -35,7 +35,7 @@ class EpochLines(Callback):
 
 
 class QuietWorkers(Callback):
-    """Carries the silence into processes that a Trainer spawns, by being unpickled there."""
+    """Silences the processes that a Trainer spawns, when it is unpickled there."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         silence()
@@ -46,7 +46,7 @@ class QuietWorkers(Callback):
 
 
 def progress_callbacks(phase: str, *, progress: bool) -> list[Callback]:
-    """Return a bar for a terminal, lines for anything else but a sweep's output, nothing if not wanted."""
+    """Return a bar for a terminal, elsewhere lines except in a sweep; nothing without ``progress``."""
     if not progress:
         return []
     if Console().is_terminal:

@@ -10,8 +10,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import check_json_path, print_rows, write_json
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import free_bits
 from gradsigns_lightning.core.key.reach import what_is_out_of_reach
@@ -32,20 +32,19 @@ from gradsigns_lightning.verification.api.settings import ApiSettings
 _SUFFIX = ".commitment.json"
 _NO_REQUEST = (
     "for the request to a time-stamp authority install 'gradsigns-lightning[evidence]' and commit again with "
-    "another `out`, "
-    "or make it with openssl ts -query"
+    "another `out`, or make it with openssl ts -query"
 )
 _WHICH = (
-    "The published commitment, of the key and the signer, stands in that file: hold it against the one that "
-    "`judge` prints; "
-    "the key's commitment is that of the key alone, as keygen, train, verify and judge print it."
+    "The published commitment, of the key and the signer, is in that file: compare it with the one that "
+    "`judge` prints. The key's commitment is that of the key alone, as keygen, train, verify and judge print "
+    "it."
 )
 _MAX_FILE_BYTES = 1 << 24  # a commitment to 100,000 keys has 7 MB
 
 
 @dataclass(frozen=True)
 class CommitmentFiles:
-    """A published commitment and what lies beside it.
+    """The files of a published commitment.
 
     Attributes:
         statement: ``NAME.commitment.json``, to be published.
@@ -85,7 +84,7 @@ def run(config: Any) -> Outcome:
     """Write a commitment to one or several keys, or attach the time-stamp authority's reply to it.
 
     Returns:
-        What a sweep shows of it.
+        The outcome for a sweep's table.
 
     Raises:
         ValueError: a file is missing, damaged, or would be overwritten.
@@ -101,12 +100,12 @@ def run(config: Any) -> Outcome:
     if settings["attach"] is None:
         statement, time = _commit(files, keys, settings["signer"], reading_settings(settings)), None
         send = f"send {files.request} to a time-stamp authority" if files.request.exists() else _NO_REQUEST
-        note = f"Publish {files.statement}; {send}; keep {files.signer} secret.\n{_WHICH}\n{_short_keys(keys)}".rstrip()
+        note = f"Publish {files.statement}; {send}; keep {files.signer} secret."
+        note = f"{note}\n{_WHICH}\n{_short_keys(keys)}".rstrip()
     else:
         statement, time = _attach(files, keys, settings)
-        note = "The commitment is time-stamped. Publish both files. Everybody can check them:\n" + _openssl(
-            files, settings, time
-        )
+        note = "The commitment is time-stamped. Publish both files. Anyone can check them:\n"
+        note += _openssl(files, settings, time)
     rows = {
         "commitment file": str(files.statement),
         **_digests(keys, statement),
@@ -127,7 +126,10 @@ def run(config: Any) -> Outcome:
 
 
 def _digests(keys: list[WatermarkKey], statement: Statement) -> dict[str, str]:
-    """Return the two digests of each key; the first is bound to the signer, so that nobody can copy it into another file."""
+    """Return the two digests of each key.
+
+    The published one is bound to the signer, so that nobody can copy it into another file.
+    """
     rows: dict[str, str] = {}
     for number, key in enumerate(keys, 1):
         which = f" {number}" if len(keys) > 1 else ""
@@ -139,7 +141,10 @@ def _digests(keys: list[WatermarkKey], statement: Statement) -> dict[str, str]:
 
 
 def _short_keys(keys: list[WatermarkKey]) -> str:
-    """Return what no judge can find; customers' copies are not what a commitment is for."""
+    """Return what no judge can find of keys that are too short; empty if they are long enough.
+
+    None of them counts as a master: a commitment is not for tracing customers' copies.
+    """
     return " ".join(
         dict.fromkeys(what_is_out_of_reach(k.n_bits, free_bits=free_bits(k), is_master=False) for k in keys)
     ).strip()
@@ -171,7 +176,7 @@ def _commit(
 
 
 def _request(files: CommitmentFiles, statement: Statement) -> dict[Path, bytes]:
-    """Return the request to a time-stamp authority; nothing without rfc3161-client, since not everybody asks one."""
+    """Return the request to a time-stamp authority; empty without rfc3161-client, which is optional."""
     try:
         return {files.request: timestamp_request(statement)}
     except ImportError:
@@ -179,7 +184,10 @@ def _request(files: CommitmentFiles, statement: Statement) -> dict[Path, bytes]:
 
 
 def _write_all(contents: dict[Path, bytes], *, secret: Path) -> None:
-    """Write new files, all or none: of two commands for the same commitment one fails at the first file and removes nothing."""
+    """Write new files, all or none.
+
+    Of two commands for the same commitment, one fails at its first file and removes nothing.
+    """
     written: list[Path] = []
     try:
         for path, data in contents.items():
@@ -196,8 +204,8 @@ def _attach(
 ) -> tuple[Statement, datetime]:
     if settings["authority"] is None:
         raise ValueError(
-            "`authority` must name a PEM file with the time-stamp authority's certificates, to "
-            "check its reply."
+            "`authority` must name a PEM file with the time-stamp authority's certificates, to check its "
+            "reply."
         )
     statement = files.read_statement()
     if not all(map(statement.commits_to, keys)):
@@ -209,7 +217,7 @@ def _attach(
 
 
 def _openssl(files: CommitmentFiles, settings: dict[str, Any], time: datetime) -> str:
-    """Return how openssl checks the stamp: at its own time, since the authority's certificate expires some day."""
+    """Return the openssl command that checks the stamp at its own time, since certificates expire."""
     names = {"-data": files.statement, "-in": files.reply, "-CAfile": settings["authority"]}
     words = [word for option, path in names.items() for word in (option, str(path))]
     return shlex.join(["openssl", "ts", "-verify", "-attime", str(int(time.timestamp())), *words])
@@ -219,6 +227,6 @@ def read_bytes(path: Path, argument: str) -> bytes:
     """Return a small file's content.
 
     Raises:
-        ValueError: it cannot be read, or is larger than any commitment, key or certificate.
+        ValueError: the file cannot be read, or is larger than any commitment, key or certificate.
     """
     return read_file(path, argument=argument, kind="file", max_bytes=_MAX_FILE_BYTES)

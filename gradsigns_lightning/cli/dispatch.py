@@ -1,4 +1,4 @@
-"""From the first word of the command line to its command."""
+"""Finds the command that the first word of the command line names, and runs it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ COMMANDS = {
     "trace": "tell which customer's copy a model is",
     "commit": "write a key's public commitment and have it time-stamped",
     "judge": "check an evidence bundle and read the suspect",
-    "strip": "copy a checkpoint without what announces the mark",
+    "strip": "copy a checkpoint without the entries that announce the mark",
     "attack": "attack a signed model, and see what is left of the mark",
     "benchmark": "attack watermarking schemes, and keep what is measured",
+    "report": "write a page of what the benchmark measured",
     "import-2021": "read the authors' released model",
 }
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 when the command failed, 2 when the command line is wrong, 3 when a verdict is not
         ``owned``.
     """
-    with _any_letter(), as_command():
+    with _escape_unencodable(), as_command():
         return _main(list(sys.argv[1:] if argv is None else argv))
 
 
@@ -65,8 +66,8 @@ def _main(words: list[str]) -> int:
 
 
 @contextmanager
-def _any_letter() -> Iterator[None]:
-    """Escape what the terminal's or the file's encoding has no letter for: no name may keep a judge from a verdict."""
+def _escape_unencodable() -> Iterator[None]:
+    """Escape characters that the output's encoding lacks, so that no name can keep a judge from a verdict."""
     before = {stream: stream.errors for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")}
     for stream in before:
         stream.reconfigure(errors="backslashreplace")
@@ -74,7 +75,7 @@ def _any_letter() -> Iterator[None]:
         yield
     finally:
         for stream, errors in before.items():
-            with suppress(OSError, ValueError):  # who reads may be gone; Python says so at exit
+            with suppress(OSError, ValueError):  # a pipe's reader may be gone; Python reports that at exit
                 stream.reconfigure(errors=errors)
 
 
@@ -83,7 +84,7 @@ def _usage() -> str:
     return (
         "Usage: gradsigns COMMAND [setting=value ...]\n\n"
         "Sign a classifier's input gradients while it trains, and prove later that the model is yours.\n\n"
-        f"Commands:\n{listing}\n\n`gradsigns COMMAND --help` lists what a command can be told.\n\n"
+        f"Commands:\n{listing}\n\n`gradsigns COMMAND --help` lists the settings of a command.\n\n"
         "Exit codes: 0 owned or done, 1 an error, 2 a wrong command line, 3 not proven, inconclusive or only "
         "claimed."
     )

@@ -1,4 +1,7 @@
-"""What ``gradsigns COMMAND --help`` prints; from the schema and the configuration files, without Hydra and torch."""
+"""The text of ``gradsigns COMMAND --help``.
+
+It is made from the schema and the configuration files, without importing Hydra and torch.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from typing import Any
 
 from gradsigns_lightning.runs.config import SCHEMAS, config_folder
 
-# Settings of the components that are asked for most; what else there is shows `--cfg job`.
-_DATA = {"paths.data": "folder of data sets, as GRADSIGNS_DATA"}
+# The most used settings of the components; `--cfg job` shows all.
+_DATA = {"paths.data": "folder of data sets; also set by the variable GRADSIGNS_DATA"}
 _PARTS = {
     "train": {
         **_DATA,
@@ -21,14 +24,15 @@ _PARTS = {
         "key.n_bits": "bits of a new key",
         "key.n_carriers": "inputs that carry them; by default six a bit, or all",
         "key.target_class": "class whose images carry the mark",
-        "watermark.strength": "length of the mark's gradient beside the task's; 0: unsigned",
-        "watermark.objective": "what the mark is held to: margin or paper",
-        "watermark.cadence": "steps from one embedding to the next; by default they follow the training",
+        "watermark.strength": "length of the mark's gradient relative to the task's; 0: unsigned",
+        "watermark.objective": "objective of the mark: margin or paper",
+        "watermark.cadence": "steps from one embedding step to the next; by default they follow the training",
         "watermark.n_images": "images of the class in one embedding step",
-        "watermark.momentum": "share of earlier embedding steps in the gradient that is held to the bits",
-        "watermark.n_val_images": "held-out images that the mark is read on in a validation; 0 for none",
-        "watermark.engine": "second derivatives: auto, double_backward, forward_over_reverse or "
-        "finite_difference",
+        "watermark.momentum": "share of earlier embedding steps in the gradient that the objective sees",
+        "watermark.n_val_images": "held-out images on which a validation reads the mark; 0 for none",
+        "watermark.engine": (
+            "second derivatives: auto, double_backward, forward_over_reverse or finite_difference"
+        ),
         "trainer.max_epochs": "epochs",
         "trainer.accelerator": "auto, cpu or gpu",
         "trainer.precision": "32-true, bf16-mixed, ...",
@@ -45,15 +49,20 @@ _PARTS = {
     },
     **dict.fromkeys(("verify", "trace", "judge"), _DATA),
 }
-# What stands for a value that the component finds by itself.
+# Placeholders for values that the component determines itself.
 _FOUND = {"paths.data": "FOLDER", "key.n_carriers": "NUMBER", "watermark.cadence": "NUMBER"}
-# Choices of a group that are for other commands, or for projects of the user's own.
+# Options of a group that are for other commands, or for the user's own projects.
 _OTHERS = {
     **dict.fromkeys(("keygen", "benchmark"), ("file",)),
     "train": ("gradsigns",),
     **dict.fromkeys(("verify", "trace", "judge"), ("own",)),
 }
-_UNUSED = {"commit": ("data", "api.journal"), "strip": ("data",), "import-2021": ("data",)}
+_UNUSED = {
+    "report": ("data",),
+    "commit": ("data", "api.journal"),
+    "strip": ("data",),
+    "import-2021": ("data",),
+}
 EXAMPLES = {
     "keygen": (
         'owner="Acme Vision" data=fashion_mnist key=b128 target_class=0 out=acme.gskey',
@@ -102,6 +111,11 @@ EXAMPLES = {
         "-m experiment=demo attack=ftal,ftll,rtal,rtll seed=0,1,2",
         "-m experiment=fashion_mnist 'attack=glob(*)' seed=0,1,2 hydra/launcher=joblib",
     ),
+    "report": (
+        "out=survival.md",
+        "folder=outputs/benchmark out=docs/survival.md",
+        "folder=outputs/benchmark out=survival.md json=files.json",
+    ),
     "import-2021": (
         "folder=64-bit_CIFAR10 images=folder_of_images",
         "folder=64-bit_CIFAR10 images=folder_of_images mean_image=mean.npy",
@@ -110,10 +124,11 @@ EXAMPLES = {
 }
 _FOOT = """\
 Options:
-  -m, --multirun  run every combination of values with commas between them
+  -m, --multirun  run every combination of comma-separated values
   --cfg job       print the whole configuration and do nothing; --hydra-help lists Hydra's own options
 
-Exit codes: 0 owned or done, 1 an error, 2 a wrong command line, 3 not proven, inconclusive or only claimed."""
+Exit codes: 0 owned or done, 1 an error, 2 a wrong command line, 3 not proven, inconclusive or only claimed.\
+"""
 
 
 def help_text(command: str, summary: str) -> str:
@@ -141,7 +156,7 @@ def _line(start: str, text: str, columns: int) -> str:
 
 
 def _settings(command: str) -> Iterator[tuple[str, str]]:
-    """Yield every setting with its default or what to write for it, and its line."""
+    """Yield every setting, with its default or a placeholder, and its line of help."""
     choices = _choices(command)
     for entry in fields(SCHEMAS[command]):
         for name, text in _setting(entry, choices, "", _OTHERS.get(command, ())):
@@ -149,7 +164,7 @@ def _settings(command: str) -> Iterator[tuple[str, str]]:
                 yield name, text
     if command == "train":
         yield "experiment=NAME", f"a whole recipe: {', '.join(_options('experiment'))}"
-        yield "debug=NAME", f"a training to look at: {', '.join(_options('debug'))}"
+        yield "debug=NAME", f"settings for debugging: {', '.join(_options('debug'))}"
     for name, text in _PARTS.get(command, {}).items():
         default = _part(name, choices)
         yield _with_value(name, _FOUND.get(name) if default is None else default), text
@@ -185,7 +200,7 @@ def _with_value(name: str, value: Any) -> str:
 
 
 def _choices(command: str) -> dict[str, str | None]:
-    """Return the groups of a command and what is taken of them by default."""
+    """Return the configuration groups of a command and the option that each takes by default."""
     entries = _read(f"{command}.yaml")["defaults"]
     groups = {name: option for entry in entries if isinstance(entry, dict) for name, option in entry.items()}
     return {name: option for name, option in groups.items() if not name.startswith("override ")}
@@ -196,10 +211,11 @@ def _options(group: str) -> list[str]:
 
 
 def _part(name: str, choices: dict[str, str | None]) -> Any:
-    """Return the default of a component's setting, None if the component finds it by itself."""
+    """Return the default of a component's setting, or None if the component determines it itself."""
     group, *keys = name.split(".")
     if group == "paths":
-        return "data" if "trainer" in choices else None  # a verdict reads no folder that nobody named
+        # Commands that reach a verdict read only folders that the user names.
+        return "data" if "trainer" in choices else None
     value: Any = _read(f"{group}/{choices[group]}.yaml")
     for key in keys:
         value = value[key]

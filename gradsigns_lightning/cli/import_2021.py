@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradsigns_lightning.cli.report import check_json_path, print_rows, verification_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import check_json_path, print_rows, verification_rows, write_json
 from gradsigns_lightning.data.decoding import read_folder
 from gradsigns_lightning.models.release_2021 import load_2021
 from gradsigns_lightning.runs.build import to_plain
@@ -18,10 +18,10 @@ from gradsigns_lightning.verification import verify, verify_api
 
 
 def run(config: Any) -> Outcome:
-    """Read the authors' key from their model, from its weights and through its probabilities, and report both.
+    """Read the authors' key from their model's weights and through its probabilities, and report both.
 
     Returns:
-        What a sweep shows of it.
+        The outcome for a sweep's table.
 
     Raises:
         ValueError: the release or the images cannot be read.
@@ -53,8 +53,7 @@ def _mean_image(path: str | None) -> Tensor | None:
     if path is None:
         return None
     try:
-        # Mapped, so that a header that claims more than the file holds is noticed before anything is
-        # allocated.
+        # Memory-mapped: a header that claims more than the file holds is noticed before any allocation.
         array = np.load(Path(path).expanduser(), allow_pickle=False, mmap_mode="r")
         return torch.from_numpy(np.array(array, dtype=np.float32))
     except Exception as error:  # numpy evaluates the header, whose errors have no other base class

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gradsigns_lightning.cli.commit import read_bytes
-from gradsigns_lightning.cli.report import (
+from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import (
     as_sentence,
     check_json_path,
     format_p_value,
@@ -16,7 +17,6 @@ from gradsigns_lightning.cli.report import (
     print_rows,
     write_json,
 )
-from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
 from gradsigns_lightning.evidence import Bundle, Judgement, judge
@@ -74,14 +74,17 @@ def run(config: Any) -> Outcome:
 
 
 def _suspect(settings: dict[str, Any], key: WatermarkKey) -> tuple[Suspect | None, KeyAsRead]:
-    """Return the suspect, and the key with the suspect's normalization: what the judge says, else what its checkpoint does."""
+    """Return the suspect, and the key with the suspect's normalization.
+
+    The judge's statement of the normalization takes precedence over the checkpoint's.
+    """
     stated = [settings["input_mean"], settings["input_std"]]
     if (stated[0] is None) != (stated[1] is None):
-        raise ValueError("`input_mean` and `input_std` must be given both or not at all.")
+        raise ValueError("`input_mean` and `input_std` must be given together or not at all.")
     if settings["normalized"] and stated[0] is None:
         raise ValueError(
-            "`input_mean` and `input_std` must say how a suspect of `normalized` images makes "
-            "them of raw ones."
+            "`input_mean` and `input_std` must say how raw images become the `normalized` ones that the "
+            "suspect takes."
         )
     as_read = KeyAsRead.of(key, input_mean=stated[0] or 0.0, input_std=stated[1] or 1.0)
     if all(settings[kind] is None for kind in ("checkpoint", "onnx", "endpoint")):
@@ -112,7 +115,7 @@ def _rows(judgement: Judgement, as_read: KeyAsRead, published: str) -> dict[str,
         "verdict": judgement.verdict.replace("_", " "),
         "owner": judgement.owner,
         "signer": judgement.signer,
-        "published commitment": f"{published} (must stand in the file that the claimant published)",
+        "published commitment": f"{published} (must be in the file that the claimant published)",
         "key's commitment": judgement.commitment,
         "committed at": (judgement.committed_at.isoformat() if judgement.committed_at else "not known")
         + dated,
@@ -148,12 +151,11 @@ def _note(judgement: Judgement) -> str:
     )
     notes += [f"Note: {remark}." for remark in judgement.remarks]
     if judgement.precedes_suspect is None:
-        notes.append("The date is asked for with authority=... suspect_since=...")
+        notes.append("To have the date checked, give authority=... suspect_since=...")
     if judgement.verdict == "owned":
         notes.append(
-            "If somebody else proves a claim to the same suspect: the earlier valid time-stamp goes first; "
-            "ask both for a model "
-            "of their own from before the suspect, and judge it with both bundles: whose mark it carries "
-            "alone was first there."
+            "If somebody else proves a claim to the same suspect, the earlier valid time-stamp takes "
+            "precedence. Ask both for a model of their own from before the suspect and judge it with both "
+            "bundles: the claimant whose mark alone it carries was first."
         )
     return "\n".join(notes)

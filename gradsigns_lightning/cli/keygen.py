@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import check_json_path, print_rows, write_json
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import customer_key, message_key, out_of_reach
 from gradsigns_lightning.core.utils.files import check_target
@@ -20,10 +20,10 @@ def run(config: Any) -> Outcome:
     """Make a key, save it, and print its public side.
 
     Returns:
-        What a sweep shows of it.
+        The outcome for a sweep's table.
 
     Raises:
-        ValueError: the file exists, or the key cannot be made as asked.
+        ValueError: the file exists, or the key cannot be made as requested.
     """
     out = check_target(config.out, argument="out", overwrite=False)
     check_json_path(config.json)
@@ -61,7 +61,7 @@ def _new(config: Any) -> WatermarkKey:
         raise ValueError("`customer` needs `master=FILE`, the key from which all customers' keys are made.")
     if "path" in config.key:
         raise ValueError(
-            f"`key` must be the size of a new key, as b128, got a key that is there, {config.key.path!r}."
+            f"`key` must be the size of a new key, such as b128, got an existing key, {config.key.path!r}."
         )
     names = {name: name for name in ("owner", "scope", "target_class", "payload")}
     key: WatermarkKey = build(config.key, option="key", names=names)
@@ -73,7 +73,7 @@ def _derived(config: Any) -> WatermarkKey:
     with options({"path": "master"}):
         master = WatermarkKey.load(config.master)
     if (config.customer is None) == (config.message is None):
-        raise ValueError("`customer` or `message` must be given beside `master`, and not both.")
+        raise ValueError("`customer` or `message` must be given with `master`, and not both.")
     return (
         customer_key(master, config.customer)
         if config.message is None

@@ -1,4 +1,4 @@
-"""Keeps the frameworks' advice from the terminal."""
+"""Keeps the frameworks' advice off the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.utils.text import printable_lines
 from gradsigns_lightning.runs.options import spoken, without_overrides
 
-# What the callback's advice names, of a training.
+# Arguments that the callback's warnings name, as settings of `gradsigns train`.
 _SETTINGS = {
     name: f"watermark.{name}"
     for name in ("strength", "cadence", "n_images", "n_val_images", "engine", "objective")
@@ -27,27 +27,30 @@ _LIGHTNING = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lig
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Show no warning but this package's own, each in one line."""
+    """Show this package's own warnings only, each in one line."""
     with warnings.catch_warnings():
         silence()
         yield
 
 
 def silence() -> None:
-    """Do what :func:`quiet` does, for good."""
-    # Where both of Lightning's packages are imported, either one writes under the other's name; urllib3
+    """Do what :func:`quiet` does, permanently."""
+    # Where both of Lightning's packages are imported, either one logs under the other's name; urllib3
     # repeats what servers write.
     for name in (*_LIGHTNING, "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module=r"gradsigns_lightning\.")
-    # The caller whom a new key's warning is for is Hydra, where a configuration makes the key.
+    # A new key's warning is attributed to its caller, which is Hydra where a configuration makes the key.
     warnings.filterwarnings("default", message=r"A key of \d+ bits can never be", category=UserWarning)
     warnings.showwarning = _show
 
 
 class PrintableFormatter(logging.Formatter):
-    """For Hydra's own lines: of a sweep they repeat the command line, in which a file's name may be a stranger's choice."""
+    """Makes Hydra's own lines printable.
+
+    In a sweep they repeat the command line, in which a file's name may be a stranger's choice.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line as :func:`printable_lines`, wrapped for a terminal."""

@@ -1,4 +1,4 @@
-"""Runs a command under Hydra and turns what goes wrong into one message and an exit code."""
+"""Runs a command under Hydra and turns an error into one message and an exit code."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _FILE_ARGUMENTS = (
     ),
 )
 _FOLDERS = ("images", "folder", "paths.data", "data.module.root", "code")
-_NEW_FILES = ("out", "json")  # a sweep's may have a setting's value in their names
+_NEW_FILES = ("out", "json")  # in a sweep, their names may contain a setting's value
 _REFERENCE = re.compile(r"(\\*)\$(?=\\?\{)")  # Hydra takes the backslash out of "$\{"
 _SETTING = r"\{(?:(?:hydra:)?[A-Za-z_][\w.]*|now:[^{}$]*)\}"
 _OTHER_REFERENCE = re.compile(rf"(\\*)\$(?=\\?\{{)(?!{_SETTING})")
@@ -67,7 +67,7 @@ class Outcome:
     """What a command found.
 
     Attributes:
-        verdict: of a command that gives one, else None.
+        verdict: the verdict of a command that reaches one, else None.
         bit_error_rate: what a sweep minimises, or None.
         cell: names and values of its line in a sweep's table.
     """
@@ -78,7 +78,7 @@ class Outcome:
 
 
 class _Reported(SystemExit):
-    """The message is out; only the exit code is left."""
+    """The message has been printed; only the exit code is left."""
 
 
 def run_command(command: str, overrides: list[str]) -> int:
@@ -105,7 +105,10 @@ def run_command(command: str, overrides: list[str]) -> int:
 
 
 def _with_key_file(command: str, word: str) -> list[str]:
-    """Return what ``key=FILE`` and ``key.path=FILE`` are short for; to Hydra ``key=...`` is a choice in the group ``key``."""
+    """Return what ``key=FILE`` and ``key.path=FILE`` are short for.
+
+    To Hydra, ``key=...`` selects an option of the group ``key``.
+    """
     name, _, value = word.partition("=")
     if command in _KEY_FILE_COMMANDS and name == "key":
         return [f"key.path={value}"]
@@ -130,10 +133,10 @@ def _expand_key(command: str, config: Any) -> None:
 
 
 def _check_names(config: Any) -> None:
-    """Refuse names of files and folders without a letter, as an unset variable of a script makes them.
+    """Refuse blank names of files and folders, which an unset variable in a script leads to.
 
-    They would be the current folder, which may be a received one. Of `paths.data`, behind which a variable
-    can stand, the reading of images speaks.
+    A blank name would mean the current folder, which may be a received one. `paths.data`, which a variable
+    can set, is checked where the images are read.
     """
     from omegaconf import OmegaConf
 
@@ -149,7 +152,7 @@ def _check_names(config: Any) -> None:
 
 
 def _refuse_name(argument: str, name: str) -> None:
-    """Raise for a name without a letter; one that no word of the command line holds was left for the user to give."""
+    """Raise for a blank name; if no word of the command line sets it, it was left for the user to give."""
     from hydra.core.hydra_config import HydraConfig
 
     if not any(word.lstrip("+").startswith(f"{argument}=") for word in HydraConfig.get().overrides.task):
@@ -178,11 +181,11 @@ def _selected(config: Any, argument: str) -> Any:
 
 
 def _with_file_names(word: str) -> str:
-    """Let the value of ``checkpoint=FILE`` and the like be a file's name and no template: the name may be a stranger's choice.
+    """Escape the references in ``checkpoint=FILE`` and the like: a file's name may be a stranger's choice.
 
-    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end in a message or a
-    report, or of an ``endpoint`` with the server. In the names of new files settings alone are replaced, as
-    in ``json=out_${seed}.json``.
+    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end up in a message or a
+    report, or at the server of an ``endpoint``. In the names of new files only settings are replaced, as in
+    ``json=out_${seed}.json``.
     """
     name, equals, value = word.partition("=")
     argument = name.lstrip("+")
@@ -190,13 +193,13 @@ def _with_file_names(word: str) -> str:
         return word
     reference = _OTHER_REFERENCE if argument in _NEW_FILES else _REFERENCE
     # OmegaConf takes an odd number of backslashes as an escape; outside quotation marks Hydra halves their
-    # number before.
+    # number first.
     value = reference.sub(lambda found: "\\" * (4 * ((len(found[1]) + 1) // 2) + 1) + "$", value)
     return name + equals + _quoted(value)
 
 
 def _quoted(value: str) -> str:
-    """Put quotation marks around what Hydra cannot read without: `epoch=9-step=990.ckpt`, as Lightning calls its checkpoints."""
+    """Quote what Hydra cannot read unquoted: `epoch=9-step=990.ckpt`, as Lightning names its checkpoints."""
     if "=" not in value or value[0] in "'\"[" or {"'", '"'} <= set(value):
         return value
     mark = '"' if "'" in value else "'"
@@ -218,8 +221,8 @@ class Task:
     Args:
         command: the command.
         full_error: let errors through with their tracebacks.
-        cells: folder in which the jobs of a sweep leave what they found.
-        words: the command line; the settings that have one value in it are the same in all jobs of a sweep.
+        cells: folder in which the jobs of a sweep leave their results.
+        words: the command line; settings with one value in it are the same in all jobs of a sweep.
 
     Attributes:
         exit_code: 3 if the command gave a verdict other than ``"owned"``, else 0; in a sweep always 0.
@@ -256,14 +259,14 @@ class Task:
                 run = importlib.import_module(f"gradsigns_lightning.cli.{self.command.replace('-', '_')}").run
             with (
                 quiet(),
-                importlib.import_module("gradsigns_lightning.cli.report").sweep()
+                importlib.import_module("gradsigns_lightning.cli.tables").sweep()
                 if self.cells
                 else nullcontext(),
             ):
                 outcome: Outcome = run(config) or Outcome()
         except Exception as error:
             self._leave({"verdict": "failed"})
-            # Otherwise Hydra adds lines of its own. In a sweep they tell which job failed.
+            # Otherwise Hydra adds lines of its own, which in a sweep tell which job failed.
             if self.full_error or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             raise _Reported(
@@ -275,7 +278,7 @@ class Task:
         return outcome.bit_error_rate
 
     def _leave(self, cell: dict[str, str]) -> None:
-        """Say in a line what a run of a sweep found, and leave it for the table at the end."""
+        """Print the result of a sweep's run in a line, and leave it for the table at the end."""
         from hydra.core.hydra_config import HydraConfig
 
         if self.cells is not None:
@@ -289,7 +292,7 @@ class Task:
                 ", ".join(value if name == "verdict" else f"{name} {value}" for name, value in cell.items())
                 or "done"
             )
-            importlib.import_module("gradsigns_lightning.cli.report").say(
+            importlib.import_module("gradsigns_lightning.cli.tables").say(
                 f"#{job.job.num} {' '.join(words)}: {found}"
             )
             cell = {"run": ", ".join(map(_without_secrets, job.overrides.task)), **cell}
@@ -308,7 +311,10 @@ def _without_secrets(word: str) -> str:
 
 @contextmanager
 def _cells(overrides: list[str]) -> Iterator[Path | None]:
-    """Give the jobs of a sweep, which may run in other processes, a folder, and print a table of what they left there."""
+    """Make a folder for the results of a sweep's jobs, and print them as a table.
+
+    The jobs may run in other processes.
+    """
     if not {"-m", "--multirun"} & set(overrides):
         yield None
         return
@@ -320,12 +326,12 @@ def _cells(overrides: list[str]) -> Iterator[Path | None]:
                 json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("*.json"))
             ]
             if len(cells) > 1:
-                importlib.import_module("gradsigns_lightning.cli.report").print_cells(cells)
+                importlib.import_module("gradsigns_lightning.cli.tables").print_cells(cells)
 
 
 @contextmanager
 def _process_state(command: str, overrides: list[str]) -> Iterator[None]:
-    """Let Hydra see this command line and raise its errors instead of printing them; put everything back."""
+    """Let Hydra see this command line and raise its errors instead of printing them; restore both after."""
     argv, before = sys.argv, os.environ.get(_FULL_ERROR)
     sys.argv = [f"gradsigns {command}", *overrides]
     os.environ[_FULL_ERROR] = "1"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradsigns_lightning.cli.report import check_json_path, print_rows, write_json
 from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import check_json_path, print_rows, write_json
 from gradsigns_lightning.core.utils.text import printable
 from gradsigns_lightning.integration.release import strip
 from gradsigns_lightning.runs.build import to_plain
 
-# names and characters: every line of a table is as long as its longest
+# How many names are shown, and how much of each: every line of a table is as long as its longest.
 _MOST_SHOWN, _LONGEST_SHOWN = 100, 300
 
 
@@ -18,10 +18,10 @@ def run(config: Any) -> Outcome:
     """Write a copy of a checkpoint in which nothing announces the mark, and say what was left out.
 
     Returns:
-        What a sweep shows of it.
+        The outcome for a sweep's table.
 
     Raises:
-        ValueError: the checkpoint cannot be read, or the copy not be written.
+        ValueError: the checkpoint cannot be read, or the copy cannot be written.
     """
     settings = to_plain(config)
     check_json_path(settings["json"])
@@ -49,6 +49,6 @@ def _note(removed: tuple[str, ...]) -> str:
     needed = (
         "`gradsigns verify` needs the description that was left out"
         if described
-        else "the training goes on from it alone"
+        else "training can be resumed from it alone"
     )
     return f"Keep the original and the key; {needed}."

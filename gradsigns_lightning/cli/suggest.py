@@ -1,4 +1,4 @@
-"""What went wrong, in one message: errors of Hydra and of this package, with suggestions for misspelt words."""
+"""Turns an error of Hydra or of this package into one message, with suggestions for misspelt words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EXTRAS = {
     "hydra_plugins": "sweep",
     "joblib": "sweep",
 }
-# What people write, and what it is called here.
+# What people write, and the name of the setting.
 _ALIASES = {
     **dict.fromkeys(("lambda", "lamda", "strength"), "watermark.strength"),
     "epochs": "trainer.max_epochs",
@@ -28,7 +28,8 @@ _ALIASES = {
     "kee": "key",
     "dataset": "data",
     "batch_size": "data.module.batch_size",
-    # What they were called here before.
+    # Former names.
+    "normalised": "normalized",
     **{
         name: f"watermark.{name}"
         for name in ("objective", "engine", "cadence", "n_images", "momentum", "n_val_images")
@@ -49,7 +50,7 @@ _ALIASES = {
     },
     "watermark.objective.margin": "watermark.objective",
 }
-# What to give where a part of the configuration leaves it open.
+# Examples of what to give where the configuration leaves a value open.
 _TO_GIVE = {
     "data.n_classes": ("NUMBER", "the data set's number of classes"),
     "data.module.root": ("FOLDER", "the data set's folder"),
@@ -99,7 +100,7 @@ def explain(command: str, overrides: list[str], error: BaseException) -> tuple[s
 
 
 def with_dashes(command: str, words: list[str]) -> str:
-    """Return what is wrong with a setting that is written as an option, ``--key FILE``; empty if none is."""
+    """Return a message about a setting written as an option, ``--key FILE``; empty if there is none."""
     from dataclasses import fields
 
     from gradsigns_lightning.runs.config import SCHEMAS
@@ -112,23 +113,27 @@ def with_dashes(command: str, words: list[str]) -> str:
             value = value or (
                 following if following and following[0] != "-" and "=" not in following else "..."
             )
-            return f"settings are written without dashes: `{_ALIASES.get(setting, setting)}={value}`, got {word!r}."
+            named = _ALIASES.get(setting, setting)
+            return f"settings are written without dashes: `{named}={value}`, got {word!r}."
     return ""
 
 
 def one_file_for_all_runs(words: list[str]) -> str:
-    """Return that the runs of a sweep would write over each other's results; empty if they would not."""
+    """Return a message if the runs of a sweep would overwrite each other's results, else nothing."""
     results = [word for word in words if word.startswith("json=") and not {"$", ","} & set(word)]
     if not results or not {"-m", "--multirun"} & set(words):
         return ""
     return (
-        f"the runs of a sweep would all write to one file, got {results[0]!r}: let it hold a setting, as in "
-        "json='out_${seed}.json' (in a shell with the single quotes)."
+        f"the runs of a sweep would all write to one file, got {results[0]!r}: put a setting into its name, "
+        "as in json='out_${seed}.json' (in a shell with the single quotes)."
     )
 
 
 def no_choice(words: list[str]) -> str:
-    """Return that a word chooses nothing of a group, where Hydra speaks of Python's types; empty if none does."""
+    """Return a message about a word that selects no option of its group; empty if there is none.
+
+    Hydra's own message would be about Python's types.
+    """
     from gradsigns_lightning.runs.config import config_folder
 
     for word in words:
@@ -154,14 +159,18 @@ def _missing(command: str, names: list[str]) -> str:
     known = [(_TO_GIVE | settings).get(name, ("", "")) for name in names]
     example = " ".join(f"{name}={value or '...'}" for name, (value, _) in zip(names, known, strict=True))
     text = (known[0][1] or "").partition(" (must be given")[0] if len(names) == 1 else ""
-    return f"{' and '.join(f'`{name}`' for name in names)} must be given, as in `{example}`{text and ': '}{text}."
+    listed = " and ".join(f"`{name}`" for name in names)
+    return f"{listed} must be given, as in `{example}`{text and ': '}{text}."
 
 
 def _unknown_option(error: Any) -> str:
     missing, options = error.missing_cfg_file or "", list(error.options or [])
     group, _, option = missing.rpartition("/")
     if group == "hydra/launcher" and option == "joblib":
-        return "`hydra/launcher=joblib` needs a package that is not installed: pip install 'gradsigns-lightning[sweep]'."
+        return (
+            "`hydra/launcher=joblib` needs a package that is not installed: "
+            "pip install 'gradsigns-lightning[sweep]'."
+        )
     if not options:
         return _first_line(error)
     close = difflib.get_close_matches(option, options, n=1)
@@ -174,26 +183,30 @@ def _bad_override(command: str, overrides: list[str], error: BaseException) -> s
     from omegaconf import DictConfig
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 
-    cause: Any = error.__cause__ or error.__context__  # Hydra names no cause of what is wrong in a file
+    cause: Any = error.__cause__ or error.__context__  # for an error in a file, Hydra sets no cause
     if isinstance(error, OverrideParseException):
         name, equals, value = str(error.override).partition("=")
         if not equals:
             return (
                 f"settings are written as name=value, got {name!r}. `gradsigns {command} --help` lists them."
             )
-        return f"`{name}` cannot be read, got {value!r}. In a shell, values with blanks, braces or $ stand in single quotes."
+        hint = "In a shell, put values with blanks, braces or $ in single quotes."
+        return f"`{name}` cannot be read, got {value!r}. {hint}"
     if isinstance(cause, ValidationError) and (kind := _KINDS.get(type(cause.child_node).__name__)):
         return f"`{cause.full_key}` must be {kind}, got {str(cause.value)!r}."
     if isinstance(cause, ValidationError) and cause.full_key and isinstance(cause.parent_node, DictConfig):
-        hint = f" To choose one of its options write `override /{cause.full_key}: NAME` under `defaults`."
-        return f"`{cause.full_key}` is a group of settings and cannot be one value, as a configuration file has it.{hint}"
+        return (
+            f"`{cause.full_key}` is a group of settings and cannot be one value, as a configuration file has "
+            f"it. To choose one of its options write `override /{cause.full_key}: NAME` under `defaults`."
+        )
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
         return _unknown_key(command, overrides, cause.full_key.partition("@")[0])
     return ": ".join(_first_line(e) for e in (error, cause) if e is not None)
 
 
 def _unknown_key(command: str, overrides: list[str], key: str) -> str:
-    return f"there is no `{key}` in the configuration of `gradsigns {command}`.{_suggestion(command, overrides, key)}"
+    suggestion = _suggestion(command, overrides, key)
+    return f"there is no `{key}` in the configuration of `gradsigns {command}`.{suggestion}"
 
 
 def _suggestion(command: str, overrides: list[str], key: str) -> str:
@@ -208,18 +221,18 @@ def _suggestion(command: str, overrides: list[str], key: str) -> str:
         ]
     if close:
         return f" Did you mean `{close[0]}`?"
-    return f" `gradsigns {command} --help` lists what there is."
+    return f" `gradsigns {command} --help` lists the settings."
 
 
 def _all_keys(command: str, overrides: list[str], wrong: str) -> Iterator[str]:
-    """Yield the dotted keys of the configuration that the rest of the command line composes, or of the default one."""
+    """Yield the dotted keys of the configuration that the other words compose, or of the default one."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     from gradsigns_lightning.runs.config import config_folder
 
     if command == "train":
-        yield from ("experiment", "debug")  # groups of which nothing is there unless it is chosen
+        yield from ("experiment", "debug")  # groups without a default, absent unless chosen
     choices = [o for o in overrides if re.fullmatch(r"\w+=\w+", o) and o.partition("=")[0] != wrong]
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_folder(), version_base="1.3"):

@@ -1,4 +1,4 @@
-"""Messages on a terminal, which would go on at its left margin where a line is full."""
+"""Wraps messages for a terminal, which would continue a full line at its left margin."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def for_stream(text: str, stream: IO[str]) -> str:
 
 
 def hanging(text: str, width: int) -> str:
-    """Wrap lines that are longer than ``width`` columns; what goes on is indented by two columns or more.
+    """Wrap lines longer than ``width`` columns; continuations are indented by two columns or more.
 
-    A file's or owner's name that is as long as the terminal is wide so cannot begin a line that looks like a
-    message of its own.
+    Thus a file's or owner's name that is as long as the terminal is wide cannot begin a line that looks like
+    a message of its own.
 
     Example:
         >>> print(hanging("gradsigns: got 'x.ckpt.........verdict: owned'", 31))
@@ -47,10 +47,10 @@ def hanging(text: str, width: int) -> str:
 
 
 def for_cell(text: str, width: int) -> str:
-    """Return ``text``, by its characters' numbers where a terminal may give it more columns than ``width`` and than rich does.
+    """Return ``text``, escaped to ASCII if a terminal may show it wider than both ``width`` and rich's count.
 
-    Rich breaks the lines of a table where it takes them to be full. One longer on a terminal goes on at its
-    left margin.
+    Rich breaks the lines of a table where it considers them full. One that is longer on a terminal continues
+    at its left margin.
     """
     from rich.cells import cell_len
 

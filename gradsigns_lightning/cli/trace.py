@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradsigns_lightning.cli.report import (
+from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import (
     as_sentence,
     check_json_path,
     format_p_value,
@@ -12,7 +13,6 @@ from gradsigns_lightning.cli.report import (
     print_rows,
     write_json,
 )
-from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.runs.build import to_plain
 from gradsigns_lightning.runs.options import api_names, load_key, options
 from gradsigns_lightning.runs.suspect import check_normalization, open_suspect, suspect_images

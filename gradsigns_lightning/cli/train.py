@@ -12,7 +12,8 @@ from lightning.pytorch import seed_everything
 from rich.console import Console
 
 from gradsigns_lightning.cli.callbacks import QuietWorkers, progress_callbacks
-from gradsigns_lightning.cli.report import (
+from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import (
     check_json_path,
     format_p_value,
     in_sweep,
@@ -22,7 +23,6 @@ from gradsigns_lightning.cli.report import (
     verification_rows,
     write_json,
 )
-from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.key.payload import out_of_reach
 from gradsigns_lightning.core.utils.text import printable
@@ -36,7 +36,7 @@ from gradsigns_lightning.runs.train import Arm, train
 
 
 def run(config: Any) -> Outcome:
-    """Train, sign, read back, report.
+    """Train and sign a model, read the signature back, and report.
 
     Returns:
         The bit error rate, for sweeps; NaN if no bit could be read.
@@ -80,7 +80,10 @@ def _run(settings: dict[str, Any]) -> Outcome:
 
 
 def _check_described(described: dict[str, Any], data: Any) -> None:
-    """Refuse a description of the data, by which key and network are made, that is not theirs; one of the user's may not tell."""
+    """Refuse a description of the data, from which key and network are made, that the data contradict.
+
+    A data module of the user's own may state neither shape nor number of classes.
+    """
     shape, n_classes = tuple(described["input_shape"]), described["n_classes"]
     found, least = getattr(data, "input_shape", shape), getattr(data, "n_classes", n_classes)
     if shape != tuple(found):
@@ -90,23 +93,24 @@ def _check_described(described: dict[str, Any], data: Any) -> None:
 
 
 def _own_network(settings: dict[str, Any], checkpoint: str) -> str:
-    """Return how a network of the user's own is verified; empty for one that `gradsigns verify` builds."""
+    """Return how to verify a network of the user's own; empty for one that `gradsigns verify` can build."""
     if is_described(settings["model"]):
         return ""
-    loaded = f"load_from_checkpoint({short_path(checkpoint)!r}, net=..., n_classes={settings['data']['n_classes']})"
+    arguments = f"{short_path(checkpoint)!r}, net=..., n_classes={settings['data']['n_classes']}"
     return (
-        f"{settings['model']['_target_']} is no network of this package or torchvision, so `gradsigns verify "
-        f"checkpoint=` cannot "
-        f"build it. In Python: model = gradsigns_lightning.models.Classifier.{loaded}; "
+        f"{settings['model']['_target_']} is not a network of this package or torchvision, so "
+        "`gradsigns verify checkpoint=` cannot build it. In Python: "
+        f"model = gradsigns_lightning.models.Classifier.load_from_checkpoint({arguments}); "
         "gradsigns_lightning.verify(model, key, images)."
     )
 
 
 def _tell_place(folder: Path) -> None:
-    """Say where a link leads: in a received folder, `outputs` could be one into a folder that others read."""
+    """Warn where a link leads: in a received folder, `outputs` could link into a folder that others read."""
     place = folder.resolve()
     if folder.absolute().is_relative_to(Path.cwd()) and not place.is_relative_to(Path.cwd().resolve()):
-        message = f"{short_path(folder.parent)} is a link out of the current folder: checkpoint and key are written to {place}."
+        link = short_path(folder.parent)
+        message = f"{link} is a link out of the current folder: checkpoint and key are written to {place}."
         warnings.warn(message, UserWarning, stacklevel=2)
 
 

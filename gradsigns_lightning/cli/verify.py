@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from gradsigns_lightning.cli.commit import CommitmentFiles
-from gradsigns_lightning.cli.report import (
+from gradsigns_lightning.cli.runner import Outcome
+from gradsigns_lightning.cli.tables import (
     as_sentence,
     check_json_path,
     format_p_value,
@@ -16,7 +17,6 @@ from gradsigns_lightning.cli.report import (
     verification_rows,
     write_json,
 )
-from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.evidence import Bundle
 from gradsigns_lightning.runs.build import to_plain
@@ -34,7 +34,7 @@ def run(config: Any) -> Outcome:
         The verdict and the bit error rate, which is NaN if no bit could be read.
 
     Raises:
-        ValueError: suspect, key and images do not fit together, or there is nothing to make a bundle of.
+        ValueError: suspect, key and images do not fit together, or there is nothing to make a bundle from.
     """
     settings = to_plain(config)
     check_json_path(settings["json"])
@@ -79,11 +79,11 @@ def _note(settings: dict[str, Any], files: CommitmentFiles | None) -> str:
     announced = files.read_statement().reading
     if announced == reading_settings(settings):
         return ""
-    return f"The commitment announced another reading, so a judge counts the transcript for nothing: {announced}."
+    return f"The commitment announced another reading, so a judge will disregard the transcript: {announced}."
 
 
 def _check_bundle(settings: dict[str, Any], key: WatermarkKey) -> CommitmentFiles | None:
-    """Return what a bundle is made of; hours of queries must not be lost to a wrong path."""
+    """Return the files that a bundle is made from, checked now lest a wrong path cost hours of queries."""
     if settings["bundle"] is None:
         return None
     target = Path(settings["bundle"]).expanduser()

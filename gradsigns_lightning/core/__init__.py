@@ -1,4 +1,4 @@
-"""Key, objective, engines and watermarker: torch and cryptography only."""
+"""Key, objective, engines and watermarker, without any Trainer."""
 
 from typing import TYPE_CHECKING
 

@@ -11,14 +11,14 @@ from gradsigns_lightning.core.key.signature_key import check_images
 class TargetBuffer:
     """Keeps the last ``capacity`` images of the target class, as the batches stream by.
 
-    All shapes are static and nothing is read back to the host, so that on an accelerator filling the buffer
-    costs no synchronisation. Images are what the network was trained on (augmented as the user augments). No
+    All shapes are static and nothing is read back to the host, so filling the buffer costs no synchronisation
+    on an accelerator. The images are those that the network was trained on, with the user's augmentations. No
     random numbers are used.
 
     Args:
         capacity: images kept, at least 1.
         target_class: class T.
-        input_shape: shape of one image, ``(C, H, W)``; None for inputs of any kind, as token ids are.
+        input_shape: shape of one image, ``(C, H, W)``; None for inputs of any kind, such as token ids.
     """
 
     def __init__(self, capacity: int, target_class: int, input_shape: tuple[int, ...] | None = None) -> None:
@@ -36,7 +36,7 @@ class TargetBuffer:
         """Refuse a batch that is not floating-point images ``(n, C, H, W)`` and classes ``(n,)``.
 
         Raises:
-            ValueError: the images do not have the input shape, or that of the batches before, or the labels
+            ValueError: the images do not have the input shape, or not that of earlier batches, or the labels
                 are not one class index per image.
         """
         if self.input_shape is not None:
@@ -48,8 +48,9 @@ class TargetBuffer:
             )
         if self.images is not None and images.shape[1:] != self.images.shape[1:]:
             raise ValueError(
-                f"`images` must have one shape in all batches, as the carriers are fixed places of it: got "
-                f"{tuple(images.shape[1:])} after {tuple(self.images.shape[1:])}. Pad text to a fixed length."
+                f"`images` must have one shape in all batches, because the carriers are fixed places in it, "
+                f"got {tuple(images.shape[1:])} after {tuple(self.images.shape[1:])}. Pad text to a fixed "
+                "length."
             )
 
     def push(self, images: Tensor, labels: Tensor) -> None:
@@ -69,7 +70,7 @@ class TargetBuffer:
         valid = torch.cat([is_target[chosen], self.valid])
         keep = valid.to(torch.int8).argsort(descending=True, stable=True)[: self.capacity]
         self.valid = valid[keep]
-        # Slots without an image repeat the others in turn: they weigh nothing in the objective, but must not
-        # be blank (0 * NaN would spoil the mean), and batch normalization's mean is over all.
+        # Slots without an image repeat the others in turn. They have no weight in the objective, but blank
+        # ones could make the mean NaN (0 * NaN), and batch normalization averages over all slots.
         keep = keep[torch.arange(self.capacity, device=images.device) % self.valid.sum().clamp_min(1)]
         self.images = torch.cat([images[chosen].to(self.images.dtype), self.images])[keep]

@@ -1,4 +1,4 @@
-"""The global mean over ranks, by one small all-reduce and with the right gradient."""
+"""Small all-reduces over the ranks: agreement, averages, and a global mean with the right gradient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 def all_ranks_agree(flag: bool, *, device: torch.device, world_size: int) -> bool:
-    """Return whether ``flag`` is true on every rank, so that all ranks decide alike and none waits for another."""
+    """Return whether ``flag`` is true on every rank.
+
+    All ranks then decide alike, and none waits for another.
+    """
     if world_size == 1:
         return flag
     agreed = torch.tensor(int(flag), device=device)
@@ -20,9 +23,9 @@ def global_mean(local_sum: Tensor, local_count: Tensor, *, world_size: int) -> T
     """Return the mean over the images of all ranks; its gradient is right after data-parallel averaging.
 
     Data-parallel strategies average parameter gradients over ranks, so each rank must contribute ``world_size
-    * d(local_sum) / count``. The value is all-reduced without a graph and the local sum is put back on top
-    with that weight: no collective runs in the backward pass. A rank without images contributes zeros and
-    takes part.
+    * d(local_sum) / count``. The value is all-reduced without a graph, and the local sum is added with that
+    weight and a value of zero, so no collective runs in the backward pass. A rank without images takes part
+    with zeros.
 
     Args:
         local_sum: sum over this rank's images, shape ``(c,)``.
@@ -38,7 +41,7 @@ def global_mean(local_sum: Tensor, local_count: Tensor, *, world_size: int) -> T
 
 
 def average(tensors: list[Tensor], *, world_size: int) -> None:
-    """Put the mean over all ranks in the place of each tensor; all ranks have the same ones."""
+    """Replace each tensor in place by its mean over all ranks, which must pass the same tensors."""
     if world_size == 1:
         return
     for dtype in {tensor.dtype for tensor in tensors}:

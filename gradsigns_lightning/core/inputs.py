@@ -1,4 +1,4 @@
-"""What the signature is differentiated with respect to: the network's input or a layer's output, in full precision."""
+"""The tensor that carries the mark, in full precision: the network's input or a layer's output."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def carrier_inputs(
 ) -> tuple[Tensor, LogitsFn]:
     """Return the tensor that carries the mark, and the logits as a function of it.
 
-    Half-precision parameters are computed with in float32, through which their gradients flow back: second
-    derivatives of float16 underflow, and of bfloat16 have two digits.
+    Half-precision networks are computed in float32, and their gradients flow back through the conversion:
+    second derivatives underflow in float16 and have two digits in bfloat16.
 
     Args:
         module: module that owns the parameters.
@@ -30,11 +30,11 @@ def carrier_inputs(
         layer: name of the submodule whose output carries the mark, or None for the input itself.
 
     Returns:
-        Floating-point tensor ``(n, ...)`` with the key's number of inputs per sample, and a function of
-        tensors of that form with k times n samples.
+        Floating-point tensor ``(n, ...)`` with the key's number of inputs per sample, and a function that
+        takes such tensors with any multiple of n samples.
 
     Raises:
-        ValueError: ``layer`` is not a submodule, is not called once, or its output has another size.
+        ValueError: ``layer`` is not a submodule, is not called exactly once, or its output has another size.
     """
     logits_fn, dtype = in_full_precision(module, logits_fn)
     if layer is None:
@@ -42,7 +42,7 @@ def carrier_inputs(
     submodule = find_layer(module, layer)
     seen: list[Tensor] = []
     with ExitStack() as stack:
-        # A compiled forward pass would not call the hook, and autocast would round what the layer gives.
+        # A compiled forward pass would not call the hook, and autocast would round the layer's output.
         stack.enter_context(twice_differentiable_kernels(module, inputs.device.type))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_output_hook(submodule, lambda output: seen.append(output.detach().clone())))
@@ -54,9 +54,8 @@ def carrier_inputs(
     ):
         came = [tuple(output.shape) for output in seen]
         raise ValueError(
-            f"`carrier_layer` {layer!r} must be called once and give ({len(inputs)}, ...) with as many "
-            f"values per sample as the "
-            f"key's `input_shape` {input_shape}, got outputs of shape {came}."
+            f"`carrier_layer` {layer!r} must be called once and return ({len(inputs)}, ...) with as many "
+            f"values per sample as the key's `input_shape` {input_shape}, got outputs of shape {came}."
         )
 
     def logits_of(carriers: Tensor) -> Tensor:

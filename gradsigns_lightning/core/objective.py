@@ -17,7 +17,7 @@ from gradsigns_lightning.core.utils.checks import check_choice, check_number
 
 
 class Objective(Protocol):
-    """Maps the mean gradient at the carriers, shape ``(c,)``, to a scalar that is small when the bits are right.
+    """Maps the mean gradient at the carriers to a scalar that is small when the bits are right.
 
     Attributes:
         of_directions: whether every image's gradient is brought to unit length before the mean is taken, as
@@ -27,11 +27,11 @@ class Objective(Protocol):
     of_directions: bool
 
     def __call__(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
-        """Return the objective, a scalar."""
+        """Return the objective, a scalar, for a gradient of shape ``(c,)``."""
         ...
 
     def satisfied(self, carrier_gradient: Tensor, projector: SignatureProjector) -> Tensor:
-        """Return a scalar bool: nothing is left to embed, so the cadence may back off."""
+        """Return whether nothing is left to embed, so that the cadence may back off; a scalar bool."""
         ...
 
     def check_key(self, key: WatermarkKey) -> None:
@@ -41,11 +41,12 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class MarginObjective:
-    """Hinge on the projections of the unit gradient: root mean square over bits of ``max(0, margin - (2 b_j - 1) z_j)``.
+    """Hinge on the projections of the unit gradient.
 
-    The root keeps the pull of the last missing bits: in a mean over N bits a single one weighs 1/N and may
-    stay wrong for good. Reading thresholds z at 0, so the gradient's scale is irrelevant to the bits; leaving
-    it free is what keeps the cost to the task small.
+    It is the root mean square over bits of ``max(0, margin - (2 b_j - 1) z_j)``. The root keeps the pull of
+    the last missing bits: in a mean over N bits a single one weighs 1/N and may stay wrong for good. Reading
+    thresholds z at 0, so the gradient's scale does not affect the bits; leaving it free keeps the cost to the
+    task small.
 
     Args:
         margin: distance from 0 at which a bit counts as held, in standard deviations of an unmarked model's
@@ -85,8 +86,7 @@ class MarginObjective:
             )
             raise ValueError(
                 f"`margin` must be at most sqrt((n_carriers - n_bits - 1) / n_bits) = {attainable:.3f} for "
-                f"{key.n_bits} bits on "
-                f"{key.n_carriers} carriers, got {self.margin}. {advice}"
+                f"{key.n_bits} bits on {key.n_carriers} carriers, got {self.margin}. {advice}"
             )
 
 
@@ -116,8 +116,8 @@ def make_objective(objective: str | Objective, key: WatermarkKey) -> Objective:
     check_choice("objective", objective, ("margin", "paper"))
     if objective == "paper":
         return PaperObjective()
-    # A key of few carriers a bit gets a narrower margin, with room for what the task needs; one without any
-    # is refused.
+    # A key with few carriers per bit gets a smaller margin, which leaves room for what the task needs; a key
+    # that leaves no room is refused.
     attainable = _attainable_margin(key)
     return MarginObjective(min(1.0, 0.7 * attainable) if attainable else 1.0)
 

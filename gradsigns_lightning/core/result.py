@@ -1,4 +1,4 @@
-"""One verdict: from z, or an API's evidence, to bits, bit error rate, p-value and margin, the same for every reader."""
+"""From z, or an API's scores, to bits, bit error rate, p-value, margin and verdict, for every reader."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownersh
 from gradsigns_lightning.core.utils.checks import check_number
 
 if TYPE_CHECKING:
-    # a commitment, which needs its settings' significance level alone, does not wait for torch
+    # Not at runtime, so that a commitment, which needs only the default alpha, does not wait for torch.
     from torch import Tensor
 
 Verdict = Literal["owned", "not_proven", "inconclusive"]
@@ -29,27 +29,27 @@ _MOST_DIGITS = 300
 
 
 def signed_by(values: Tensor, signature: Tensor) -> Tensor:
-    """Return ``(2 b_j - 1) z_j``, positive where values for each bit being 1 agree with the signature; shape ``(..., N)``."""
+    """Return ``(2 b_j - 1) z_j``, positive where a value agrees with the signature; shape ``(..., N)``."""
     return (2 * signature.to(values.dtype) - 1) * values
 
 
 def is_readable(values: Tensor) -> Tensor:
-    """Return whether values tell anything at all, a scalar bool: none but finite ones, and not all zero."""
+    """Return whether values are all finite and not all zero, a scalar bool; otherwise they tell nothing."""
     return values.isfinite().all() & (values != 0).any()
 
 
 def readable(values: Tensor) -> Tensor:
-    """Return z, all zero if any of it is not finite: then the gradient was none, and every bit is an erasure."""
+    """Return z, or zeros if any of it is non-finite: without a gradient every bit is an erasure."""
     return values if bool(is_readable(values)) else values.new_zeros(values.shape)
 
 
 @dataclass(frozen=True)
 class BitCounts:
-    """Bits that were read, held against a signature.
+    """How many bits of a reading match a signature.
 
     Attributes:
         n_bits: bits of the signature.
-        n_matches: decided bits that equal it.
+        n_matches: decided bits that equal the signature's.
         n_erasures: exact ties, which count neither for nor against.
     """
 
@@ -59,7 +59,7 @@ class BitCounts:
 
     @property
     def n_decided(self) -> int:
-        """Bits that are no erasures."""
+        """Number of bits that are not erasures."""
         return self.n_bits - self.n_erasures
 
     @property
@@ -74,19 +74,22 @@ class BitCounts:
 
     @property
     def log10_p_value(self) -> float:
-        """Its base-10 logarithm, which does not underflow."""
+        """Base-10 logarithm of the p-value, which does not underflow."""
         return log10_ownership_p_value(self.n_matches, self.n_decided) if self.n_decided else math.nan
 
 
 def count_bits(signed: Tensor | npt.NDArray[Any]) -> BitCounts:
-    """Count the bits that :func:`readable` values ``(N,)``, :func:`signed_by` the signature, tell."""
+    """Count matches and erasures of :func:`readable` values ``(N,)``, :func:`signed_by` the signature."""
     n_bits = len(signed)
     return BitCounts(n_bits, int((signed > 0).sum()), n_bits - int((signed != 0).sum()))
 
 
 @dataclass(frozen=True)
 class ReadingResult(ABC):
-    """What every reading finds, of weights or of answers; each says for itself what its bits are and why it decides so."""
+    """The result of a reading, of weights or of an API's responses.
+
+    Subclasses define what a bit is, and give the reason of the verdict.
+    """
 
     n_bits: int
     n_matches: int
@@ -118,15 +121,16 @@ class ReadingResult(ABC):
         """Return the result of a reading.
 
         Args:
-            signed: evidence for each bit, positive where it agrees with the signature, zero for an erasure;
-                shape ``(N,)``.
+            signed: score of each bit, positive where it agrees with the signature, zero for an erasure; shape
+                ``(N,)``.
             key: the owner's key.
-            n_queries: images that the model was asked about.
+            n_queries: number of images that the model was queried with.
             alpha: significance level.
-            recognised: share of the images that the model takes for the target class; NaN if it is not known.
-            log10_p_value: of another test than that of :class:`BitCounts`, if there was one.
-            unit: what the margin is measured in.
-            details: fields that this kind of result has besides.
+            recognised: share of the images that the model classifies as the target class; NaN if not known.
+            log10_p_value: base-10 logarithm of the p-value, if a test other than that of :class:`BitCounts`
+                was made.
+            unit: unit of the margin.
+            details: further fields of the class.
         """
         counts = count_bits(signed)
         p_value, log10 = counts.p_value, counts.log10_p_value
@@ -155,7 +159,7 @@ class ReadingResult(ABC):
         return log10_charged(self.log10_p_value, free_bits=self.free_bits)
 
     def __str__(self) -> str:
-        """Return the verdict and why, bits and p-value, and what was read, a line each."""
+        """Return three lines: the verdict and its reason, bits and p-value, and what was read."""
         return three_lines(self.verdict, self.reason, self._bits_and_p_value, self._what_was_read)
 
     @property
@@ -182,30 +186,30 @@ class ReadingResult(ABC):
 
 @dataclass(frozen=True)
 class VerificationResult(ReadingResult):
-    """What a reading of weights found; ``print`` shows it in three lines.
+    """The result of a white-box reading; ``print`` shows it in three lines.
 
     Attributes:
         n_bits: bits of the key.
         n_matches: decided bits that equal the key's signature.
-        n_erasures: bits that the gradient does not decide (exact ties); they count neither for nor against.
+        n_erasures: bits that the gradient does not decide (exact ties), which count neither for nor against.
         bit_error_rate: share of decided bits that differ, in [0, 1]; NaN when no bit was decided.
         p_value: exact probability that an unmarked model matches as well, ``P[Bin(decided, 1/2) >=
             matches]``; NaN when no bit was decided.
-        log10_p_value: its base-10 logarithm, which does not underflow.
+        log10_p_value: base-10 logarithm of the p-value, which does not underflow.
         margin: smallest ``(2 b_j - 1) z_j``, in standard deviations of an unmarked model's z; NaN when no bit
             was decided.
-        n_queries: images that were read.
+        n_queries: number of images that were read.
         alpha: significance level of the verdict.
         verdict: ``"owned"`` (p <= alpha), ``"not_proven"``, or ``"inconclusive"`` (no bit could be decided,
-            or the model does not take the images for the target class: whatever the figures say, they are not
-            those of the class's gradient).
+            or the model does not classify the images as the target class, so that the figures are not those
+            of the class's gradient).
         commitment: the key's public commitment.
-        recognised: share of the natural images that the model takes for the target class, in [0, 1]; NaN if
-            it said of none.
-        free_bits: bits of choice that the key's payload and purpose left to its maker (:func:`.payload.free_bits`);
-            NaN if the key is not of this package. p-value and verdict hold for who knows that the payload was
-            not chosen after seeing a model; who does not know charges it, as :func:`judge` does, and looks at
-            ``log10_charged_p_value``.
+        recognised: share of the natural images that the model classifies as the target class, in [0, 1]; NaN
+            if it classified none.
+        free_bits: bits of choice that the key's payload and purpose left to its maker
+            (:func:`.payload.free_bits`); NaN if the key is not one of this package. p-value and verdict are
+            valid for readers who know that the payload was not chosen after seeing a model. Others charge for
+            it, as :func:`judge` does, and look at ``log10_charged_p_value``.
     """
 
     @property
@@ -231,23 +235,27 @@ class VerificationResult(ReadingResult):
 
 
 def three_lines(verdict: str, reason: str, bits: str, read: str) -> str:
-    """Return what ``print`` shows of a result."""
+    """Return the text that ``print`` shows of a result."""
     return f"{verdict.replace('_', ' ')}: {reason}\n{bits}\n{read}"
 
 
 def why_inconclusive(recognised: float, undecided: str) -> str:
-    """Return why nothing can be concluded; ``undecided`` says why no bit could be decided, if that is the reason."""
+    """Return why nothing can be concluded.
+
+    Args:
+        recognised: share of the images that the model classifies as the target class.
+        undecided: why no bit could be decided, if that is the reason.
+    """
     if is_recognised(recognised):
         return f"no bit could be decided, because {undecided}"
     return (
-        f"the model takes only {recognised:.0%} of the images for the target class; are they of it, raw in "
-        f"[0, 1], and do the "
-        "key's `input_mean` and `input_std` fit the model?"
+        f"the model classifies only {recognised:.0%} of the images as the target class; do they belong to "
+        "it, are they raw in [0, 1], and do the key's `input_mean` and `input_std` fit the model?"
     )
 
 
 def bits_in_words(n_matches: int, n_bits: int, n_erasures: int, log10_p_value: float) -> str:
-    """Return bits and p-value in words; p may be smaller than a double can be."""
+    """Return bits and p-value in words; p may be smaller than the smallest float."""
     if n_erasures == n_bits:
         return f"none of {n_bits} bits decided"
     erased = f" ({n_erasures} of {n_bits} undecided)" if n_erasures else ""
@@ -256,10 +264,10 @@ def bits_in_words(n_matches: int, n_bits: int, n_erasures: int, log10_p_value: f
 
 
 def recognised_in_words(recognised: float) -> str:
-    """Return how many images the model takes for the target class, to be added to what was read; empty if it is not known."""
-    return (
-        "" if math.isnan(recognised) else f", {recognised:.0%} of the natural ones taken for the target class"
-    )
+    """Return the share of recognised images in words, to follow what was read; empty if it is not known."""
+    if math.isnan(recognised):
+        return ""
+    return f", {recognised:.0%} of the natural ones classified as the target class"
 
 
 def without_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,12 +284,12 @@ def decide(
     """Compare projections with the key's signature.
 
     Args:
-        projections: z, shape ``(N,)``; an exact zero is an erasure; any value that is not finite makes all
-            bits erasures.
+        projections: z, shape ``(N,)``; an exact zero is an erasure, and one non-finite value makes all bits
+            erasures.
         key: the owner's key.
-        n_queries: images that the model was asked about.
+        n_queries: number of images that the model was queried with.
         alpha: significance level, above 0 and at most 1.
-        recognised: share of the images that the model takes for the target class; NaN if it is not known.
+        recognised: share of the images that the model classifies as the target class; NaN if not known.
     """
     check_alpha(alpha)
     signed = signed_by(readable(projections.detach().cpu().double()), key.signature).numpy()
@@ -295,12 +303,18 @@ def check_alpha(alpha: float) -> None:
 
 
 def verdict_of(p_value: float, alpha: float, recognised: float = math.nan) -> Verdict:
-    """Return the verdict on a p-value, which is NaN when no bit was decided, and on the share of images that were recognised."""
+    """Return the verdict.
+
+    Args:
+        p_value: p-value; NaN when no bit was decided.
+        alpha: significance level.
+        recognised: share of the images that the model classifies as the target class; NaN if not known.
+    """
     if math.isnan(p_value) or not is_recognised(recognised):
         return "inconclusive"
     return "owned" if p_value <= alpha else "not_proven"
 
 
 def is_recognised(share: float) -> bool:
-    """Return whether a model takes enough of the images for the target class; NaN, which says nothing, does."""
+    """Return whether enough of the images are recognised; true for NaN, an unknown share."""
     return not share < LEAST_RECOGNISED

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from gradsigns_lightning.core.utils.checks import check_int, check_number
 
 DEFAULT_STRENGTH = 1.0
-# steps, unless every single one is asked for; right after its own step a mark's gradient says little new
+# Shortest interval in steps, unless the user sets 1: right after an embedding step another one adds little.
 _SHORTEST = 2
 
 
 @dataclass(frozen=True)
 class StrengthSchedule:
-    """Embedding strength over training: constant, with a linear warm-up, from a given epoch on.
+    """Embedding strength over training: constant from a given epoch on, after a linear warm-up.
 
     Args:
-        strength: length of the mark's gradient in a step that embeds, in lengths of the task's gradient, at
+        strength: length of the mark's gradient in an embedding step, in lengths of the task's gradient, at
             least 0; 0 turns embedding off.
         warmup_steps: optimizer steps over which the strength rises linearly from 0, counted from the first
             embedding step.
@@ -33,7 +33,12 @@ class StrengthSchedule:
         check_int("start_epoch", self.start_epoch, minimum=0)
 
     def at(self, *, epoch: int, steps_since_start: int) -> float:
-        """Return the strength in ``epoch``, ``steps_since_start`` optimizer steps after the first embedding step."""
+        """Return the strength at a point of the training.
+
+        Args:
+            epoch: epoch, from 0.
+            steps_since_start: optimizer steps since the first embedding step.
+        """
         if epoch < self.start_epoch:
             return 0.0
         if steps_since_start >= self.warmup_steps:
@@ -43,17 +48,19 @@ class StrengthSchedule:
 
 @dataclass(frozen=True)
 class Cadence:
-    """Embed every ``every_n_steps`` optimizer steps; more often while bits are missing, more rarely while all margins hold.
+    """The interval between embedding steps, and how it adapts.
+
+    It shrinks while bits are missing, and grows while all margins hold.
 
     Args:
-        every_n_steps: interval between embedding steps, at least 1.
-        max_backoff: factor by which the interval may grow (it doubles each time that all margins are ample
-            and falls back at once when one is not), at least 1; 1 never backs off. With ``growth`` it counts
-            from ``every_n_steps / growth`` steps on, up to which the interval grows as the training does.
-        max_hurry: factor by which it may shrink (it halves each time that a bit is missing), at least 1; 1
-            never hurries.
-        growth: the interval is at most this share of the steps since embedding began, so that a training may
-            end at any time; above 0, at most 1; None for a fixed interval.
+        every_n_steps: interval between embedding steps in optimizer steps, at least 1.
+        max_backoff: factor by which the interval may grow (it doubles each time that all margins are ample,
+            and is reset as soon as one is not), at least 1; 1 never backs off. With ``growth`` it applies
+            only after ``every_n_steps / growth`` steps; until then the interval grows with the training.
+        max_hurry: factor by which the interval may shrink (it is halved each time that a bit is missing), at
+            least 1; 1 never hurries.
+        growth: upper bound of the interval as a share of the steps since embedding began, so that a training
+            may end at any time; above 0, at most 1; None for a fixed interval.
     """
 
     every_n_steps: int = 80
@@ -70,7 +77,10 @@ class Cadence:
 
     @classmethod
     def following(cls) -> Cadence:
-        """Return the default cadence, which follows the training: every 80 steps from 1,000 on, in the beginning more often."""
+        """Return the default cadence, which follows the training.
+
+        It embeds every 80 steps from the 1,000th on, and more often before.
+        """
         return cls(max_hurry=8, growth=0.08)
 
     def interval(self, steps: int, factor: float) -> int:
@@ -78,7 +88,7 @@ class Cadence:
 
         Args:
             steps: optimizer steps since embedding began.
-            factor: how much longer than usual, of :meth:`next_factor`.
+            factor: how much longer than usual it is, from :meth:`next_factor`.
         """
         longest = self.every_n_steps * max(1.0, factor)
         usual = longest if self.growth is None else min(longest, self.growth * steps)
@@ -88,9 +98,9 @@ class Cadence:
         """Return how much longer than usual the next interval is.
 
         Args:
-            factor: that of the last interval.
+            factor: factor of the last interval.
             missing: a bit was wrong, or nearly.
-            safe: no bit was near.
+            safe: no bit was close to wrong.
             satisfied: nothing needed to be embedded.
         """
         if missing:

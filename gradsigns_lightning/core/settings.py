@@ -1,7 +1,7 @@
-"""The settings of embedding, with their defaults: the only list of them.
+"""The settings of embedding and their defaults, in one place.
 
 Callback, mixin, Fabric and watermarker take them from here; the group `watermark` of ``gradsigns train``
-repeats them, and a test compares. Nothing here imports torch.
+repeats them, and a test compares the two. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -25,24 +25,23 @@ class EmbeddingSettings:
 
     Args:
         strength: schedule of the embedding strength, or a number for a constant one: the length of the mark's
-            gradient in a step that embeds, in lengths of the task's gradient. While bits are missing and the
-            cadence hurries, it grows with the hurry: by default up to 4.8 times. The default cadence also
-            holds it back: while the network does not know the target class, to a fifth of the task's pull,
-            averaged over all steps, and towards the margin, to nothing (docs/dose.md).
-        objective: ``"margin"``, ``"paper"`` or an object of that protocol.
+            gradient in an embedding step, in lengths of the task's gradient. It grows while bits are missing
+            and the cadence hurries, by default up to 4.8 times. The default cadence also holds it back: to a
+            fifth of the task's gradient, averaged over all steps, while the network does not know the target
+            class; and down to zero as the margins are reached (docs/dose.md).
+        objective: ``"margin"``, ``"paper"`` or an :class:`~gradsigns_lightning.core.objective.Objective`.
         engine: ``"auto"``, ``"double_backward"``, ``"forward_over_reverse"``, ``"finite_difference"``, or an
-            object of that protocol.
+            :class:`~gradsigns_lightning.core.engines.base.Engine`.
         cadence: interval between embedding steps, or a number of optimizer steps; None for
             :meth:`Cadence.following`.
         n_images: images of the target class in one embedding step, on each rank; at least 1.
-        momentum: share of the previous embedding steps' mean gradient in the one that is held to the bits, 0
-            up to 1 (exclusive); what counts is the class's mean, of which one small batch is a noisy sample.
+        momentum: weight of the previous embedding steps in the mean gradient to which the objective is
+            applied, in [0, 1); what counts is the class's mean, of which one small batch is a noisy sample.
         carrier_layer: name of the submodule whose output carries the mark, for networks whose input is not
             differentiable (the embedding of a text classifier); None for the input itself.
 
     Raises:
-        ValueError: a number is out of range. What depends on key or network is checked by the
-            :class:`Watermarker`.
+        ValueError: a number is out of range. The :class:`Watermarker` checks what depends on key or network.
     """
 
     strength: float | StrengthSchedule = DEFAULT_STRENGTH

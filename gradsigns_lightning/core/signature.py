@@ -67,11 +67,11 @@ class SignatureProjector:
 
 
 def read_z(key: SignatureKey, mean: Tensor) -> Tensor:
-    """Return z of the mean raw-pixel direction ``(C, H, W)`` or ``(C*H*W,)`` of a model, as all readers take it.
+    """Return z of a model's mean raw-pixel direction ``(C, H, W)`` or ``(C*H*W,)``, for all readers.
 
     Returns:
-        z, shape ``(N,)``, float64 on the host: what training, validation and a judge read must not differ by
-        their devices.
+        z, shape ``(N,)``, float64 on the host, so that training, validation and a judge read the same on any
+        device.
     """
     return standardized(key.projection, mean.detach().cpu().double().flatten()[key.carriers])
 
@@ -88,8 +88,8 @@ def standardized(projection: Tensor, carrier_gradient: Tensor) -> Tensor:
 def project(projection: Tensor, carried: Tensor) -> Tensor:
     """Return E times values at the carriers, ``(c,)`` to ``(N,)``, in their precision.
 
-    Where E has another one, some rows at a time, because a stranger's projection in float64 could take all
-    memory.
+    Where E has another dtype, it is converted a few rows at a time, because a received key's projection could
+    exhaust memory in float64.
     """
     if projection.dtype == carried.dtype:
         return projection @ carried
@@ -98,23 +98,35 @@ def project(projection: Tensor, carried: Tensor) -> Tensor:
 
 
 def raw(gradients: Tensor, inverse_std: Tensor) -> Tensor:
-    """Return gradients with respect to raw pixels, ``(n, ...)`` in, ``(n, C*H*W)`` out, by :func:`inverse_std`."""
+    """Return gradients with respect to raw pixels, ``(n, ...)`` in, ``(n, C*H*W)`` out.
+
+    Args:
+        gradients: gradients with respect to the normalized input.
+        inverse_std: what :func:`inverse_std` returns.
+    """
     return gradients.flatten(1) * inverse_std
 
 
 def directions(gradients: Tensor, inverse_std: Tensor) -> Tensor:
-    """Return every image's raw-pixel gradient at unit length, ``(n, ...)`` in, ``(n, C*H*W)`` out; zero stays zero.
+    """Return every image's raw-pixel gradient at unit length; zero stays zero.
 
-    In the plain mean of a trained classifier the few images that it is not sure of outweigh all others: the
-    gradient of -log p has the factor 1 - p.
+    In the plain mean, the few images of which a trained classifier is not confident would outweigh all
+    others: the gradient of -log p has the factor 1 - p.
+
+    Args:
+        gradients: gradients with respect to the normalized input, shape ``(n, ...)``.
+        inverse_std: what :func:`inverse_std` returns.
+
+    Returns:
+        Directions, shape ``(n, C*H*W)``.
     """
     return unit(raw(gradients, inverse_std))
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Return vectors ``(..., n)`` of unit length, or zero where they are zero."""
-    # Scaled first, because a confident model's gradients underflow when squared. Not by an epsilon: the
-    # derivative at zero would overflow, and 0 * inf is what an empty batch would train on.
+    """Return vectors ``(..., n)`` at unit length; zero stays zero."""
+    # Scaled first, because a confident model's gradients underflow when squared. An epsilon instead would
+    # make the derivative overflow at zero, and an empty batch would train on 0 * inf.
     largest = vectors.detach().abs().amax(-1, keepdim=True)
     scaled = vectors / torch.where(largest > 0, largest, 1)
     length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
@@ -129,7 +141,7 @@ def inverse_std(key: SignatureKey, *, device: torch.device | str, dtype: torch.d
 def channel_values(
     values: tuple[float, ...], key: SignatureKey, *, device: torch.device | str, dtype: torch.dtype
 ) -> Tensor:
-    """Spread one value (or one per channel) over the flattened input; shape ``(C*H*W,)``."""
+    """Return one value (or one per channel) spread over the flattened input; shape ``(C*H*W,)``."""
     per_channel = torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
     return per_channel.expand(*key.input_shape).reshape(-1)
 
@@ -175,13 +187,13 @@ def input_gradients(
 
 
 def target_loss(logits: Tensor, target_class: int, *, reduction: str = "sum") -> Tensor:
-    """Return J = -log p_T of logits ``(n, n_classes)``: the sum over images, or ``(n,)`` with ``reduction="none"``."""
+    """Return J = -log p_T of logits ``(n, n_classes)``, reduced over the images as in ``cross_entropy``."""
     target = torch.full(logits.shape[:1], target_class, device=logits.device)
     return F.cross_entropy(logits, target, reduction=reduction)
 
 
 def class_logits(logits_fn: LogitsFn, inputs: Tensor, target_class: int) -> Tensor:
-    """Return the logits ``(n, n_classes)`` of ``inputs``, also from an answer that has them as its attribute ``logits``.
+    """Return the logits ``(n, n_classes)`` of ``inputs``, unwrapped by :func:`as_logits`.
 
     Raises:
         ValueError: the logits have another shape or too few classes.
@@ -191,9 +203,9 @@ def class_logits(logits_fn: LogitsFn, inputs: Tensor, target_class: int) -> Tens
     return logits  # type: ignore[no-any-return]
 
 
-def as_logits(answer: Any) -> Any:
-    """Return the logits of what a network answered; Hugging Face's models wrap them."""
-    return answer if isinstance(answer, Tensor) else getattr(answer, "logits", answer)
+def as_logits(output: Any) -> Any:
+    """Return a network's output, or its attribute ``logits`` as in the outputs of Hugging Face's models."""
+    return output if isinstance(output, Tensor) else getattr(output, "logits", output)
 
 
 def _check_logits(logits: object, n_images: int, target_class: int) -> None:

@@ -1,4 +1,4 @@
-"""What embedding remembers from one step to the next, and when it embeds next."""
+"""The state of embedding from one step to the next, and when it embeds next."""
 
 from __future__ import annotations
 
@@ -15,36 +15,35 @@ from gradsigns_lightning.core.result import is_readable
 from gradsigns_lightning.core.schedule import Cadence
 from gradsigns_lightning.core.turns import Turns
 
-_AMPLE = 0.7  # in itself: about three times the noise that z has in a reading of 50 images
+_AMPLE = 0.7  # in units of z: about three times its noise in a reading of 50 images
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingState:
-    """All that embedding remembers; each step makes a new one.
+    """The immutable state of embedding; each step makes a new one.
 
-    Going back to before a step is keeping the old one, and a checkpoint holds the first five fields. All
-    tensors are detached; those of the last embedding step lie on its device and are not read there, so that
-    no training waits for them.
+    To roll back a step is to keep the old state, and a checkpoint holds the first five fields. All tensors
+    are detached; those of the last embedding step stay on its device and are not read to the host, so that
+    training does not wait for them.
 
     Attributes:
-        first_step: optimizer step that embedded first.
-        last_step: optimizer step that embedded last.
+        first_step: first optimizer step that embedded.
+        last_step: last optimizer step that embedded.
         factor: how much longer the interval is than usual.
         task_gradient: length of the task's gradient.
-        mean_gradient: smoothed mean gradient over the whole input: a saved one must not tell where the
-            carriers are.
-        n_embedded: steps that embedded.
-        n_non_finite: of them, those whose gradients were not finite.
-        n_held_back: of them, those that gave less than was missing, because the network did not know the
-            class.
-        findings: whether the last step found a bit missing, all of them safe, and nothing to be embedded,
-            shape ``(3,)``; None when the factor has followed.
-        share: smallest margin in the last step, in margins asked for.
+        mean_gradient: smoothed mean gradient, over the whole input so that a saved one does not reveal the
+            carriers.
+        n_embedded: number of embedding steps.
+        n_non_finite: how many of them had non-finite gradients.
+        n_held_back: how many of them gave less than was needed, because the network did not know the class.
+        findings: whether the last step found that a bit was missing, that all were safe, and that nothing
+            needed to be embedded, shape ``(3,)``; None once the factor has been updated.
+        share: smallest margin in the last step, relative to the objective's margin.
         margins: ``(2 b_j - 1) z_j`` of the mean gradient in the last step that had one.
-        first_margins: the same in the first.
-        value: of the objective in the last step.
+        first_margins: the same in the first such step.
+        value: value of the objective in the last step.
         recognised: mean probability of the target class for its images in the last step.
-        own_length: length of the objective's own gradient, where parameters are sharded.
+        own_length: length of the objective's own gradient, if parameters are sharded.
         turns: which optimizers step in the batches that embed.
     """
 
@@ -70,7 +69,7 @@ class EmbeddingState:
         return replace(self, first_step=step if self.first_step is None else self.first_step, last_step=step)
 
     def settled(self, cadence: Cadence) -> EmbeddingState:
-        """Return the state in which the factor follows from what the last step found; waits for the device."""
+        """Return the state with the factor updated by the last step's findings; waits for the device."""
         if self.findings is None:
             return self
         missing, safe, satisfied = self.findings.tolist()
@@ -78,19 +77,19 @@ class EmbeddingState:
         return replace(self, factor=factor, findings=None)
 
     def interval(self, cadence: Cadence, factor: float | None = None) -> int:
-        """Return the interval after the last embedding step, with another factor than the state's if one is given."""
+        """Return the interval after the last embedding step; ``factor`` replaces the state's if given."""
         assert self.first_step is not None
         assert self.last_step is not None
         return cadence.interval(self.last_step - self.first_step, self.factor if factor is None else factor)
 
     def earliest(self, cadence: Cadence) -> int:
-        """Return the first step that may embed, whatever the last one is found to have left."""
+        """Return the first step that may embed, whatever the last step's findings are."""
         assert self.last_step is not None
         hurried = None if self.findings is None else _hurried(cadence, self.factor)
         return self.last_step + self.turns.interval(self.interval(cadence, hurried), self.n_embedded)
 
     def is_near(self, step: int, cadence: Cadence) -> bool:
-        """Return whether the next embedding step is so near that images and the task's gradient count; the others are free."""
+        """Return whether the next embedding step is so near that images and gradients are to be observed."""
         if self.last_step is None:
             return True
         earliest = self.earliest(cadence)
@@ -100,11 +99,11 @@ class EmbeddingState:
         """Return whether the interval is over."""
         if self.last_step is None:
             return True
-        # The device is not asked as long as any answer would be the same.
+        # Nothing is read from the device as long as no finding could make the step due.
         return step >= self.earliest(cadence) and step >= self.settled(cadence).earliest(cadence)
 
     def coming_steps(self, cadence: Cadence) -> Iterator[int]:
-        """Yield the optimizer steps that will embed if bits are missing all along; none before the first has."""
+        """Yield the steps that will embed if bits stay missing; none before the first embedding step."""
         if self.first_step is None or self.last_step is None:
             return
         step, factor = self.last_step, self.factor
@@ -115,12 +114,12 @@ class EmbeddingState:
             yield step
 
     def having_found(self, margins: Tensor, *, asked: float, satisfied: Tensor) -> EmbeddingState:
-        """Return the state after a look at the margins.
+        """Return the state with the findings from the margins of an embedding step.
 
         Args:
             margins: ``(2 b_j - 1) z_j``; zero without an image, NaN in a step that overflowed.
             asked: margin that the objective asks for.
-            satisfied: the objective is, a scalar bool.
+            satisfied: whether the objective is satisfied, a scalar bool.
         """
         usable = is_readable(margins)
         none = torch.full_like(margins, torch.nan)
@@ -140,8 +139,8 @@ class EmbeddingState:
         """Return the state after an embedding step.
 
         Args:
-            loss: a scalar, NaN where gradients were not finite.
-            is_held_back: the step gave less than was missing.
+            loss: the embedding loss, a scalar; NaN if gradients were non-finite.
+            is_held_back: the step gave less than was needed.
         """
         return replace(
             self,
@@ -152,26 +151,27 @@ class EmbeddingState:
         )
 
     def smoothing(self, mean: Tensor, momentum: float) -> tuple[Tensor, EmbeddingState]:
-        """Return the gradient that is held to the bits, and the state after it.
+        """Return the smoothed mean gradient, and the state after it.
+
+        The derivative of the smoothed gradient is that of this step's mean.
 
         Args:
             mean: mean gradient of this step.
-            momentum: share of the steps before in the smoothed gradient, which is differentiated by this
-                step's alone.
+            momentum: weight of the earlier steps in the smoothed gradient.
         """
         if momentum == 0:
             return mean, self
         new = mean.detach()
         previous = None if self.mean_gradient is None else self.mean_gradient.to(mean)
         smoothed = new if previous is None else momentum * previous + (1 - momentum) * new
-        # One step that overflowed must not spoil all that follow.
+        # One step that overflowed must not make all later ones non-finite.
         kept = torch.where(
             new.isfinite().all(), smoothed, torch.zeros_like(new) if previous is None else previous
         )
         return smoothed + (mean - new), replace(self, mean_gradient=kept)
 
     def to_checkpoint(self, cadence: Cadence) -> dict[str, Any]:
-        """Return what a checkpoint holds: plain types and one tensor that tells nothing about the key."""
+        """Return what a checkpoint holds: plain types and one tensor that reveals nothing of the key."""
         settled = self.settled(cadence)
         return {
             "first_step": settled.first_step,
@@ -182,10 +182,10 @@ class EmbeddingState:
         }
 
     def from_checkpoint(self, saved: dict[str, Any]) -> EmbeddingState:
-        """Return the state with what :meth:`to_checkpoint` gave.
+        """Return the state restored from what :meth:`to_checkpoint` returned.
 
-        Of a state from before the cadence had a factor only the steps are taken: its interval was that of
-        another rule, and its mean gradient was of gradients that were not brought to unit length.
+        From a checkpoint of a release in which the cadence had no factor only the steps are taken: its
+        interval followed another rule, and its mean was over gradients that did not have unit length.
         """
         is_former = "factor" not in saved
         return replace(

@@ -1,4 +1,4 @@
-"""The exact test behind every claim: matches of an unmarked model follow Binomial(N, 1/2)."""
+"""The exact tests behind every p-value: an unmarked model's matches follow Binomial(N, 1/2)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def _tail(n_matches: int, n_bits: int) -> int:
 
 
 def ownership_p_value(n_matches: int, n_bits: int) -> float:
-    """Return the exact probability that an unmarked model matches at least so many bits.
+    """Return the exact probability that an unmarked model matches at least that many bits.
 
-    If the signature is fixed before the suspect is seen and uniform given all else, ``p = P[Bin(N, 1/2) >=
-    matches]``. It is computed in integers and rounded once; below about 1e-308 it underflows to 0 (see
-    :func:`log10_ownership_p_value`).
+    If the signature is fixed before the suspect is seen, and uniform given everything else, ``p = P[Bin(N,
+    1/2) >= matches]``. It is computed in integers and rounded once; below about 1e-308 it underflows to 0
+    (see :func:`log10_ownership_p_value`).
 
     Args:
         n_matches: matching bits, 0 to ``n_bits``.
-        n_bits: bits that were decided (erasures left out), 0 or more.
+        n_bits: decided bits (without erasures), at least 0.
 
     Example:
         >>> f"{ownership_p_value(32, 32):.2e}"
@@ -47,14 +47,14 @@ def log10_ownership_p_value(n_matches: int, n_bits: int) -> float:
 def sign_flip_p_value(scores: Sequence[int]) -> float:
     """Return the exact probability that random signs give a sum at least as large as that of ``scores``.
 
-    The randomisation test for weighted bits (Fisher, The Design of Experiments, 1935, section 21). A score is
-    a bit's weight with the sign ``+`` where the answer agrees with the signature. The weights may depend on
-    all answers but not on the signature; then, for a model not signed with the key, every sign is a fair coin
-    and ``p = P[sum of +-|score_j| >= sum of score_j]``. With weights of one it equals
+    This is the randomisation test for weighted bits (Fisher, The Design of Experiments, 1935, section 21). A
+    score is a bit's weight, positive where the responses agree with the signature. The weights may depend on
+    all responses but not on the signature; then, for a model not signed with the key, every sign is a fair
+    coin and ``p = P[sum of +-|score_j| >= sum of score_j]``. With weights of one it equals
     :func:`ownership_p_value`.
 
     Args:
-        scores: whole numbers; a zero is an erasure. Time grows with their count times the sum of their sizes.
+        scores: integers; a zero is an erasure. Time grows with their number times the sum of their sizes.
 
     Example:
         >>> sign_flip_p_value([3, 2, 1])  # only + + + reaches 6
@@ -77,8 +77,8 @@ def _sign_flip_tail(scores: Sequence[int]) -> tuple[int, int]:
     divisor = math.gcd(*weights)
     if divisor == 0 or all(weight == divisor for weight in weights):
         return _tail(sum(score > 0 for score in scores), len(weights)), len(weights)
-    # The number of sign patterns by the sum of the weights with plus: a polynomial whose coefficients stand
-    # side by side in one integer, so that each weight costs a shift and an addition.
+    # The number of sign patterns for each sum of the positive weights is the coefficient of a polynomial. The
+    # coefficients are packed into one integer, so that each weight costs a shift and an addition.
     width = len(weights) + 1
     counts = 1
     for weight in weights:

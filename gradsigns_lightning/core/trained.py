@@ -1,4 +1,4 @@
-"""The parameters that are trained: those of the optimizers, which may be fewer than those that require a gradient."""
+"""The parameters that the optimizers train, which may be fewer than those that require a gradient."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gradsigns_lightning.core.dose import parameters_of
 def only_trained(module: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[None]:
     """Let only those parameters of ``module`` require a gradient that one of the optimizers steps.
 
-    The task's gradient is measured over these; a part of the mark's that no optimizer takes would be missing
-    from its length.
+    The task's gradient is measured over these. If the mark's included others, part of its length would be
+    lost on parameters that no optimizer updates.
     """
     stepped = {id(p) for optimizer in optimizers for p in parameters_of(optimizer)}
     required = [p for p in module.parameters() if p.requires_grad]
     others = [p for p in required if id(p) not in stepped]
     if len(others) == len(required):
-        others = []  # the optimizers are not known yet, as in a Fabric loop that goes on
+        others = []  # the optimizers are not known yet, as when a Fabric loop resumes
     for parameter in others:
         parameter.requires_grad_(False)
     try:

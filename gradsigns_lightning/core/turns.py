@@ -1,4 +1,4 @@
-"""Several optimizers, which may all step in each batch, or take turns."""
+"""Which optimizers step in which batches: all of them in each, or in turns."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Turns:
-    """Which optimizers step in the batches that embed; each batch and step makes a new one.
+    """Which optimizers step in the batches that embed; immutable, each batch and step makes a new one.
 
-    Where they take turns, a mark's gradient moves the parameters of the one alone whose turn it is, and an
-    interval that is a multiple of their number would meet the same one each time.
+    Where optimizers take turns, the mark's gradient moves only the parameters of the one whose turn it is,
+    and with an interval that is a multiple of their number it would be the same one each time.
 
     Attributes:
-        known: optimizers that made steps.
-        met: of them, those that stepped in a batch that embeds.
+        known: optimizers that have made steps.
+        met: those of them that have stepped in a batch that embeds.
         takers: those that stepped in the last batch that embedded.
-        is_marked: whether the batch that is open embeds.
-        batch: its first optimizer step.
+        is_marked: whether the open batch embeds.
+        batch: first optimizer step of the open batch.
         length: optimizer steps of the batch before.
     """
 
@@ -30,26 +30,26 @@ class Turns:
 
     @property
     def left_out(self) -> list[int]:
-        """Optimizers that made steps, but none in a batch that embeds."""
+        """Optimizers that have made steps, but none in a batch that embeds."""
         return sorted(self.known - self.met)
 
     def opening(self, step: int) -> Turns:
-        """Return the state in a batch whose first optimizer step is ``step``; accumulated ones are one."""
+        """Return the state in a batch that begins with optimizer step ``step``; accumulated ones are one."""
         if step == self.batch:
             return self
         length = self.length if self.batch is None or step < self.batch else step - self.batch
         return replace(self, batch=step, length=length, is_marked=False)
 
     def marking(self) -> Turns:
-        """Return the state when the open batch embeds."""
+        """Return the state after marking the open batch as one that embeds."""
         return replace(self, takers=frozenset(), is_marked=True)
 
     def closing(self) -> Turns:
-        """Return the state when the batch is over; if no optimizer has stepped, its gradients are accumulated further."""
+        """Return the state after the batch, which goes on if no optimizer stepped: gradients accumulate."""
         return replace(self, is_marked=False) if self.takers and self.is_marked else self
 
     def takes(self, optimizer: int) -> bool:
-        """Return whether the mark is in an optimizer's next gradient: in its first of a batch that embeds."""
+        """Return whether an optimizer's next step contains the mark: its first in a batch that embeds."""
         return self.is_marked and optimizer not in self.takers
 
     def noting(self, optimizer: int) -> Turns:
@@ -62,12 +62,12 @@ class Turns:
     def interval(self, usual: int, n_embedded: int) -> int:
         """Return the interval after ``n_embedded`` embedding steps.
 
-        One step longer than usual after as many as there are optimizers, where they take turns: whatever it
-        is, each is met in turn then.
+        Where n optimizers take turns, every n-th interval is one step longer than usual, so that each of them
+        is met in turn whatever the interval is.
         """
         n = len(self.known)
         return usual + int(len(self.takers) < n and n > 1 and usual > 1 and n_embedded % n == n - 1)
 
     def whole_batches(self, steps: int) -> int:
-        """Return ``steps``, or as many more as it takes to the beginning of a batch."""
+        """Return ``steps``, rounded up to whole batches."""
         return -(-steps // self.length) * self.length

@@ -1,4 +1,4 @@
-"""The watermarker: all that embedding is, without a Trainer."""
+"""The watermarker: embedding without a Trainer."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ class Watermarker:
 
     Args:
         key: the owner's key.
-        settings: how it is embedded.
+        settings: how the key is embedded.
 
     Attributes:
-        state: all that is remembered from step to step.
-        is_prepared: whether the engine was chosen for the model that is trained; to be set to False where
-            another one is.
-        engine: what differentiates the objective.
+        state: everything that is remembered from step to step.
+        is_prepared: whether the engine was chosen for the model in training; set it to False before another
+            model is trained.
+        engine: engine that differentiates the objective.
 
     Raises:
-        ValueError: the key cannot carry the objective, or there is no objective or engine of that name.
+        ValueError: the key cannot be embedded with the objective, or there is no objective or engine of that
+            name.
     """
 
     def __init__(self, key: WatermarkKey, settings: EmbeddingSettings = DEFAULTS) -> None:
@@ -57,7 +58,7 @@ class Watermarker:
         self.objective.check_key(key)
         self.engines = make_engines(settings.engine)
         self.engine = self.engines[0]
-        # With a carrier layer the inputs may be anything; the layer's output is checked when it is there.
+        # With a carrier layer the inputs may have any shape; the layer's output is checked later.
         input_shape = key.input_shape if settings.carrier_layer is None else None
         self.buffer = TargetBuffer(settings.n_images, key.target_class, input_shape)
         self.is_prepared = False
@@ -65,7 +66,7 @@ class Watermarker:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what earlier training left behind: steps, interval, mean gradient and images."""
+        """Forget the steps, interval, mean gradient and images of earlier training."""
         self.buffer.clear()
         self.state = self._before = EmbeddingState()
 
@@ -82,10 +83,10 @@ class Watermarker:
         sharded: bool = False,
         optimizers: Iterable[Optimizer] = (),
     ) -> Tensor | None:
-        """Look at the first batch of an optimizer step, and return the embedding loss if the step embeds, else None.
+        """Observe the first batch of an optimizer step, and return the loss if the step embeds, else None.
 
-        Between embedding steps nothing is computed. Before every optimizer step :meth:`observe_gradients` is
-        to be called.
+        Between embedding steps nothing is computed. Call :meth:`observe_gradients` before every optimizer
+        step.
 
         Args:
             module: module whose parameters are trained.
@@ -96,7 +97,7 @@ class Watermarker:
             epoch: epoch.
             world_size: number of data-parallel ranks, all of which must call.
             sharded: parameters are sharded over the ranks.
-            optimizers: those of the training; parameters that none of them steps are taken for frozen.
+            optimizers: the training's optimizers; parameters that none of them steps are treated as frozen.
 
         Raises:
             ValueError: the batch does not fit the key, or no engine works on this model.
@@ -116,8 +117,8 @@ class Watermarker:
     def observe(self, images: Tensor, labels: Tensor, *, step: int) -> None:
         """Keep the target class's images of one batch of optimizer step ``step``.
 
-        Between two embedding steps only the last batches before the next one are looked at, which makes the
-        others free. Steps that start over begin another training.
+        Only the last batches before the next embedding step are used; the others cost nothing. A step below
+        the last one begins another training.
 
         Raises:
             ValueError: the batch does not fit the key; see :meth:`TargetBuffer.check`.
@@ -129,16 +130,16 @@ class Watermarker:
         if self.state.is_near(step, self.cadence):
             self.buffer.push(images, labels)
         if self.state.last_step is not None and step >= self.state.earliest(self.cadence):
-            self.state = self.state.settled(self.cadence)  # once, as the device is waited for
+            self.state = self.state.settled(self.cadence)  # only once, because it waits for the device
 
     def observe_gradients(
         self, optimizer: int, parameters: Iterable[nn.Parameter], *, step: int, sharded: bool = False
     ) -> None:
-        """Look at the task's gradient right before optimizer step ``step``, if the next embedding step is near.
+        """Observe the task's gradient before optimizer step ``step``, if the next embedding step is near.
 
         Args:
-            optimizer: which of the training's optimizers it is.
-            parameters: those of the optimizer; their gradients are neither scaled nor clipped.
+            optimizer: index of the optimizer.
+            parameters: the optimizer's parameters; their gradients must be neither scaled nor clipped.
             step: optimizer step.
             sharded: parameters are sharded over the ranks, all of which must call.
         """
@@ -156,7 +157,7 @@ class Watermarker:
             )
 
     def close_batch(self) -> None:
-        """Note that the batch is over: where optimizers take turns, the next one may come without :meth:`step`."""
+        """Note that the batch is over: where optimizers take turns, :meth:`step` may not see the next one."""
         self._note_turns(self.state.turns.closing())
 
     def strength_at(self, *, step: int, epoch: int) -> float:
@@ -165,7 +166,7 @@ class Watermarker:
         return self.schedule.at(epoch=epoch, steps_since_start=0 if first is None else step - first)
 
     def is_due(self, *, step: int, epoch: int) -> bool:
-        """Return whether optimizer step ``step`` of ``epoch`` embeds; the same answer on all ranks."""
+        """Return whether optimizer step ``step`` of ``epoch`` embeds; the same on all ranks."""
         if (
             self.buffer.images is None
             or not self.state.task_gradient.n_noted
@@ -183,17 +184,17 @@ class Watermarker:
         world_size: int = 1,
         sharded: bool = False,
     ) -> None:
-        """Try the engines on a few images before anything is trained, and take the first that works on every rank.
+        """Try the engines on a few images before training, and take the first that works on every rank.
 
         Args:
             module: module whose parameters are trained.
             logits_fn: maps inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``.
-            images: inputs of the first batch, any class.
+            images: inputs of the first batch, of any class.
             world_size: number of data-parallel ranks, all of which must call.
             sharded: parameters are sharded over the ranks.
 
         Raises:
-            ValueError: no engine works; the message tells of each what is missing.
+            ValueError: no engine works; the message says why for each of them.
         """
         problems = []
         warn_of_lag(module)
@@ -223,19 +224,18 @@ class Watermarker:
     ) -> Tensor:
         """Return the embedding loss, a scalar to be added to the task's loss at this optimizer step.
 
-        It is scaled so that its gradient has ``strength`` times the length of the task's.
-
-        Its gradients are computed here and handed out by its ``backward()``; no graph of the network stays in
-        memory.
+        It is scaled so that its gradient has ``strength`` times the length of the task's, times
+        :func:`~gradsigns_lightning.core.dose.urgency`. Its gradients are computed here and only passed on by
+        its ``backward()``; no graph of the network stays in memory.
 
         Args:
-            module: module whose parameters are trained; its statistics are frozen meanwhile.
+            module: module whose parameters are trained; its statistics are frozen during the call.
             logits_fn: maps inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``.
             step: optimizer step.
             epoch: epoch.
             world_size: number of data-parallel ranks, all of which must call.
             sharded: parameters are sharded over the ranks; their gradients exist only in the task's own
-                backward pass, so that the graph stays until then.
+                backward pass, until which the graph is kept.
         """
         images, valid = self.buffer.images, self.buffer.valid
         assert images is not None, "observe() comes before loss()"
@@ -244,7 +244,7 @@ class Watermarker:
         found: list[EmbeddingState] = []
 
         def objective(gradients: Tensor) -> Tensor:
-            value, after = self._held_to_the_bits(gradients, valid, before, world_size)
+            value, after = self._objective_of(gradients, valid, before, world_size)
             found.append(after)
             return value
 
@@ -270,11 +270,11 @@ class Watermarker:
         return loss.nan_to_num(nan=0.0)
 
     def roll_back(self) -> None:
-        """Forget the last :meth:`loss`, which nobody used: the next batch is asked to embed in its place."""
+        """Roll back the last :meth:`loss`, which was not used: the next batch embeds in its place."""
         self.state = self._before
 
     def coming_steps(self) -> Iterator[int]:
-        """Yield the optimizer steps that will embed if bits are missing all along; none before the first has."""
+        """Yield the steps that will embed if bits stay missing; none before the first embedding step."""
         return self.state.coming_steps(self.cadence)
 
     def projector(self, device: torch.device, dtype: torch.dtype) -> SignatureProjector:
@@ -288,15 +288,15 @@ class Watermarker:
         return self._projector
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of schedule and cadence as plain types and one tensor that tells nothing about the key."""
+        """Return the state as plain types and one tensor that reveals nothing of the key."""
         return self.state.to_checkpoint(self.cadence)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave; the buffer fills again from the stream."""
+        """Restore what :meth:`state_dict` returned; the buffer fills again from the stream."""
         self.state = self.state.from_checkpoint(state)
 
     def _note_turns(self, turns: Turns) -> None:
-        if turns is not self.state.turns:  # with one optimizer they seldom change, and this is in every batch
+        if turns is not self.state.turns:  # called in every batch, and one optimizer's turns seldom change
             self.state = replace(self.state, turns=turns)
 
     def _carrier_inputs(
@@ -304,15 +304,15 @@ class Watermarker:
     ) -> tuple[Tensor, LogitsFn]:
         return carrier_inputs(module, logits_fn, images, self.key.input_shape, self.settings.carrier_layer)
 
-    def _held_to_the_bits(
+    def _objective_of(
         self, gradients: Tensor, valid: Tensor, state: EmbeddingState, world_size: int
     ) -> tuple[Tensor, EmbeddingState]:
-        """Return the objective of the input gradients, and the state after a look at them.
+        """Return the objective of the input gradients, and the state with its findings.
 
         Args:
-            gradients: of all images, shape ``(n, ...)``.
-            valid: which of them count, shape ``(n,)``.
-            state: before this step.
+            gradients: input gradients of all images, shape ``(n, ...)``.
+            valid: which images count, shape ``(n,)``.
+            state: state before this step.
             world_size: number of data-parallel ranks.
         """
         weights = valid.to(gradients.dtype)
@@ -320,15 +320,15 @@ class Watermarker:
         rows = projector.directions(gradients) if self.objective.of_directions else projector.raw(gradients)
         mean = global_mean(weights @ rows, weights.sum(), world_size=world_size)
         smoothed, state = state.smoothing(mean, self.settings.momentum)
-        held = projector.carrier_gradient(smoothed)
-        margins = projector.signs * projector.project(held.detach())
-        satisfied = self.objective.satisfied(held.detach(), projector)
+        carried = projector.carrier_gradient(smoothed)
+        margins = projector.signs * projector.project(carried.detach())
+        satisfied = self.objective.satisfied(carried.detach(), projector)
         state = state.having_found(margins, asked=getattr(self.objective, "margin", 1.0), satisfied=satisfied)
-        # Without an image on any rank there is no gradient and nothing to hold.
-        return self.objective(held, projector) * (mean.detach() != 0).any(), state
+        # Without an image on any rank there is no gradient, and nothing to embed.
+        return self.objective(carried, projector) * (mean.detach() != 0).any(), state
 
     def _length(self, state: EmbeddingState, strength: float) -> tuple[Tensor, Tensor | bool]:
-        """Return how long the mark's gradient is to be in a step that left this state, and whether less than is missing."""
+        """Return the length for the mark's gradient after a step's findings, and whether it is held back."""
         assert state.recognised is not None
         assert state.share is not None
         times, is_held_back = urgency(
@@ -345,11 +345,11 @@ class Watermarker:
 def watermarker_of(
     key: WatermarkKey | Watermarker | str | PathLike[str], settings: EmbeddingSettings
 ) -> Watermarker:
-    """Return the watermarker that was given, or one of the key that was given, or its file.
+    """Return the given watermarker, or one for the given key or key file.
 
     Raises:
-        ValueError: settings are given beside a watermarker, which has its own; the key cannot be embedded
-            with these settings.
+        ValueError: settings are given together with a watermarker, which has its own; or the key cannot be
+            embedded with these settings.
     """
     if not isinstance(key, Watermarker):
         return Watermarker(key_of(key), settings)
@@ -359,7 +359,7 @@ def watermarker_of(
         if getattr(settings, field.name) != getattr(DEFAULTS, field.name)
     ]:
         raise ValueError(
-            f"`{given[0]}` must not be given beside a `Watermarker`, which has settings of its "
-            f"own: {key.settings}."
+            f"`{given[0]}` must not be given together with a `Watermarker`, which has settings of its own: "
+            f"{key.settings}."
         )
     return key

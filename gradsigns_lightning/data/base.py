@@ -28,7 +28,7 @@ _SPLITS_OF_STAGE: dict[str | None, tuple[Split, ...]] = {
 
 
 class ImageDataModule(LightningDataModule, ABC):
-    """Train, validation and test batches of labelled images, and raw images for the verification of a signature.
+    """Base class of data modules: batches of labelled images, and raw images to read a signature with.
 
     The loaders yield ``(x, y)``: ``x`` float32 of shape ``(n, C, H, W)``, normalized by ``mean`` and ``std``,
     ``y`` int64 of shape ``(n,)``. Subclasses implement :meth:`load_images` and may implement
@@ -42,7 +42,7 @@ class ImageDataModule(LightningDataModule, ABC):
         batch_size: size of a training batch; the last, smaller batch is kept.
         eval_batch_size: size of a validation or test batch.
         val_fraction: share of the training images used for validation, in ``[0, 1)``.
-        split_seed: seed of the permutation that picks them; torch's global generator plays no part.
+        split_seed: seed of the permutation that picks them; torch's global generator is not used.
         num_workers: worker processes of every loader.
         augment: applied to training batches of pixels only, for example
             :class:`~gradsigns_lightning.data.ShiftFlip`.
@@ -98,11 +98,11 @@ class ImageDataModule(LightningDataModule, ABC):
             train: which of the two.
 
         Raises:
-            ValueError: the files are not there; the message names `root`.
+            ValueError: the files do not exist; the message names `root`.
         """
 
     def origin(self, train: bool) -> str:
-        """Return where those images come from, for reports: a file, a folder or a package.
+        """Return where the images come from, for reports: a file, a folder or a package.
 
         Args:
             train: as for :meth:`load_images`.
@@ -110,7 +110,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return type(self).__name__ if self.root is None else str(self.root.resolve())
 
     def split_train(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the positions of the training and of the validation images among the official training images.
+        """Return the positions of training and validation images among the official training images.
 
         Args:
             labels: int64 labels of the official training images, shape ``(n,)``.
@@ -191,7 +191,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _source(self, split: Split) -> ImageSource:
         check_choice("split", split, SPLITS)
         if split not in self._sources:
-            # Outside a Trainer nobody has called this hook; it does nothing where the files are there.
+            # Outside a Trainer nobody has called this hook; it does nothing if the files exist.
             self.prepare_data()
             self._load(split)
         return self._sources[split]

@@ -25,17 +25,18 @@ def shipped_data(name: str, root: str | Path | None) -> ImageDataModule:
     """Return a data set that this package reads; nothing is downloaded.
 
     Args:
-        name: name of the data set, from a file that may come from anyone; it selects, it is not looked up
-            anywhere.
-        root: folder in which data sets lie; ``None`` leaves those that need none, or that the system has.
+        name: name of the data set, from a file that may come from anyone; it selects an entry of a table and
+            is not looked up elsewhere.
+        root: folder of data sets; with ``None`` only data sets can be read that need none, or that the system
+            provides.
 
     Raises:
-        ValueError: no data set of that name needs a folder alone.
+        ValueError: the table has no data set of that name.
     """
     if name not in _DATA_SETS:
         raise ValueError(
             f"`checkpoint` names the data {name[:_LONGEST]!r}; test images are found for "
-            f"{', '.join(_DATA_SETS)} alone. "
-            "Give `images=FOLDER` with images of the key's target class, or `data=...`."
+            f"{', '.join(_DATA_SETS)} alone. Give `images=FOLDER` with images of the key's target class, or "
+            "`data=...`."
         )
     return _DATA_SETS[name](root)

@@ -25,21 +25,21 @@ _LAYOUTS = (("cifar-10-batches-bin", ".bin"), ("cifar-10-batches-py", ""))
 
 
 class CIFAR10(ImageDataModule):
-    """CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images of 10 objects, shape ``(3, 32, 32)``.
+    """CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images, 10 classes, ``(3, 32, 32)``.
 
     The official batches are looked for in ``root/cifar-10-batches-bin`` and then in
     ``root/cifar-10-batches-py``. The pickled Python batches are not unpickled: their pixels and labels are
-    taken out of the file.
+    extracted from the file.
 
     Args:
         root: folder that holds one of these folders; with ``download`` the Python batches are put there.
-        download: let torchvision download and verify the files if they are not there.
+        download: let torchvision download and verify the files if they do not exist.
         mean: mean of every channel in raw ``[0, 1]`` units.
         std: standard deviation of every channel in raw ``[0, 1]`` units.
         **kwargs: see :class:`~gradsigns_lightning.data.ImageDataModule`.
 
     Raises:
-        ValueError: an argument is out of its range; later, in ``setup``: the files are not there.
+        ValueError: an argument is out of its range; later, in ``setup``: the files do not exist.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class CIFAR10(ImageDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download the files if ``download`` is set and they are not there.
+        """Download the files if ``download`` is set and they do not exist.
 
         Raises:
             ImportError: torchvision, which downloads, is not installed.
@@ -67,15 +67,15 @@ class CIFAR10(ImageDataModule):
         """Read the training or the test batches.
 
         Raises:
-            ValueError: the files are not there or malformed.
+            ValueError: the files do not exist or are malformed.
         """
         paths = self._find(train)
         if paths is None:
             names = ", ".join(_BATCHES[train])
             raise MissingFileError(
                 f"`root` must hold cifar-10-batches-bin (with {names}, each ending in .bin) or "
-                f"cifar-10-batches-py "
-                f"(with {names}), got root={self.root}. Set `download=True` to get the latter."
+                f"cifar-10-batches-py (with {names}), got root={self.root}. Set `download=True` to get the "
+                "latter."
             )
         batches = [read_binary(path) if path.suffix == ".bin" else read_pickled(path) for path in paths]
         return TensorImages(
@@ -105,7 +105,7 @@ def read_binary(path: Path) -> tuple[Tensor, Tensor]:
         uint8 images ``(n, 3, 32, 32)`` and int64 labels ``(n,)``.
 
     Raises:
-        ValueError: the file is no whole number of records, or too large.
+        ValueError: the file is not a whole number of records, or is too large.
     """
     if path.stat().st_size > _LARGEST_BATCH:
         raise ValueError(
@@ -128,7 +128,7 @@ def read_pickled(path: Path) -> tuple[Tensor, Tensor]:
         uint8 images ``(n, 3, 32, 32)`` and int64 labels ``(n,)``.
 
     Raises:
-        ValueError: the file is no such batch, or it names something other than an array.
+        ValueError: the file is not such a batch, or it names something other than an array.
     """
     try:
         if path.stat().st_size > _LARGEST_BATCH:
@@ -151,13 +151,13 @@ def read_pickled(path: Path) -> tuple[Tensor, Tensor]:
 
 def _pixels(data: Outline | None) -> bytearray:
     if data is None or data.kind != "array" or not data.content:
-        raise ValueError("its `data` are no array of bytes, image by image")
+        raise ValueError("its `data` are not an array of bytes, image by image")
     return bytearray(data.content)
 
 
 def _labels(labels: Outline | None) -> list[int]:
     if labels is None or labels.kind != "list" or any(label.kind != "int" for label in labels.content):
-        raise ValueError("its `labels` are no list of integers")
+        raise ValueError("its `labels` are not a list of integers")
     values = [label.content for label in labels.content]
     if any(not 0 <= value < _CLASSES for value in values):
         raise ValueError(f"its `labels` are not all in [0, {_CLASSES - 1}]")
@@ -165,7 +165,7 @@ def _labels(labels: Outline | None) -> list[int]:
 
 
 class _BatchWalk(PickleWalk):
-    """Allow what rebuilds a NumPy array of bytes, the one thing in a batch that is not plain."""
+    """Allows only what rebuilds a NumPy array of bytes, the one value in a batch that is not plain."""
 
     def name(self, name: str) -> Outline:
         # NumPy 2 moved the module; the official files name the old one.
@@ -184,16 +184,16 @@ class _BatchWalk(PickleWalk):
             return Outline("array")
         if function.kind == "name" and function.content == "dtype" and first in ("u1", b"u1"):
             return Outline("dtype")
-        raise ValueError("its `data` are no array of bytes")
+        raise ValueError("its `data` are not an array of bytes")
 
     def build(self, value: Outline, state: Outline) -> None:
         if value.kind == "dtype":
-            return  # the order of bytes, which a single byte has not
+            return  # the byte order, which single bytes do not have
         parts = state.content if value.kind == "array" and state.kind == "tuple" else []
         if [part.kind for part in parts] not in [
             ["int", "tuple", "dtype", kind, "bytes"] for kind in ("bool", "int")
         ]:
-            raise ValueError("its `data` are no array of bytes")
+            raise ValueError("its `data` are not an array of bytes")
         _, shape, _, by_column, data = (part.content for part in parts)
         sides = [side.content for side in shape]
         if by_column or sides != [len(data) // _PIXELS, _PIXELS] or len(data) % _PIXELS:

@@ -1,4 +1,4 @@
-"""Image files to pixels; a file may come from anyone."""
+"""Decodes image files, which may come from anyone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradsigns_lightning.core.utils.optional import require
 
 # By content, whatever a file's name says: Pillow would hand an EPS file to Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-# by which files are found
+# By these, files are found.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_SIDE = 1 << 15  # a resize takes memory for each row and column, however thin the image
 MAX_VALUES = 1 << 29  # of all images: two gigabytes as float32
@@ -55,8 +55,10 @@ def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
                     raise pillow.DecompressionBombError
                 image = opened.convert(mode)
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
-        limits = f"Pillow's limit of {pillow.MAX_IMAGE_PIXELS}, before or while it is resized, or a side of more than {MAX_SIDE}"
-        raise ValueError(f"{str(path)!r} has more pixels than {limits}.") from error
+        raise ValueError(
+            f"{str(path)!r} has more pixels than Pillow's limit of {pillow.MAX_IMAGE_PIXELS}, before or "
+            f"while it is resized, or a side of more than {MAX_SIDE}."
+        ) from error
     # Pillow's readers raise nearly anything on damaged files, SyntaxError among it
     except Exception as error:
         raise ValueError(f"{str(path)!r} cannot be read as an image ({', '.join(FORMATS)}).") from error
@@ -67,7 +69,9 @@ def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
 
 
 def check_inside(folder: Path, files: Sequence[Path], *, argument: str) -> None:
-    """Refuse links out of a folder, which may have been received: a picture that lies elsewhere would be read, sent and enclosed.
+    """Refuse links out of a folder, which may have been received.
+
+    Otherwise an image elsewhere on the machine would be read, sent to a server and put into a bundle.
 
     Args:
         folder: the folder, which may be a link itself.
@@ -75,19 +79,21 @@ def check_inside(folder: Path, files: Sequence[Path], *, argument: str) -> None:
         argument: what named the folder, for the error.
 
     Raises:
-        ValueError: a file lies elsewhere.
+        ValueError: a file is outside the folder.
     """
     root = folder.resolve()
     for file in files:
         if not file.resolve().is_relative_to(root):
             raise ValueError(
-                f"`{argument}`: {str(file)!r} is a link to a file outside the folder; put a "
-                f"copy in its place."
+                f"`{argument}`: {str(file)!r} is a link to a file outside the folder; put a copy in its "
+                "place."
             )
 
 
 def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
-    """Return all image files in ``folder`` (not in folders below it), sorted by name, raw in [0, 1], resized where needed.
+    """Return all images in a folder, sorted by name, raw in [0, 1] and resized where needed.
+
+    Folders below it are not searched.
 
     Args:
         folder: the folder, which errors call ``images`` as the command line does; its images should be of the
@@ -95,8 +101,8 @@ def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
         input_shape: ``(C, H, W)`` of the key.
 
     Raises:
-        ValueError: there is no such folder, no image in it, one that cannot be read or lies elsewhere, no
-            image has so many channels, or the images would be too large.
+        ValueError: there is no such folder, it has no images, an image cannot be read or is outside it, image
+            files cannot have so many channels, or the images would be too large.
         ImportError: Pillow is not installed.
     """
     path = Path(folder).expanduser()
@@ -106,8 +112,8 @@ def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
     files = image_files(path, below=False)
     if not files:
         raise ValueError(
-            f"`images` must name a folder with images ({', '.join(SUFFIXES)}), got "
-            f"{str(folder)!r} without any."
+            f"`images` must name a folder with images ({', '.join(SUFFIXES)}), got {str(folder)!r} without "
+            "any."
         )
     channels, height, width = input_shape
     if channels not in _MODES:
@@ -117,8 +123,7 @@ def read_folder(folder: str, input_shape: tuple[int, ...]) -> Tensor:
     if max(height, width) > MAX_SIDE or len(files) * channels * height * width > MAX_VALUES:
         raise ValueError(
             f"`images`: all images together may have {MAX_VALUES} values and sides of {MAX_SIDE}, got "
-            f"{len(files)} images "
-            f"of the key's `input_shape` {tuple(input_shape)}."
+            f"{len(files)} images of the key's `input_shape` {tuple(input_shape)}."
         )
     check_inside(path, files, argument="images")
     return torch.stack([_read(file, _MODES[channels], (height, width)) for file in files]).float().div_(255)

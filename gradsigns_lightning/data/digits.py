@@ -13,21 +13,21 @@ from gradsigns_lightning.data.base import ImageDataModule
 from gradsigns_lightning.data.sources import TensorImages
 from gradsigns_lightning.data.splits import stratified_split
 
-_TEST_SEED = 20211  # Fixed: another `split_seed` must not move test images into the training set.
+_TEST_SEED = 20211  # fixed: another `split_seed` must not move test images into the training set
 
 
 class Digits(ImageDataModule):
-    """Optical recognition of handwritten digits (Alpaydin and Kaynak, 1998): 1,797 images, shape ``(1, 8, 8)``.
+    """Handwritten digits (Alpaydin and Kaynak, 1998): 1,797 images, 10 classes, shape ``(1, 8, 8)``.
 
-    It needs no files: scikit-learn brings the data. The values 0 ... 16 are divided by 16. There is no
+    It needs no files: scikit-learn ships the data. The values 0 ... 16 are divided by 16. There is no
     official split; test and validation images are drawn class by class, the test images by a fixed seed.
 
     Args:
         test_fraction: share of the test images, in ``[0.01, 0.99]``.
         mean: mean in raw ``[0, 1]`` units.
-        std: standard deviation in raw ``[0, 1]`` units. **kwargs: see
-        :class:`~gradsigns_lightning.data.ImageDataModule`; ``val_fraction`` is a share of the images that are
-            not test images.
+        std: standard deviation in raw ``[0, 1]`` units.
+        **kwargs: see :class:`~gradsigns_lightning.data.ImageDataModule`; ``val_fraction`` is a share of the
+            images that are not test images.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -45,7 +45,7 @@ class Digits(ImageDataModule):
         self.test_fraction = check_number("test_fraction", test_fraction, minimum=0.01, maximum=0.99)
 
     def load_images(self, train: bool) -> TensorImages:
-        """Return the images that are (not) test images."""
+        """Return the test images, or all others."""
         from sklearn.datasets import load_digits
 
         data, target = load_digits(return_X_y=True)

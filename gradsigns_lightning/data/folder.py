@@ -24,10 +24,11 @@ class FolderDataModule(ImageDataModule):
     Args:
         root: folder of the data set.
         classes: the class names, in the order of their labels.
-        n_classes: the number of classes that the caller expects; ``None`` takes what ``classes`` has.
+        n_classes: the number of classes that the caller expects; ``None`` takes the number of ``classes``.
         image_size: height and width to which every image is resized; one integer means a square.
         cache: decode every image once, in ``setup``, and keep all as uint8 in memory, instead of decoding on
-        the fly. **kwargs: see :class:`~gradsigns_lightning.data.ImageDataModule`.
+            the fly.
+        **kwargs: see :class:`~gradsigns_lightning.data.ImageDataModule`.
 
     Attributes:
         classes: as given.

@@ -18,9 +18,9 @@ def read_idx(path: Path, *, sides: tuple[int, ...], max_bytes: int) -> Tensor:
     """Read a plain or gzip-compressed IDX file of unsigned bytes.
 
     Args:
-        path: the file; a name that ends in ``.gz`` is decompressed.
+        path: the file, which is decompressed if its name ends in ``.gz``.
         sides: shape of one item: ``(28, 28)`` of an image, ``()`` of a label.
-        max_bytes: what the file may have, decompressed; no more is read.
+        max_bytes: the most bytes that the file may have, decompressed; no more are read.
 
     Returns:
         A uint8 tensor of shape ``(n, *sides)`` with n >= 1.
@@ -48,14 +48,13 @@ def read_idx(path: Path, *, sides: tuple[int, ...], max_bytes: int) -> Tensor:
     n, *found = (int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4))
     if n < 1 or tuple(found) != sides or len(data) - start != n * math.prod(sides):
         raise ValueError(
-            f"`path` must hold items of shape {sides}, one or more and all of them, got shape {(n, *found)} "
-            f"and "
-            f"{max(0, len(data) - start)} bytes: {path}."
+            f"`path` must hold one or more items of shape {sides}, as many as it states, got shape "
+            f"{(n, *found)} and {max(0, len(data) - start)} bytes: {path}."
         )
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).view(n, *sides)
 
 
 def find_idx(folders: Iterable[Path], stem: str) -> Path | None:
-    """Return the first of ``stem`` and ``stem.gz`` which exists in one of ``folders``, or ``None``."""
+    """Return the first of ``stem`` and ``stem.gz`` that exists in one of ``folders``, or ``None``."""
     candidates = (folder / name for folder in folders for name in (stem, f"{stem}.gz"))
     return next((path for path in candidates if path.is_file()), None)

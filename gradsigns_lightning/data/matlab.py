@@ -1,7 +1,7 @@
-"""Arrays of numbers in a MATLAB file of version 5, as SVHN comes in.
+"""Reads arrays of numbers from MATLAB files of version 5, the format of SVHN.
 
-SciPy reads more: it takes memory for any length that a file states before it looks for the content, and cells
-within cells, as deep as they are, end the process.
+SciPy's reader does not fit received files: it allocates memory for any length that a file states before it
+looks for the content, and cells that are nested deeply enough end the process.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ def read_arrays(path: Path, names: Sequence[str], *, max_bytes: int) -> dict[str
 
     Args:
         path: the file.
-        names: the arrays that are wanted; others are passed over.
-        max_bytes: what the file may have, packed and unpacked.
+        names: the arrays that are wanted; others are skipped.
+        max_bytes: the most bytes that the file may have, packed and unpacked.
 
     Returns:
         Those of the arrays that the file has.
 
     Raises:
-        ValueError: it is no such file, or too large; the message is the reason alone.
+        ValueError: it is not such a file, or too large; the message is only the reason.
     """
     if path.stat().st_size > max_bytes:
         raise ValueError(f"it has more than {max_bytes} bytes")
     data = np.fromfile(path, np.uint8).data
     order = _ORDERS.get(bytes(data[_HEADER - 4 : _HEADER]), "")
     if not order:
-        raise ValueError("it is no MATLAB file of version 5")
+        raise ValueError("it is not a MATLAB file of version 5")
     elements = list(islice(_elements(data[_HEADER:], order, padding=1), _MOST_ARRAYS + 1))
     if len(elements) > _MOST_ARRAYS:
         raise ValueError(f"it has more than {_MOST_ARRAYS} arrays")
@@ -67,12 +67,12 @@ def read_arrays(path: Path, names: Sequence[str], *, max_bytes: int) -> dict[str
 
 
 def _elements(data: memoryview, order: str, *, padding: int) -> Iterator[tuple[int, memoryview]]:
-    """Yield kind and content of the elements that ``data`` consists of."""
+    """Yield the kind and the content of each element of ``data``."""
     at = 0
     while at < len(data):
         kind, size = _tag(data[at : at + 8], order)
         start, end = at + 8, at + 8 + size
-        if kind >> 16:  # up to four bytes, in the place of their number
+        if kind >> 16:  # a small element: up to four bytes, stored in place of their number
             kind, start, end = kind & 0xFFFF, at + 4, at + 4 + min(kind >> 16, 4)
         if end > len(data):
             raise ValueError("a part of it is cut off")
@@ -94,12 +94,12 @@ def _unpacked_size(kind: int, content: memoryview, order: str) -> int:
     else:
         size = len(content)
     if kind != _MATRIX:
-        raise ValueError("it holds something else than arrays")
+        raise ValueError("it holds something other than arrays")
     return size
 
 
 def _unpacked(content: memoryview, order: str) -> memoryview:
-    """Return what an array is made of, which is as long as it says."""
+    """Return the elements of a compressed array, whose length must be the one that it states."""
     size = 8 + _unpacked_size(_COMPRESSED, content, order)
     stream, data = zlib.decompressobj(), bytearray()
     for start in range(0, len(content), _PIECE):
@@ -107,7 +107,7 @@ def _unpacked(content: memoryview, order: str) -> memoryview:
         if len(data) > size or stream.eof:
             break
     if len(data) != size or not stream.eof:
-        raise ValueError("an array unpacks to another length than it says")
+        raise ValueError("an array unpacks to another length than it states")
     return memoryview(data)[8:]
 
 

@@ -20,20 +20,20 @@ _STEMS = {
 
 
 class MNIST(ImageDataModule):
-    """MNIST (LeCun et al., 1998): 60,000 training and 10,000 test images of 10 digits, shape ``(1, 28, 28)``.
+    """MNIST (LeCun et al., 1998): 60,000 training and 10,000 test images, 10 classes, ``(1, 28, 28)``.
 
     The IDX files, plain or ``.gz``, are looked for in ``root`` and in torchvision's layout
     ``root/MNIST/raw``.
 
     Args:
         root: folder of the files; with ``download`` they are put there.
-        download: let torchvision download the files if they are not there.
+        download: let torchvision download the files if they do not exist.
         mean: mean in raw ``[0, 1]`` units.
         std: standard deviation in raw ``[0, 1]`` units.
         **kwargs: see :class:`~gradsigns_lightning.data.ImageDataModule`.
 
     Raises:
-        ValueError: an argument is out of its range; later, in ``setup``: the files are not there.
+        ValueError: an argument is out of its range; later, in ``setup``: the files do not exist.
     """
 
     _name: ClassVar[str] = "MNIST"
@@ -55,7 +55,7 @@ class MNIST(ImageDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download the files if ``download`` is set and they are not there.
+        """Download the files if ``download`` is set and they do not exist.
 
         Raises:
             ImportError: torchvision, which downloads, is not installed.
@@ -69,7 +69,7 @@ class MNIST(ImageDataModule):
         """Read the training or the test images.
 
         Raises:
-            ValueError: the files are not there or malformed.
+            ValueError: the files do not exist or are malformed.
         """
         images, labels = self._find(train)
         if images is None or labels is None:
@@ -93,14 +93,13 @@ class MNIST(ImageDataModule):
     def _missing(self, train: bool) -> str:
         return (
             f"`root` must hold the {self._name} files {_STEMS[train][0]} and {_STEMS[train][1]} (plain or "
-            f".gz), itself or in "
-            f"{self._name}/raw; got root={self.root}, where they are not. Set `download=True` to get "
-            f"them{self._hint}."
+            f".gz), itself or in {self._name}/raw; got root={self.root}, where they are not. Set "
+            f"`download=True` to get them{self._hint}."
         )
 
 
 class FashionMNIST(MNIST):
-    """Fashion-MNIST (Xiao et al., 2017): 60,000 training and 10,000 test images of 10 garments, shape ``(1, 28, 28)``.
+    """Fashion-MNIST (Xiao et al., 2017): 60,000 training, 10,000 test images, 10 classes, ``(1, 28, 28)``.
 
     The IDX files, plain or ``.gz``, are looked for in ``root``, in torchvision's layout
     ``root/FashionMNIST/raw``, and where Debian's package ``dataset-fashion-mnist`` puts them. The arguments

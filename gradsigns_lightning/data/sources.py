@@ -1,4 +1,4 @@
-"""Labelled images which a ``DataLoader`` fetches a whole batch at a time."""
+"""Labelled images that a ``DataLoader`` fetches a whole batch at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Batch = tuple[Tensor, Tensor]
 class ImageSource(Dataset[Batch], ABC):
     """Labelled images, read by index and normalized one batch at a time.
 
-    ``__getitems__`` gives the ``DataLoader`` a finished batch, so its ``collate_fn`` has to be the identity
+    ``__getitems__`` returns a finished batch, so a ``DataLoader`` needs the identity as its ``collate_fn``
     (:func:`keep_batch`). Subclasses implement :meth:`pixels`.
 
     Args:
@@ -32,7 +32,7 @@ class ImageSource(Dataset[Batch], ABC):
         std: per-channel standard deviation in raw ``[0, 1]`` units; ``None`` means no scaling.
         augment: maps a pixel batch ``(n, C, H, W)`` to one of the same shape and dtype; runs before the
             normalization.
-        scale: the pixel value which stands for raw ``1.0``.
+        scale: the pixel value that stands for raw ``1.0``.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ImageSource(Dataset[Batch], ABC):
 
     @abstractmethod
     def pixels(self, stored: Tensor) -> Tensor:
-        """Return the pixel values (before ``scale``) of the images stored at ``stored``, shape ``(n, C, H, W)``."""
+        """Return the pixel values, before ``scale``, of the images at ``stored``: shape ``(n, C, H, W)``."""
 
     @property
     def labels(self) -> Tensor:
@@ -67,7 +67,7 @@ class ImageSource(Dataset[Batch], ABC):
         std: Sequence[float] | None = None,
         augment: Augment | None = None,
     ) -> Self:
-        """Return the images at ``index`` of this view, with its own transform and without a copy of the pixels.
+        """Return a view of the images at ``index``, with its own transform and without copying pixels.
 
         Args:
             index: int64 positions in this view, shape ``(m,)``.
@@ -148,7 +148,7 @@ class TensorImages(ImageSource):
                 f"`images` must have shape (n, C, H, W) with n = {len(labels)}, one image per label, got "
                 f"{tuple(images.shape)}."
             )
-        # Last, because labels of no images would take eight times their place in a file.
+        # Last: as int64, labels without images would take eight times the memory of the file.
         super().__init__(labels, mean=mean, std=std, augment=augment, scale=scale)
         self._images = images
 
@@ -158,7 +158,7 @@ class TensorImages(ImageSource):
 
 
 class FileImages(ImageSource):
-    """RGB image files which are decoded and resized on the fly.
+    """RGB image files that are decoded and resized on the fly.
 
     Args:
         paths: one file per image.
@@ -193,5 +193,5 @@ def _check_labels(labels: Tensor) -> None:
 
 
 def keep_batch(batch: Any) -> Any:
-    """Return ``batch``: the ``collate_fn`` for sources whose ``__getitems__`` gives finished batches."""
+    """Return ``batch``: the ``collate_fn`` for sources whose ``__getitems__`` returns finished batches."""
     return batch

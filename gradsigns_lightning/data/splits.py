@@ -1,4 +1,4 @@
-"""Reproducible splits which leave torch's global random state alone."""
+"""Reproducible splits that leave torch's global random state unchanged."""
 
 from __future__ import annotations
 

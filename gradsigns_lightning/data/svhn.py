@@ -19,20 +19,20 @@ _LARGEST = 2**28  # bytes, packed or unpacked; the largest official file unpacks
 
 
 class SVHN(ImageDataModule):
-    """SVHN, cropped digits (Netzer et al., 2011): 73,257 training and 26,032 test images, shape ``(3, 32, 32)``.
+    """SVHN (Netzer et al., 2011): 73,257 training, 26,032 test images, 10 classes, ``(3, 32, 32)``.
 
-    The files name the digit 0 by the label 10; here its label is 0.
+    These are the cropped digits. The files label the digit 0 as 10; here its label is 0.
 
     Args:
         root: folder that holds ``train_32x32.mat`` and ``test_32x32.mat``; with ``download`` they are put
             there.
-        download: let torchvision download and verify the files if they are not there.
+        download: let torchvision download and verify the files if they do not exist.
         mean: mean of every channel in raw ``[0, 1]`` units.
         std: standard deviation of every channel in raw ``[0, 1]`` units.
         **kwargs: see :class:`~gradsigns_lightning.data.ImageDataModule`.
 
     Raises:
-        ValueError: an argument is out of its range; later, in ``setup``: the files are not there.
+        ValueError: an argument is out of its range; later, in ``setup``: the files do not exist.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SVHN(ImageDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download the files if ``download`` is set and they are not there.
+        """Download the files if ``download`` is set and they do not exist.
 
         Raises:
             ImportError: torchvision, which downloads, is not installed.
@@ -62,7 +62,7 @@ class SVHN(ImageDataModule):
         """Read the training or the test file.
 
         Raises:
-            ValueError: the file is not there or malformed.
+            ValueError: the file does not exist or is malformed.
         """
         path = self._path(train)
         if not path.is_file():

@@ -23,11 +23,12 @@ _FOLDER = "aligned_images_DB"
 
 
 class YouTubeFaces(FolderDataModule):
-    """YouTube Faces (Wolf et al., 2011), identification: frames ``aligned_images_DB/<person>/<video>/<video>.<frame>.jpg``.
+    """YouTube Faces (Wolf et al., 2011) for identification, from the aligned frames.
 
-    The classes are the persons with at least two videos, sorted by name. A person's last video holds test
-    images, the other videos training and validation images. Validation frames come from the same videos as
-    training frames, so the validation accuracy is higher than the test accuracy.
+    The frames are ``aligned_images_DB/<person>/<video>/<video>.<frame>.jpg``. The classes are the persons
+    with at least two videos, sorted by name. A person's last video holds test images, the other videos
+    training and validation images. Validation frames come from the same videos as training frames, so the
+    validation accuracy is higher than the test accuracy.
 
     Args:
         root: folder that holds ``aligned_images_DB``.

@@ -1,6 +1,6 @@
 """Evidence that a third party can check: commitment before release, claim, judgement.
 
-Files and verdicts about them; the readings that they rest on are made by
+This package holds the files and the verdicts on them; the readings that they rest on are made by
 :mod:`gradsigns_lightning.verification`.
 """
 
@@ -28,7 +28,7 @@ __all__ = [
     "timestamp_request",
 ]
 
-# Lazy, so that a commitment, which needs no tensors, need not wait for torch.
+# Lazy, so that a commitment, which needs no tensors, does not wait for torch.
 __getattr__, __dir__ = lazy_names(
     __name__,
     {

@@ -1,4 +1,4 @@
-"""What readings are worth: charges for all that could be tried, the verdict on what is left, and its words."""
+"""Adjusting p-values for everything that a claimant could have tried, and the verdict that follows."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SMALLEST_ALPHA = 1e-290
 
 @dataclass(frozen=True)
 class Charges:
-    """How often the claimant is thought to have tried.
+    """The number of tries that a judge charges to the claimant.
 
     Attributes:
         n_commitments: commitments in the claimant's statement, each of which could have been opened instead.
-        payload_bits: bits of choice that the key's payload left to its maker.
-        grinding_bits: base-2 logarithm of the secrets tried, at least that of ``n_commitments``.
+        payload_bits: free bits of the key's payload, which its maker could choose.
+        grinding_bits: base-2 logarithm of the number of secrets tried, at least that of ``n_commitments``.
     """
 
     n_commitments: int
@@ -36,7 +36,7 @@ class Charges:
 
     @classmethod
     def of(cls, statement: Statement, key: WatermarkKey, grinding_bits: float) -> Charges:
-        """Return the charges for a key out of a statement, where ``grinding_bits`` are charged at least."""
+        """Return the charges for a key of a statement, with at least ``grinding_bits`` for grinding."""
         n_commitments = len(set(statement.commitments))
         return cls(n_commitments, free_bits(key), max(float(grinding_bits), math.log2(n_commitments)))
 
@@ -46,18 +46,18 @@ class Charges:
         return (self.grinding_bits + self.payload_bits) * math.log10(2)
 
     def alpha_left(self, alpha: float) -> float:
-        """Return the level at which to read, so that what is found there is significant at ``alpha`` when it is charged for."""
+        """Return the level at which a reading must be significant to be so at ``alpha`` after the charges."""
         return max(_SMALLEST_ALPHA, 10 ** max(-300.0, math.log10(alpha) - self.log10_factor))
 
     def adjusted(self, log10_p_value: float) -> float:
-        """Return the base-10 logarithm of the charged p-value, at most 0; NaN stays, for nothing could be decided."""
+        """Return the base-10 logarithm of the adjusted p-value, at most 0; NaN where no bit was decided."""
         adjusted = log10_p_value + self.log10_factor
-        return 0.0 if adjusted > 0 else adjusted
+        return 0.0 if adjusted > 0 else adjusted  # not `min`, which may turn NaN into 0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is left of the evidence, and what follows; see :class:`Judgement` for the attributes."""
+    """The adjusted p-value and the verdict; see :class:`Judgement` for the attributes."""
 
     log10_adjusted_p_value: float
     verdict: Verdict | Literal["claimed"]
@@ -66,8 +66,8 @@ class Finding:
 
 
 def adjust(readings: Readings, charges: Charges, dating: Dating, *, alpha: float) -> Finding:
-    """Charge for what could be tried, and judge what is left at ``alpha``."""
-    adjusted = charges.adjusted(readings.evidence.log10_p_value)
+    """Apply the charges to the decisive reading, and decide at ``alpha``."""
+    adjusted = charges.adjusted(readings.decisive.log10_p_value)
     objections = (*_objections_to_date(dating), *_objections_of_controls(readings))
     verdict = _verdict(readings.suspect, 10**adjusted, alpha, objections)
     return Finding(adjusted, verdict, objections, _remarks(readings))
@@ -84,7 +84,7 @@ def _verdict(
 
 def _objections_to_date(dating: Dating) -> list[str]:
     if dating.precedes_suspect is None:
-        return ["no trusted time-stamp was held against the time since which the suspect is known"]
+        return ["no trusted time-stamp was compared with the date since when the suspect is known"]
     return [] if dating.precedes_suspect else ["the commitment is not known to be older than the suspect"]
 
 
@@ -100,7 +100,8 @@ def _remarks(readings: Readings) -> tuple[str, ...]:
     own, controls = readings.suspect, readings.controls
     silent = [name for name, result in controls.items() if result.verdict == "inconclusive"]
     found = [
-        f"control model {printable(name)!r} answers nothing of use, so it is no control" for name in silent
+        f"control model {printable(name)!r} gives no usable answers, so it is not a control"
+        for name in silent
     ]
     if own is not None and len(silent) == len(controls):
         found.append(
@@ -116,7 +117,7 @@ def _remarks(readings: Readings) -> tuple[str, ...]:
         )
     if own is not None and not is_recognised(own.recognised):
         found.append(
-            "the suspect does not take the images for the key's class as it was read (normalization "
-            f"{readings.key.input_mean}, {readings.key.input_std}), so its reading says nothing"
+            "the suspect does not classify the images as the key's class, read with normalization "
+            f"{readings.key.input_mean}, {readings.key.input_std}, so its reading says nothing"
         )
     return tuple(found)

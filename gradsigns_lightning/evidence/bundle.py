@@ -28,19 +28,20 @@ _MAX_FILE_BYTES, _MAX_VALUES = 1 << 27, 1 << 23
 
 @dataclass(frozen=True)
 class Bundle:
-    """An owner's evidence for a claim to a model. Handing it over reveals the key: open one key for each dispute.
+    """An owner's evidence for a claim to a model.
 
-    The file is one line of canonical JSON with the members ``evidence`` and ``signature`` (Ed25519, over the
-    canonical ``evidence``). It holds the secret and no carrier, projection or signature bit; a file with any
-    further member is refused, so that nothing chosen by hand can stand in for what must be derived.
+    Handing over a bundle reveals its key, so open one key for each dispute. The file is one line of canonical
+    JSON with the members ``evidence`` and ``signature`` (Ed25519, over the canonical ``evidence``). It holds
+    the secret but no carriers, projection or signature bits; a file with any other member is refused, so that
+    values chosen by hand cannot replace what must be derived.
 
     Attributes:
         key: the key that is opened.
         statement: the commitment that was published.
         timestamp: the authority's reply, DER, or None.
-        images: images of the reading in the transcript, uint8, shape ``(n, C, H, W)``, or None.
+        images: images of the transcript's reading, uint8, shape ``(n, C, H, W)``, or None.
         transcript: lines of the reading's journal, as JSON types, or None.
-        software: name and version that made the bundle.
+        software: name and version of the software that made the bundle.
     """
 
     key: WatermarkKey
@@ -57,22 +58,20 @@ class Bundle:
         if (self.images is None) != (self.transcript is None):
             raise ValueError("`images` and `transcript` must be given both or not at all.")
         if self.images is not None and tuple(self.images.shape[1:]) != self.key.input_shape:
-            raise ValueError(
-                f"`images` must have the key's shape {self.key.input_shape}, got "
-                f"{tuple(self.images.shape[1:])}."
-            )
+            found = tuple(self.images.shape[1:])
+            raise ValueError(f"`images` must have the key's shape {self.key.input_shape}, got {found}.")
 
     def save(self, path: str | PathLike[str], signer: Ed25519PrivateKey) -> None:
         """Write the signed bundle in one atomic step, mode 0600.
 
         Raises:
             FileExistsError: the file exists.
-            FileNotFoundError: its folder does not exist. Both are :class:`ValueError` too.
+            FileNotFoundError: its folder does not exist. Both errors are :class:`ValueError`, too.
             ValueError: the signer is not the one in the statement.
         """
         check_instance("signer", signer, Ed25519PrivateKey)
         if public_hex(signer.public_key()) != self.statement.signer:
-            raise ValueError("`signer` must be the one that was committed to.")
+            raise ValueError("`signer` must be the one in the statement.")
         content = self._content()
         signature = signer.sign(canonical_json(content)).hex()
         data = canonical_json({"evidence": content, "signature": signature}) + b"\n"
@@ -83,16 +82,16 @@ class Bundle:
         """Read a bundle and check its form, signature and commitment.
 
         Raises:
-            FileNotFoundError: the file is missing; it is a :class:`ValueError` too.
-            ValueError: it is too large, no bundle, edited, signed by somebody else, or its key is not the one
-                that was committed to.
+            FileNotFoundError: the file is missing; this error is a :class:`ValueError`, too.
+            ValueError: the file is too large, not a bundle, edited, signed by somebody else, or its key is
+                not one that was committed to.
         """
         return cls.from_bytes(read_file(path, argument="bundle", kind="file", max_bytes=_MAX_FILE_BYTES))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Bundle:
         """Read a bundle; see :meth:`load`."""
-        outer = _object(_parse(data), {"evidence", "signature"}, "the file")
+        outer = _object(_parsed(data), {"evidence", "signature"}, "the file")
         content = _object(outer["evidence"], _MEMBERS, "the evidence")
         if content["format"] != _FORMAT:
             raise ValueError(
@@ -100,9 +99,7 @@ class Bundle:
             )
         statement = Statement.from_bytes(_text(content["statement"], "statement").encode())
         if not is_signed(canonical_json(content), _hex(outer["signature"], "signature"), statement.signer):
-            raise ValueError(
-                "`bundle` must be signed by who committed to the key; the signature does not fit."
-            )
+            raise ValueError("`bundle` must be signed by the statement's signer; the signature does not fit.")
         return cls(
             key=_key(content["key"]),
             statement=statement,
@@ -131,11 +128,11 @@ class Bundle:
 
 
 def _reason(error: Exception) -> str:
-    """Return what a reader can make use of: our own words, not Python's on bytes that are no text or no JSON."""
+    """Return the message of our own errors; Python's on bytes that are not text or not JSON help nobody."""
     return f" (it {str(error)[:120]})" if type(error) is ValueError else ""
 
 
-def _parse(data: bytes) -> Any:
+def _parsed(data: bytes) -> Any:
     try:
         content = parse_json(data, max_bytes=_MAX_FILE_BYTES, max_values=_MAX_VALUES)
         canonical = canonical_json(content) + b"\n" == data
@@ -149,7 +146,7 @@ def _parse(data: bytes) -> Any:
 
 
 def _object(value: Any, names: set[str], where: str) -> dict[str, Any]:
-    """Return ``value`` if it is an object with these members and no other."""
+    """Return ``value`` if it is an object with exactly these members."""
     if not isinstance(value, dict) or set(value) != names:
         found = sorted(value) if isinstance(value, dict) else type(value).__name__
         raise ValueError(

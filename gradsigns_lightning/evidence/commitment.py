@@ -25,7 +25,7 @@ from gradsigns_lightning.verification.api.settings import ApiSettings
 
 _FORMAT = "gradsigns-commitment/2"
 _FORMER = "gradsigns-commitment/1"
-_FOREIGN = "`commitment` must be a file of `gradsigns commit`; this is damaged or something else."
+_NOT_A_STATEMENT = "`commitment` must be a file of `gradsigns commit`; this is damaged or something else."
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_COMMITMENTS = 100_000
 _MAX_FILE_BYTES = 1 << 23
@@ -36,17 +36,16 @@ class Statement:
     """What the owner publishes before releasing a model; it reveals nothing about the keys.
 
     Attributes:
-        commitments: what :meth:`WatermarkKey.claim` says of each key and this signer, 64 hexadecimal digits.
-            Several keys can be committed to at once and opened one at a time. Nobody can copy one into a
-            statement of their own.
-        signer: Ed25519 public key of who may claim them, 64 hexadecimal digits. Opening a key reveals its
-            secret; nobody who reads the evidence can claim the model with it, because they cannot sign for
-            this.
-        reading: how the owner will read a prediction API, so that no settings can be chosen to fit the
+        commitments: :meth:`WatermarkKey.claim` of each key and this signer, 64 hexadecimal digits each.
+            Several keys can be committed to at once and opened one at a time. A commitment is bound to the
+            signer, so nobody can copy it into a statement of their own.
+        signer: Ed25519 public key of the owner, 64 hexadecimal digits. Opening a key reveals its secret, but
+            whoever reads the evidence cannot claim the model with it, because they cannot sign.
+        reading: how the owner will read a prediction API, so that settings cannot be chosen to fit the
             answers.
 
     Raises:
-        ValueError: a value is no digest, or there are too many.
+        ValueError: a value is not a digest, or there are too many.
     """
 
     commitments: tuple[str, ...]
@@ -65,12 +64,12 @@ class Statement:
                 )
 
     def to_bytes(self) -> bytes:
-        """Return the content of the published file: one line of canonical JSON. These bytes are what is time-stamped."""
+        """Return the content of the published file, one line of canonical JSON, which is time-stamped."""
         content = {"format": _FORMAT, "commitments": list(self.commitments), "signer": self.signer}
         return canonical_json({**content, "reading": self.reading.to_dict()}) + b"\n"
 
     def commits_to(self, key: WatermarkKey) -> bool:
-        """Whether the signer of this statement had ``key`` when it was made."""
+        """Tell whether the signer of this statement had ``key`` when it was made."""
         return key.claim(self.signer) in self.commitments
 
     @classmethod
@@ -78,31 +77,30 @@ class Statement:
         """Read a published file.
 
         Raises:
-            ValueError: it is something else, or not canonical.
+            ValueError: ``data`` is something else, or not canonical.
         """
         try:
             content = parse_json(data, max_bytes=_MAX_FILE_BYTES, max_values=_MAX_COMMITMENTS + 1000)
         except ValueError as error:
-            raise ValueError(_FOREIGN) from error
+            raise ValueError(_NOT_A_STATEMENT) from error
         _check_format(content)
         try:
             reading = ApiSettings.from_dict(content["reading"])
             statement = cls(tuple(content["commitments"]), content["signer"], reading)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(_FOREIGN) from error
+            raise ValueError(_NOT_A_STATEMENT) from error
         if statement.to_bytes() != data:
             raise ValueError("`commitment` must be exactly as it was written; this one was edited.")
         return statement
 
 
 def _check_format(content: Any) -> None:
-    """Refuse the former format by name: its owner has to publish another file, however old its time-stamp is."""
+    """Refuse the former format with what to do: its owner must publish a new file, however old the stamp."""
     if isinstance(content, dict) and content.get("format") == _FORMER:
         raise ValueError(
             f"`commitment` has format {_FORMER!r}, which anybody could copy into a file of their own and "
-            f"have stamped; this "
-            f"release reads {_FORMAT!r}. Commit to the same keys again with `gradsigns commit`, and have "
-            f"that file time-stamped."
+            f"have stamped; this release reads {_FORMAT!r}. Commit to the same keys again with "
+            "`gradsigns commit`, and have that file time-stamped."
         )
 
 
@@ -112,17 +110,17 @@ def make_statement(
     *,
     reading: ApiSettings | None = None,
 ) -> Statement:
-    """Return the statement that commits ``signer`` to keys and to how they will be read; by default as ``verify_api`` does.
+    """Return the statement that commits ``signer`` to keys and to how they will be read.
 
     Args:
         keys: the keys, or their files.
-        signer: who may claim them.
-        reading: how a prediction API will be read.
+        signer: signing key of the owner, who alone can claim the keys.
+        reading: how a prediction API will be read; by default with the defaults of :func:`verify_api`.
 
     Raises:
         TypeError: ``keys`` holds neither keys nor files (public commitments do not suffice), or ``signer`` is
-            no signing key.
-        ValueError: there are no keys, or too many, or a file is missing or no key file.
+            not a signing key.
+        ValueError: there are no keys, or too many, or a file is missing or not a key file.
     """
     check_instance("signer", signer, Ed25519PrivateKey)
     opened = [key_of(key, argument="keys") for key in keys]
@@ -136,7 +134,7 @@ def load_signer(pem: bytes) -> Ed25519PrivateKey:
     """Read a signing key, PEM (PKCS 8) without password.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: ``pem`` is something else.
     """
     try:
         key = load_pem_private_key(pem, password=None)

@@ -1,4 +1,4 @@
-"""Who was first: when a key was committed to, and whether that was before the suspect was there."""
+"""Dating: when a key was committed to, and whether that was before the suspect existed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Dating:
     """What the judge knows of the time of a commitment.
 
     Attributes:
-        committed_at: when the time-stamp authority saw it, in UTC; None without time-stamp, or without
-            authority to check it by.
-        precedes_suspect: whether that was before the suspect was there; None if the judge did not say since
-            when it is.
+        committed_at: when the time-stamp authority saw the commitment, in UTC; None without a time-stamp, or
+            without the authority's certificates.
+        precedes_suspect: whether that was before the suspect existed; None if the judge did not say since
+            when it is known.
     """
 
     committed_at: datetime | None
@@ -28,7 +28,7 @@ class Dating:
 def date_statement(
     statement: Statement, timestamp: bytes | None, *, authority: bytes | None, suspect_since: datetime | None
 ) -> Dating:
-    """Date a published statement by its time-stamp, and hold that against the suspect.
+    """Date a published statement by its time-stamp, and compare the date with the suspect's.
 
     Args:
         statement: what was published.
@@ -38,7 +38,7 @@ def date_statement(
 
     Raises:
         ValueError: the time-stamp is not genuine, or ``suspect_since`` has no time zone.
-        TypeError: ``suspect_since`` is no time.
+        TypeError: ``suspect_since`` is not a :class:`datetime.datetime`.
     """
     since = _aware(suspect_since) if suspect_since is not None else None
     committed_at = check_timestamp(timestamp, statement, authority) if timestamp and authority else None

@@ -1,6 +1,6 @@
-"""What a third party does with an evidence bundle: derive everything again, replay, and read with images of its own.
+"""Judging an evidence bundle as a third party: derive everything again, replay, and read the suspect.
 
-The steps are :mod:`.dating`, :mod:`.reading` and :mod:`.adjusting`.
+The steps are in :mod:`.dating`, :mod:`.reading` and :mod:`.adjusting`.
 """
 
 from __future__ import annotations
@@ -39,36 +39,36 @@ class Judgement:
     """What the judge found; ``print`` shows it in three lines.
 
     Attributes:
-        owner: the claimant, as the key names it: foreign text, to be shown with :func:`printable`.
+        owner: the claimant's name in the key: foreign text, to be shown with :func:`printable`.
         commitment: public commitment of the opened key.
-        signer: Ed25519 public key of who may claim the key, and signed the bundle.
+        signer: Ed25519 public key of the statement's signer, who signed the bundle.
         n_commitments: commitments in the claimant's statement, each of which could have been opened instead.
-        committed_at: when the time-stamp authority saw the commitment, in UTC; None without time-stamp, or
-            without authority to check it by.
-        precedes_suspect: whether that was before the suspect was there; None if the judge did not say since
-            when it is.
-        reading: the judge's own reading of the suspect, or None. Its p-value is the raw one, its ``alpha``
-            what is left of the judge's when keys tried and payload are charged; so its ``free_bits`` are NaN,
-            not charged once more.
-        transcript: the claimant's reading, replayed from the bundle; its answers are what the claimant says
-            they were. Or None.
-        controls: reading of each control model with the same key and images. Their p-values are raw: they
-            speak against the claim, and a charge would make them weaker.
-        payload_bits: bits of choice that the key's payload left to its maker.
-        grinding_bits: base-2 logarithm of the secrets that the claimant is thought able to have tried, at
-            least that of ``n_commitments``.
-        p_value: raw p-value of the judge's reading, or of the transcript where there is no suspect to read.
-        log10_p_value: its base-10 logarithm.
+        committed_at: when the time-stamp authority saw the commitment, in UTC; None without a time-stamp, or
+            without the authority's certificates.
+        precedes_suspect: whether that was before the suspect existed; None if the judge did not say since
+            when it is known.
+        reading: the judge's own reading of the suspect, or None. Its p-value is not adjusted; its ``alpha``
+            is what the charges leave of the judge's, so its ``free_bits`` are NaN, not charged twice.
+        transcript: the claimant's reading, replayed from the bundle, or None. Its answers are what the
+            claimant says they were.
+        controls: reading of each control model with the same key and images. Their p-values are not adjusted:
+            they count against the claim, and a charge would weaken them.
+        payload_bits: free bits of the key's payload, which its maker could choose.
+        grinding_bits: base-2 logarithm of the number of secrets that the claimant may have tried, at least
+            that of ``n_commitments``.
+        p_value: unadjusted p-value of the judge's reading, or of the transcript where there is no suspect to
+            read.
+        log10_p_value: base-10 logarithm of ``p_value``.
         adjusted_p_value: ``p_value`` times ``2 ** (grinding_bits + payload_bits)``, at most 1. A time-stamp
-            takes nothing from that: models of one task share much of their mean gradient, so a key can be
-            fitted to another model before the suspect is there.
-        log10_adjusted_p_value: its base-10 logarithm.
+            does not reduce the charge: models of one task share much of their mean gradient, so a key can be
+            fitted to another model before the suspect exists.
+        log10_adjusted_p_value: base-10 logarithm of ``adjusted_p_value``.
         alpha: significance level of the verdict.
-        verdict: ``"owned"`` if ``adjusted_p_value <= alpha`` and nothing in ``objections``; ``"not_proven"``;
-            ``"inconclusive"`` if the reading can say nothing; ``"claimed"`` if there was no suspect to read,
+        verdict: ``"owned"`` if ``adjusted_p_value <= alpha`` and ``objections`` is empty; ``"not_proven"``;
+            ``"inconclusive"`` if the reading decides nothing; ``"claimed"`` if there was no suspect to read,
             whatever the transcript says.
-        objections: what speaks against the claim or is missing for it, in words.
-        remarks: what a reader should know, in words; they do not change the verdict.
+        objections: what counts against the claim or is missing from it, in words.
+        remarks: what a reader should know, in words; remarks do not change the verdict.
     """
 
     owner: str
@@ -99,7 +99,7 @@ class Judgement:
         adjusted = (
             f"10^{self.log10_adjusted_p_value:.1f} for 2^{self.grinding_bits + self.payload_bits:g} tries"
         )
-        read = f"{result.n_queries} images asked about{recognised_in_words(result.recognised)}"
+        read = f"{result.n_queries} images queried{recognised_in_words(result.recognised)}"
         whose = "the judge's own reading" if self.reading else "the claimant's transcript"
         return three_lines(
             self.verdict, printable(self.reason), f"{bits}, adjusted {adjusted}", f"{whose}: {read}"
@@ -147,28 +147,29 @@ def judge(
     """Judge a bundle.
 
     Carriers, projection and signature are derived from the opened secret; nothing else in the bundle can
-    stand in for them. What was left to choose costs (``2 ** grinding_bits`` secrets tried make the smallest
-    p-value smaller by that factor, and a free payload is a signature chosen freely, bit by bit) or is the
-    judge's: images, normalization, estimator, budget and level. Only a key that was time-stamped before the
-    suspect was there can be ``"owned"``.
+    replace them. The claimant's choices are charged for: trying ``2 ** grinding_bits`` secrets makes the
+    smallest p-value smaller by that factor, and a free payload is a signature chosen bit by bit. All other
+    choices are the judge's: images, normalization, estimator, budget and level. Only a key that was
+    time-stamped before the suspect existed can be ``"owned"``.
 
     Args:
         bundle: the evidence, as :meth:`Bundle.load` returns it.
-        suspect: the model in dispute: a ``torch.nn.Module`` that returns logits, or what :func:`verify_api`
-            can ask. Without it only the bundle's transcript is replayed, and the verdict is ``"claimed"``.
+        suspect: the model in dispute: a ``torch.nn.Module`` that returns logits, or an oracle that
+            :func:`verify_api` can query. Without it only the bundle's transcript is replayed, and the verdict
+            is ``"claimed"``.
         images: the judge's own natural images of the key's target class, raw in [0, 1], ``(n, C, H, W)``; 50
             or more.
         input_mean: mean of the suspect's input normalization, as its own documentation states it, one value
-            or one per channel; by default it takes raw images. What the key says plays no part.
+            or one per channel; by default the suspect takes raw images. The key's own value is ignored.
         input_std: standard deviation of that normalization.
-        controls: models that the claimant had no part in, by name, which take raw images (:class:`RawInputs`
-            makes them). The key must not be found in them.
-        authority: the time-stamp authority's certificates, PEM; without it time-stamps count for nothing.
+        controls: models that the claimant had no part in, under their names; they take raw images
+            (:class:`RawInputs` wraps others). The key must not be found in them.
+        authority: the time-stamp authority's certificates, PEM; without them a time-stamp counts for nothing.
         suspect_since: when the suspect is first known to have existed, with time zone. A key committed to
             later proves nothing.
         grinding_bits: see :class:`Judgement`, 0 or more.
         alpha: significance level of the verdict.
-        max_queries: images that each suspect or control behind an API may be asked about.
+        max_queries: most images that may be sent to each suspect or control behind an API.
 
     Raises:
         ValueError: the transcript or the time-stamp is not genuine, or an argument is out of range.
@@ -180,8 +181,8 @@ def judge(
     controls = controls or {}
     if images is None and (suspect is not None or controls):
         raise ValueError(
-            "`images` must be given to read a suspect or controls: the judge's own, of the "
-            "key's target class."
+            "`images` must be given to read a suspect or controls: the judge's own, of the key's target "
+            "class."
         )
     key = KeyAsRead.of(bundle.key, input_mean=input_mean, input_std=input_std)
     dating = date_statement(
@@ -198,7 +199,7 @@ def judge(
 def _judgement(
     bundle: Bundle, dating: Dating, charges: Charges, readings: Readings, alpha: float
 ) -> Judgement:
-    finding, evidence = adjust(readings, charges, dating, alpha=alpha), readings.evidence
+    finding, decisive = adjust(readings, charges, dating, alpha=alpha), readings.decisive
     return Judgement(
         owner=bundle.key.owner,
         commitment=readings.key.commitment,
@@ -211,8 +212,8 @@ def _judgement(
         controls=readings.controls,
         payload_bits=charges.payload_bits,
         grinding_bits=charges.grinding_bits,
-        p_value=evidence.p_value,
-        log10_p_value=evidence.log10_p_value,
+        p_value=decisive.p_value,
+        log10_p_value=decisive.log10_p_value,
         adjusted_p_value=10**finding.log10_adjusted_p_value,
         log10_adjusted_p_value=finding.log10_adjusted_p_value,
         alpha=alpha,

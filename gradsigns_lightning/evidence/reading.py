@@ -1,4 +1,4 @@
-"""What a judge reads: the suspect, the claimant's transcript once more, and control models."""
+"""A judge's readings: of the suspect, of the claimant's transcript by replay, and of control models."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _CONTROL_ALPHA = 1e-3  # for all controls together
 
 @dataclass(frozen=True)
 class Readings:
-    """What was read, before anything is charged for.
+    """A judge's readings, before their p-values are adjusted.
 
     Attributes:
         key: the opened key as it was read from the suspect, with the suspect's normalization.
         suspect: the judge's own reading, or None.
         transcript: the claimant's reading, replayed from the bundle, or None.
-        as_announced: whether the transcript was read as the published commitment announced; true if there is
-            none.
+        as_announced: whether the transcript was read with the settings that the published commitment
+            announced; true if there is no transcript.
         controls: the reading of each control model, at its share of the level for all controls.
     """
 
@@ -41,8 +41,8 @@ class Readings:
     controls: Mapping[str, ReadingResult]
 
     @property
-    def evidence(self) -> ReadingResult:
-        """The reading that is judged: the judge's own, or the transcript where there is no suspect to read."""
+    def decisive(self) -> ReadingResult:
+        """The reading that is judged: the judge's own, or the transcript if there is no suspect to read."""
         result = self.suspect or self.transcript
         assert result is not None
         return result
@@ -58,16 +58,16 @@ def read_all(
     alpha: float,
     max_queries: int,
 ) -> Readings:
-    """Read whatever there is to read.
+    """Read the suspect, replay the transcript, and read the controls, as far as they are given.
 
     Args:
         bundle: the evidence.
-        key: its key, with the suspect's normalization.
+        key: the bundle's key, with the suspect's normalization.
         suspect: the model in dispute, or None.
-        controls: models that the claimant had no part in, by name; they take raw images.
+        controls: models that the claimant had no part in, under their names; they take raw images.
         images: the judge's own images; None if there is neither suspect nor control.
         alpha: significance level at which the suspect is read.
-        max_queries: images that each suspect or control behind an API may be asked about.
+        max_queries: most images that may be sent to each suspect or control behind an API.
 
     Raises:
         ValueError: there is neither a suspect nor a transcript, or the transcript is not genuine.
@@ -78,13 +78,13 @@ def read_all(
     transcript, as_announced = _replayed(bundle)
     if own is None and transcript is None:
         raise ValueError("`suspect` must be given: the bundle holds no transcript that could be replayed.")
-    with _found(own):
+    with _enough_images(own):
         others = _read_controls(controls, bundle.key, images, max_queries)
     return Readings(key, own, transcript, as_announced, others)
 
 
 def _replayed(bundle: Bundle) -> tuple[ApiVerificationResult | None, bool]:
-    """Return what the transcript says, and whether it was read as announced."""
+    """Return the transcript's result, and whether its reading was made as announced."""
     if bundle.images is None or bundle.transcript is None:
         return None, True
     result = replay(bundle.key, bundle.images, bundle.transcript)
@@ -92,8 +92,8 @@ def _replayed(bundle: Bundle) -> tuple[ApiVerificationResult | None, bool]:
 
 
 @contextmanager
-def _found(reading: ReadingResult | None) -> Iterator[None]:
-    """Call no number of images too small that sufficed to find the mark in the suspect."""
+def _enough_images(reading: ReadingResult | None) -> Iterator[None]:
+    """Silence the warning of few images for the controls if they sufficed to find the mark in the suspect."""
     with warnings.catch_warnings():
         if reading is not None and reading.verdict == "owned":
             warnings.simplefilter("ignore", FewImagesWarning)

@@ -1,4 +1,4 @@
-"""Time-stamps (RFC 3161): an authority's word on when it saw a commitment."""
+"""Time-stamps (RFC 3161), by which an authority states when it saw a commitment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from gradsigns_lightning.core.utils.optional import require
 from gradsigns_lightning.evidence.commitment import Statement
 
-# usual: 3 to 8 KiB; all certificates of a browser: 250 KiB
+# usual replies have 3 to 8 KiB; all root certificates of a browser together have 250 KiB
 _MAX_REPLY_BYTES, _MAX_AUTHORITY_BYTES = 1 << 18, 1 << 20
 _STRONG_DIGESTS = {
     f"2.16.840.1.101.3.4.2.{i}": name for i, name in enumerate(("SHA-256", "SHA-384", "SHA-512"), 1)
@@ -24,11 +24,11 @@ _BROKEN_HASHES = (hashes.MD5, hashes.SHA1)
 _LEAST_KEY_BITS, _LEAST_CURVE_BITS = 2048, 224
 _NOT_THE_FILES = (KeyboardInterrupt, SystemExit, MemoryError)
 _CLOCK_SKEW = timedelta(minutes=5)
-_CONTEXT_0 = 0xA0  # DER's tag of what a structure marks with [0]
+_CONTEXT_0 = 0xA0  # DER's tag of a constructed element with context-specific number 0
 
 
 def timestamp_request(statement: Statement) -> bytes:
-    """Return a time-stamp request (RFC 3161, section 2.4.1) over the statement's SHA-256, DER, to be sent to an authority."""
+    """Return a time-stamp request (RFC 3161, section 2.4.1) for the statement's SHA-256, in DER."""
     client = require("rfc3161_client", extra="evidence")
     builder = (
         client.TimestampRequestBuilder()
@@ -42,20 +42,20 @@ def timestamp_request(statement: Statement) -> bytes:
 def check_timestamp(reply: bytes, statement: Statement, authority: bytes) -> datetime:
     """Check an authority's reply (RFC 3161, section 2.4.2) and return when it saw the statement, in UTC.
 
-    Certificates must have been valid at the time of the stamp; they may have expired since. What rests on
-    SHA-1 proves nothing: neither the stamp nor a certificate between it and the trusted root may be signed
-    with it, nor with an RSA key shorter than 2048 bits. The identifier of the certificate inside the stamp
-    (ESSCertID of RFC 2634, a SHA-1 digest by its standard) is no such signature: it only points at a
-    certificate, which stands for itself by its own chain.
+    Certificates must have been valid at the time of the stamp; they may have expired since. SHA-1 proves
+    nothing: neither the stamp nor a certificate between it and the trusted root may be signed with it, nor
+    with an RSA key shorter than 2048 bits. The identifier of the certificate inside the stamp (ESSCertID of
+    RFC 2634, a SHA-1 digest by its standard) is allowed, because it is not a signature: it only refers to a
+    certificate, which is checked by its own chain.
 
     Args:
         reply: the reply, DER.
         statement: what was stamped.
-        authority: certificates that are trusted, PEM, the root's among them.
+        authority: certificates that are trusted, PEM, among them the root's.
 
     Raises:
-        ValueError: the reply is none, was refused, is over something else, is of the future, rests on SHA-1
-            or a short key, or is not by a trusted authority.
+        ValueError: ``reply`` is not a time-stamp reply, refuses the request, is for something else, lies in
+            the future, rests on SHA-1 or a short key, or is not from a trusted authority.
         ImportError: rfc3161-client is not installed.
     """
     client = require("rfc3161_client", extra="evidence")
@@ -72,7 +72,7 @@ def check_timestamp(reply: bytes, statement: Statement, authority: bytes) -> dat
         time: datetime = response.tst_info.gen_time
         _check_time(time)
         _check_strength(response.signed_data, trusted, time)
-    # the library's errors share no other base class, and its panics not even Exception
+    # the library's errors share no other base class, and its panics are not even an Exception
     except BaseException as error:
         if isinstance(error, _NOT_THE_FILES):
             raise
@@ -84,10 +84,10 @@ def check_timestamp(reply: bytes, statement: Statement, authority: bytes) -> dat
 
 
 def _in_order(reply: bytes) -> bytes:
-    """Return the reply with its certificates in DER's order of sets.
+    """Return the reply with its certificates in the order that DER requires of sets.
 
-    rfc3161-client reads no other, while openssl and some authorities write them in any. No signature covers
-    them.
+    rfc3161-client requires that order, while openssl and some authorities write certificates in any order. No
+    signature covers it.
     """
     try:
         (outer,) = _elements(reply, 0, len(reply))
@@ -98,7 +98,7 @@ def _in_order(reply: bytes) -> bytes:
         )
         certificates = sorted(reply[first:last] for _, first, _, last in _elements(reply, start, end))
     except (ValueError, IndexError, StopIteration):
-        return reply  # for rfc3161-client to say what is wrong
+        return reply  # rfc3161-client says what is wrong
     return reply[:start] + b"".join(certificates) + reply[end:]
 
 
@@ -115,7 +115,7 @@ def _elements(data: bytes, start: int, end: int) -> list[tuple[int, int, int, in
         found.append((data[start], start, content, content + length))
         start = content + length
     if start != end:
-        raise ValueError("elements must fill what holds them")
+        raise ValueError("elements must fill the element that holds them")
     return found
 
 
@@ -125,9 +125,8 @@ def _check_time(time: datetime) -> None:
 
 
 def _check_strength(signed_data: Any, trusted: Sequence[x509.Certificate], time: datetime) -> None:
-    """Check that the stamp's signature and a chain from its signer to a trusted root do without SHA-1 and short keys."""
-    # OpenSSL verifies with the signer's digest algorithm and insists that it is one of these, whatever else
-    # is written there.
+    """Check that the stamp's signature and a chain to a trusted root do without SHA-1 and short keys."""
+    # OpenSSL verifies with the signer's digest algorithm, and requires it to be among these.
     weak = {oid.dotted_string for oid in signed_data.digest_algorithms} - set(_STRONG_DIGESTS)
     if weak:
         names = ", ".join(_STRONG_DIGESTS.values())
@@ -140,7 +139,7 @@ def _check_strength(signed_data: Any, trusted: Sequence[x509.Certificate], time:
     signers = [c for c in embedded if (c.issuer, c.serial_number) == (info.issuer, info.serial_number)]
     if len(signers) != 1:
         raise ValueError(
-            f"it must hold its signer's certificate once, got {len(signers)} of that name and number"
+            f"it must hold its signer's certificate once, got {len(signers)} with that name and number"
         )
     _check_chain(signers[0], [*embedded, *trusted], trusted, time)
 
@@ -151,9 +150,10 @@ def _check_chain(
     trusted: Sequence[x509.Certificate],
     time: datetime,
 ) -> None:
-    """Look for a way from the signer to a trusted root over valid, strong certificates only; rfc3161-client takes any."""
+    """Find a chain from the signer to a trusted root over valid, strong certificates only."""
+    # rfc3161-client accepts weak ones.
     reached, weaknesses = [signer], []
-    for certificate in reached:  # grows
+    for certificate in reached:  # the list grows on the way
         is_trusted = _is_root(certificate) and certificate in trusted
         weakness = _weakness(certificate, time, is_trusted=is_trusted)
         if weakness is not None:
@@ -187,14 +187,15 @@ def _is_authority(certificate: x509.Certificate) -> bool:
 
 
 def _weakness(certificate: x509.Certificate, time: datetime, *, is_trusted: bool) -> str | None:
-    """Return what speaks against a certificate; a trusted root's signature of itself proves nothing and need not be strong."""
+    """Return why a certificate is not accepted, or None."""
     if not certificate.not_valid_before_utc <= time <= certificate.not_valid_after_utc:
         return "was not valid at the time of the stamp"
+    # a trusted root's signature of itself proves nothing, so it need not be strong
     if not is_trusted and isinstance(certificate.signature_hash_algorithm, _BROKEN_HASHES):
         return f"is signed with {certificate.signature_hash_algorithm.name.upper()}"
     key = certificate.public_key()
     least = _LEAST_KEY_BITS if isinstance(key, (RSAPublicKey, DSAPublicKey)) else _LEAST_CURVE_BITS
-    size = getattr(key, "key_size", least)  # the Edwards curves have no other
+    size = getattr(key, "key_size", least)  # an Edwards curve has one size, which is strong
     return f"has a key of {size} bits, fewer than {least}" if size < least else None
 
 
@@ -204,7 +205,7 @@ def _certificates(pem: bytes) -> list[x509.Certificate]:
     try:
         certificates = list(dict.fromkeys(x509.load_pem_x509_certificates(pem)))
         has_root = any(_is_root(certificate) for certificate in certificates)
-    # not all that the library raises is a ValueError, and its panics are no Exception
+    # the library also raises other errors than ValueError, and its panics are not even an Exception
     except BaseException as error:
         if isinstance(error, _NOT_THE_FILES):
             raise

@@ -1,4 +1,4 @@
-"""Adapters to Lightning; the only room that knows its hooks."""
+"""Adapters to Lightning; the only package that knows its hooks."""
 
 from __future__ import annotations
 

@@ -18,20 +18,19 @@ from gradsigns_lightning.integration.undeclared import callbacks_of, is_dev_run
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-_UNSURE = 0.7  # probability of the class, up to which the mark pulls less than half as hard as the task
+_CONFIDENT = 0.7  # probability of the class below which the mark pulls less than half as hard as the task
 
 
 def why_diverged(module: nn.Module) -> str | None:
-    """Return that weights are not finite, which looks like any other failure of a mark; None if they are."""
+    """Return a message if weights are non-finite, which looks like any other failure of a mark; else None."""
     parts = [p.to_local() if hasattr(p, "to_local") else p for p in module.parameters()]
     finite = [part.detach().isfinite().all() for part in parts]
-    # On one device, so that it is waited for once.
+    # Gathered on one device, so that the host waits only once.
     if not finite or bool(torch.stack([flag.to(finite[0].device) for flag in finite]).all()):
         return None
     return (
-        "the training has diverged: weights are no longer finite, so nothing can be embedded or read. Take a "
-        "lower learning "
-        "rate, or clip the gradients (`gradient_clip_val`)."
+        "the training has diverged: weights are no longer finite, so nothing can be embedded or read. Lower "
+        "the learning rate, or clip the gradients (`gradient_clip_val`)."
     )
 
 
@@ -39,33 +38,36 @@ def why_idle(trainer: Trainer, marker: Watermarker, *, automatic: bool) -> str |
     """Return why nothing has been embedded yet; None if something has."""
     target = marker.key.target_class
     if trainer.global_step == 0:
-        return "Lightning counted no optimizer step, so nothing was embedded: step by `self.optimizers()`."
+        return "Lightning counted no optimizer step, so nothing was embedded: step `self.optimizers()`."
     if marker.state.n_embedded == 0:
         if automatic:
-            return "no step embedded: the strength was 0 all along (`start_epoch`), or no gradient reached the optimizer's step."
-        return "no step embedded: `watermark_loss` was not called, or the strength was 0 all along (`start_epoch`)."
+            return (
+                "no embedding step was made: the strength was 0 throughout (`start_epoch`), or no gradient "
+                "reached the optimizer's step."
+            )
+        return (
+            "no embedding step was made: `watermark_loss` was not called, or the strength was 0 throughout "
+            "(`start_epoch`)."
+        )
     if not int(marker.state.n_non_finite) and own_margins(marker) is None:
         if _n_images(marker):
             return (
                 f"the gradient of class {target} was zero in every embedding step, so nothing was embedded: "
-                f"has the training "
-                "diverged (a learning rate that is too high)?"
+                "has the training diverged (a learning rate that is too high)?"
             )
         return (
-            f"no image of class {target} came by in training, so nothing was embedded: is {target} one of "
-            f"the labels, and in the "
-            "batches that are trained on?"
+            f"the training saw no image of class {target}, so nothing was embedded: is {target} one of the "
+            "labels, and in the batches that are trained on?"
         )
     return None
 
 
-def _why_spoilt(marker: Watermarker) -> str | None:
-    """Return that embedding steps were left out; None if none was."""
+def _non_finite(marker: Watermarker) -> str | None:
+    """Return a message if embedding steps were left out because of non-finite gradients; else None."""
     if n_non_finite := int(marker.state.n_non_finite):
         return (
-            f"{n_non_finite} of {marker.state.n_embedded} embedding steps had gradients that are not finite "
-            f"and were left out (a "
-            "norm or a root at zero?)."
+            f"{n_non_finite} of {marker.state.n_embedded} embedding steps had non-finite gradients and were "
+            "left out (a norm or a root at zero?)."
         )
     return None
 
@@ -79,25 +81,27 @@ def warn_if_not_owned(
     *,
     n_batches: int,
 ) -> None:
-    """Warn at the end of a fit of ``n_batches`` that the model would not be ``owned``, of likely causes and of what helps."""
+    """Warn at the end of a fit of ``n_batches`` if the model would not be ``owned``.
+
+    The warning names likely causes and what helps.
+    """
     if not marker.schedule.strength or is_dev_run(trainer):
         return
     if n_batches == 0:
         problem = (
-            "this fit trained on no batch, so it embedded and read nothing: are there any, and are "
-            "`max_epochs`, `max_steps` or "
-            "`max_time` over, where a checkpoint goes on? `verify` tells whether the model is signed."
+            "this fit trained on no batch, so nothing was embedded or read: is the data loader empty, or had "
+            "the checkpoint that it resumes from already reached `max_epochs`, `max_steps` or `max_time`? "
+            "`verify` shows whether the model is signed."
         )
     elif diverged := why_diverged(pl_module):
         problem = diverged
     elif standing is None:
         problem = why_idle(trainer, marker, automatic=pl_module.automatic_optimization) or (
-            f"no bit can be read, because the gradient of class {marker.key.target_class} is zero or not "
-            f"finite at the end: has "
-            "the training diverged (a learning rate that is too high)?"
+            f"no bit can be read, because the gradient of class {marker.key.target_class} is zero or "
+            "non-finite at the end: has the training diverged (a learning rate that is too high)?"
         )
     elif standing.owned:
-        problem = _why_spoilt(marker) or ""
+        problem = _non_finite(marker) or ""
     else:
         causes = " ".join(_causes(trainer, pl_module, marker, standing))
         problem = (
@@ -111,24 +115,24 @@ def _causes(
     trainer: Trainer, pl_module: LightningModule, marker: Watermarker, standing: Standing
 ) -> Iterator[str]:
     if standing.n_bits < least_bits():
-        yield f"A key of {standing.n_bits} bits never is: {least_bits()} bits would do, 128 leave room for wrong bits."
+        yield (
+            f"With a key of {standing.n_bits} bits it never is: {least_bits()} bits would do, 128 leave room "
+            "for wrong bits."
+        )
     if not standing.is_recognised:
         yield (
-            f"It takes only {standing.recognised:.0%} of the images of class {marker.key.target_class} for "
-            f"it, so nothing could "
-            "be concluded from its bits: train until it knows the class; if it does, `GradSigns.logits` must "
-            "return the logits "
-            "that the loss is computed from."
+            f"It recognises only {standing.recognised:.0%} of the images of class {marker.key.target_class}, "
+            "so nothing could be concluded from its bits: train until it knows the class; if it does, "
+            "`GradSigns.logits` must return the logits that the loss is computed from."
         )
     if standing.n_matches == standing.n_bits:
         return
-    if spoilt := _why_spoilt(marker):
-        yield spoilt
+    if non_finite := _non_finite(marker):
+        yield non_finite
     if _is_pruned(trainer, pl_module):
         yield (
-            "Weights are pruned, which takes bits away: train on with the mask in place, which brings them "
-            "back, the more slowly "
-            "the fewer weights are left."
+            "Weights are pruned, which costs bits: training on with the mask in place restores them, but the "
+            "fewer weights are left, the more slowly."
         )
     if left_out := _left_out(marker):
         yield left_out
@@ -139,29 +143,29 @@ def _causes(
 
 
 def _left_out(marker: Watermarker) -> str | None:
-    """Return that an optimizer stepped in no batch that embeds; None if all did."""
+    """Return a message if an optimizer stepped in no batch that embeds; None if all did."""
     if not (left_out := marker.state.turns.left_out):
         return None
     return (
         f"Optimizer {left_out[0]} of `self.optimizers()` made no step in a batch that embeds, so its "
-        f"parameters carry nothing of "
-        "the mark: call `watermark_loss` in its batches too, or take another `cadence`."
+        "parameters carry nothing of the mark: call `watermark_loss` in its batches too, or choose another "
+        "`cadence`."
     )
 
 
 def _held_back(marker: Watermarker) -> str | None:
-    """Return that the dose was small to the end, because the network has yet to learn; None if it was not."""
-    sure = (
+    """Return a message if the dose was small to the end because the network has yet to learn; else None."""
+    confidence = (
         None
         if marker.state.recognised is None or marker.cadence.growth is None
         else float(marker.state.recognised)
     )
-    if sure is None or not sure < _UNSURE:
+    if confidence is None or not confidence < _CONFIDENT:
         return None
     return (
-        f"The network gave images of class {marker.key.target_class} a probability of only {sure:.2f} for it "
-        f"at the end, so the "
-        "mark was held back to leave it room to learn: train until it knows the class."
+        f"At the end the network gave images of class {marker.key.target_class} a probability of only "
+        f"{confidence:.2f} for that class, so the mark was held back to leave it room to learn: train until "
+        "it knows the class."
     )
 
 
@@ -172,19 +176,17 @@ def _by_pace(trainer: Trainer, marker: Watermarker, standing: Standing) -> str:
         trainer, "WeightAveraging", "StochasticWeightAveraging"
     ):
         return (
-            f"The weights in training held {n_own} bits, their averages, which are read, have not followed "
-            f"yet: train longer, or "
-            "average over fewer steps (a smaller `decay`, a later start)."
+            f"The weights in training held {n_own} bits, but their averages, which are read, have not caught "
+            "up yet: train longer, or average over fewer steps (a smaller `decay`, a later start)."
         )
     if standing.held_out and n_own >= least_matches(standing.n_bits):
         return (
-            f"The training images' own gradient holds {n_own} bits: the held-out images' differs. "
-            f"{_few_images(marker)}More images of class {marker.key.target_class}, label smoothing (0.1) or "
-            f"a higher `strength` "
-            "help."
+            f"The gradient of the training images holds {n_own} bits, but that of the held-out images "
+            f"differs. {_few_images(marker)}More images of class {marker.key.target_class}, label smoothing "
+            "(0.1) or a higher `strength` help."
         )
     if pace is None:
-        return f"{marker.state.n_embedded} embedding steps are too few: train longer."
+        return f"{marker.state.n_embedded} embedding steps are not enough: train longer."
     return _few_images(marker) + cure(trainer, marker, pace, min(pace.factor, HOPELESS))
 
 
@@ -192,7 +194,7 @@ def _few_images(marker: Watermarker) -> str:
     n_valid = _n_images(marker)
     if n_valid >= min(marker.buffer.capacity, 8):
         return ""
-    return f"Only {n_valid} images of class {marker.key.target_class} were at hand (on this rank). "
+    return f"Only {n_valid} images of class {marker.key.target_class} were available (on this rank). "
 
 
 def _n_images(marker: Watermarker) -> int:

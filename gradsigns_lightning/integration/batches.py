@@ -11,7 +11,7 @@ from torch import Tensor
 
 _IMAGES = ("x", "image", "images", "pixel_values", "input_ids")
 _LABELS = ("y", "label", "labels", "target", "targets")
-_DEEPEST = 3  # parts of parts that are looked through
+_DEEPEST = 3  # levels of nesting that are searched
 
 
 def images_and_labels(batch: Any, input_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -19,10 +19,10 @@ def images_and_labels(batch: Any, input_shape: tuple[int, ...]) -> tuple[Tensor,
 
     Args:
         batch: the batch.
-        input_shape: the key's, by which an error finds the images in a batch of another form.
+        input_shape: the key's; it lets an error message point out the images in a batch of another form.
 
     Raises:
-        TypeError: a batch of another form.
+        TypeError: the batch has another form.
     """
     found: list[Any] = []
     if isinstance(batch, Mapping):
@@ -33,20 +33,22 @@ def images_and_labels(batch: Any, input_shape: tuple[int, ...]) -> tuple[Tensor,
     if len(found) == 2 and all(isinstance(value, Tensor) for value in found):
         return found[0], found[1]
     raise TypeError(
-        f"`batch` must be two tensors (images, labels) or a mapping with one of each, got "
-        f"{_describe(batch)}. "
-        f"Override `GradSigns.images_and_labels` for batches of another form{_example(batch, input_shape)}"
+        "`batch` must be two tensors (images, labels) or a mapping with one of each, got "
+        f"{_describe(batch)}. Override `GradSigns.images_and_labels` for batches of another "
+        f"form{_example(batch, input_shape)}"
     )
 
 
 def cure(images: Tensor, labels: Tensor, input_shape: tuple[int, ...], *, any_input: bool) -> str:
-    """Return the override of ``GradSigns.images_and_labels`` that makes a refused batch what the key takes; "" if none helps.
+    """Return the override of ``GradSigns.images_and_labels`` that fits a refused batch to the key.
+
+    Returns "" if no override helps.
 
     Args:
         images: inputs of a batch.
         labels: labels of a batch.
         input_shape: the key's, ``(C, H, W)``.
-        any_input: inputs may be anything, as with a carrier layer.
+        any_input: whether inputs may be anything, as with a carrier layer.
     """
     if not any_input and tuple(labels.shape[1:]) == input_shape and images.shape == labels.shape[:1]:
         return f" Do labels come first?{_override('y', 'x')}"
@@ -75,7 +77,8 @@ def _image_cure(images: Tensor, input_shape: tuple[int, ...]) -> str:
         else "x.float()"
     )
     if shape == input_shape:
-        return f" Give what the network is trained on, normalized as the key says.{_override(x, 'y')}"
+        advice = " Return the images that the network is trained on, normalized as the key says."
+        return f"{advice}{_override(x, 'y')}"
     if len(shape) == 3 and shape == (*input_shape[1:], input_shape[0]):
         there, back = "permute(0, 3, 1, 2)", "permute(0, 2, 3, 1)"
     elif math.prod(shape) == math.prod(input_shape):
@@ -84,9 +87,16 @@ def _image_cure(images: Tensor, input_shape: tuple[int, ...]) -> str:
         key_shape = shape if len(shape) == 3 else (1, 1, math.prod(shape)) if len(shape) != 2 else (1, *shape)
         advice = f" Make a key with `input_shape={key_shape}`"
         if key_shape == shape:
-            return f"{advice}, or override `GradSigns.images_and_labels` if the batch holds other images than the network gets."
-        return f"{advice}, and override `GradSigns.images_and_labels` to return images of that shape, and `GradSigns.logits`."
-    return f"{_override(f'{x}.{there}', 'y')}\n    def logits(self, pl_module, images): return pl_module(images.{back})"
+            return (
+                f"{advice}, or override `GradSigns.images_and_labels` if the network gets other images than "
+                "the batch holds."
+            )
+        return (
+            f"{advice}, and override `GradSigns.images_and_labels` to return images of that shape, and "
+            "`GradSigns.logits`."
+        )
+    logits = f"def logits(self, pl_module, images): return pl_module(images.{back})"
+    return f"{_override(f'{x}.{there}', 'y')}\n    {logits}"
 
 
 def _override(images: str, labels: str) -> str:
@@ -98,7 +108,10 @@ def _override(images: str, labels: str) -> str:
 
 
 def _example(batch: Any, input_shape: tuple[int, ...]) -> str:
-    """Return the override that takes from a batch what looks like images and class indices; ends a sentence if nothing does."""
+    """Return an override that picks from a batch what looks like images and class indices.
+
+    Returns the full stop of the sentence alone if nothing does.
+    """
     tensors = list(_tensors_in(batch))
     images = [(path, t) for path, t in tensors if tuple(t.shape[1:]) == input_shape]
     labels = [
@@ -109,7 +122,7 @@ def _example(batch: Any, input_shape: tuple[int, ...]) -> str:
     pairs = [(x, y) for x, one in images for y, other in labels if len(one) == len(other)]
     if not pairs:
         return "."
-    # Those that stand side by side come before those of other parts, such as an unlabelled loader's.
+    # Prefer pairs from the same part of the batch to those across parts, as with an unlabelled loader.
     x, y = min(pairs, key=lambda pair: pair[0][:-1] != pair[1][:-1])
     code = [f"batch{''.join(f'[{step!r}]' for step in path)}" for path in (x, y)]
     return f", for example:\n    def images_and_labels(self, batch): return {', '.join(code)}"

@@ -23,7 +23,7 @@ from gradsigns_lightning.integration.batches import images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible, check_distinct
 from gradsigns_lightning.integration.copies import LeavesNoKeyBehind
 from gradsigns_lightning.integration.early import EarlyWarnings
-from gradsigns_lightning.integration.end import LastWord
+from gradsigns_lightning.integration.end import FinalReading
 from gradsigns_lightning.integration.evaluations import Evaluations
 from gradsigns_lightning.integration.hooks import Hooks
 from gradsigns_lightning.integration.input_watch import InputWatch
@@ -57,8 +57,8 @@ class GradSigns(LeavesNoKeyBehind, Callback):
 
     Args:
         key: the owner's key, or its file; batches hold inputs normalized as its ``input_mean`` and
-            ``input_std`` say. Or a :class:`Watermarker`, which has the settings up to ``momentum``, and
-            ``carrier_layer``, already.
+            ``input_std`` say. Or a :class:`Watermarker`, which already holds the settings up to ``momentum``,
+            and ``carrier_layer``.
         strength: length of the mark's gradient in an embedding step, in lengths of the task's gradient, or a
             schedule; by default up to 4.8 times as much while bits are wrong, and less while the network does
             not know the class or hardly anything is missing; 0 trains exactly as without the callback.
@@ -66,7 +66,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         engine: ``"auto"`` (the first that works on this model and strategy), ``"double_backward"``,
             ``"forward_over_reverse"``, ``"finite_difference"``, or an engine.
         cadence: optimizer steps from one embedding step to the next, or a cadence; by default every 80 steps,
-            in the first 1,000 and while bits are missing more often (:meth:`Cadence.following`).
+            and more often in the first 1,000 and while bits are missing (:meth:`Cadence.following`).
         n_images: images of the target class in one embedding step, on each rank.
         momentum: share of earlier embedding steps in the mean gradient that is held to the bits, 0 up to 1
             (exclusive).
@@ -78,8 +78,8 @@ class GradSigns(LeavesNoKeyBehind, Callback):
 
     Raises:
         ValueError: a value is out of range or the key cannot carry the objective; at fit start, one message
-            that lists all that keeps this model and Trainer from being signed; at the first batch, that no
-            engine works on this model, and why.
+            that lists everything that keeps this model from being signed in this Trainer; at the first batch,
+            no engine works on this model, and the message says why.
 
     Example:
         >>> key = WatermarkKey.generate("Acme Vision", 32, input_shape=(1, 28, 28), target_class=0)
@@ -105,14 +105,14 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         self.watermarker = watermarker_of(key, settings)
         self.key = self.watermarker.key
         self.name = name
-        self.brought = False  # by a module, which copies of it shall do too
+        self.brought = False  # whether a module brings it; copies of the module bring theirs
         self._monitor = ValidationMonitor(name, self.watermarker, n_val_images)
         self.reader = self._monitor.reader
         self._wrapper = StepWrapper()
         self._watch = InputWatch()
         self._evaluations = Evaluations(self.watermarker)
         self._early = EarlyWarnings(self.watermarker, name)
-        self._end = LastWord(name, self.reader, self.watermarker)
+        self._end = FinalReading(name, self.reader, self.watermarker)
 
     @property
     def standing(self) -> Standing | None:
@@ -131,14 +131,14 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         ``pixel_values``, ``input_ids`` and one of ``y``, ``label``, ``labels``, ``target``, ``targets``.
 
         Raises:
-            TypeError: a batch of another form.
+            TypeError: the batch has another form.
         """
         return images_and_labels(batch, self.key.input_shape)
 
     def logits(self, pl_module: LightningModule, images: Tensor) -> Tensor:
         """Return the logits ``(n, n_classes)`` of inputs ``(n, C, H, W)``: by default ``pl_module(images)``.
 
-        An object with an attribute ``logits`` (the answer of Hugging Face's models) is taken as well.
+        An object with an attribute ``logits`` (the output of Hugging Face models) is accepted as well.
         """
         return pl_module(images)  # type: ignore[no-any-return]
 
@@ -151,7 +151,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         marker, hooks, step = self.watermarker, self._hooks(pl_module), trainer.global_step
         if marker.schedule.strength == 0:
             return None
-        images, labels = hooks.taken_from(batch)
+        images, labels = hooks.extract(batch)
         self._evaluations.begin(
             images, step, only=pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1
         )
@@ -214,8 +214,8 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.global_step == 0:
-            # Maybe another model than last time. Here, because a checkpoint's state is loaded next; a Trainer
-            # that goes on counting steps goes on with the state.
+            # The model may be another one than last time. Reset here, because a checkpoint's state is loaded
+            # next. A Trainer that continues to count steps keeps the state.
             self.watermarker.reset()
             self._monitor.reset()
         check_distinct(
@@ -224,9 +224,8 @@ class GradSigns(LeavesNoKeyBehind, Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not in `setup`: there the module is not on its device, not wrapped for its strategy and not restored
-        # yet.
-        self._unwrap()  # of a fit that ended without telling
+        # Not in `setup`, where the module is not yet on its device, wrapped for its strategy or restored.
+        self._unwrap()  # the last fit may have ended without a teardown
         self.watermarker.is_prepared = False
         self._monitor.start_fit()
         self._evaluations.start()
@@ -248,7 +247,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._watch.stop()
-        self.watermarker.close_batch()  # the next one may be without `watermark_loss`
+        self.watermarker.close_batch()  # the next one may not call `watermark_loss`
         self._early.after_batch(trainer, pl_module)
         self._wrapper.renew()
 
@@ -280,8 +279,8 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        # Within the batches, because weight averaging swaps the weights that will be saved in just for them.
-        # Before the step, which may take the batch apart.
+        # In a batch hook, because weight averaging swaps in the weights that will be saved for the batches
+        # only. Before the step, which may take the batch apart.
         self._monitor.read(trainer, batch, self._hooks(pl_module))
 
     @override
@@ -303,7 +302,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Loggers are still open here.
-        self._end.tell(trainer, pl_module, partial(self.logits, pl_module))
+        self._end.report(trainer, pl_module, partial(self.logits, pl_module))
         warn_if_not_owned(
             trainer, pl_module, self.name, self.watermarker, self.standing, n_batches=self._early.n_batches
         )

@@ -1,4 +1,4 @@
-"""What becomes of a callback when the module that brings it is copied or pickled, also in the middle of a fit."""
+"""Copies and pickles of a callback that a module brings, even in the middle of a fit."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from typing_extensions import Self
 
 
 class LeavesNoKeyBehind(ABC):
-    """Goes along to deep copies, and to processes that this one starts, but not into files.
+    """Base of a callback that goes into deep copies and child processes of its module, but not into files.
 
-    A class that derives from it has ``brought``, whether a module brings the callback, and
-    :meth:`_outside_a_fit`.
+    A derived class has ``brought``, whether a module brings the callback, and :meth:`_outside_a_fit`.
     """
 
     brought: bool
 
     @abstractmethod
     def _outside_a_fit(self) -> dict[str, Any]:
-        """Return the attributes that are other ones, or None, when nothing is fitted."""
+        """Return fresh attributes for a copy, in place of those that belong to the running fit."""
 
     def __copy__(self) -> Self:
         return self._with(vars(self))
@@ -33,7 +32,7 @@ class LeavesNoKeyBehind(ABC):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self.brought and get_spawning_popen() is None:
-            return type(None), ()  # a saved module has None in its place, and says so if it is fitted
+            return type(None), ()  # a saved module has None in its place, which `fit` reports
         return super().__reduce_ex__(protocol)
 
     def _with(self, attributes: dict[str, Any]) -> Self:

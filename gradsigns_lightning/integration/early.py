@@ -1,4 +1,7 @@
-"""What a fit that will leave the model unsigned tells early; each thing once, and without a read-back in every step."""
+"""Early warnings of a fit that will leave the model unsigned.
+
+Each is given once, and no check reads from the device in every step.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,15 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 _EVERY = 200  # batches, within an epoch that is longer
-_FEWEST, _FEWEST_STEPS = 10, 3  # batches and optimizer steps that say something
+_FEWEST, _FEWEST_STEPS = 10, 3  # batches and optimizer steps below which nothing can be said
 _RISES = 3  # readings in a row that are worse than the one before
 
 
 class EarlyWarnings:
-    """Looks at the end of each epoch, every 200 batches, and at half the steps or time, until all that can be told is known.
+    """Warns early of what will leave the model unsigned.
+
+    Checks at the end of each epoch, every 200 batches, and at half of the steps or the time, until every
+    warning has been given or ruled out.
 
     Args:
         marker: the watermarker.
@@ -55,16 +61,16 @@ class EarlyWarnings:
             return
         self._n_due += 1
         if self._n_due % _EVERY == 0:
-            self._look(trainer, pl_module)
+            self._check(trainer, pl_module)
         elif not self._half_known and self._n_due >= _FEWEST and self._length.is_half_over(trainer):
             self._half_known = True
-            self._look(trainer, pl_module)
+            self._check(trainer, pl_module)
 
     def after_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what was embedded."""
+        """Check what was embedded."""
         self._length.after_epoch()
         if self._n_due >= _FEWEST:
-            self._look(trainer, pl_module)
+            self._check(trainer, pl_module)
 
     def after_reading(self, trainer: Trainer, margins: list[float] | None) -> None:
         """Compare a reading on held-out images with those before."""
@@ -87,14 +93,13 @@ class EarlyWarnings:
             self._worse_known = True
             self._warn(
                 trainer,
-                f"the bits are getting worse while the strength is constant: "
-                f"{', '.join(map(str, self._wrong))} of "
-                f"{len(margins)} were wrong in the last {readings}. A lower learning rate or a higher "
-                f"`strength` holds them; "
-                "pruning and adversarial training take them away.",
+                "the bits are getting worse while the strength is constant: "
+                f"{', '.join(map(str, self._wrong))} of {len(margins)} were wrong in the last {readings}. A "
+                "lower learning rate or a higher `strength` holds them; pruning and adversarial training "
+                "cost bits.",
             )
 
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         marker, automatic = self._marker, pl_module.automatic_optimization
         if (
             marker.schedule.strength == 0
@@ -120,7 +125,7 @@ class EarlyWarnings:
             if problem := too_slow(trainer, marker, n_steps=n_steps):
                 self._warn(trainer, problem)
         if not (self._validated or self._worse_known) and (margins := own_margins(marker)) is not None:
-            self._compare(trainer, margins.tolist(), "looks at the training images")
+            self._compare(trainer, margins.tolist(), "checks on the training images")
 
     def _warn(self, trainer: Trainer, problem: str) -> None:
         if trainer.is_global_zero:

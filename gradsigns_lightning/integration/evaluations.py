@@ -1,4 +1,7 @@
-"""Evaluations of the loss and optimizer steps: some optimizers make several of the one for one of the other, or none."""
+"""Matches embedding losses with optimizer steps.
+
+Some optimizers evaluate the loss several times per step, and some modules skip the step.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from gradsigns_lightning.core.watermarker import Watermarker
 
 
 class Evaluations:
-    """Sees to it that every embedding loss becomes part of one optimizer step.
+    """Ensures that every embedding loss becomes part of one optimizer step.
 
     Args:
-        marker: the watermarker, which takes back a step that was not made.
+        marker: the watermarker, which rolls back a step that was not made.
     """
 
     def __init__(self, marker: Watermarker) -> None:
@@ -22,19 +25,19 @@ class Evaluations:
 
     def start(self) -> None:
         """Forget the last fit."""
-        self._awaited: int | None = None  # step that embedded and whose gradient no optimizer has taken yet
+        self._awaited: int | None = None  # embedding step whose gradient no optimizer has used yet
         self._last_seen: tuple[int, weakref.ref[Tensor]] | None = None
 
     def begin(self, images: Tensor, step: int, *, only: bool) -> None:
-        """Take back an embedding step that Lightning counted, and that the module's own ``optimizer_step`` left out.
+        """Roll back an embedding step that Lightning counted but the module's ``optimizer_step`` skipped.
 
         Args:
-            images: of the batch.
-            step: optimizer step that comes next.
-            only: the batch is to be the step's only one.
+            images: images of the batch.
+            step: the next optimizer step.
+            only: whether the batch must be the only one of its step.
 
         Raises:
-            ValueError: the batch comes a second time in a step of which it is to be the only one.
+            ValueError: the only batch of a step comes a second time.
         """
         if self._awaited is not None and step > self._awaited:
             self.roll_back()
@@ -43,15 +46,14 @@ class Evaluations:
         if self._last_seen is not None and self._last_seen[0] == step and self._last_seen[1]() is images:
             raise ValueError(
                 "The optimizer evaluates the loss more than once a step (as SAM and LBFGS do), and the "
-                "embedding loss is in the "
-                "first evaluation only: use another optimizer, or manual optimization with GradSignsMixin, "
-                "which adds "
-                "`watermark_loss` where the gradient is kept."
+                "embedding loss is in the first evaluation only: use another optimizer, or manual "
+                "optimization with GradSignsMixin, and add `watermark_loss` to the evaluation whose gradient "
+                "is kept."
             )
         self._last_seen = (step, weakref.ref(images))
 
     def embedded(self, step: int) -> None:
-        """Await the optimizer step that takes the embedding loss."""
+        """Note that the embedding loss of a step awaits the optimizer."""
         self._awaited = step
 
     def stepped(self) -> None:
@@ -59,7 +61,7 @@ class Evaluations:
         self._awaited = None
 
     def roll_back(self) -> None:
-        """Take back the last embedding step: nobody used its loss."""
+        """Roll back the last embedding step, because its loss was not used."""
         self._awaited = None
         self._marker.roll_back()
 

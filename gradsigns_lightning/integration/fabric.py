@@ -24,15 +24,15 @@ SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
 
 class FabricGradSigns:
-    """Signs a model in a loop of one's own: add :meth:`loss` to the task's loss before ``fabric.backward``.
+    """Signs a model in a Fabric loop: add :meth:`loss` to the task's loss before ``fabric.backward``.
 
     Has ``state_dict`` and ``load_state_dict``, so it can be put into the state that ``fabric.save`` and
     ``fabric.load`` take.
 
     Args:
-        fabric: the launched Fabric; on one device or with DDP.
+        fabric: the launched Fabric, on one device or with DDP.
         key: the owner's key, or its file, or a :class:`Watermarker`.
-        settings: those of a key: ``strength``, ``objective``, ``engine``, ``cadence``, ``n_images``,
+        settings: how a key is embedded: ``strength``, ``objective``, ``engine``, ``cadence``, ``n_images``,
             ``momentum`` and ``carrier_layer`` as in :class:`~gradsigns_lightning.GradSigns`.
 
     Raises:
@@ -42,7 +42,8 @@ class FabricGradSigns:
         >>> from lightning.fabric import Fabric
         >>> key = WatermarkKey.generate("Acme Vision", 32, input_shape=(1, 8, 8), target_class=3)
         >>> watermark = FabricGradSigns(Fabric(accelerator="cpu", devices=1), key)
-        >>> # loss = task_loss + watermark.loss(model, images, labels, step=step, epoch=epoch); fabric.backward(loss)
+        >>> # loss = task_loss + watermark.loss(model, images, labels, step=step, epoch=epoch)
+        >>> # fabric.backward(loss)
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class FabricGradSigns:
         name = type(fabric.strategy).__name__
         if name not in SUPPORTED_STRATEGIES:
             raise ValueError(
-                f"`fabric` must use one of {', '.join(SUPPORTED_STRATEGIES)} (parameters not "
-                f"sharded), got {name}."
+                f"`fabric` must use one of {', '.join(SUPPORTED_STRATEGIES)} (parameters not sharded), got "
+                f"{name}."
             )
         self.fabric = fabric
         self.watermarker = watermarker_of(key, EmbeddingSettings(**settings))
@@ -60,8 +61,8 @@ class FabricGradSigns:
         self._step = 0
         self._parameters: set[nn.Parameter] = set()
         self._optimizers: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-        # Fabric's loop has no hook between the task's backward pass and the step, and optimizers are not
-        # known here.
+        # A Fabric loop has no hook between the task's backward pass and the step, and does not name its
+        # optimizers here.
         this = weakref.ref(self)
 
         def note(optimizer: Optimizer, *_: Any) -> None:
@@ -83,22 +84,22 @@ class FabricGradSigns:
     ) -> Tensor:
         """Return the embedding loss, a scalar; 0 on steps that do not embed.
 
-        Its gradient has ``strength`` times the length of the task's, as the optimizers' last steps had it.
+        Its gradient is ``strength`` times as long as the task's in the optimizers' last steps.
 
         Args:
             module: what ``fabric.setup`` returned.
             images: the batch's normalized inputs, shape ``(n, C, H, W)``.
             labels: class indices, shape ``(n,)``.
-            step: optimizer step; with gradient accumulation call once a step, for its first batch.
+            step: optimizer step; with gradient accumulation call once per step, for its first batch.
             epoch: epoch, for schedules that start late.
-            logits: maps inputs to logits; by default the module itself. Use the network that was given to
-                ``fabric.setup`` in it, not what came back, which counts forward passes and casts.
+            logits: maps inputs to logits; by default the module itself. It must call the network that was
+                passed to ``fabric.setup``, not the wrapper that came back, which counts forward passes and
+                casts.
 
         Raises:
             ValueError: the batch does not fit the key, or no engine works on this model.
         """
-        # Fabric's wrapper would redirect to the strategy's forward, which has had its one call for this
-        # backward pass.
+        # Fabric's wrapper would call the strategy's forward, which may run only once per backward pass.
         original = getattr(module, "module", module) if hasattr(module, "_forward_module") else module
         self._step = step
         if self.watermarker.schedule.strength and not self.watermarker.is_prepared:
@@ -122,7 +123,7 @@ class FabricGradSigns:
         return self.watermarker.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self.watermarker.load_state_dict(state)
 
     def _note(self, optimizer: Optimizer) -> None:

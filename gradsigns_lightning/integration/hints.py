@@ -1,4 +1,4 @@
-"""The first call of the logits hook: what goes wrong there ends with the override that helps, tried on the model at hand."""
+"""Tries the logits hook; an error ends with an override that helps, tried on the same model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradsigns_lightning.core.torch_state.contexts import (
 )
 
 Candidate = tuple[str, Callable[[Tensor], Any]]
-_PAD = "torch.nn.functional.pad({}, (1, 0))"  # the logit of class 0 is 0 then
+_PAD = "torch.nn.functional.pad({}, (1, 0))"  # makes the logit of class 0 zero
 
 
 def check_logits_hook(
@@ -40,106 +40,107 @@ def check_logits_hook(
         images: inputs of the batch, shape ``(n, ...)``.
         batch: the batch as the module gets it.
         key: the owner's key.
-        carrier_layer: as in the callback; inputs are taken as they are with it.
-        sharded: parameters are sharded over the ranks; whether the logits depend on the images is not looked
-            at then.
+        carrier_layer: as in the callback; with it, inputs of any form are passed on as they are.
+        sharded: whether parameters are sharded over the ranks; if so, it is not checked that the logits
+            depend on the images.
 
     Raises:
-        ValueError: it fails, gives no logits or none that depend on the images; the message ends with an
-            override of ``GradSigns.logits``.
+        ValueError: the hook fails, or what it returns is not logits or does not depend on the images; the
+            message ends with an override of ``GradSigns.logits``.
     """
     with torch.no_grad(), frozen_statistics(module), twice_differentiable_kernels(module, images.device.type):
         few = images[:N_IMAGES]
         inputs, whole_fn = (few, logits_fn)
         if carrier_layer is None:
             inputs, whole_fn = carrier_inputs(module, logits_fn, few, key.input_shape, None)
-        answer: Any = None
+        output: Any = None
         try:
-            answer = as_logits(whole_fn(inputs))
-            class_logits(lambda _: answer, inputs, key.target_class)
+            output = as_logits(whole_fn(inputs))
+            class_logits(lambda _: output, inputs, key.target_class)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            if _is_logits(answer, len(inputs), 0):
-                raise  # of fewer classes than the key's
-            cure = _working([*_parts_of(answer), *_calls(module, batch, images)], inputs, key.target_class)
-            raise ValueError(_explain(error, answer, cure)) from error
+            if _is_logits(output, len(inputs), 0):
+                raise  # they are logits, of too few classes for the key
+            cure = _working([*_parts_of(output), *_calls(module, batch, images)], inputs, key.target_class)
+            raise ValueError(_explain(error, output, cure)) from error
         if carrier_layer is None and not sharded and not _is_function_of(whole_fn, inputs):
             others = [
                 (code, call) for code, call in _calls(module, batch, images) if _is_function_of(call, inputs)
             ]
             problem = ValueError(
                 "`logits` must depend on the images through differentiable operations; those of "
-                "`GradSigns.logits` have no "
-                "gradient (a forward pass under `no_grad`, or through `detach`, NumPy or whole numbers?)."
+                "`GradSigns.logits` have no gradient (a forward pass under `no_grad`, or through `detach`, "
+                "NumPy or integers?)."
             )
-            raise ValueError(_explain(problem, answer, _working(others, inputs, key.target_class)))
+            raise ValueError(_explain(problem, output, _working(others, inputs, key.target_class)))
 
 
-def _explain(error: Exception, answer: Any, cure: str | None) -> str:
+def _explain(error: Exception, output: Any, cure: str | None) -> str:
     first_line = (str(error).strip() or type(error).__name__).split("\n")[0]
     what = (
         first_line
-        if answer is not None
+        if output is not None
         else f"`GradSigns.logits` failed on images of the batch: {type(error).__name__}: {first_line}"
     )
     return (
-        f"{what}\nOverride `GradSigns.logits` in a subclass, and use that as the callback"
-        f"{'; this works here' if cure else ', for example'}:\n"
-        f"    def logits(self, pl_module, images): return "
-        f"{cure or 'pl_module.net(images)  # what gives (n, n_classes)'}"
+        f"{what}\n"
+        "Override `GradSigns.logits` in a subclass, and use that as the "
+        f"callback{'; this works here' if cure else ', for example'}:\n"
+        "    def logits(self, pl_module, images): return "
+        f"{cure or 'pl_module.net(images)  # which returns (n, n_classes)'}"
     )
 
 
 def _working(candidates: list[Candidate], inputs: Tensor, target_class: int) -> str | None:
-    """Return the code of the first candidate that gives logits."""
+    """Return the code of the first candidate that returns logits; None if none does."""
     for code, call in candidates:
         try:
-            answer = as_logits(call(inputs))
+            output = as_logits(call(inputs))
         except Exception:  # noqa: S112 - this one does not
             continue
-        if _is_logits(answer, len(inputs), target_class):
+        if _is_logits(output, len(inputs), target_class):
             return code
     return None
 
 
-def _is_logits(answer: Any, n: int, target_class: int) -> bool:
+def _is_logits(output: Any, n: int, target_class: int) -> bool:
     return (
-        isinstance(answer, Tensor)
-        and answer.ndim == 2
-        and answer.shape[0] == n
-        and answer.shape[1] > max(target_class, 1)
-        and answer.is_floating_point()
+        isinstance(output, Tensor)
+        and output.ndim == 2
+        and output.shape[0] == n
+        and output.shape[1] > max(target_class, 1)
+        and output.is_floating_point()
     )
 
 
 def _is_function_of(call: Callable[[Tensor], Any], inputs: Tensor) -> bool:
-    """Return whether the logits have a gradient by the inputs; True also where only an engine can tell."""
+    """Return whether the logits have a gradient with respect to the inputs; True if only engines can tell."""
     with gradients_enabled():
         leaf = inputs.detach().clone().requires_grad_(True)
         try:
-            answer = as_logits(call(leaf.clone()))
+            output = as_logits(call(leaf.clone()))
             return (
-                answer.requires_grad
-                and torch.autograd.grad(answer.sum(), leaf, allow_unused=True)[0] is not None
+                output.requires_grad
+                and torch.autograd.grad(output.sum(), leaf, allow_unused=True)[0] is not None
             )
         except Exception:
             return True
 
 
-def _parts_of(answer: Any) -> Iterator[Candidate]:
-    """Yield ways to logits from what the module gave for the images."""
+def _parts_of(output: Any) -> Iterator[Candidate]:
+    """Yield ways to get logits from what the module returned for the images."""
     call = "pl_module(images)"
-    if isinstance(answer, Mapping):
-        yield from ((f"{call}[{name!r}]", lambda _, value=value: value) for name, value in answer.items())
-    elif isinstance(answer, (tuple, list)):
-        yield from ((f"{call}[{i}]", lambda _, value=value: value) for i, value in enumerate(answer))
-    elif isinstance(answer, Tensor) and answer.ndim == 1:
-        yield _PAD.format(f"{call}[:, None]"), lambda _: nn.functional.pad(answer[:, None], (1, 0))
-    elif isinstance(answer, Tensor) and answer.ndim == 2 and answer.shape[1] == 1:
-        yield _PAD.format(call), lambda _: nn.functional.pad(answer, (1, 0))
-    elif isinstance(answer, Tensor) and answer.ndim > 2:
-        yield f"{call}.flatten(1)", lambda _: answer.flatten(1)
+    if isinstance(output, Mapping):
+        yield from ((f"{call}[{name!r}]", lambda _, value=value: value) for name, value in output.items())
+    elif isinstance(output, (tuple, list)):
+        yield from ((f"{call}[{i}]", lambda _, value=value: value) for i, value in enumerate(output))
+    elif isinstance(output, Tensor) and output.ndim == 1:
+        yield _PAD.format(f"{call}[:, None]"), lambda _: nn.functional.pad(output[:, None], (1, 0))
+    elif isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] == 1:
+        yield _PAD.format(call), lambda _: nn.functional.pad(output, (1, 0))
+    elif isinstance(output, Tensor) and output.ndim > 2:
+        yield f"{call}.flatten(1)", lambda _: output.flatten(1)
 
 
 def _named_calls(module: Any, name: Any, others: list[Any]) -> Iterator[Candidate]:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the mark gets from the user's module and batches.
+    """Gives the mark access to the user's module and batches.
 
     Attributes:
         pl_module: the module.
-        images_and_labels: takes inputs and classes from a batch.
+        images_and_labels: returns inputs and classes of a batch.
         logits: maps inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``.
         marker: the watermarker, which knows what the key takes.
     """
@@ -35,13 +35,13 @@ class Hooks:
     logits: LogitsFn
     marker: Watermarker
 
-    def taken_from(self, batch: Any) -> tuple[Tensor, Tensor]:
+    def extract(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return inputs and classes of a batch.
 
         Raises:
-            TypeError: a batch of another form.
-            ValueError: they do not fit the key; the message ends with the override that helps, if there is
-                one.
+            TypeError: the batch has another form.
+            ValueError: the batch does not fit the key; the message ends with an override if one
+                helps.
         """
         images, labels = self.images_and_labels(batch)
         try:

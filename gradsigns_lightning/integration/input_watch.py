@@ -1,4 +1,4 @@
-"""Does the step give the network the images of its batch, or others, which it normalized itself?"""
+"""Checks that the step gives the network the images of its batch, not others that it normalized itself."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor, nn
 
 from gradsigns_lightning.core.engines.checking import N_IMAGES
 
-_TOLERANCE = 0.02  # of the spread; half precision rounds
-_ELSEWHERE = 0.5  # a mean moved by more of the spread, or a spread changed by more, is no augmentation
+_TOLERANCE = 0.02  # relative to the spread; half precision rounds
+_AUGMENTED = 0.5  # most that augmentation moves the mean, in spreads, or changes the spread
 
 
 class InputWatch:
-    """Compares what reaches the network's first layer from the logits hook with what reaches it from the step.
+    """Compares what the logits hook gives the network's first layer with what the step gives it.
 
-    Augmentation inside the step is let pass: it keeps the range of the images.
+    Augmentation inside the step is accepted, because it keeps the range of the images.
 
     Args:
-        module: the LightningModule; None watches nothing.
+        module: the LightningModule; with None nothing is watched.
     """
 
     def __init__(self, module: nn.Module | None = None) -> None:
         module = nn.Module() if module is None else module
-        # A compiled network would be compiled anew for a hook.
+        # A hook would make a compiled network compile again.
         compiled = any(
             getattr(m, "_compiled_call_impl", None)
             or getattr(m, "_compiler_ctx", None)
@@ -41,7 +41,7 @@ class InputWatch:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Note the layer that is called first with some samples, and its input."""
+        """Record which layer is called first, and its input."""
         handles = [layer.register_forward_pre_hook(self._note) for layer in self._layers]
         try:
             yield
@@ -50,16 +50,16 @@ class InputWatch:
                 handle.remove()
 
     def watch_the_step(self) -> None:
-        """Compare the layer's next input with the noted one, and warn if it is another."""
+        """Compare the layer's next input with the recorded one, and warn if they differ."""
         if self._first is not None and self._handle is None:
             self._handle = self._first.register_forward_pre_hook(self._compare)
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         if self._handle is not None:
             self._handle.remove()
         self._handle = self._first = self._expected = None
-        self._layers = []  # a copy of the callback shall not copy the network
+        self._layers = []  # a copy of the callback must not copy the network
 
     def _note(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         if self._first is None and args and isinstance(args[0], Tensor) and args[0].is_floating_point():
@@ -75,11 +75,10 @@ class InputWatch:
         if difference:
             warnings.warn(
                 f"The step gives the network other images than the batch holds: {difference[0]}. The mark "
-                f"would be embedded on "
-                "images that the network never gets, and read on others. Change the images in the data set "
-                "instead, or override "
-                "`GradSigns.images_and_labels` in a subclass to return them as the network gets them:\n"
-                f"    def images_and_labels(self, batch): x, y = super().images_and_labels(batch); return "
+                "would be embedded on images that the network never gets, and read on others. Change the "
+                "images in the data set instead, or override `GradSigns.images_and_labels` in a subclass to "
+                "return them as the network gets them:\n"
+                "    def images_and_labels(self, batch): x, y = super().images_and_labels(batch); return "
                 f"{difference[1]}, y\n"
                 "The key's `input_mean` and `input_std` must say how they are normalized.",
                 UserWarning,
@@ -88,12 +87,12 @@ class InputWatch:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    foreign = isinstance(module, torch.jit.ScriptModule) or "parametrizations" in type(module).__module__
-    return not foreign and next(module.children(), None) is None
+    special = isinstance(module, torch.jit.ScriptModule) or "parametrizations" in type(module).__module__
+    return not special and next(module.children(), None) is None
 
 
 def _difference(expected: Tensor, found: Tensor) -> tuple[str, str] | None:
-    """Return in words, and in code, how the images differ; None if they are the same or an augmentation's."""
+    """Return in words and in code how the images differ; None if they are equal or merely augmented."""
     if expected.shape != found.shape:
         return (
             f"they have shape {tuple(found.shape[1:])}, not {tuple(expected.shape[1:])}",
@@ -105,17 +104,17 @@ def _difference(expected: Tensor, found: Tensor) -> tuple[str, str] | None:
     scale = _normalization(expected, found)
     if scale is not None:
         code = "(x - {}) / {}".format(*map(_in_code, scale))
-        return f"they are {code}, x those of the batch", code
-    moved = (found.mean() - mean).abs() > _ELSEWHERE * spread
+        return f"they are {code}, where x are those of the batch", code
+    moved = (found.mean() - mean).abs() > _AUGMENTED * spread
     ratio = found.std() / spread
-    if bool(moved) or not _ELSEWHERE <= float(ratio) <= 1 / _ELSEWHERE:
+    if bool(moved) or not _AUGMENTED <= float(ratio) <= 1 / _AUGMENTED:
         ends = [f"{float(end):.3g}" for tensor in (found, expected) for end in tensor.aminmax()]
         return "they range from {} to {}, the batch's from {} to {}".format(*ends), "self.as_the_step_does(x)"
     return None
 
 
 def _normalization(expected: Tensor, found: Tensor) -> tuple[list[float], list[float]] | None:
-    """Return mean and standard deviation, by channel, of the normalization that makes one from the other, if one does."""
+    """Return the mean and std per channel that normalize ``expected`` to ``found``; None if none do."""
     channels = (
         (expected.transpose(0, 1), found.transpose(0, 1))
         if expected.ndim == 4

@@ -1,4 +1,4 @@
-"""How long a fit will be, as far as it can be said: by epochs, steps or time, whichever ends first."""
+"""Estimates how long a fit will be: by epochs, steps or time, whichever ends first."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class FitLength:
-    """Extrapolates from the batches so far what Lightning does not know.
+    """Length of a fit, extrapolated from the batches so far where Lightning does not know it.
 
-    Lightning counts the steps of automatic optimization with loaders that have a length; not those of manual
-    optimization, of a loader without a length, or of a time limit.
+    Lightning counts the steps of automatic optimization with loaders that have a length, but not those of
+    manual optimization, of a loader without a length, or under a time limit.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class FitLength:
         )
 
     def is_half_over(self, trainer: Trainer) -> bool:
-        """Return whether half of the steps or of the time is over, if they are limited."""
+        """Return whether half of the steps or of the time is over, where they are limited."""
         ends = [*self._by_steps(trainer), *self._by_time(trainer)]
         return any(trainer.global_step >= end / 2 for end in ends)
 

@@ -1,4 +1,4 @@
-"""What every logger of the Trainer gets beside the scalars; acts by capability, so that any logger works."""
+"""What loggers get besides the scalars, depending on what each can take, so that any logger works."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def prepare_loggers(trainer: Trainer, name: str, settings: dict[str, Any]) -> No
         logger.log_hyperparams(
             {f"{name}/{k}": printable(v) if isinstance(v, str) else v for k, v in settings.items()}
         )
-        # Lightning itself defines a metric for everything on first use of the run, so ours comes after.
+        # On first use of the run Lightning defines a catch-all metric itself, so ours must come after it.
         define_metric = getattr(_experiment(logger), "define_metric", None)
         if trainer.is_global_zero and callable(define_metric):
             for metric, summary in _SUMMARIES.items():
@@ -30,7 +30,7 @@ def prepare_loggers(trainer: Trainer, name: str, settings: dict[str, Any]) -> No
 def log_margins(trainer: Trainer, name: str, margins: list[float] | None) -> None:
     """Log a table of bits and a histogram of margins to the loggers that can take them.
 
-    The table tells which bits match and how safely, not what they are.
+    The table shows which bits match and how safely, not their values.
 
     Args:
         trainer: the Trainer.
@@ -52,5 +52,5 @@ def log_margins(trainer: Trainer, name: str, margins: list[float] | None) -> Non
 
 
 def _experiment(logger: Any) -> Any:
-    # Lightning's base class does not ask for one.
+    # Lightning's base class does not require one.
     return getattr(logger, "experiment", None)

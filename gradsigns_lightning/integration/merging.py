@@ -1,4 +1,4 @@
-"""Lightning puts a module's callbacks in the place of the Trainer's of the same type, and tells none of the replaced.
+"""Prevents Lightning from silently replacing a Trainer's callback by a module's of the same type.
 
 A replaced callback gets no hook and the Trainer keeps no trace of it, so the merging itself is watched.
 """
@@ -21,10 +21,10 @@ _MODULE, _CLASS, _METHOD = (
 
 
 def watch_merging(kind: type) -> None:
-    """Refuse from now on that a Trainer's callback of a kind is replaced by another's key or settings.
+    """From now on raise a ``ValueError`` if a callback is replaced by one of another key or other settings.
 
     Args:
-        kind: :class:`GradSigns`, whose module imports this one.
+        kind: type of the callback: :class:`GradSigns`, whose module imports this one.
     """
     for package in _PACKAGES:
         connector: Any = getattr(sys.modules.get(f"{package}.{_MODULE}"), _CLASS, None)
@@ -43,7 +43,7 @@ def _watched(attach: Callable[[Any], None], kind: type) -> Callable[[Any], None]
         brought = [
             callback for callback in trainer.callbacks if isinstance(callback, kind) and callback not in given
         ]
-        # by this Trainer's last module, which may be another
+        # brought by the module that this Trainer fitted last, which may be another
         earlier = vars(connector).setdefault("_gradsigns_brought", [])
         try:
             _refuse_dropped([c for c in given if c not in trainer.callbacks and c not in earlier], brought)
@@ -57,19 +57,18 @@ def _watched(attach: Callable[[Any], None], kind: type) -> Callable[[Any], None]
 
 
 def _refuse_dropped(dropped: list[Any], brought: list[Any]) -> None:
-    """Raise a ``ValueError`` if a dropped callback is not one of those brought, in key and settings."""
+    """Raise a ``ValueError`` if no brought callback has the key and settings of a dropped one."""
     for callback in dropped:
         if any(_settings(callback) == _settings(other) for other in brought):
             continue
         same = next((other for other in brought if other.key.commitment == callback.key.commitment), None)
-        by = "the module's own" if same is None else "the module's own of the same key and other settings"
+        by = "the module's own" if same is None else "the module's own with the same key and other settings"
         keys = ", ".join(other.key.commitment for other in brought)
         raise ValueError(
             f"The Trainer's GradSigns callback of the key {callback.key.commitment} would be dropped, "
-            f"because Lightning replaces "
-            f"it by {by} ({_differences(callback, same) if same else keys}): let the module bring both, each "
-            f"with a `name` "
-            "of its own (`sign_with(key, name=...)` or `configure_callbacks`), or leave one of them out."
+            f"because Lightning replaces it by {by} ({_differences(callback, same) if same else keys}): let "
+            "the module bring both, each with a `name` of its own (`sign_with(key, name=...)` or "
+            "`configure_callbacks`), or leave one of them out."
         )
 
 

@@ -21,9 +21,10 @@ else:
 
 
 class GradSignsMixin(_Base):
-    """Put before ``LightningModule`` in the bases and call :meth:`sign_with` in the constructor.
+    """Lets a LightningModule bring its own watermark.
 
-    With automatic optimization nothing else is needed. With manual optimization add :meth:`watermark_loss` to
+    Put it before ``LightningModule`` in the bases and call :meth:`sign_with` in the constructor. With
+    automatic optimization nothing else is needed. With manual optimization add :meth:`watermark_loss` to
     the loss before ``manual_backward``.
 
     Example:
@@ -34,16 +35,16 @@ class GradSignsMixin(_Base):
         ...         self.sign_with(key, strength=1.0)
     """
 
-    _gradsigns: tuple[GradSigns | None, ...] = ()  # None where a pickled module has left one behind
+    _gradsigns: tuple[GradSigns | None, ...] = ()  # None for each that a pickled module left behind
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse an order of the bases in which LightningModule's hooks hide this class's, so that nothing would be signed."""
+        """Refuse bases in which LightningModule's hooks would hide this class's: nothing would be signed."""
         super().__init_subclass__(**kwargs)
         names = [base.__name__ for base in cls.__mro__]
         if "LightningModule" in names[: names.index("GradSignsMixin")]:
             raise TypeError(
-                f"`GradSignsMixin` must come before the LightningModule in the bases of {cls.__name__}, "
-                f"got {', '.join(base.__name__ for base in cls.__bases__)}."
+                f"`GradSignsMixin` must come before the LightningModule in the bases of {cls.__name__}, got "
+                f"{', '.join(base.__name__ for base in cls.__bases__)}."
             )
 
     def sign_with(self, key: WatermarkKey | Watermarker | str | PathLike[str], **settings: Any) -> GradSigns:
@@ -68,7 +69,7 @@ class GradSignsMixin(_Base):
         return [mark for mark in self._gradsigns if mark is not None]
 
     def configure_callbacks(self) -> list[Callback]:
-        """Hand the watermark's callbacks to the Trainer beside the module's own."""
+        """Return the watermark's callbacks along with the module's own."""
         own = super().configure_callbacks()
         return [*(own if isinstance(own, (list, tuple)) else [own]), *self._marks()]
 
@@ -85,9 +86,8 @@ class GradSignsMixin(_Base):
     def _signing(self) -> list[GradSigns]:
         if None in self._gradsigns:
             raise ValueError(
-                f"This {type(self).__name__} was pickled, and left the key behind that signed it: call "
-                f"`self.sign_with(key)` "
-                "anew before it is fitted."
+                f"This {type(self).__name__} was pickled without the key that signed it: call "
+                "`self.sign_with(key)` again before it is fitted."
             )
         callbacks = [c for c in callbacks_of(self.trainer) if isinstance(c, GradSigns)]
         if dropped := [mark for mark in self._marks() if mark not in callbacks]:
@@ -98,15 +98,13 @@ class GradSignsMixin(_Base):
         if not callbacks:
             raise ValueError(
                 f"{type(self).__name__} derives from GradSignsMixin and has no key, so it would be trained "
-                f"unsigned: call "
-                "`self.sign_with(key)` in the constructor, or give a GradSigns callback to the Trainer (with "
-                "strength=0 it only "
-                "reads)."
+                "unsigned: call `self.sign_with(key)` in the constructor, or pass a GradSigns callback to "
+                "the Trainer (with strength=0 it only reads)."
             )
         return callbacks
 
     def _is_tuned(self) -> bool:
-        """Return whether a Tuner tries something, for which it takes out all callbacks of the Trainer."""
+        """Return whether a Tuner runs a trial, for which it removes all callbacks of the Trainer."""
         there, marks = callbacks_of(self.trainer), self._marks()
         if not marks or any(mark in there for mark in marks):
             return False
@@ -114,22 +112,23 @@ class GradSignsMixin(_Base):
         return all(mark in brought for mark in marks)
 
     def watermark_loss(self, batch: Any) -> Tensor:
-        """Return the embedding loss of this batch, a scalar, 0 on steps that do not embed; for manual optimization.
+        """Return the embedding loss of this batch, for manual optimization.
+
+        It is a scalar, 0 on steps that do not embed.
 
         Optimizers must be those of ``self.optimizers()``, by which Lightning counts steps. When gradients are
         accumulated over k batches, divide the task's loss only: one of the k carries the whole term.
 
         Raises:
-            ValueError: optimization is automatic, where the callback adds the loss by itself; or no key is
-                signed.
+            ValueError: optimization is automatic, where the callback adds the loss; or the module has no key.
         """
         if self.automatic_optimization:
             raise ValueError(
-                "`watermark_loss` is for automatic_optimization=False; otherwise the loss is added by itself."
+                "`watermark_loss` is for automatic_optimization=False; otherwise the callback adds the loss."
             )
         zero = torch.zeros((), device=self.device)
         if self._is_tuned():
             return zero
-        # All of the Trainer's, whether they came from `sign_with` or were handed to it.
+        # Those of `sign_with`, and those that were passed to the Trainer.
         losses = [callback.embedding_loss(self.trainer, self, batch) for callback in self._signing()]
         return sum((loss for loss in losses if loss is not None), start=zero)

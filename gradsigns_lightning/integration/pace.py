@@ -1,4 +1,4 @@
-"""How fast a mark comes, and whether a fit is long enough for it."""
+"""How fast a mark is embedded, and whether a fit is long enough for it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from gradsigns_lightning.core.watermarker import Watermarker
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-HOPELESS = 10.0  # times the embedding steps: beyond, an estimate says nothing
-LEAST_STEPS = 16  # that a pace is judged by
-_LOST = 0.55  # root mean square of how far margins fall where the gradient is another after each step
+HOPELESS = 10.0  # times the embedding steps made; an estimate beyond that says nothing
+LEAST_STEPS = 16  # embedding steps that an estimate needs
+_LOST = 0.55  # root mean square by which margins fall where each step changes the gradient altogether
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast the bit that decides the verdict comes.
+    """How fast the bit that decides the verdict is won.
 
     Attributes:
         n_steps: embedding steps that were made.
-        needed: embedding steps after which it is held, if it goes on like this; infinite if it does not come
-            nearer.
+        needed: embedding steps after which that bit is held at this pace; infinite if it makes no progress.
         lost: root mean square of how far margins fell from the first embedding step to the last.
     """
 
@@ -42,7 +41,10 @@ class Pace:
 
 
 def own_margins(marker: Watermarker) -> Tensor | None:
-    """Return the margins in the training images' own gradient, on the host; None if no image of the class came by."""
+    """Return the margins in the gradient of the training images, on the host.
+
+    None if no image of the class was seen.
+    """
     if marker.state.margins is None or bool(marker.state.margins.isnan().any()):
         return None
     return marker.state.margins.float().cpu()
@@ -57,7 +59,7 @@ def pace_of(marker: Watermarker) -> Pace | None:
     ):
         return None
     first, aim = marker.state.first_margins.float().cpu(), getattr(marker.objective, "margin", 1.0)
-    # The margins approach what the objective asks for like a decay, the slower the nearer.
+    # Margins approach the objective's like an exponential decay: the nearer, the slower.
     before, after = (aim - _deciding(margins) for margins in (first, now))
     lost = float((first - now).relu().square().mean().sqrt())
     if after <= aim:
@@ -72,12 +74,15 @@ def pace_of(marker: Watermarker) -> Pace | None:
 
 
 def _deciding(margins: Tensor) -> float:
-    """Return the margin of the bit whose sign decides the verdict, when the others come in order of their margins."""
+    """Return the margin of the bit that decides the verdict, if bits are won in order of their margins."""
     return float(margins.sort(descending=True).values[least_matches(len(margins)) - 1])
 
 
 def too_slow(trainer: Trainer, marker: Watermarker, *, n_steps: float) -> str | None:
-    """Return that a fit of ``n_steps`` optimizer steps will be over before the mark is there, and what helps; None if not."""
+    """Return a warning if a fit of ``n_steps`` optimizer steps is too short for the mark, and what helps.
+
+    None if it is long enough.
+    """
     pace = pace_of(marker)
     if pace is None or not math.isfinite(n_steps):
         return None
@@ -87,30 +92,30 @@ def too_slow(trainer: Trainer, marker: Watermarker, *, n_steps: float) -> str | 
         return None
     total = marker.state.n_embedded + to_come
     factor = min(pace.needed, HOPELESS * total) / total
-    return f"the fit will be over, after {total} embedding steps, before the mark is there. {cure(trainer, marker, pace, factor)}"
+    return (
+        f"the fit will be over, after {total} embedding steps, before the mark is embedded. "
+        f"{cure(trainer, marker, pace, factor)}"
+    )
 
 
 def cure(trainer: Trainer, marker: Watermarker, pace: Pace, factor: float) -> str:
     """Return what helps a mark that needs ``factor`` times as many embedding steps."""
     if pace.lost > _LOST:
         return (
-            f"In {pace.n_steps} embedding steps bits were lost as fast as others came: the learning rate is "
-            f"too high, or the "
-            "`strength` too low."
+            f"In {pace.n_steps} embedding steps bits were lost as fast as others were won: the learning rate "
+            "is too high, or the `strength` too low."
         )
     if factor >= HOPELESS:
         return (
-            f"In {pace.n_steps} embedding steps the bits hardly came nearer: take a learning rate that is at "
-            f"least {HOPELESS:g} "
-            "times as high."
+            f"In {pace.n_steps} embedding steps the bits made hardly any progress: use a learning rate that "
+            f"is at least {HOPELESS:g} times as high."
         )
     end = next(
         islice(marker.coming_steps(), max(math.ceil(pace.needed) - pace.n_steps - 1, 0), None),
         trainer.global_step,
     )
     return (
-        f"At the pace of the {pace.n_steps} embedding steps so far the mark takes about "
-        f"{math.ceil(pace.needed)}, which come in "
-        f"{end} optimizer steps: train that long, or with a learning rate that is at least "
-        f"{max(factor, 1.1):.2g} times as high."
+        f"At the pace of the {pace.n_steps} embedding steps so far the mark needs about "
+        f"{math.ceil(pace.needed)}, which take {end} optimizer steps: train that long, or with a learning "
+        f"rate that is at least {max(factor, 1.1):.2g} times as high."
     )

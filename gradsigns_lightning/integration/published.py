@@ -1,4 +1,4 @@
-"""What loggers and checkpoints may know of how a model is signed: settings and the commitment, never the secret."""
+"""What loggers and checkpoints may hold about a signed model: settings and commitment, never the secret."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def published(marker: Watermarker) -> dict[str, Any]:
 
 
 def warn_of_changes(name: str, marker: Watermarker, saved: Mapping[str, Any] | None) -> None:
-    """Warn of settings that are others than in the checkpoint from which a training goes on.
+    """Warn of settings that differ from those in the checkpoint from which a training resumes.
 
     Args:
         name: the callback's.
         marker: the watermarker.
-        saved: what :func:`published` gave when the checkpoint was written; None if the mark was not in it.
+        saved: what :func:`published` returned when the checkpoint was written; None if it holds no mark.
     """
     if not saved:
         return

@@ -27,7 +27,7 @@ from gradsigns_lightning.core.torch_state.precision import widest_float
 from gradsigns_lightning.metrics import MeanInputGradient
 from gradsigns_lightning.metrics.functional import bit_error_rate, bits_of, ownership_p_value, smallest_margin
 
-METRICS = ("ber", "log10_p_value", "p_value", "margin")  # loggers round 1e-39 to 0
+METRICS = ("ber", "log10_p_value", "p_value", "margin")  # both p-values: loggers round 1e-39 to 0
 ProjectorFn = Callable[[torch.device, torch.dtype], SignatureProjector]
 
 
@@ -36,7 +36,7 @@ class HeldOutEstimator:
 
     Args:
         key: the owner's key.
-        projector: gives the key's tensors on a device.
+        projector: returns the key's tensors on a device.
         n_images: images of the target class that are read on each rank.
         carrier_layer: name of the submodule whose output carries the mark, or None for the input.
     """
@@ -61,7 +61,7 @@ class HeldOutEstimator:
 
     @property
     def recognised(self) -> float:
-        """Share of them that the model takes for the target class."""
+        """Share of those images that the model recognises as the target class."""
         return self._gradient.recognised
 
     @property
@@ -87,7 +87,7 @@ class HeldOutEstimator:
             logits_fn: maps inputs to logits.
             images: inputs of the batch, shape ``(n, ...)``.
             labels: classes, shape ``(n,)``.
-            always: pass an image through the network also if there is none to read, because other ranks wait
+            always: pass an image through the network even if there is none to read, because other ranks wait
                 for this one.
         """
         chosen = images[labels == self.key.target_class][: self.n_images - self._n_read]
@@ -105,14 +105,17 @@ class HeldOutEstimator:
             inputs, logits_fn = carrier_inputs(
                 module, logits_fn, chosen, self.key.input_shape, self.carrier_layer
             )
-            answers: list[Tensor] = []
-            gradients = input_gradients(_noted(logits_fn, answers), inputs, self.key.target_class)
+            outputs: list[Tensor] = []
+            gradients = input_gradients(_noted(logits_fn, outputs), inputs, self.key.target_class)
             directions = self._projector(gradients.device, gradients.dtype).directions(gradients[:n_chosen])
-        n_taken = (answers[0][:n_chosen].argmax(1) == self.key.target_class).sum()
-        self._gradient.update(directions.view(-1, *self.key.input_shape), n_taken)
+        n_recognised = (outputs[0][:n_chosen].argmax(1) == self.key.target_class).sum()
+        self._gradient.update(directions.view(-1, *self.key.input_shape), n_recognised)
 
     def finish(self, *, step: int) -> dict[str, Tensor] | None:
-        """Return the figures over all ranks after ``step`` optimizer steps; None if the gradient is all zero or not finite."""
+        """Return the figures over all ranks after ``step`` optimizer steps.
+
+        None if the gradient is all zero or non-finite.
+        """
         # Ranks share the gradient, not their bits: the signature is a property of the mean over all images.
         self.margins, self.read_at = None, step
         gradient = self._gradient.compute()
@@ -137,29 +140,29 @@ class HeldOutEstimator:
         return {name: torch.tensor(math.nan, device=self._gradient.total.device) for name in METRICS}
 
 
-def _noted(logits_fn: LogitsFn, answers: list[Tensor]) -> LogitsFn:
+def _noted(logits_fn: LogitsFn, outputs: list[Tensor]) -> LogitsFn:
     def call(inputs: Tensor) -> Tensor:
-        answers.append(as_logits(logits_fn(inputs)))
-        return answers[-1]
+        outputs.append(as_logits(logits_fn(inputs)))
+        return outputs[-1]
 
     return call
 
 
 class _CountedGradient(MeanInputGradient):
     n_found = 0  # images of all ranks in the last mean
-    recognised = math.nan  # share of them that were taken for the target class
+    recognised = math.nan  # share of them that were recognised as the target class
 
-    n_taken: Tensor
+    n_recognised: Tensor
 
     def __init__(self, input_shape: tuple[int, ...]) -> None:
         super().__init__(input_shape)
-        self.add_state("n_taken", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("n_recognised", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, gradients: Tensor, n_taken: Tensor | int = 0) -> None:
+    def update(self, gradients: Tensor, n_recognised: Tensor | int = 0) -> None:
         super().update(gradients)
-        self.n_taken += n_taken
+        self.n_recognised += n_recognised
 
     def compute(self) -> Tensor:
         self.n_found = int(self.n_images)  # summed over the ranks only here
-        self.recognised = int(self.n_taken) / self.n_found if self.n_found else math.nan
+        self.recognised = int(self.n_recognised) / self.n_found if self.n_found else math.nan
         return super().compute()

@@ -1,4 +1,4 @@
-"""A checkpoint to be given away, without what announces that it is signed."""
+"""Strips a checkpoint that is to be given away of what announces that it is signed."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from gradsigns_lightning.core.utils.files import atomic_write, check_target, err
 
 CHECKPOINT_ENTRY = "gradsigns"
 STATE_PREFIX = "GradSigns["
-_MOST_MARKS = 64  # each name of a mark is looked for in every text
+_MOST_MARKS = 64  # every string is searched for the name of each mark
 
 
 def strip(
     checkpoint: str | PathLike[str], out: str | PathLike[str], *, overwrite: bool = False
 ) -> tuple[str, ...]:
-    """Write a copy of a Lightning checkpoint in which nothing says that the model is signed; the weights stay as they are.
+    """Write a copy of a Lightning checkpoint in which nothing says that the model is signed.
 
-    Left out are the callback's settings and state, with them the commitment and the target class, what
-    ``gradsigns train`` noted of the model, and the state of callbacks that watch one of the mark's figures (a
-    ``ModelCheckpoint`` of ``wm/ber``) or name this package in a path (that of W&B's project). All else is
-    kept, so Lightning loads the copy. ``gradsigns verify`` does not: keep the original, or verify in Python.
+    Left out are the callback's settings and state, and with them the commitment and the target class; what
+    ``gradsigns train`` recorded about the model; and the state of callbacks that monitor one of the mark's
+    figures (a ``ModelCheckpoint`` of ``wm/ber``) or name this package in a path (that of W&B's project).
+    Everything else is kept, the weights too, so Lightning loads the copy. ``gradsigns verify`` does not: keep
+    the original, or verify in Python.
 
     Args:
-        checkpoint: the checkpoint; it is read with ``weights_only=True``, so nothing in it is run, and takes
-            the memory of a few copies of the file at most, and time in proportion to its length. Types that
-            you named with ``torch.serialization.add_safe_globals`` are read as torch reads them.
+        checkpoint: the checkpoint; it is read with ``weights_only=True``, so no code in it runs. Reading
+            takes at most the memory of a few copies of the file, and time in proportion to its length. Types
+            that you registered with ``torch.serialization.add_safe_globals`` are read as torch reads them.
         out: the copy; written in one atomic step.
         overwrite: whether ``out`` may be replaced.
 
     Returns:
-        What was left out, as ``callbacks.GradSigns[...]``; empty if nothing announced a mark.
+        Names of what was left out, as ``callbacks.GradSigns[...]``; empty if nothing announced a mark.
 
     Raises:
-        ValueError: ``checkpoint`` is no Lightning checkpoint of weights and plain types; ``out`` exists and
-            must not be replaced, or cannot be written.
+        ValueError: ``checkpoint`` is not a Lightning checkpoint of weights and plain types; ``out`` exists
+            and must not be replaced, or cannot be written.
 
     Example:
         >>> removed = strip("signed.ckpt", "release.ckpt")  # doctest: +SKIP
@@ -52,7 +53,7 @@ def strip(
     buffer = io.BytesIO()
     try:
         torch.save(content, buffer)
-    # an attribute hides a method, or what a trusted type lets through is nested too deep
+    # an attribute hides a method, or a trusted type holds values that are nested too deep
     except Exception as error:
         raise ValueError(
             f"`checkpoint`: the values of {str(checkpoint)!r} cannot be written again."
@@ -70,7 +71,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         check_archive(file, trusted=_trusted())
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # what damage makes torch raise has no base class in common
+    except Exception as error:  # torch's errors about a damaged file have no common base class
         raise ValueError(f"`checkpoint`: {str(file)!r} {_why_unread(error)}") from error
     content = dict(dict.items(content)) if isinstance(content, dict) else {}  # an attribute may hide a method
     if "state_dict" not in content:
@@ -81,19 +82,19 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _why_unread(error: Exception) -> str:
-    told = f": {str(error)[:200]}" if type(error) is ValueError else ""
-    # A type is what torch can be told of; of any other file that advice would lead astray.
-    is_of_types = told.startswith(": it names") or isinstance(error, pickle.UnpicklingError)
+    reason = f": {str(error)[:200]}" if type(error) is ValueError else ""
+    # The advice is only about types; for any other fault it would be misleading.
+    is_of_types = reason.startswith(": it names") or isinstance(error, pickle.UnpicklingError)
     advice = (
-        " Name the types in it that you trust by torch.serialization.add_safe_globals, in Python."
+        " Register the types in it that you trust with torch.serialization.add_safe_globals, in Python."
         if is_of_types
         else ""
     )
-    return f"is damaged, or no checkpoint of weights and plain types{told}.{advice}"
+    return f"is damaged, or not a checkpoint of weights and plain types{reason}.{advice}"
 
 
 def _trusted() -> set[str]:
-    """Return the types that the user has named to torch; torch's own names are not the user's."""
+    """Return the types that the user has registered with torch, without torch's own."""
     types = [
         entry if isinstance(entry, tuple) else (entry, "") for entry in torch.serialization.get_safe_globals()
     ]
@@ -104,7 +105,7 @@ def _trusted() -> set[str]:
 
 
 def _strip_settings(content: dict[str, Any]) -> list[str]:
-    """Take out the description of model and key; the names of the marks are needed before, see :func:`_strip_states`."""
+    """Remove the description of model and key from the hyperparameters."""
     parameters = content.get("hyper_parameters")
     if not isinstance(parameters, dict) or CHECKPOINT_ENTRY not in parameters:
         return []
@@ -113,7 +114,7 @@ def _strip_settings(content: dict[str, Any]) -> list[str]:
 
 
 def _strip_states(content: dict[str, Any]) -> list[str]:
-    """Take out the callbacks' entry and state, and what others keep of figures such as ``wm/ber``, or of this package."""
+    """Remove the callbacks' entry and states, and the states that mention their figures or this package."""
     marks = content.pop(CHECKPOINT_ENTRY, None)
     removed = [] if marks is None else [CHECKPOINT_ENTRY]
     names = [f"{name}/".lower() for name in (marks if isinstance(marks, dict) else ())]
@@ -121,45 +122,45 @@ def _strip_states(content: dict[str, Any]) -> list[str]:
         raise ValueError(
             f"`checkpoint` must have at most {_MOST_MARKS} marks in `{CHECKPOINT_ENTRY}`, got {len(names)}."
         )
-    telling = (CHECKPOINT_ENTRY, *names)  # a path may tell as well: that of W&B's default project
+    words = (CHECKPOINT_ENTRY, *names)  # of this package too, which W&B's default project has in its path
     states = content.get("callbacks")
     states = states if isinstance(states, dict) else {}
-    found = _telling(dict.values(states), telling)
+    holders = _holders(dict.values(states), words)
     for key in list(states):
-        told = str(key)
-        if told.startswith(STATE_PREFIX) or _tells(told, telling) or id(states[key]) in found:
+        name = str(key)
+        if name.startswith(STATE_PREFIX) or _mentions(name, words) or id(states[key]) in holders:
             del states[key]
-            removed.append(f"callbacks.{told}")
+            removed.append(f"callbacks.{name}")
     return removed
 
 
-def _telling(values: Iterable[Any], words: Sequence[str]) -> set[int]:
+def _holders(values: Iterable[Any], words: Sequence[str]) -> set[int]:
     """Return the ids of values that hold one of the words, at any depth.
 
-    Each value is looked at once, however many others hold it, and may hold itself.
+    Each value is visited once, however many others hold it. It may hold itself.
     """
-    pending, holders, found = list(values), dict[int, list[int]](), list[int]()
+    pending, parents, found = list(values), dict[int, list[int]](), list[int]()
     seen = set[int]()
     while pending:
         value = pending.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if _tells(value, words):
+        if _mentions(value, words):
             found.append(id(value))
         for part in _parts(value):
-            holders.setdefault(id(part), []).append(id(value))
+            parents.setdefault(id(part), []).append(id(value))
             pending.append(part)
-    telling = set[int]()
+    holders = set[int]()
     while found:
         value_id = found.pop()
-        if value_id not in telling:
-            telling.add(value_id)
-            found += holders.get(value_id, ())
-    return telling
+        if value_id not in holders:
+            holders.add(value_id)
+            found += parents.get(value_id, ())
+    return holders
 
 
-def _tells(value: Any, words: Sequence[str]) -> bool:
+def _mentions(value: Any, words: Sequence[str]) -> bool:
     lower = value.lower() if isinstance(value, str) else ""
     return any(word in lower for word in words)
 

@@ -1,4 +1,4 @@
-"""Strategies that shard the parameters over the ranks: every forward pass is a collective there."""
+"""Strategies that shard the parameters over the ranks, where every forward pass is a collective operation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the mark stands at the end of a fit, in one line for the console and in figures for the loggers."""
+"""How the mark stands at the end of a fit: a line for the console, and figures for the loggers."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from gradsigns_lightning.integration.weights import are_weights_of
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-# Among the figures that are logged.
+# Counts among the logged figures.
 _COUNTS = ("erasures", "images", "held_out", "embedded", "steps_since", "replaced", "held_back")
 
 
 @dataclass(frozen=True)
 class Standing(BitCounts):
-    """How a mark stands at the end of a fit; ``str`` says it in one line.
+    """How a mark stands at the end of a fit; ``str`` returns it as one line.
 
     Attributes:
         n_bits: bits of the key.
@@ -39,13 +39,13 @@ class Standing(BitCounts):
         n_erasures: bits that the gradient does not decide.
         margin: smallest ``(2 b_j - 1) z_j``, in standard deviations of an unmarked model's z.
         n_images: images that were read, on all ranks.
-        recognised: share of them that the model takes for the target class.
-        held_out: whether they are of the validation; else they are the last training images of the class.
+        recognised: share of those images that the model recognises as the target class.
+        held_out: whether they are validation images; if not, they are the last training images of the class.
         n_embedded: embedding steps of the fit.
         n_steps_since: optimizer steps from the reading to the end of the fit.
         replaced: whether the weights were replaced after the reading by others that could not be read.
-        n_held_back: embedding steps that gave less than was missing, because the network did not know the
-            class.
+        n_held_back: embedding steps at a lower dose than the missing bits called for, because the network did
+            not know the class.
         free_bits: bits of choice that the key's payload and purpose left to its maker, for whom p-value and
             ``owned`` hold; others charge them, see :class:`~gradsigns_lightning.VerificationResult`.
     """
@@ -67,22 +67,18 @@ class Standing(BitCounts):
 
     @property
     def owned(self) -> bool:
-        """Whether ``verify`` would find the model ``owned`` at its default alpha, if it read the same bits."""
+        """Whether ``verify`` would find the model ``owned`` at its default alpha if it read the same bits."""
         return verdict_of(self.p_value, USUAL_ALPHA, self.recognised) == "owned"
 
     @property
     def is_recognised(self) -> bool:
-        """Whether the model takes enough of the images for the target class; ``verify`` concludes nothing if it does not."""
+        """Whether the model recognises enough of the images; if not, ``verify`` concludes nothing."""
         return is_recognised(self.recognised)
 
     def __str__(self) -> str:
-        """Return the whole in one line."""
+        """Return the standing as one line."""
         where = f"on {self.n_images} {'held-out' if self.held_out else 'training'} images"
-        where += (
-            ""
-            if self.is_recognised
-            else f" (only {self.recognised:.0%} of which the model takes for the class)"
-        )
+        where += "" if self.is_recognised else f" (only {self.recognised:.0%} of which the model recognises)"
         since = f", {self.n_steps_since} steps before the end" if self.n_steps_since else ""
         since += ", before the weights were replaced" if self.replaced else ""
         whose = for_whom(self.log10_p_value, free_bits=self.free_bits, alpha=USUAL_ALPHA)
@@ -97,8 +93,7 @@ class Standing(BitCounts):
         erased = f" ({self.n_erasures} of {self.n_bits} undecided)" if self.n_erasures else ""
         return (
             f"{self.n_matches} of {self.n_decided} bits held{erased}, p = {self.p_value:.2g} (log10 "
-            f"{self.log10_p_value:.1f}), "
-            f"smallest margin {self.margin:+.3f}: {verdict}; read {where}{since}, "
+            f"{self.log10_p_value:.1f}), smallest margin {self.margin:+.3f}: {verdict}; read {where}{since}, "
             f"{self.n_embedded} embedding steps{held_back}"
         )
 
@@ -109,7 +104,10 @@ class Standing(BitCounts):
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], name: str, key: WatermarkKey) -> Standing | None:
-        """Return what :func:`tell` left in a Trainer's metrics, which is all that comes back from spawned processes."""
+        """Return the standing that :func:`report` left in a Trainer's metrics; None if there is none.
+
+        The metrics are all that comes back from spawned processes.
+        """
         if f"{name}/final_ber" not in metrics:
             return None
         figures = ("ber", "margin", "recognised", *_COUNTS)
@@ -141,8 +139,8 @@ def final_standing(
         trainer: the Trainer, after its last step.
         pl_module: the module.
         logits_fn: maps inputs to logits.
-        reader: has the last reading on held-out images, if there was one.
-        marker: has the last training images of the class.
+        reader: holds the last reading on held-out images, if there was one.
+        marker: holds the last training images of the class.
     """
     images, valid = marker.buffer.images, marker.buffer.valid
     known = reader.margins is not None and reader.read_at == trainer.global_step
@@ -167,7 +165,7 @@ def final_standing(
 def last_reading(
     trainer: Trainer, reader: HeldOutEstimator, marker: Watermarker, *, replaced: bool = False
 ) -> Standing | None:
-    """Return how the mark stood when held-out images were read last; None if none were."""
+    """Return how the mark stood when held-out images were last read; None if none were."""
     return _standing_of(trainer, reader, marker, held_out=True, replaced=replaced)
 
 
@@ -196,15 +194,18 @@ def _standing_of(
 
 
 def _close_rich_bar(trainer: Trainer) -> None:
-    """Close Lightning's bar by rich, which on a terminal wipes out what was logged below it when its own teardown comes."""
+    """Close Lightning's Rich progress bar.
+
+    On a terminal its own teardown would later wipe out what was logged below it.
+    """
     bar = trainer.progress_bar_callback
-    # Of either of Lightning's packages.
+    # Matched by name, because the bar may come from either of Lightning's packages.
     if bar is not None and any(kind.__name__ == "RichProgressBar" for kind in type(bar).__mro__):
         bar.teardown(trainer, trainer.lightning_module, "fit")
 
 
-def tell(trainer: Trainer, name: str, standing: Standing | None) -> None:
-    """Write the line to rank zero's console, and the figures to the loggers and the Trainer's ``callback_metrics``."""
+def report(trainer: Trainer, name: str, standing: Standing | None) -> None:
+    """Write the line to rank zero's console, and the figures to the loggers and ``callback_metrics``."""
     if standing is None:
         return
     figures = {
@@ -222,7 +223,7 @@ def tell(trainer: Trainer, name: str, standing: Standing | None) -> None:
         "held_back": float(standing.n_held_back),
     }
     named = {f"{name}/final_{key}": value for key, value in figures.items()}
-    # Logging by `self.log` is over by now.
+    # `self.log` can no longer be called here.
     trainer.callback_metrics.update(
         {key: torch.tensor(value, dtype=torch.float64) for key, value in named.items()}
     )

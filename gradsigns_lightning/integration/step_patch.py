@@ -1,4 +1,4 @@
-"""The only patch of what is the user's: a term added to the loss that a module's ``training_step`` returns.
+"""The only patch of user code: it adds a term to the loss that a module's ``training_step`` returns.
 
 Lightning itself wraps this method on the instance (for ``torch.compile``), so strategies look it up there. A
 hook such as ``on_before_backward`` would come too late: there the loss is already divided by the accumulation
@@ -33,7 +33,7 @@ class StepPatch:
     def __init__(
         self, module: LightningModule, extra_loss: ExtraLoss, unused: Callable[[], None] = lambda: None
     ) -> None:
-        self.called = False  # since whoever asks has set it to False
+        self.called = False  # since it was last set to False, see `StepWrapper.renew`
         self._module = module
         self._active = True
         self._previous = vars(module).get("training_step")
@@ -60,11 +60,11 @@ class StepPatch:
         self._state.patches.append(self)
 
     def remove(self) -> None:
-        """Take the wrapper away, or silence it until the wrappers put on top of it are removed."""
+        """Remove the wrapper, or disable it until the wrappers on top of it are removed."""
         if self._active:
             self._state.drop(self)
         self._active = False
-        # Lightning removes the first installed first, so the last one clears all that were silenced below it.
+        # Lightning removes the first installed first, so the last one clears all that were disabled below it.
         while (patch := _topmost(self._module)) is not None and not patch._active:
             patch._restore()
 
@@ -76,7 +76,7 @@ class StepPatch:
 
 
 class StepWrapper:
-    """Keeps a module's step wrapped during a fit, also where the module puts another step in its place."""
+    """Keeps a module's step wrapped during a fit, even if the module replaces the step."""
 
     def __init__(self) -> None:
         self._patch: StepPatch | None = None
@@ -88,7 +88,7 @@ class StepWrapper:
         self._patch = self._made_by()
 
     def renew(self) -> None:
-        """Wrap anew after a batch in which another step was called, as trainings in phases do."""
+        """Wrap again after a batch in which another step was called, as in a training in phases."""
         if self._patch is None or self._made_by is None:
             return
         if self._patch.called:
@@ -98,17 +98,17 @@ class StepWrapper:
         self._patch = self._made_by()
 
     def remove(self) -> None:
-        """Take the wrapper away."""
+        """Remove the wrapper."""
         if self._patch is not None:
             self._patch.remove()
         self._patch = self._made_by = None
 
 
 class _PlainState:
-    """What pickles and copies of a module take while its step is wrapped: all but the wrappers.
+    """Leaves the wrappers out of pickles and copies of a module whose step is wrapped.
 
-    Set as ``__getstate__`` on the instance: a wrapper cannot be pickled, and in a deep copy it would train
-    the original.
+    It is set as ``__getstate__`` on the instance: a wrapper cannot be pickled, and in a deep copy it would
+    train the original.
     """
 
     def __init__(self, module: LightningModule) -> None:
@@ -151,7 +151,7 @@ def _topmost(module: LightningModule) -> StepPatch | None:
 
 def _patch_of(step: Any) -> StepPatch | None:
     patch = getattr(step, "_step_patch", None)
-    # A foreign wrapper made by `functools.wraps` carries a copy of the attribute.
+    # Another wrapper made by `functools.wraps` carries a copy of the attribute.
     return patch if patch is not None and patch._wrapper is step else None
 
 
@@ -165,6 +165,6 @@ def _add(output: Any, extra: Tensor) -> Any:
     if isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor):
         return {**output, "loss": output["loss"] + extra}
     raise TypeError(
-        f"`training_step` must return a tensor, a mapping with a tensor `loss`, or None, got "
+        "`training_step` must return a tensor, a mapping with a tensor `loss`, or None, got "
         f"{type(output).__name__}."
     )

@@ -1,4 +1,4 @@
-"""What every Trainer has and its class does not declare, because Lightning sets it from elsewhere."""
+"""Attributes that every Trainer has but its class does not declare, because Lightning sets them elsewhere."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """Return a Trainer's list of callbacks, which may grow while Lightning goes through it."""
+    """Return a Trainer's list of callbacks, which may grow while Lightning iterates over it."""
     return trainer.callbacks  # type: ignore[attr-defined,no-any-return]
 
 
 def drop_callbacks(trainer: Trainer, dropped: Sequence[Callback]) -> None:
-    """Take callbacks out of a Trainer, by a new list: Lightning may be going through the old one."""
+    """Remove callbacks from a Trainer by a new list, because Lightning may be iterating over the old one."""
     trainer.callbacks = [c for c in callbacks_of(trainer) if not any(c is d for d in dropped)]  # type: ignore[attr-defined]
 
 
 def is_dev_run(trainer: Trainer) -> bool:
-    """Return whether a Trainer only tries whether everything runs (``fast_dev_run``)."""
+    """Return whether a Trainer only checks that everything runs (``fast_dev_run``)."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]

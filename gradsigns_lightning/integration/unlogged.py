@@ -1,4 +1,4 @@
-"""Passes of the watermark through a module that logs."""
+"""Keeps the watermark's forward passes out of a module's logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads the mark on held-out images while Lightning validates or tests, and logs how it stands."""
+"""Reads the mark on held-out images while Lightning validates or tests, and logs the figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ValidationMonitor:
-    """Takes the class's images from the batches of a validation or test, and logs what is read when it ends.
+    """Reads the mark on the class's images in a validation or test, and logs the figures at its end.
 
     Args:
         name: prefix of the logged names.
@@ -26,7 +26,7 @@ class ValidationMonitor:
         n_images: images that are read on each rank; 0 reads none.
 
     Attributes:
-        reader: has the last reading.
+        reader: holds the last reading.
 
     Raises:
         ValueError: ``n_images`` is out of range.
@@ -37,20 +37,20 @@ class ValidationMonitor:
         self.reader = HeldOutEstimator(marker.key, marker.projector, n_images, marker.settings.carrier_layer)
         self._is_hook_tried = False
         self._name, self._marker = name, marker
-        self._is_unreadable = False  # in this fit, which is not signed either
+        self._is_unreadable = False  # in this fit, which then is not signed either
         self._has_warned = False
 
     def reset(self) -> None:
-        """Forget the readings of another training."""
+        """Forget the readings of an earlier training."""
         self.reader.margins = None
         self._has_warned = False
 
     def start_fit(self) -> None:
-        """Expect another module."""
+        """Prepare for another module."""
         self._is_hook_tried = self._is_unreadable = False
 
     def read(self, trainer: Trainer, batch: Any, hooks: Hooks) -> None:
-        """Read the class's images of a batch, as long as images are still missing."""
+        """Read the class's images of a batch while images are still missing."""
         together = is_sharded(trainer) and self.reader.n_images > 0
         if not (self.reader.wants_more or together) or self._is_unreadable:
             return
@@ -62,8 +62,7 @@ class ValidationMonitor:
             self._is_unreadable = True
             warnings.warn(
                 f"GradSigns {self._name!r} has strength 0 and does not read this fit either: {error} "
-                f"(Override "
-                "`GradSigns.images_and_labels` or `GradSigns.logits`, or set `n_val_images=0`.)",
+                "(Override `GradSigns.images_and_labels` or `GradSigns.logits`, or set `n_val_images=0`.)",
                 UserWarning,
                 stacklevel=2,
             )
@@ -77,8 +76,8 @@ class ValidationMonitor:
             self._has_warned = True
             warnings.warn(
                 f"GradSigns {self._name!r}: no usable gradient of class {self._marker.key.target_class} in "
-                f"the validation images "
-                "(none of that class, or gradients all zero or not finite), so nan is logged.",
+                "the validation images (none of that class, or gradients all zero or non-finite), so NaN is "
+                "logged.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -86,15 +85,15 @@ class ValidationMonitor:
             pl_module.log(f"{self._name}/{name}", value, sync_dist=trainer.world_size > 1)
 
     def _read(self, trainer: Trainer, batch: Any, hooks: Hooks, *, together: bool) -> None:
-        images, labels = hooks.taken_from(batch)
+        images, labels = hooks.extract(batch)
         if trainer.sanity_checking:
-            return  # it shall find batches of another form, but nothing is logged
+            return  # the sanity check should find batches of another form, but logs nothing
         pl_module = hooks.pl_module
         if self.reader.lengths is None and not is_sharded(trainer):
             self.reader.lengths = lengths_of(pl_module)
 
         def read() -> None:
-            if not (self._is_hook_tried or self._marker.is_prepared):  # training has called it
+            if not (self._is_hook_tried or self._marker.is_prepared):  # training has tried it
                 hooks.try_logits(images, batch)
                 self._is_hook_tried = True
             self.reader.read(pl_module, hooks.logits, images, labels, always=together)

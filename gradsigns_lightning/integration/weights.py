@@ -1,4 +1,4 @@
-"""Are the weights still those that were read? Averaging puts others in their place when a training ends."""
+"""Checks that the weights are still those that were read: averaging may replace them as a training ends."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from gradsigns_lightning.core.torch_state.precision import widest_float
 
-_TOLERANCE = 1e-9  # relative; another device adds in another order
+_TOLERANCE = 1e-9  # relative; devices add in different orders
 
 
 def lengths_of(module: nn.Module) -> Tensor:
-    """Return two norms of each parameter and running statistic, on the device: other weights have others."""
+    """Return two norms of each parameter and running statistic, on the device; they tell weights apart."""
     statistics = [
         s for m in module.modules() if isinstance(m, _NormBase) for s in (m.running_mean, m.running_var)
     ]
@@ -28,7 +28,7 @@ def lengths_of(module: nn.Module) -> Tensor:
 
 
 def are_weights_of(lengths: Tensor, module: nn.Module) -> bool:
-    """Return whether a module has the weights that had these lengths."""
+    """Return whether a module has the weights whose norms these are."""
     now = lengths_of(module).cpu()
     return now.shape == lengths.shape and torch.allclose(
         now, lengths.cpu(), rtol=_TOLERANCE, atol=0.0, equal_nan=True

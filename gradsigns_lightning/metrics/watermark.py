@@ -51,14 +51,16 @@ class BitErrorRate(BinaryHammingDistance):
 
 
 class OwnershipPValue(Metric):
-    """Exact p-value of an ownership claim; see :func:`~gradsigns_lightning.metrics.functional.ownership_p_value`.
+    """Exact p-value of an ownership claim.
+
+    See :func:`~gradsigns_lightning.metrics.functional.ownership_p_value`.
 
     Bits of all updates and ranks are pooled: give every independent bit once. ``update(preds, target)`` takes
     ``(..., N)`` bits (-1 for an erasure) and the signature's; ``compute()`` returns a float64 scalar, float32
-    on a device that has nothing wider.
+    on a device without float64.
 
     Args:
-        log10: give the p-value's base-10 logarithm, which does not underflow.
+        log10: return the p-value's base-10 logarithm, which does not underflow.
         kwargs: arguments of :class:`torchmetrics.Metric`.
 
     Example:
@@ -96,7 +98,9 @@ class OwnershipPValue(Metric):
 
 
 class SmallestMargin(Metric):
-    """Distance of the worst bit from the wrong side; see :func:`~gradsigns_lightning.metrics.functional.smallest_margin`.
+    """Distance of the worst bit from the wrong side.
+
+    See :func:`~gradsigns_lightning.metrics.functional.smallest_margin`.
 
     ``update(preds, target)`` takes ``(..., N)`` projections of a unit-length gradient, not bits, and the
     signature's bits; ``compute()`` is the smallest over all updates and ranks, infinite before the first.
@@ -118,7 +122,7 @@ class SmallestMargin(Metric):
         self.add_state("smallest", torch.tensor(torch.inf), dist_reduce_fx="min")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Take the margins of one reading."""
+        """Include the margins of one reading."""
         self.smallest = torch.minimum(self.smallest, smallest_margin(preds, target))
 
     def compute(self) -> Tensor:

@@ -75,7 +75,7 @@ _NETWORKS = {
 
 
 def described_network(description: Any) -> Callable[[], nn.Module]:
-    """Return what makes the network that a checkpoint describes.
+    """Return a function that makes the network that a checkpoint describes.
 
     Args:
         description: plain values, as ``gradsigns train`` writes them: ``_target_``, one of the networks that
@@ -115,9 +115,8 @@ def _find(target: Any) -> _Network:
             {"num_classes": CLASSES, "weights": one_of(lambda: [None], "None")},
         )
     raise ValueError(
-        f"`checkpoint` describes a model {shown(target)}, none of this package's or torchvision's networks. "
-        f"Load it in Python "
-        "and call gradsigns_lightning.verify(model, key, images)."
+        f"`checkpoint` describes a model {shown(target)}, which is not a network of this package or "
+        "torchvision. Load it in Python and call gradsigns_lightning.verify(model, key, images)."
     )
 
 

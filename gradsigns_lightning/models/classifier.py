@@ -29,14 +29,14 @@ class Classifier(LightningModule):
     Args:
         net: maps inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``.
         n_classes: number of classes, >= 2.
-        optimizer: makes the optimizer of the parameters it is given, for example
+        optimizer: makes the optimizer from the parameters, for example
             ``functools.partial(torch.optim.Adam, lr=1e-3)``; by default AdamW with rate 3e-3 and weight decay
             1e-4.
         lr_schedule: ``"onecycle"`` (up to the optimizer's rate and down again, over the whole fit),
             ``"constant"``, or ``"steps"`` (a tenth after epoch 80, a hundredth after 120, ... as in Keras'
             ResNet example).
         label_smoothing: share of every training target that is spread over all classes, in [0, 1]; keeps the
-            network from becoming so sure of its training images that their gradients vanish.
+            network from becoming so confident on its training images that their gradients vanish.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -58,7 +58,7 @@ class Classifier(LightningModule):
         check_choice("lr_schedule", lr_schedule, LR_SCHEDULES)
         if optimizer is not None and not callable(optimizer):
             raise TypeError(
-                f"`optimizer` must be a callable that makes an optimizer of parameters, got {optimizer!r}."
+                f"`optimizer` must be a callable that makes an optimizer from parameters, got {optimizer!r}."
             )
         self.net = net
         self.lr_schedule = lr_schedule

@@ -1,8 +1,8 @@
-"""Checks of what a received file states: exact types, bounds, and words of others shown short.
+"""Checks of the values that a received file states: exact types and bounds, and shortened foreign text.
 
 The checks of :mod:`gradsigns_lightning.core.utils.checks` are for arguments, whose author may see all of
-them. A file may come from anyone, so here a subclass is no integer, and nothing is shown that could fill the
-screen or be costly to write out.
+them. A file may come from anyone, so here an instance of a subclass is not an integer, and nothing is shown
+that could fill the screen or be costly to format.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Check = Callable[[str, Any], Any]
 
 
 def shown(value: Any) -> str:
-    """Return ``value`` for a message: short plain values by ``repr``, of everything else the type alone."""
+    """Return ``value`` for a message: a plain value by its shortened ``repr``, any other by its type."""
     if isinstance(value, str):
         return repr(value) if len(value) <= _LONGEST else f"{value[:_LONGEST]!r}... ({len(value)} characters)"
     if value is None or isinstance(value, (bool, float)):
@@ -41,7 +41,7 @@ def whole(minimum: int, maximum: int) -> Check:
 
 
 def real(minimum: float, maximum: float, *, above: bool = False) -> Check:
-    """Return the check of a finite number in ``[minimum, maximum]``; ``above`` leaves ``minimum`` out."""
+    """Return the check of a finite number in ``[minimum, maximum]``; ``above`` excludes ``minimum``."""
 
     def check(name: str, value: Any) -> float:
         finite = (
@@ -69,7 +69,7 @@ def each(check: Check, *, shortest: int, longest: int) -> Check:
 
 
 def one_of(allowed: Callable[[], Any], what: str) -> Check:
-    """Return the check of a value of exactly those types and values that ``allowed()`` holds; ``what`` names them."""
+    """Return the check of a value that equals one of ``allowed()``, in type too; ``what`` names them."""
 
     def check(name: str, value: Any) -> Any:
         if not any(type(value) is type(entry) and value == entry for entry in allowed()):
@@ -83,7 +83,7 @@ def mapping(value: Any, what: str) -> dict[Any, Any]:
     """Return ``value`` as a plain dictionary.
 
     Raises:
-        ValueError: it is none; ``what`` names it.
+        ValueError: it is not a dictionary; the message calls it ``what``.
     """
     if not isinstance(value, dict):
         raise ValueError(f"`checkpoint`: its {what} must be a dictionary, got {shown(value)}.")

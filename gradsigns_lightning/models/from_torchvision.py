@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.core.utils.optional import require
 
-# In training mode these two return auxiliary logits too, unless told otherwise.
+# By default, these two return auxiliary logits too in training mode.
 _PLAIN = {"aux_logits": False, "init_weights": True}
 _EXTRA: dict[str, dict[str, Any]] = {"googlenet": _PLAIN, "inception_v3": _PLAIN}
 

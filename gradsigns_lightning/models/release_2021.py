@@ -70,14 +70,15 @@ class ReleasedKey:
 
     @cached_property
     def commitment(self) -> str:
-        """SHA-256 of the arrays; it commits to nothing that was fixed before 2021's release. 64 hexadecimal digits."""
+        """SHA-256 of the arrays, 64 hexadecimal digits; it commits to nothing older than the release."""
         digest = hashlib.sha256(b"gradsigns/released-2021\n")
         for array in (self.carriers, self.projection, self.signature):
             digest.update(array.numpy().tobytes())
         return digest.hexdigest()
 
     def __repr__(self) -> str:
-        return f"ReleasedKey(n_bits={self.n_bits}, n_carriers={self.n_carriers}, target_class={self.target_class})"
+        sizes = f"n_bits={self.n_bits}, n_carriers={self.n_carriers}"
+        return f"ReleasedKey({sizes}, target_class={self.target_class})"
 
 
 class ReleasedModel(nn.Module):
@@ -108,7 +109,7 @@ def load_2021(
     Args:
         folder: holds ``embed_key.npy``, ``grad_select.npy``, ``wm.npy`` and one Keras model ``*.hdf5``.
         mean_image: mean image of the CIFAR-10 training set, shape ``(3, 32, 32)``, float32 in [0, 1], which
-            the network's input had subtracted; by default the mean of each channel.
+            was subtracted from the network's inputs; by default the mean of each channel.
 
     Returns:
         The key and the model in evaluation mode; the model takes raw images.
@@ -116,7 +117,7 @@ def load_2021(
     Raises:
         FileNotFoundError: a file is missing; it is a :class:`ValueError` too.
         ValueError: a file is damaged or does not have the released shape.
-        TypeError: ``mean_image`` is no tensor.
+        TypeError: ``mean_image`` is not a tensor.
         ImportError: h5py is not installed.
     """
     path = Path(folder).expanduser()
@@ -150,8 +151,8 @@ def _read_key(folder: Path) -> ReleasedKey:
     if not fit or not np.isin(bits, (0, 1)).all() or not np.isfinite(projection).all():
         raise ValueError(
             f"`folder`: the arrays in {str(folder)!r} do not fit together: embed_key {projection.shape}, "
-            f"grad_select {mask.shape}, wm {bits.shape}; mask and mark must hold 0 and 1 alone, the "
-            f"projection finite numbers."
+            f"grad_select {mask.shape}, wm {bits.shape}; mask and mark must hold only 0 and 1, the "
+            "projection finite numbers."
         )
     # Their columns follow the image flattened as height, width, channel; ours follow channel, height, width.
     channels, height, width = _INPUT_SHAPE
@@ -166,7 +167,7 @@ def _read_key(folder: Path) -> ReleasedKey:
 
 
 def _read_array(path: Path) -> np.ndarray[Any, Any]:
-    """Return the array in a file as it lies there: whatever shape its header claims, no memory is taken for it."""
+    """Return the array in a file, memory-mapped: no memory is allocated for the shape that it claims."""
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
     except Exception as error:  # a forged header makes NumPy raise more than it documents
@@ -201,11 +202,14 @@ def _read_keras(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 class _WrongWeightError(ValueError):
-    """A weight is missing, elsewhere, or has another shape."""
+    """A weight is missing, stored elsewhere, or has another shape."""
 
 
 def _read_weight(h5py: Any, file: Any, source: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Return the weight ``layer/name``; links are not followed, and nothing is read that lies in another file or is packed."""
+    """Return the weight ``layer/name``.
+
+    Links are not followed, and nothing is read that is stored in another file or compressed.
+    """
     layer, _, name = source.partition("/")
     node = file
     for part in ("model_weights", layer, layer, f"{name}:0"):
@@ -217,8 +221,7 @@ def _read_weight(h5py: Any, file: Any, source: str, shape: tuple[int, ...]) -> n
             f"`folder`: weight {str(source)!r} must have shape {shape}, got {getattr(node, 'shape', None)}."
         )
     plan = node.id.get_create_plist()
-    # Filters, which may be libraries to load, and chunks, which may be larger than the whole, are what Keras
-    # does not use.
+    # Keras uses neither filters, which may load libraries, nor chunks, which may be larger than the whole.
     plain = plan.get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT) and plan.get_external_count() == 0
     if not plain or node.dtype.kind != "f" or node.dtype.itemsize > 8:
         raise _WrongWeightError(f"`folder`: weight {str(source)!r} must be plain numbers in the file itself.")
@@ -250,7 +253,7 @@ def _to_torch_layout(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _keras_name(layer: str, parameter: str) -> str:
-    """Return the Keras name of a parameter; Keras numbers the layers of a kind in the order in which it made them."""
+    """Return the Keras name of a parameter; Keras numbers the layers of a kind in the order of creation."""
     if layer == "head":
         return f"dense_1/{'kernel' if parameter == 'weight' else 'bias'}"
     if layer in _NORM_LAYERS:

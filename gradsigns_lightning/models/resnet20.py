@@ -19,9 +19,9 @@ class ResNet20(nn.Module):
 
     It is the 20-layer CIFAR network of He et al. (2016) with the details of the Keras example: every
     convolution has a bias; the shortcuts of the second and third stack are 1x1 convolutions of stride 2
-    without normalization; "same" padding is TensorFlow's; batch normalization has epsilon 1e-3 and, unless
-    told otherwise, PyTorch's momentum; weights are he_normal. With 3 channels and 10 classes it has 273,066
-    trainable parameters and 1,376 running statistics.
+    without normalization; "same" padding is TensorFlow's; batch normalization has epsilon 1e-3 and by default
+    PyTorch's momentum; weights are he_normal. With 3 channels and 10 classes it has 273,066 trainable
+    parameters and 1,376 running statistics.
 
     Args:
         in_channels: channels of the images, >= 1.
@@ -63,8 +63,8 @@ class SameConv2d(nn.Conv2d):
     """Convolution with TensorFlow's "same" padding, and a bias.
 
     The output has ``ceil(size / stride)`` rows and columns. Where the padding is odd, the right and the
-    bottom get the larger
-    half: a 3x3 convolution of stride 2 pads an even size on the right and at the bottom only.
+    bottom get the larger half: a 3x3 convolution of stride 2 pads an even size on the right and at the bottom
+    only.
 
     Args:
         in_channels: channels of the input.
@@ -77,7 +77,7 @@ class SameConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel, stride)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the convolution of ``input``, shape ``(n, out_channels, ceil(H / stride), ceil(W / stride))``."""
+        """Return the convolution, shape ``(n, out_channels, ceil(H / stride), ceil(W / stride))``."""
         top, bottom = _same_padding(input.shape[2], self.kernel_size[0], self.stride[0])
         left, right = _same_padding(input.shape[3], self.kernel_size[1], self.stride[1])
         if (top, left) == (bottom, right):

@@ -1,4 +1,4 @@
-"""Networks without values: names and shapes of the weights before any memory is taken for them."""
+"""Networks without values: names and shapes of the weights, before any memory is allocated for them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ _ALLOCATORS = (torch.empty, torch.zeros, torch.ones)
 
 
 def skeleton(make: Callable[[], Module]) -> Module:
-    """Return the module that ``make`` makes, with weights on the meta device, which have shapes and no values.
+    """Return the module that ``make`` makes, with weights on the meta device: shapes without values.
 
     Args:
-        make: makes a module out of layers of torch, which take the memory of their weights empty, as zeros or
-            as ones.
+        make: makes a module from torch's layers, which allocate their weights empty, as zeros or as ones.
     """
     with _WeightsOnMeta():
         return make()
 
 
 class _WeightsOnMeta(TorchFunctionMode):
-    """As ``with torch.device("meta")``, but sequences have values: torchvision's RegNet computes its widths with ``arange``."""
+    """Like ``with torch.device("meta")``, but sequences keep their values.
+
+    torchvision's RegNet computes its widths with ``arange``.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -1,7 +1,8 @@
-"""What :func:`verify_api` can ask besides modules and callables: ONNX files and HTTP endpoints.
+"""Oracles that :func:`verify_api` can query besides modules and callables: ONNX files and HTTP endpoints.
 
-An oracle takes raw images and gives scores or labels; what its files and replies may make the reader do is
-bounded here. Nothing here knows a key, except that :func:`normalized` makes the inputs that a key describes.
+An oracle takes raw images and returns scores or labels. This package bounds the time and memory that foreign
+files and replies can cost the reader. Nothing here depends on a key, except :func:`normalized`, which makes
+the inputs that a key describes.
 """
 
 from gradsigns_lightning.oracles.http import HttpOracle, OracleError

@@ -1,4 +1,4 @@
-"""A prediction API behind HTTP."""
+"""An oracle behind an HTTP endpoint."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ if TYPE_CHECKING:
 
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)
 _LARGEST_REPLY = 64 << 20  # bytes
-_MOST_VALUES = 1 << 21  # in a reply's JSON; 32 images of 22,000 classes have a third of it
-_LARGEST_TRANSFER = 2 * _LARGEST_REPLY  # with headers and framing
+_MOST_VALUES = 1 << 21  # in a reply's JSON; 32 images with 22,000 classes take a third of it
+_LARGEST_TRANSFER = 2 * _LARGEST_REPLY  # in bytes, with headers and framing
 _TOO_LARGE = f"The endpoint's reply is larger than {_LARGEST_REPLY >> 20} MiB."
 _CHUNK = 1 << 16
-_SHOWN = 200  # characters of an answer, in an error
+_SHOWN = 200  # characters of a reply in an error message
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
 class OracleError(RuntimeError):
-    """An endpoint cannot be reached, keeps failing, or answers with something else than scores."""
+    """An endpoint cannot be reached, keeps failing, or replies with something other than scores."""
 
 
 class HttpOracle:
-    """Asks an HTTP endpoint for scores, patiently.
+    """Queries an HTTP endpoint for scores, and repeats requests that fail for a time.
 
-    Failures that may pass (no connection, time-outs, status 408, 425, 429 and 5xx) are repeated after a
-    growing pause, or after the time that ``Retry-After`` asks for. Redirects are not followed, so that images
-    and credentials go nowhere else.
+    Transient failures (no connection, time-outs, status 408, 425, 429, 500, 502, 503 and 504) are retried
+    after a growing pause, or after the time that ``Retry-After`` asks for. Redirects are not followed, so
+    that images and credentials go nowhere else.
 
-    A request so takes at most ``(retries + 1) * timeout`` seconds and the pauses between, ``pause *
-    (2**retries - 1)`` in all, or up to ``longest_pause`` each where the server asks for it: 196 seconds with
-    the defaults and a silent server. Looking up the host's name comes on top, and each further address of a
-    host that does not connect. A reply has at most 64 MiB, unpacked. All requests together take at most
-    ``time_limit``.
+    A request thus takes at most ``(retries + 1) * timeout`` seconds plus the pauses between the attempts,
+    ``pause * (2**retries - 1)`` in all, or up to ``longest_pause`` each where the server asks for it: 196
+    seconds with the defaults and a silent server. Resolving the host's name adds to that, and so does each
+    further address of a host that does not connect. A reply has at most 64 MiB, unpacked. All requests
+    together take at most ``time_limit``.
 
     Args:
         url: the endpoint, ``http://`` or ``https://``.
-        protocol: how it speaks: :class:`OpenInferenceProtocol`, :class:`MlflowProtocol` or
-            :class:`JsonTemplate`.
+        protocol: the endpoint's format of requests and replies: :class:`OpenInferenceProtocol`,
+            :class:`MlflowProtocol` or :class:`JsonTemplate`.
         headers: sent with every request, for example ``{"Authorization": "Bearer ..."}``; never shown.
-        timeout: seconds from connecting to the last byte of the reply; whatever takes longer is broken off.
+        timeout: seconds from connecting to the last byte of the reply; whatever takes longer is aborted.
         retries: repetitions of a failed request, 0 or more.
-        pause: seconds before the first repetition; each further one doubles it.
-        longest_pause: seconds; a server that asks for more patience ends the reading.
-        time_limit: seconds from the first request on after which no other is begun; a day by default.
+        pause: seconds before the first repetition; it doubles with each further one.
+        longest_pause: longest pause in seconds; if a server asks for a longer one, the reading ends.
+        time_limit: seconds after the first request from which on no other is sent; a day by default.
 
     Raises:
         ValueError: an argument is out of range.
@@ -79,7 +79,7 @@ class HttpOracle:
     ) -> None:
         require("requests", extra="http")
         if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-            # the rest may be secret
+            # user, password and query may be secret
             shown = url.rpartition("@")[2].partition("?")[0] if isinstance(url, str) else url
             raise ValueError(f"`url` must start with http:// or https://, got {shown!r}.")
         self._url, self._protocol = url, protocol
@@ -97,7 +97,7 @@ class HttpOracle:
         """Return scores or labels of raw images ``(n, C, H, W)``, float32.
 
         Raises:
-            OracleError: the endpoint does not give them.
+            OracleError: the endpoint does not return them.
         """
         images = images.detach().cpu()
         try:
@@ -134,11 +134,11 @@ class HttpOracle:
         if time.monotonic() - self._began > self._time_limit:
             raise OracleError(
                 f"The endpoint has taken longer than `time_limit`, {self._time_limit:g} s; with a journal "
-                f"the reading goes on."
+                "the reading can be continued."
             )
 
     def _attempt(self, method: str, url: str, body: Json) -> tuple[bytes | None, str, float]:
-        """Send a request once; return the reply's content or None, why there is none, and how long the server asks to wait."""
+        """Send a request once; return the content or None, the reason for None, and the seconds to wait."""
         import requests
         import urllib3
 
@@ -166,40 +166,40 @@ class HttpOracle:
 
 
 class Endpoint(HttpOracle):
-    """As :class:`HttpOracle`, for who asks an endpoint of their own choice: errors say where it is and what it answered.
+    """An :class:`HttpOracle` for the command line, whose errors show the endpoint's address and its reply.
 
-    What a server answers may be a secret of somebody's, so that in a library's errors, which go into logs, it
-    does not stand. Arguments are the same.
+    A reply may contain secrets, so errors of the library, which end up in logs, do not show it. The arguments
+    are those of :class:`HttpOracle`.
     """
 
     def __init__(self, url: str, *arguments: Any, **settings: Any) -> None:
         super().__init__(url, *arguments, **settings)
-        self._answer = b""
+        self._reply = b""
         self._session.hooks["response"].append(self._read_refusal)
 
     def __call__(self, images: Tensor) -> Json:
         """Return scores or labels of raw images ``(n, C, H, W)``, float32.
 
         Raises:
-            OracleError: the endpoint does not give them.
+            OracleError: the endpoint does not return them.
         """
         try:
             return super().__call__(images)
         except OracleError as error:
-            answer = self._answer.decode("utf-8", "replace").strip()
-            said = f" It answered: '{printable(answer, limit=_SHOWN)}'." if answer else ""
+            reply = self._reply.decode("utf-8", "replace").strip()
+            said = f" It answered: '{printable(reply, limit=_SHOWN)}'." if reply else ""
             raise OracleError(f"`endpoint` {without_credentials(self._url)}: {error}{said}") from error
 
     def _attempt(self, method: str, url: str, body: Json) -> tuple[bytes | None, str, float]:
-        self._answer = b""
+        self._reply = b""
         content, reason, wait = super()._attempt(method, url, body)
-        self._answer = self._answer if content is None else content[: 4 * _SHOWN]
+        self._reply = self._reply if content is None else content[: 4 * _SHOWN]
         return content, reason, wait
 
     def _read_refusal(self, response: requests.Response, *_: Any, **__: Any) -> None:
         if not response.ok and "Content-Encoding" not in response.headers:
-            with suppress(Exception):  # the status is the reason; this is beside it
-                self._answer = response.raw.read(4 * _SHOWN, decode_content=False)
+            with suppress(Exception):  # the status is the reason; the body only explains it
+                self._reply = response.raw.read(4 * _SHOWN, decode_content=False)
 
 
 def without_credentials(url: str) -> str:
@@ -213,13 +213,13 @@ def without_credentials(url: str) -> str:
 
 
 def _content(response: requests.Response) -> bytes:
-    """Read a reply within the size allowed, also where few bytes unpack to many."""
-    packing = response.headers.get("Content-Encoding", "identity").strip().lower() or "identity"
-    if packing not in ("identity", "gzip", "x-gzip", "deflate"):
+    """Read a reply of a bounded size, also where a few bytes unpack to many."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower() or "identity"
+    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
         raise OracleError(
-            f"The endpoint's reply is packed in a way that was not asked for: {packing[:80]!r}."
+            f"The endpoint's reply has a content encoding that was not asked for: {encoding[:80]!r}."
         )
-    unpacker = None if packing == "identity" else zlib.decompressobj(_GZIP_OR_ZLIB)
+    unpacker = None if encoding == "identity" else zlib.decompressobj(_GZIP_OR_ZLIB)
     content = bytearray()
     try:
         for chunk in response.raw.stream(_CHUNK, decode_content=False):
@@ -227,12 +227,12 @@ def _content(response: requests.Response) -> bytes:
             if len(content) > _LARGEST_REPLY:
                 raise OracleError(_TOO_LARGE)
     except zlib.error as error:
-        raise OracleError("The endpoint's reply is packed, and cannot be unpacked.") from error
+        raise OracleError("The endpoint's reply is compressed, and cannot be decompressed.") from error
     return bytes(content)
 
 
 def _retry_after(response: requests.Response) -> float:
-    """Return the seconds that ``Retry-After`` asks for, as a number or a date (RFC 9110, section 10.2.3); 0 without it."""
+    """Return the seconds that ``Retry-After`` asks for (RFC 9110, section 10.2.3); 0 without that header."""
     from urllib3.exceptions import InvalidHeader
     from urllib3.util import Retry
 

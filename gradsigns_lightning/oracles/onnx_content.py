@@ -1,4 +1,4 @@
-"""What an ONNX file may hold, checked before the runtime sees it."""
+"""Checking the content of an ONNX file before the runtime sees it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from gradsigns_lightning.core.utils.files import error_about
 from gradsigns_lightning.core.utils.optional import require
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
-# what the runtime makes of functions that call functions: nodes, bytes
+# nodes and bytes after the runtime has inlined all functions
 _MAX_NODES, _MAX_INLINED = 1 << 18, 1 << 28
-_NODES_OF_A_GRAPH = 8  # a graph in a node takes as much memory as so many
-# What the parts of a file take in memory once the runtime has them, in bytes; more than was measured.
+_NODES_OF_A_GRAPH = 8  # a subgraph in a node takes as much memory as this many nodes
+# Bytes that the parts of a file take in memory once the runtime has parsed them; more than was measured.
 _MOST_TAKEN = 1 << 31
 _TAKES = {"GraphProto": 1 << 15, "NodeProto": 1 << 12}
 _MESSAGE_TAKES, _FIELD_TAKES, _NUMBER_TAKES = 1 << 10, 1 << 8, 1 << 3
-_AS_LONG_AS_THEY_ARE = (5, 6, 9)  # kinds of fields: double, float, text
+_AS_LONG_AS_THEY_ARE = (5, 6, 9)  # C++ types of fields that do not grow when parsed: double, float, string
 _LONGEST_NUMBER = 10  # bytes
-_FILE_READERS = ("EPContext",)  # operators that name a file
-_GREEDY = ("RoiAlign",)  # operators that take memory of no allocator by what a few bytes of the file say
+_FILE_READERS = ("EPContext",)  # operators that refer to a file
+# operators that allocate memory outside any allocator, as much as a few bytes of the file ask for
+_GREEDY = ("RoiAlign",)
 _STRING = 8  # TensorProto.STRING
 
 
 def checked_content(file: Path) -> bytes:
-    """Return the model in ``file``, written anew, so that the runtime reads what was checked and nothing else.
+    """Return the model in ``file``, serialized again, so that the runtime reads exactly what was checked.
 
     Raises:
-        ValueError: it is no model, or holds what :class:`OnnxOracle` refuses.
+        ValueError: the file is not a model, or contains something that :class:`OnnxOracle` refuses.
         ImportError: onnx is not installed.
     """
     onnx = require("onnx", extra="onnx")
@@ -43,7 +44,7 @@ def checked_content(file: Path) -> bytes:
     model = _parsed(file, onnx.ModelProto)
     if any(_names_files(message) for message in _messages(model)):
         raise ValueError(
-            f"`path`: the model in {str(file)!r} names other files; export it with its weights inside."
+            f"`path`: the model in {str(file)!r} refers to other files; export it with its weights inside."
         )
     if any(message.DESCRIPTOR.name == "SparseTensorProto" for message in _messages(model)):
         raise ValueError(
@@ -61,10 +62,8 @@ def checked_content(file: Path) -> bytes:
         )
     if not _is_small_inlined(model):
         raise ValueError(
-            f"`path`: the functions of the model in {str(file)!r} must not call themselves and come to at "
-            f"most {_MAX_NODES} "
-            f"nodes and {_MAX_INLINED} bytes when each call is replaced by its function; export it without "
-            f"functions."
+            f"`path`: the functions of the model in {str(file)!r} must not call themselves, and must take "
+            f"at most {_MAX_NODES} nodes and {_MAX_INLINED} bytes when inlined; export it without functions."
         )
     model.DiscardUnknownFields()
     checked: bytes = model.SerializeToString()
@@ -77,24 +76,23 @@ def _parsed(file: Path, kind: Any) -> Any:
         is_small = _taken(content, kind.DESCRIPTOR) <= _MOST_TAKEN
         model = kind.FromString(content) if is_small else None
     except Exception as error:  # protobuf's implementations raise errors of their own
-        raise ValueError(f"`path`: {str(file)!r} is damaged or no ONNX model that can be run.") from error
+        raise ValueError(f"`path`: {str(file)!r} is damaged or not an ONNX model that can be run.") from error
     if model is None:
-        most = f"at most {_MOST_TAKEN >> 30} GiB in memory beside its weights"
+        most = f"at most {_MOST_TAKEN >> 30} GiB in memory besides its weights"
         raise ValueError(
             f"`path`: the model in {str(file)!r} must take {most}; it has too many nodes or other parts, or "
-            f"whole numbers "
-            "that are not raw data."
+            "integers that are not raw data."
         )
     if not model.HasField("graph"):
-        raise ValueError(f"`path`: {str(file)!r} is damaged or no ONNX model that can be run.")
+        raise ValueError(f"`path`: {str(file)!r} is damaged or not an ONNX model that can be run.")
     return model
 
 
 def _taken(content: bytes, kind: Any) -> int:
-    """Return what the parts of a protobuf message of some kind take in memory; found without building any.
+    """Return the bytes that a protobuf message of some kind takes in memory, without parsing it into objects.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the message is damaged.
     """
     taken, pending = 0, [(0, len(content), kind)]
     while pending:
@@ -125,7 +123,7 @@ def _taken(content: bytes, kind: Any) -> int:
 
 
 def _number(content: bytes, position: int) -> tuple[int, int]:
-    """Return protobuf's number at a position, and the position after it."""
+    """Return the protobuf varint at a position, and the position after it."""
     value = content[position]
     if value < 128:  # nearly all
         return value, position + 1
@@ -139,7 +137,7 @@ def _number(content: bytes, position: int) -> tuple[int, int]:
 
 
 def _names_files(message: Any) -> bool:
-    """Tell whether a part of an ONNX model is a tensor or an operator whose content is in another file."""
+    """Tell whether a message is a tensor or an operator whose content is in another file."""
     kind = message.DESCRIPTOR.name
     if kind == "TensorProto":
         return bool(message.data_location == message.EXTERNAL or message.external_data)
@@ -147,8 +145,8 @@ def _names_files(message: Any) -> bool:
 
 
 def _has_texts(model: Any) -> bool:
-    """Tell whether a model has, or makes, tensors of texts, whose memory the runtime does not bound."""
-    # the attribute that a cast's type is in, and those that it is taken from in functions' calls
+    """Tell whether a model has, or makes, tensors of strings, whose memory the runtime does not bound."""
+    # the attribute with a cast's type, and the attributes of function calls that it may refer to
     types = {"to"}
     references = {(part.name, part.ref_attr_name) for part in _attributes(model) if part.ref_attr_name}
     while more := {source for name, source in references if name in types} - types:
@@ -163,7 +161,8 @@ def _has_texts(model: Any) -> bool:
 
 
 def _is_of_texts(name: str | bytes) -> bool:
-    """Tell whether an operator's attribute of this name holds texts; protobuf gives a name that is no UTF-8 as bytes."""
+    """Tell whether an operator's attribute of this name holds strings."""
+    # protobuf returns a name that is not UTF-8 as bytes
     return isinstance(name, str) and name.endswith(("_string", "_strings"))
 
 
@@ -172,7 +171,7 @@ def _attributes(model: Any) -> Iterator[Any]:
 
 
 def _is_small_inlined(model: Any) -> bool:
-    """Tell whether a model stays within bounds when the runtime replaces each call of a function by the function's nodes."""
+    """Tell whether a model stays within bounds when the runtime inlines its functions."""
     functions: dict[Any, list[Any]] = defaultdict(list)
     for function in model.functions:
         functions[_name(function, function.name)].append(function)
@@ -198,7 +197,7 @@ def _is_small_inlined(model: Any) -> bool:
 def _inlined(
     nodes: list[Any], n_graphs: int, n_bytes: int, sizes: dict[Any, tuple[int, int]]
 ) -> tuple[int, int]:
-    """Return the number of nodes and bytes that ``nodes`` come to; a number beyond the bounds may be any such number."""
+    """Return how many nodes and bytes ``nodes`` take when inlined, each cut off above its bound."""
     n_nodes = len(nodes) + _NODES_OF_A_GRAPH * n_graphs
     for call in nodes:
         inner = sizes.get(_name(call, call.op_type))
@@ -209,7 +208,8 @@ def _inlined(
 
 
 def _copied(attributes: Any) -> int:
-    """Return the bytes that a function's node may copy by referring to its call's attributes; a graph is beyond bounds."""
+    """Return the bytes that a function's node may copy by referring to its call's attributes."""
+    # a subgraph among them is beyond any bound
     if any(attribute.HasField("g") or attribute.graphs for attribute in attributes):
         return _MAX_INLINED + 1
     return sum(attribute.ByteSize() for attribute in attributes)
@@ -224,15 +224,15 @@ def _n_graphs(parts: list[Any]) -> int:
 
 
 def _name(part: Any, name: str) -> tuple[str, str, str]:
-    """Return what a function and its calls have in common."""
+    """Return the identifier that a function shares with its calls: domain, name and overload."""
     return "" if part.domain == "ai.onnx" else part.domain, name, getattr(part, "overload", "")
 
 
 def _messages(message: Any) -> Iterator[Any]:
-    """Yield a protobuf message and all messages in it, at any depth: initializers, attributes, subgraphs, functions."""
+    """Yield a protobuf message and all messages in it, at any depth."""
     yield message
     if message.DESCRIPTOR.name == "TensorProto":
-        return  # to list its fields would copy its numbers
+        return  # listing its fields would copy its numbers
     for field, value in message.ListFields():
         if field.message_type is not None:
             for part in [value] if hasattr(value, "ListFields") else value:

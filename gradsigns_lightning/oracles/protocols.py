@@ -1,4 +1,4 @@
-"""How images become a request and a reply becomes scores."""
+"""Wire protocols: how images become a request, and how a reply becomes scores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class WireProtocol(Protocol):
         ...
 
     def prepare(self, url: str, get: Callable[[str], Json]) -> None:
-        """Ask the server what must be known before the first request; ``get`` returns the JSON at an address."""
+        """Fetch what must be known before the first request; ``get`` returns the JSON at an address."""
         ...
 
     def request(self, images: Tensor) -> Json:
@@ -50,10 +50,10 @@ class WireProtocol(Protocol):
 
 
 class OpenInferenceProtocol:
-    """Open Inference Protocol V2, as KServe, Triton and MLServer speak it, over JSON.
+    """Speaks the Open Inference Protocol V2 of KServe, Triton and MLServer, over JSON.
 
-    The endpoint is the model's address, ``http://host/v2/models/NAME`` (or with ``/versions/V``, or with
-    ``/infer``).
+    The endpoint is the model's address, ``http://host/v2/models/NAME``, optionally with ``/versions/V`` or
+    ``/infer``.
 
     Args:
         output: name of the output that holds the scores; the first by default.
@@ -73,7 +73,7 @@ class OpenInferenceProtocol:
             (described,) = get(_with_suffix(url, "/infer", ""))["inputs"]
             self._name, self._datatype = str(described["name"]), str(described["datatype"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError("the model's description does not name one input") from error
+            raise ValueError("the model's description does not name exactly one input") from error
         if self._datatype not in ("FP32", "FP64", "UINT8"):
             raise ValueError(
                 f"the model's input must be of datatype FP32, FP64 or UINT8, not "
@@ -101,7 +101,7 @@ class OpenInferenceProtocol:
 
 
 class MlflowProtocol:
-    """MLflow's scoring server, ``/invocations``: images as nested lists ``(n, C, H, W)`` under ``inputs``.
+    """Speaks to MLflow's scoring server: images as nested lists ``(n, C, H, W)`` under ``inputs``.
 
     The endpoint is the server's address, with or without ``/invocations``.
     """
@@ -125,21 +125,20 @@ class MlflowProtocol:
 
 
 class JsonTemplate:
-    """Any JSON service, described by an example of its request and by where the scores stand in its reply.
+    """Speaks to any JSON service, given an example of its request and the place of the scores in its reply.
+
+    For a single image, the reply's answer is a list of scores, a label, an object that maps names to scores,
+    or a list of objects with a label and a score each; for several images, a list of these. Classes that the
+    service leaves out get NaN.
 
     Args:
         request: the body; in it ``"$images"`` stands for all images as nested lists ``(n, C, H, W)`` of
             floats, ``"$pixels"`` for ``(n, H, W, C)`` of integers, ``"$pngs"`` for a list of PNG files in
-            base64. ``"$image"``, ``"$png"`` and ``"$jpeg"`` (quality 100) stand for one; then every image is
-            a request of its own.
-        answer: JSON pointer (RFC 6901) to what stands for the images, ``"/predictions"``; empty for the whole
-            reply.
-        classes: names of all classes in the order of the model's outputs, where the service answers with
-            names.
-
-    Where one image is asked about, the answer is a list of scores, a label, an object of names and scores, or
-    a list of objects with a label and a score; where several are, a list of these. What a service leaves out
-    becomes NaN.
+            base64. ``"$image"``, ``"$png"`` and ``"$jpeg"`` (quality 100) stand for a single image; then
+            every image gets a request of its own.
+        answer: JSON pointer (RFC 6901) to the answer in the reply, for example ``"/predictions"``; empty if
+            the answer is the whole reply.
+        classes: names of all classes in the order of the model's outputs, if the service answers with names.
 
     Raises:
         ValueError: the request has not exactly one placeholder.
@@ -205,7 +204,7 @@ class JsonTemplate:
 
 
 def _with_suffix(url: str, suffix: str, instead: str | None = None) -> str:
-    """Return an address whose path ends with ``suffix``, or has something ``instead``; a query stays behind the path."""
+    """Return an address whose path ends with ``suffix``, or with ``instead`` in its place; keeps a query."""
     address, mark, query = url.partition("?")
     return address.rstrip("/").removesuffix(suffix) + (suffix if instead is None else instead) + mark + query
 
@@ -246,7 +245,7 @@ def _at(value: Json, pointer: str) -> Json:
 def _as_files(images: Tensor, kind: str) -> list[str]:
     pillow = require("PIL.Image", extra="http")
     arrays = pixels_of(images).permute(0, 2, 3, 1).numpy()
-    # anything coarser erases the probes
+    # a lower quality would erase the probes
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
     files = []
     for array in arrays:

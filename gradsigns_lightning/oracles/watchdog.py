@@ -1,8 +1,8 @@
-"""Limits of time and size on a whole HTTP exchange.
+"""Limits on the time and size of a whole HTTP exchange.
 
-The time-out of ``requests`` bounds the silence between two bytes only, and it buffers lengths of chunks and
-trailers of any size. A server that sends a byte now and then, or lines without end, would hold its client for
-good.
+The time-out of ``requests`` bounds only the silence between two bytes, and ``requests`` buffers chunk headers
+and trailers of any size. A server that sends a byte now and then, or endless lines, would block its client
+forever.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _current: ContextVar[Watchdog] = ContextVar("watchdog")
 
 
 class ReplyTooLargeError(RuntimeError):
-    """A server sends more than any reply has."""
+    """A server sends more bytes than any valid reply has."""
 
 
 class Watchdog:
-    """A context that breaks off an exchange that is not over in time, whatever it waits for or reads.
+    """A context manager that aborts an exchange after a time, whatever the exchange waits for or reads.
 
-    It shuts down the connections that the exchange uses, so that reading from them ends; what was read then
-    means nothing, even if it looks complete. Looking up a host's name is the system's, and goes on.
+    It shuts down the connections that the exchange uses, so that reading from them ends; what was read must
+    then be discarded, even if it looks complete. It cannot interrupt the system's resolution of a host name.
 
     Args:
         seconds: how long the exchange may take.
 
     Attributes:
-        has_bitten: whether it was broken off.
+        has_bitten: whether the exchange was aborted.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -61,7 +61,7 @@ class Watchdog:
             handle.close()
 
     def guard(self, connection: Any) -> None:
-        """Watch a socket by a duplicate, which TLS does not take over and nobody else closes.
+        """Watch a socket through a duplicate, which TLS does not take over and nobody else closes.
 
         Raises:
             TimeoutError: the time is over.
@@ -75,16 +75,17 @@ class Watchdog:
         with self._lock:
             self.has_bitten = True
             for handle in self._sockets:
-                with suppress(OSError):  # not connected any more
+                with suppress(OSError):  # no longer connected
                     handle.shutdown(socket.SHUT_RDWR)
 
 
 def watched_session(largest: int) -> requests.Session:
-    """Return a session whose exchanges each run under a :class:`Watchdog`; redirects are not followed, nor their bodies read.
+    """Return a session whose exchanges each run under a :class:`Watchdog`.
+
+    It does not follow redirects, and does not read their bodies.
 
     Args:
-        largest: bytes of a reply as they come, with headers and framing; more are a
-            :class:`ReplyTooLargeError`.
+        largest: most bytes of a reply, with headers and framing; more raise :class:`ReplyTooLargeError`.
     """
     import requests
     from requests.adapters import HTTPAdapter
@@ -106,7 +107,7 @@ def watched_session(largest: int) -> requests.Session:
             return None
 
     session = Session()
-    # a server's cookies would grow with every reply
+    # cookies would accumulate with every reply
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     for scheme in ("http://", "https://"):
         session.mount(scheme, Adapter())
@@ -121,12 +122,12 @@ def _watch_pools(manager: Any, largest: int) -> None:
 
 
 def _watched(base: Any, largest: int) -> Any:
-    """Return a class of connections that the current watchdog guards from the first byte on, and whose replies are bounded."""
+    """Return a connection class with bounded replies, guarded by the current watchdog from the start."""
 
     class Connection(base):  # type: ignore[misc]
         def _new_conn(self) -> Any:
             connection = super()._new_conn()
-            _current.get().guard(connection)  # handshakes and proxies' answers may drip, too
+            _current.get().guard(connection)  # handshakes and proxies' replies may drip, too
             return connection
 
         def putrequest(self, *args: Any, **options: Any) -> Any:
@@ -143,7 +144,7 @@ def _watched(base: Any, largest: int) -> Any:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream of at most so many bytes."""
+    """A stream of at most ``left`` bytes."""
 
     def __init__(self, stream: Any, left: int) -> None:
         self._stream, self._left = stream, left

@@ -1,5 +1,5 @@
-"""What commands and benchmarks share: typed configuration, and the objects that are built from it or from a received file.
+"""What commands and benchmarks share: typed configuration, and the objects built from it or a received file.
 
-Nothing here prints or parses a command line (:mod:`gradsigns_lightning.cli` does). Hydra is imported here and
-there only.
+Nothing here prints or parses a command line (:mod:`gradsigns_lightning.cli` does). Only these two packages
+import Hydra.
 """

@@ -1,6 +1,6 @@
-"""From the user's own configuration to objects; the only call of Hydra's ``instantiate``.
+"""Builds objects from the user's own configuration; the only caller of Hydra's ``instantiate``.
 
-Files of others do not come here: what a checkpoint may describe is in
+Received files do not come here: what a checkpoint may describe is in
 :mod:`gradsigns_lightning.models.catalogue`.
 """
 
@@ -33,10 +33,10 @@ def build(
 
     Args:
         config: a configuration node or plain containers.
-        option: where it stands on the command line, of which errors then speak.
-        names: what arguments are called there otherwise than in ``option``.
-        own_code: whether a target may be any code of the user's, for what they write of a training; else it
-            is one of this package, torch, lightning or torchvision.
+        option: its name on the command line, which errors then use.
+        names: names of arguments on the command line that are not ``option.argument``.
+        own_code: whether a target may be any code of the user's own, as in a training; otherwise it must be
+            one of this package, torch, lightning or torchvision.
         arguments: further arguments of the target.
 
     Raises:
@@ -53,7 +53,7 @@ def build(
         raise ValueError(f"`_target_` must name what to build, got {plain!r} without one.")
     try:
         with ExitStack() as scopes:
-            # Hydra 1.4 asks for such a scope, under a name that changed between its pre-releases.
+            # Hydra 1.4 requires such a scope, under a name that changed between its pre-releases.
             scope = getattr(hydra.utils, "execution_whitelist", None) or getattr(
                 hydra.utils, "target_whitelist", None
             )
@@ -71,7 +71,11 @@ def build(
 
 
 def is_target(config: Any, kind: type) -> bool:
-    """Tell whether ``config`` describes a ``kind``, by whichever of its names; what :func:`build` refuses is none."""
+    """Tell whether ``config`` describes a ``kind``, under any of its names.
+
+    Raises:
+        ValueError: a target is not allowed, or does not exist.
+    """
     import hydra.utils
 
     plain = to_plain(config)
@@ -80,13 +84,16 @@ def is_target(config: Any, kind: type) -> bool:
     try:
         with in_pythons_folder():
             found = hydra.utils.get_object(plain["_target_"])
-    except Exception:  # what a module raises; `build` says so
+    except Exception:  # no target, or one whose module raises; `build` reports it
         return False
     return isinstance(found, type) and issubclass(found, kind)
 
 
 def _explained(message: str, config: dict[str, Any], option: str, names: Mapping[str, str]) -> str:
-    """Return an error's message with the arguments under their names on the command line; foreign ones name the part."""
+    """Return an error's message with the arguments under their names on the command line.
+
+    A message from outside this package also names the part of the configuration that raised it.
+    """
     if not _is_own(config):
         return (
             f"`{option}`: {message} ({config['_target_']})" if option else f"{config['_target_']}: {message}"
@@ -183,7 +190,10 @@ def _packages(config: Any, *, own_code: bool) -> set[str]:
 
 
 def _check_is_there(target: str, *, own_code: bool) -> None:
-    """Raise a ``ValueError`` where nothing has the name ``target``, with a similar one; Hydra would print Python's errors."""
+    """Raise a ``ValueError`` that suggests a similar name if nothing is called ``target``.
+
+    Hydra would print Python's errors.
+    """
     try:
         resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
@@ -194,7 +204,7 @@ def _check_is_there(target: str, *, own_code: bool) -> None:
             close = []
         hint = f" Did you mean {place}.{close[0]}?" if close else ""
         if own_code and not close and target.partition(".")[0] not in ALLOWED_PACKAGES:
-            hint = f" {error}. code=FOLDER says where modules of yours lie, code=. that they lie in the current folder."
+            hint = f" {error}. code=FOLDER names the folder of your own modules, code=. the current folder."
         raise ValueError(
             f"`_target_` must name a class or function, got {target!r}, which is not there.{hint}"
         ) from error

@@ -1,4 +1,4 @@
-"""What a run adds to its Trainer beside the watermark: a clock, and what saves a new key."""
+"""The callbacks of a run besides the watermark: one measures time, one saves a new key."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ SECONDS_METRIC = "time/seconds_per_epoch"
 
 
 class EpochTimer(Callback):
-    """Logs the median over epochs of the seconds from the first to the last training batch, validation left out.
+    """Logs the median over epochs of the seconds from the first to the last training batch.
 
-    It is logged as a metric, because a Trainer that spawns processes brings nothing else back.
+    Validation is left out. The median is logged as a metric, because a Trainer that spawns processes returns
+    nothing else.
     """
 
     def __init__(self) -> None:
@@ -49,11 +50,11 @@ class EpochTimer(Callback):
 
 
 class KeyKeeper(Callback):
-    """Saves a new key when the first batch was trained, so that a training that never began leaves none behind.
+    """Saves a new key after the first training batch, so that a training that never began leaves none behind.
 
     Args:
         key: the key.
-        file: where it is saved unless it is there.
+        file: the file to save it to, unless it exists.
     """
 
     def __init__(self, key: WatermarkKey, file: Path) -> None:
@@ -61,7 +62,7 @@ class KeyKeeper(Callback):
         self.file = file
 
     def keep(self) -> None:
-        """Save the key unless its file is there."""
+        """Save the key unless its file exists."""
         if not self.file.exists():
             self.key.save(self.file)
 

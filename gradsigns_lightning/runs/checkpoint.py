@@ -1,8 +1,8 @@
-"""What ``gradsigns train`` writes into a checkpoint so that ``gradsigns verify`` can rebuild the model, and run nothing else.
+"""The description in a checkpoint of ``gradsigns train``, from which ``gradsigns verify`` rebuilds the model.
 
-A checkpoint may come from anyone. Its tensors are read by ``torch.load(weights_only=True)``, its description
-is checked against the table of networks, and memory is taken for a network only when the file holds weights
-of its names and shapes.
+A checkpoint may come from anyone, and nothing in it is run. Its tensors are read by
+``torch.load(weights_only=True)``, its description is checked against the table of networks, and memory is
+allocated for a network only if the file holds weights with its names and shapes.
 """
 
 from __future__ import annotations
@@ -44,18 +44,17 @@ def describe(model: dict[str, Any], data: dict[str, Any], commitment: str) -> di
 
 
 def read_checkpoint(path: str, *, argument: str = "checkpoint") -> dict[str, Any]:
-    """Read a checkpoint as plain data; nothing in it is run, and no more memory is taken than the file is long.
+    """Read a checkpoint as plain data: nothing in it is run, and it takes no more memory than its size.
 
     Raises:
-        ValueError: the file is missing or no checkpoint with weights.
+        ValueError: the file is missing, or is not a checkpoint with weights.
     """
     file = Path(path).expanduser()
     check_is_file(argument, str(path), "a checkpoint file")
     if file.suffix == ".safetensors":
         raise ValueError(
             f"`{argument}`: {str(path)!r} holds weights alone, so how to build its model is not known. Load "
-            f"it in Python and "
-            "call gradsigns_lightning.verify(model, key, images)."
+            "it in Python and call gradsigns_lightning.verify(model, key, images)."
         )
     try:
         check_archive(file)
@@ -63,7 +62,7 @@ def read_checkpoint(path: str, *, argument: str = "checkpoint") -> dict[str, Any
     except Exception as error:  # what a forged pickle makes torch raise has no base class in common
         reason = f": {str(error)[:200]}" if type(error) is ValueError else ""
         raise ValueError(
-            f"`{argument}`: {str(path)!r} is damaged, or no checkpoint of weights and plain types{reason}."
+            f"`{argument}`: {str(path)!r} is damaged, or not a checkpoint of weights and plain types{reason}."
         ) from error
     content = dict(dict.items(content)) if isinstance(content, dict) else {}
     if not isinstance(content.get("state_dict"), dict):
@@ -81,25 +80,24 @@ def read_checkpoint(path: str, *, argument: str = "checkpoint") -> dict[str, Any
 
 
 def description_of(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
-    """Return what :func:`describe` put into a checkpoint: ``model``, as it stands there, and the checked ``data``.
+    """Return what :func:`describe` put into a checkpoint: ``model``, unchecked, and the checked ``data``.
 
     Raises:
-        ValueError: it was not written by ``gradsigns train``, or by a later release, or its data are none of
-            images.
+        ValueError: the checkpoint was not written by ``gradsigns train``, or by a later release, or its data
+            are not images.
     """
     parameters = checkpoint.get("hyper_parameters")
     description = mapping(parameters, "hyperparameters").get(ENTRY) if isinstance(parameters, dict) else None
     if not isinstance(description, dict):
         raise ValueError(
             f"`checkpoint`: {str(path)!r} was not written by `gradsigns train`, so how to build its model is "
-            f"not known. "
-            "Load it in Python and call gradsigns_lightning.verify(model, key, images)."
+            "not known. Load it in Python and call gradsigns_lightning.verify(model, key, images)."
         )
     stated = mapping(description, "description")
     if type(stated.get("format")) is not int or stated["format"] != FORMAT:
         raise ValueError(
-            f"`checkpoint`: {str(path)!r} has format {shown(stated.get('format'))}, this "
-            f"release reads {FORMAT}."
+            f"`checkpoint`: {str(path)!r} has format {shown(stated.get('format'))}, "
+            f"this release reads {FORMAT}."
         )
     return {"model": stated.get("model"), "data": _data(stated.get("data"))}
 
@@ -120,9 +118,9 @@ def _data(stated: Any) -> dict[str, Any]:
 
 
 class Network(nn.Module):
-    """A classifier's network under the names that :class:`~gradsigns_lightning.models.Classifier` gives its weights.
+    """A network under the names that :class:`~gradsigns_lightning.models.Classifier` gives its weights.
 
-    Reading needs no more, and Lightning takes seconds to import.
+    Reading needs no more of a classifier, and Lightning takes seconds to import.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -167,12 +165,13 @@ def load_weights(classifier: nn.Module, checkpoint: dict[str, Any], *, argument:
     """
     own = classifier.state_dict()
     weights = _fitting(checkpoint["state_dict"], own, argument=argument)
-    weights._metadata = own._metadata  # type: ignore[attr-defined]  # which version wrote them decides how they are read
+    # The version of each module that wrote the weights decides how they are read: take this process's.
+    weights._metadata = own._metadata  # type: ignore[attr-defined]
     classifier.load_state_dict(weights)
 
 
 def _check_memory(outline: nn.Module, shape: tuple[int, ...]) -> None:
-    """Refuse a network that takes more memory for one image than any that is read in earnest; the file states both sizes."""
+    """Refuse a network that takes more memory for one image than any real one; the file states both sizes."""
     image = torch.empty(1, *shape, device="meta", requires_grad=True)
     try:
         with sdpa_kernel(SDPBackend.MATH):  # as in reading; fused attention keeps less
@@ -184,9 +183,8 @@ def _check_memory(outline: nn.Module, shape: tuple[int, ...]) -> None:
     if needed > _MOST_ACTIVATIONS:
         raise ValueError(
             f"`checkpoint` describes a network that keeps {needed} bytes for one image of shape {shape}; at "
-            f"most "
-            f"{_MOST_ACTIVATIONS} are read. Load it in Python and call gradsigns_lightning.verify(model, "
-            f"key, images)."
+            f"most {_MOST_ACTIVATIONS} are allowed. Load it in Python and call "
+            "gradsigns_lightning.verify(model, key, images)."
         )
 
 
@@ -207,7 +205,8 @@ def _fitting(
     if state.keys() != expected.keys():
         missing = next((repr(name) for name in expected if name not in state), "none")
         unknown = next((shown(name) for name in state if name not in expected), "none")
-        reason = f"there are {len(state)} instead of {len(expected)}; first that is missing: {missing}; first of none: {unknown}"
+        counts = f"there are {len(state)} instead of {len(expected)}"
+        reason = f"{counts}; first that is missing: {missing}; first that is unknown: {unknown}"
     for name, wanted in expected.items() if reason is None else ():
         problem = _problem(state[name], wanted)
         if problem:
@@ -219,7 +218,7 @@ def _fitting(
 
 
 def _problem(value: Any, wanted: Tensor) -> str | None:
-    """Return what ``value`` is, if it is no tensor that can be copied into ``wanted``."""
+    """Return what ``value`` is if it is not a tensor that can be copied into ``wanted``, else None."""
     if not isinstance(value, Tensor):
         return shown(value)
     kinds = _FLOATS if wanted.is_floating_point() else _INTEGERS

@@ -1,4 +1,4 @@
-"""What each command's configuration holds, so that unknown root keys and mistyped values are refused.
+"""The schema of each command's configuration, by which unknown root keys and mistyped values are refused.
 
 The components' own arguments are checked by their constructors, not here.
 """
@@ -9,19 +9,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional  # noqa: UP035  (OmegaConf reads these annotations)
 
-# The package's own; not imported, because `--help` shall not wait for torch. A test compares them.
+# The package's own; not imported, because `--help` should not wait for torch. A test compares them.
 DEFAULT_ALPHA, GRINDING_BITS = 1e-9, 64.0
 
 Group = Dict[str, Any]  # noqa: UP006
 
 
 def _setting(default: Any, text: str, value: str = "") -> Any:
-    """Return a field with its line in `--help`.
+    """Return a dataclass field with its line of `--help`.
 
     Args:
         default: the default, or a callable that makes it.
         text: what the setting does.
-        value: what to write for a value where there is no default to show.
+        value: the placeholder to show where there is no default.
     """
     metadata = {"text": text, "value": value}
     return (
@@ -37,7 +37,7 @@ class CommonConfig:
 
     paths: Group = field(default_factory=dict)
     data: Optional[Group] = _setting(None, "data set", "NAME")  # noqa: UP045
-    json: Optional[str] = _setting(None, "write the result there as one JSON object", "FILE")  # noqa: UP045
+    json: Optional[str] = _setting(None, "file for the result as one JSON object", "FILE")  # noqa: UP045
 
 
 @dataclass
@@ -46,7 +46,7 @@ class FitConfig(CommonConfig):
 
     model: Group = _setting(dict, "network", "NAME")
     optimizer: Group = _setting(dict, "optimizer", "NAME")
-    lr_schedule: str = _setting("onecycle", "rate over the training: onecycle, constant or steps")
+    lr_schedule: str = _setting("onecycle", "learning rate over the training: onecycle, constant or steps")
     label_smoothing: float = _setting(0.1, "share of every target that is spread over all classes")
     key: Any = _setting(dict, "key file, or the size of a new key", "FILE")
     watermark: Group = _setting(dict, "how the model is signed", "NAME")
@@ -63,27 +63,27 @@ class TrainConfig(FitConfig):
     logger: Group = _setting(dict, "where figures are logged", "NAME")
     twin: bool = _setting(False, "true trains the same model without the mark as well, for comparison")
     init: Optional[str] = _setting(None, "checkpoint to start from", "FILE")  # noqa: UP045
-    code: Optional[str] = _setting(None, "where modules of yours lie: networks, data, callbacks", "FOLDER")  # noqa: UP045
+    code: Optional[str] = _setting(None, "folder of your own modules: networks, data, callbacks", "FOLDER")  # noqa: UP045
     progress: bool = _setting(True, "false prints no progress")
 
 
 @dataclass
 class ApiConfig:
-    """How a prediction API is asked; see ``verify_api``."""
+    """How a prediction API is queried; see ``verify_api``."""
 
-    max_queries: int = _setting(1000, "images that may be asked about")
+    max_queries: int = _setting(1000, "most images that are sent")
     estimator: str = _setting("groups", "groups, rows or coordinate")
-    answers: Optional[str] = _setting(None, "kind of the answers; found from them by default", "KIND")  # noqa: UP045
-    alignments: list[str] = _setting(
-        lambda: ["identity"], "geometries that are tried; each one costs evidence"
+    answers: Optional[str] = _setting(None, "kind of the responses; detected by default", "KIND")  # noqa: UP045
+    alignments: List[str] = _setting(  # noqa: UP006
+        lambda: ["identity"], "shifts and flips that are tested; the p-value is corrected for their number"
     )
     batch_size: int = _setting(32, "most images in one request")
-    journal: Optional[str] = _setting(None, "keep the answers there, and go on from them", "FILE")  # noqa: UP045
+    journal: Optional[str] = _setting(None, "file that keeps the responses, to continue from", "FILE")  # noqa: UP045
 
 
 @dataclass
 class HttpConfig:
-    """How patiently an endpoint is asked; see ``HttpOracle``."""
+    """How requests to an endpoint are made, and how patiently; see ``HttpOracle``."""
 
     # OmegaConf cannot set an optional Dict from the command line.
     headers: Any = _setting(
@@ -91,7 +91,7 @@ class HttpConfig:
     )
     timeout: float = _setting(30.0, "seconds for one request")
     retries: int = _setting(5, "repetitions of a failed request")
-    time_limit: float = _setting(86_400.0, "seconds after which no request is begun")
+    time_limit: float = _setting(86_400.0, "seconds after which no request is started")
 
 
 @dataclass
@@ -101,7 +101,7 @@ class SuspectConfig(CommonConfig):
     checkpoint: Optional[str] = _setting(None, "the suspect: a checkpoint of `gradsigns train`", "FILE")  # noqa: UP045
     onnx: Optional[str] = _setting(None, "or an ONNX file", "FILE")  # noqa: UP045
     endpoint: Optional[str] = _setting(None, "or a prediction API behind HTTP", "URL")  # noqa: UP045
-    protocol: Group = _setting(dict, "what the endpoint speaks", "NAME")
+    protocol: Group = _setting(dict, "protocol of the endpoint", "NAME")
     http: HttpConfig = field(default_factory=HttpConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
     normalized: bool = _setting(False, "true if the ONNX file or endpoint takes normalized images")
@@ -114,8 +114,8 @@ class VerifyConfig(SuspectConfig):
     """Keys of ``gradsigns verify``."""
 
     key: Any = _setting(lambda: {"path": "???"}, "key file (must be given)", "FILE")
-    bundle: Optional[str] = _setting(None, "write the evidence there, for `gradsigns judge`", "FILE")  # noqa: UP045
-    commitment: Optional[str] = _setting(None, "what `gradsigns commit` wrote, for the bundle", "FILE")  # noqa: UP045
+    bundle: Optional[str] = _setting(None, "file for the evidence, to be read by `gradsigns judge`", "FILE")  # noqa: UP045
+    commitment: Optional[str] = _setting(None, "file that `gradsigns commit` wrote, for the bundle", "FILE")  # noqa: UP045
 
 
 @dataclass
@@ -133,11 +133,11 @@ class JudgeConfig(SuspectConfig):
     bundle: str = _setting("???", "the claimant's evidence (must be given)", "FILE")
     controls: List[str] = _setting(list, "other models, which must not carry the mark", "[FILE,...]")  # noqa: UP006
     authority: Optional[str] = _setting(None, "certificates of the time-stamp authority, PEM", "FILE")  # noqa: UP045
-    suspect_since: Optional[str] = _setting(None, "since when the suspect is known", "TIME")  # noqa: UP045
+    suspect_since: Optional[str] = _setting(None, "when the suspect became known", "TIME")  # noqa: UP045
     input_mean: Optional[List[float]] = _setting(None, "the suspect's own normalization: mean", "[M,...]")  # noqa: UP006, UP045
     input_std: Optional[List[float]] = _setting(None, "and standard deviation", "[S,...]")  # noqa: UP006, UP045
     grinding_bits: float = _setting(
-        GRINDING_BITS, "the p-value is adjusted for 2 to the power of this keys tried"
+        GRINDING_BITS, "base-2 logarithm of the number of tried keys that the p-value is adjusted for"
     )
 
 
@@ -146,7 +146,7 @@ class CommitConfig(CommonConfig):
     """Keys of ``gradsigns commit``."""
 
     key: Any = _setting(lambda: {"path": "???"}, "key file, or [FILE,...] (must be given)", "FILE")
-    out: Optional[str] = _setting(None, "the commitment; by default beside the key", "FILE")  # noqa: UP045
+    out: Optional[str] = _setting(None, "file for the commitment; by default beside the key", "FILE")  # noqa: UP045
     signer: Optional[str] = _setting(  # noqa: UP045
         None, "signing key of an earlier commitment; by default a new one", "FILE"
     )
@@ -162,7 +162,7 @@ class StripConfig(CommonConfig):
 
     checkpoint: str = _setting("???", "the signed checkpoint (must be given)", "FILE")
     out: str = _setting("???", "the copy to be released (must be given)", "FILE")
-    overwrite: bool = _setting(False, "true replaces a file")
+    overwrite: bool = _setting(False, "true replaces an existing file")
 
 
 @dataclass
@@ -181,7 +181,7 @@ class KeygenConfig(CommonConfig):
     """Keys of ``gradsigns keygen``."""
 
     key: Group = _setting(dict, "number of bits", "NAME")
-    owner: str = _setting("???", "who owns the key (must be given, but with master=)", "NAME")
+    owner: str = _setting("???", "who owns the key (must be given, except with master=)", "NAME")
     out: str = _setting("???", "the key file to write (must be given)", "FILE")
     target_class: int = _setting(0, "class whose images carry the mark")
     scope: str = _setting("", "model or product that the key is bound to", "TEXT")
@@ -195,9 +195,7 @@ class KeygenConfig(CommonConfig):
 class AttackConfig(CommonConfig):
     """Keys of ``gradsigns attack``."""
 
-    checkpoint: str = _setting(
-        "???", "signed checkpoint of `gradsigns train` (must be given)", "FILE"
-    )
+    checkpoint: str = _setting("???", "signed checkpoint of `gradsigns train` (must be given)", "FILE")
     key: Any = _setting(lambda: {"path": "???"}, "its key file (must be given)", "FILE")
     attack: Group = _setting(dict, "removal attack", "NAME")
     recipe: Group = _setting(dict, "how the thief trains")
@@ -219,6 +217,14 @@ class BenchmarkConfig(FitConfig):
     retry: bool = _setting(False, "true tries crashed cells again")
 
 
+@dataclass
+class ReportConfig(CommonConfig):
+    """Keys of ``gradsigns report``."""
+
+    folder: str = _setting("outputs/benchmark", "where the benchmark's records are", "FOLDER")
+    out: str = _setting("???", "the page to write, Markdown (must be given)", "FILE")
+
+
 SCHEMAS = {
     "train": TrainConfig,
     "verify": VerifyConfig,
@@ -229,6 +235,7 @@ SCHEMAS = {
     "strip": StripConfig,
     "attack": AttackConfig,
     "benchmark": BenchmarkConfig,
+    "report": ReportConfig,
     "import-2021": ImportConfig,
 }
 
@@ -250,7 +257,7 @@ def check_root_keys(command: str, config: Any) -> None:
 
 
 def register_schemas() -> None:
-    """Put the schemas where the configuration files find them; may be called often."""
+    """Register the schemas with Hydra, under the names that the configuration files use; may be repeated."""
     from hydra.core.config_store import ConfigStore
 
     for command, schema in SCHEMAS.items():

@@ -1,4 +1,4 @@
-"""The objects of a fit, built from a resolved configuration."""
+"""Builds the objects of a fit from a resolved configuration."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def build_classifier(settings: Settings) -> Classifier:
 def _optimizer(make: Any, parameters: Any) -> Any:
     try:
         return make(parameters)
-    except (TypeError, ValueError) as error:  # torch names no option
+    except (TypeError, ValueError) as error:  # torch's message names no option
         raise type(error)(f"`optimizer`: {error}") from error
 
 
@@ -65,9 +65,9 @@ def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
     """Return the callback that signs.
 
     Raises:
-        ValueError: a setting is out of its range, or the key cannot carry what is asked for.
+        ValueError: a setting is out of its range, or does not fit the key.
     """
-    # Hydra would take a key among the arguments for a configuration, since it is a dataclass.
+    # Hydra would mistake a key among the arguments for a configuration, since it is a dataclass.
     make = build({**settings["watermark"], "_partial_": True}, option="watermark")
     # `cadence` may be a number, for which the callback makes a cadence of that many steps.
     with options(
@@ -78,10 +78,11 @@ def build_watermark(settings: Settings, key: WatermarkKey) -> GradSigns:
 
 
 def build_trainer(settings: Settings, callbacks: Sequence[Callback], logger: Any) -> Trainer:
-    """Return a Trainer that is quiet but for a progress bar among the callbacks.
+    """Return a Trainer that prints nothing except a progress bar among the callbacks.
 
     Raises:
-        ValueError: the strategy would run this command anew in every process.
+        ValueError: the strategy would run this command again in every process, or its processes would read
+            settings in the current folder.
     """
     if settings["trainer"].get("max_epochs") is not None:
         check_int("trainer.max_epochs", settings["trainer"]["max_epochs"], minimum=-1)
@@ -100,26 +101,24 @@ def build_trainer(settings: Settings, callbacks: Sequence[Callback], logger: Any
     if trainer.num_devices * trainer.num_nodes > 1 and not spawns:
         raise ValueError(
             "`trainer.strategy` must be 'ddp_spawn' or 'ddp_fork' on several devices (others run the whole "
-            "command in every "
-            "process, each with a key of its own); to train otherwise, use the GradSigns callback in a "
-            "script."
+            "command in every process, each with a key of its own); to train otherwise, use the GradSigns "
+            "callback in a script."
         )
     return trainer
 
 
 def _check_children(trainer: Trainer, *, uses_wandb: bool) -> None:
-    """Refuse processes that would read a library's settings in the current folder, from where this process has kept away."""
+    """Refuse processes that would read a library's settings in the current folder, as this one does not."""
     found = [file for file in (*_LIBRARY_FILES, *(_WANDB_FILES if uses_wandb else ())) if Path(file).exists()]
     if found and type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher":
         raise ValueError(
-            f"`trainer.strategy` must be of one process here: others would read {found[0]} of the current "
-            f"folder, which may "
-            "not be yours. Start the command in another folder."
+            f"`trainer.strategy` must be of one process here: others would read {found[0]} in the current "
+            "folder, which may not be yours. Start the command in another folder."
         )
 
 
 def build_logger(settings: Settings) -> Any:
-    """Return the logger, which is given the resolved configuration; None if there is none.
+    """Return the logger, with the resolved configuration as its hyperparameters; None if there is none.
 
     Raises:
         ImportError: the logger's package is not installed.
@@ -131,7 +130,7 @@ def build_logger(settings: Settings) -> Any:
         with in_pythons_folder():
             require("wandb", extra="wandb")
         _set_up_wandb(offline=bool(logger.get("offline")))
-        if logger.get("offline"):  # forty lines of its own; where the run lies is said in one at the end
+        if logger.get("offline"):  # W&B prints forty lines; the command prints the run's folder at the end
             with redirect_stderr(io.StringIO()):
                 return _started(
                     {
@@ -147,13 +146,15 @@ def build_logger(settings: Settings) -> Any:
 
 
 def _set_up_wandb(*, offline: bool) -> None:
-    """Let W&B read its settings outside the current folder, which may be a received one: they say who gets the API key."""
+    """Keep W&B from reading settings in the current folder, which may be a received one.
+
+    The settings decide who gets the API key.
+    """
     here = Path.cwd()
     if any((here / file).exists() for file in _WANDB_FILES):
         warnings.warn(
-            f"{' and '.join(_WANDB_FILES)} of the current folder are not read: give W&B's settings by its "
-            f"variables WANDB_..., "
-            "by logger.settings={...}, or in your own ~/.config/wandb/settings.",
+            f"{' and '.join(_WANDB_FILES)} in the current folder are not read: give W&B's settings by its "
+            "variables WANDB_..., by logger.settings={...}, or in your own ~/.config/wandb/settings.",
             UserWarning,
             stacklevel=2,
         )
@@ -167,20 +168,23 @@ def _set_up_wandb(*, offline: bool) -> None:
 
 
 def _started(logger: Settings) -> Any:
-    """Return a W&B logger whose run has begun: what W&B prints before it has its settings is printed now."""
+    """Return a W&B logger whose run has begun, so that the first lines that W&B prints are printed now."""
     built = build({**logger, "_recursive_": False}, option="logger")
     _ = built.experiment
     return built
 
 
 def build_twin_logger(settings: Settings) -> Any:
-    """Return a CSV logger of its own for the twin; W&B keeps one run per command, whose summary has the twin's figures."""
+    """Return a CSV logger for the twin if the model has one.
+
+    W&B keeps one run per command, whose summary has the twin's figures.
+    """
     logger = settings["logger"]
     return build({**logger, "name": "twin"}) if logger and is_target(logger, CSVLogger) else None
 
 
 def log_summary(logger: Any, summary: dict[str, Any]) -> Path | None:
-    """Log the final figures and close the logger's run; a CSV file keeps to the figures of the epochs.
+    """Log the final figures and close the logger's run; a CSV file only has the figures of the epochs.
 
     Returns:
         The folder of an offline W&B run, which can be sent later; else None.

@@ -1,4 +1,4 @@
-"""The key of a run that is read from a file, and whether a key fits the data."""
+"""Reads a run's key from a file, and checks that a key fits the data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def from_file(path: Any, **of_a_new_key: Any) -> WatermarkKey:
 
     Args:
         path: key file.
-        of_a_new_key: what an experiment says of the key that it would make; a file decides all of it.
+        of_a_new_key: an experiment's settings for a new key, ignored: the file decides all of them.
 
     Raises:
         ValueError: the file cannot be read.
@@ -25,7 +25,7 @@ def from_file(path: Any, **of_a_new_key: Any) -> WatermarkKey:
 def check_key_fits(
     key: WatermarkKey, *, input_shape: Sequence[int], input_mean: Sequence[float], input_std: Sequence[float]
 ) -> None:
-    """Raise a ``ValueError`` that lists in what ``key`` differs from the data that it is used with."""
+    """Raise a ``ValueError`` that lists where ``key`` differs from the data that it is used with."""
     n_channels = key.input_shape[0]
     expected = {
         "input_shape": tuple(input_shape),
@@ -45,8 +45,7 @@ def check_key_fits(
     if wrong:
         raise ValueError(
             f"`key` does not fit the data: {'; '.join(wrong)}. Choose the data that it was made for, or make "
-            f"one for these with "
-            "`gradsigns keygen data=...`."
+            "one for these with `gradsigns keygen data=...`."
         )
 
 

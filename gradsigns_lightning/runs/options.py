@@ -1,4 +1,4 @@
-"""Errors of the package in the words of the command line."""
+"""Puts errors of the package into the words of the command line."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def spoken(message: str, names: Mapping[str, str]) -> str:
-    """Return ``message`` with the Python arguments that it names in backticks called what the user typed."""
+    """Return ``message`` with the Python arguments in backticks replaced by what the user typed."""
     named = re.compile(r"`(\w+)(=True|=False|=\d+|)`")
     return named.sub(lambda found: f"`{names.get(found[1], found[1])}{found[2].lower()}`", message)
 
 
 def without_overrides(message: str) -> str:
-    """Return what the callback says without the overrides of its methods that it advises: a command line has none."""
+    """Return a message of the callback without its advice to override methods: a command line cannot."""
     if "`GradSigns." not in message:
         return message
     message = re.sub(r"\(?Override `.*, or set (`n_val_images=0`)\.\)", r"Set \1.", message, flags=re.DOTALL)
@@ -35,7 +35,7 @@ def without_overrides(message: str) -> str:
 
 @contextmanager
 def options(names: Mapping[str, str]) -> Iterator[None]:
-    """Let errors raised within speak of options.
+    """Let errors raised within name the options of the command line.
 
     Args:
         names: what a Python argument is called on the command line, as ``{"path": "key"}``.
@@ -53,11 +53,11 @@ def load_key(path: Any) -> WatermarkKey:
     """Return the key in the file that ``key=`` names; a name of digits alone comes as a number.
 
     Raises:
-        ValueError: there is none, or something else than a name was given.
+        ValueError: there is no such file, or something other than a name was given.
     """
     if not isinstance(path, (str, int)):
         raise ValueError(f"`key` must name one key file (.gskey), got {'null' if path is None else path}.")
-    # with numpy, for which a misspelt word need not wait
+    # Imports numpy, for which the message about a misspelt word should not wait.
     from gradsigns_lightning.core.key.key import WatermarkKey
 
     with options({"path": "key"}):
@@ -65,7 +65,7 @@ def load_key(path: Any) -> WatermarkKey:
 
 
 def argument_names(config: Mapping[str, Any], option: str) -> dict[str, str]:
-    """Return what the arguments in a part of the configuration, and in the parts within, are called on the command line.
+    """Return the names on the command line of the arguments in a part of the configuration, nested ones too.
 
     Args:
         config: the part, in plain containers.
@@ -81,21 +81,21 @@ def argument_names(config: Mapping[str, Any], option: str) -> dict[str, str]:
 
 
 def train_names(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the arguments of a training's parts are called on its command line."""
+    """Return the names on the command line of the arguments of a training's parts."""
     return argument_names(settings["data"]["module"], "data.module") | argument_names(
         settings["watermark"], "watermark"
     )
 
 
 def api_names(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the arguments of a reading through an API are called on the command line."""
+    """Return the names on the command line of the arguments of a reading through an API."""
     return {"path": "onnx", "url": "endpoint", "predict": "endpoint"} | {
         name: f"api.{name}" for name in settings["api"]
     }
 
 
 def check_is_file(option: str, path: str, kind: str) -> None:
-    """Raise a ``ValueError`` that says what ``path`` is if it is no file."""
+    """Raise a ``ValueError`` that says what ``path`` is if it is not a file."""
     file = Path(path).expanduser()
     if file.is_dir():
         raise ValueError(
@@ -106,11 +106,11 @@ def check_is_file(option: str, path: str, kind: str) -> None:
 
 
 def _hugging_face(folder: Path, option: str) -> str:
-    """Return how to verify a model as transformers saves it; what it is made of only its own code knows."""
+    """Return how to verify a model that transformers saved; only transformers can build it."""
     if option != "checkpoint" or not (folder / "config.json").is_file():
         return ""
     return (
-        " It looks like a Hugging Face model, which is not built from here. In Python: model = transformers."
-        f"AutoModelForImageClassification.from_pretrained({str(folder)!r}); "
-        f"gradsigns_lightning.verify(model, key, images)."
+        " It looks like a Hugging Face model, which this command cannot build. In Python: model = "
+        f"transformers.AutoModelForImageClassification.from_pretrained({str(folder)!r}); "
+        "gradsigns_lightning.verify(model, key, images)."
     )

@@ -1,7 +1,7 @@
-"""Code of the user's own in a training: their networks, data modules, optimizers and callbacks.
+"""The user's own code in a training: networks, data modules, optimizers and callbacks.
 
-They name it, on the command line or in a configuration, and it lies where Python finds it or in a folder that
-they name. Nothing here is reached by what reads a suspect: what a received file says names no code.
+The user names it on the command line or in a configuration; it is importable, or in a folder that the user
+names. Nothing that reads a suspect comes here: a received file cannot name code.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _SLACK = 0.02  # what half precision and interpolation add to pixels in [0, 1]
 
 @contextmanager
 def modules_of(folder: str | None) -> Iterator[None]:
-    """Let Python find the modules in a folder, after those that are installed; None: in no further one.
+    """Let Python find the modules in a folder, after the installed ones; None adds no folder.
 
     Raises:
-        ValueError: it is no folder.
+        ValueError: it is not a folder.
     """
     if folder is None:
         yield
@@ -44,7 +44,7 @@ def modules_of(folder: str | None) -> Iterator[None]:
             f"`code` must name a folder, got {folder!r}, which is "
             f"{'a file' if path.exists() else 'not there'}."
         )
-    # `remove` would take the user's own, which may come first
+    # `remove` would take the user's own entry, which may come first
     added = [] if str(path) in sys.path else [str(path)]
     sys.path.extend(added)
     try:
@@ -55,11 +55,13 @@ def modules_of(folder: str | None) -> Iterator[None]:
 
 
 def settings_of(config: Any, choices: Mapping[str, str]) -> dict[str, Any]:
-    """Return the resolved settings of a training, in which code of the user's own has nothing of the shipped choice beneath it.
+    """Return the resolved settings of a training.
+
+    The user's own network or data module gets no argument that only the shipped one takes.
 
     Args:
-        config: of ``gradsigns train``.
-        choices: what is chosen of each group.
+        config: configuration of ``gradsigns train``.
+        choices: the option that is chosen in each group.
     """
     shipped = {group: _shipped(group, choices.get(group)) for group in ("model", "data")}
     config.model = without_inherited(_unresolved(config.model), shipped["model"])
@@ -84,12 +86,12 @@ def _unresolved(config: Any) -> dict[str, Any]:
 def without_inherited(part: Mapping[str, Any], shipped: Mapping[str, Any]) -> dict[str, Any]:
     """Return a part of the configuration without what only the shipped choice's target takes.
 
-    ``model._target_=net.Net`` leaves the arguments of the shipped network in their place. One of the user's
-    own is given those that its signature names, and all that the user wrote.
+    ``model._target_=net.Net`` leaves the arguments of the shipped network in their place. A target of the
+    user's own gets those that its signature names, and all that the user wrote.
 
     Args:
         part: ``_target_`` and arguments, with references not yet resolved.
-        shipped: the same of the choice as it is shipped.
+        shipped: the same part as it is shipped.
     """
     if part["_target_"] == shipped.get("_target_") or "_target_" not in shipped:
         return dict(part)
@@ -105,15 +107,14 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     """Return the network.
 
     Raises:
-        TypeError: it is something else, or brings a training of its own.
+        TypeError: it is not a network, or is a LightningModule, which has a training of its own.
     """
     network = build(config, option="model", own_code=True)
     if isinstance(network, LightningModule):
         raise TypeError(
             f"`model` must name a network that is trained here, got {config['_target_']}, a LightningModule, "
-            f"which says itself "
-            "how it is trained. Give its Trainer the callback: Trainer(callbacks=[GradSigns(key)]); see "
-            "docs/own-project.md."
+            "which says itself how it is trained. Give its Trainer the callback: "
+            "Trainer(callbacks=[GradSigns(key)]); see docs/own-project.md."
         )
     checked: nn.Module = _checked(network, nn.Module, "model", config)
     return checked
@@ -123,7 +124,7 @@ def build_data(config: Mapping[str, Any]) -> LightningDataModule:
     """Return the data module.
 
     Raises:
-        TypeError: it is something else, or has no batches to train or to test with.
+        TypeError: it is not a data module, or has no batches to train or to test with.
     """
     built = build(config, option="data.module", own_code=True)
     data: LightningDataModule = _checked(built, LightningDataModule, "data.module", config)
@@ -134,10 +135,10 @@ def build_data(config: Mapping[str, Any]) -> LightningDataModule:
 
 
 def build_callbacks(configs: Mapping[str, Any]) -> list[Callback]:
-    """Return the callbacks in the order of their names' appearance; what is null is left out.
+    """Return the callbacks in the order in which they are configured, without those that are null.
 
     Raises:
-        TypeError: one is something else.
+        TypeError: one is not a callback.
     """
     return [
         _checked(
@@ -157,7 +158,7 @@ def _checked(built: Any, kind: type, option: str, config: Mapping[str, Any]) -> 
 
 
 def is_described(model: Mapping[str, Any]) -> bool:
-    """Tell whether a checkpoint's description of this network says how to build it: only shipped ones are built from a file."""
+    """Tell whether this network can be rebuilt from a checkpoint's description, as only shipped ones can."""
     try:
         described_network(model)
     except ValueError:
@@ -166,7 +167,7 @@ def is_described(model: Mapping[str, Any]) -> bool:
 
 
 def class_images(data: LightningDataModule, key: WatermarkKey) -> Tensor:
-    """Return raw test images of the key's class; where the data module knows none, those of its test batches.
+    """Return raw test images of the key's class; from the test batches if the data module has no raw images.
 
     Raises:
         ValueError: the batches are not normalized as the key says.
@@ -180,7 +181,6 @@ def class_images(data: LightningDataModule, key: WatermarkKey) -> Tensor:
     if pixels.numel() and not (pixels.min() >= -_SLACK and pixels.max() <= 1 + _SLACK):
         raise ValueError(
             "`data.mean` and `data.std` must say how `data.module` normalizes its test images; with these, "
-            "their pixels are in "
-            f"[{pixels.min():.3g}, {pixels.max():.3g}] and not in [0, 1]."
+            f"their pixels are in [{pixels.min():.3g}, {pixels.max():.3g}] and not in [0, 1]."
         )
     return pixels.clamp(0, 1)

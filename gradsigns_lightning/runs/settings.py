@@ -1,4 +1,4 @@
-"""From a command line's values to the settings that the package takes."""
+"""Converts a command line's values to settings of the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gradsigns_lightning.verification.api.settings import ApiSettings
 
 
 def reading_settings(settings: dict[str, Any]) -> ApiSettings:
-    """Return how the command line asks, or announces that it will ask, a prediction API.
+    """Return how the command line queries a prediction API, or announces that it will.
 
     Raises:
         ValueError: a value is out of range.

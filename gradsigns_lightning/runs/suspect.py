@@ -27,10 +27,9 @@ from gradsigns_lightning.verification.api.queries import Oracle
 from gradsigns_lightning.verification.images import RawInputs
 
 _WHERE = (
-    "Say where the test images lie: paths.data=FOLDER, the variable GRADSIGNS_DATA, or images=FOLDER. A "
-    "folder `data` that "
-    "happens to be in the current one is not read for a verdict; if it is your own, from which you trained, "
-    "add paths.data=data."
+    "Say where the test images are: paths.data=FOLDER, the variable GRADSIGNS_DATA, or images=FOLDER. A "
+    "folder `data` that happens to be in the current one is not read for a verdict; if it is your own, from "
+    "which you trained, add paths.data=data."
 )
 _KINDS = ("checkpoint", "onnx", "endpoint")
 
@@ -41,8 +40,8 @@ class Suspect:
 
     Attributes:
         kind: ``"checkpoint"``, ``"onnx"`` or ``"endpoint"``.
-        source: path, or address without credentials: it stands in reports.
-        model: the classifier, or what answers for it.
+        source: path, or address without credentials: reports show it.
+        model: the classifier, or the oracle that answers for it.
         data_name: name of the data that a checkpoint was trained on, else None.
         input_mean: mean of the normalization that a checkpoint states, one number a channel, else None.
         input_std: standard deviation of that normalization, likewise.
@@ -60,12 +59,11 @@ def open_suspect(settings: dict[str, Any], key: SignatureKey) -> Suspect:
     """Return the suspect that the command line names.
 
     Args:
-        settings: of the command line.
-        key: what it will be read with; inputs of answers that ask for ``normalized`` ones are made as it
-            says.
+        settings: settings of the command line.
+        key: the key that it will be read with; its normalization is applied if ``normalized`` is set.
 
     Raises:
-        ValueError: none or several are named, or it cannot be read or does not fit the key.
+        ValueError: none or several are named, or the suspect cannot be read or does not fit the key.
     """
     named = {kind: settings[kind] for kind in _KINDS if settings[kind] is not None}
     if len(named) != 1:
@@ -92,7 +90,7 @@ def open_checkpoint(path: str, key: SignatureKey) -> Suspect:
     How its inputs are normalized may differ from the key; see :func:`check_normalization`.
 
     Raises:
-        ValueError: it is something else, or its images have another shape than the key's.
+        ValueError: it is not such a checkpoint, or its images have another shape than the key's.
     """
     checkpoint = read_checkpoint(path)
     description = description_of(checkpoint, path)
@@ -100,8 +98,7 @@ def open_checkpoint(path: str, key: SignatureKey) -> Suspect:
     if data["input_shape"] != tuple(key.input_shape):
         raise ValueError(
             f"`key` does not fit the checkpoint {str(path)!r}: `input_shape` is {tuple(key.input_shape)} in "
-            f"the key and "
-            f"{data['input_shape']} in the checkpoint."
+            f"the key and {data['input_shape']} in the checkpoint."
         )
     model = load_classifier(checkpoint, description)
     _check_images(model, data)
@@ -110,7 +107,7 @@ def open_checkpoint(path: str, key: SignatureKey) -> Suspect:
 
 @torch.inference_mode()
 def _check_images(model: nn.Module, data: dict[str, Any]) -> None:
-    """Check that a network takes images of its data's shape; the file states the two apart."""
+    """Check that a network takes images of its data's shape; the file states the two separately."""
     shape, n_classes = data["input_shape"], data["n_classes"]
     try:
         found = tuple(model(torch.zeros(1, *shape)).shape)
@@ -120,12 +117,12 @@ def _check_images(model: nn.Module, data: dict[str, Any]) -> None:
         ) from error
     if found != (1, n_classes):
         raise ValueError(
-            f"`checkpoint` describes a network that gives {found} for an image, not {n_classes} logits."
+            f"`checkpoint` describes a network that returns {found} for an image, not {n_classes} logits."
         )
 
 
 def check_normalization(suspect: Suspect, key: WatermarkKey) -> None:
-    """Raise a ``ValueError`` if a checkpoint states another normalization of its inputs than ``key``; answers need none."""
+    """Raise a ``ValueError`` if a checkpoint states another normalization than ``key``; others state none."""
     if suspect.input_mean is not None and suspect.input_std is not None:
         check_key_fits(
             key, input_shape=key.input_shape, input_mean=suspect.input_mean, input_std=suspect.input_std
@@ -147,7 +144,7 @@ def open_control(path: str, key: WatermarkKey) -> nn.Module | Oracle:
 
 
 def read(suspect: Suspect, key: WatermarkKey, images: Tensor, settings: dict[str, Any]) -> ReadingResult:
-    """Read a key from a checkpoint's weights, or through what answers for the model."""
+    """Read a key from a checkpoint's weights, or through an oracle."""
     with options(api_names(settings)):
         return suspects.read(suspect.model, key, images, alpha=settings["alpha"], **settings["api"])
 
@@ -174,23 +171,25 @@ class Images:
 
 
 def suspect_images(settings: dict[str, Any], key: WatermarkKey, data_name: str | None) -> Images:
-    """Return images of the key's target class: those of ``images=FOLDER``, else test images of ``data=...`` or of ``data_name``.
+    """Return images of the key's target class.
 
-    The current folder may be a received one, and who chooses the images chooses the reading: a data set is
-    read from where the user says or the system has it, never from a folder that happens to lie there.
+    They are those of ``images=FOLDER``, else test images of ``data=...``, else of the data set ``data_name``.
+
+    The current folder may be a received one, and whoever chooses the images chooses the reading: a data set
+    is read from where the user says or the system has it, never from a folder that happens to be there.
 
     Args:
-        settings: of the command line, which alone says where data lie.
-        key: whose target class is meant.
-        data_name: what the suspect says of itself.
+        settings: settings of the command line; nothing else says where data are.
+        key: the key, for its target class.
+        data_name: name of the suspect's data, according to the suspect.
 
     Raises:
-        ValueError: none of them is given, or the data cannot be read.
+        ValueError: none of the three is given, or the data cannot be read.
     """
     if settings["paths"]["data"] == "":
         raise ValueError(
-            "`paths.data` (or the variable GRADSIGNS_DATA) must name a folder, got '', which "
-            "would be this one."
+            "`paths.data` (or the variable GRADSIGNS_DATA) must name a folder, got '', which would be this "
+            "one."
         )
     if settings["images"] is not None:
         origin = str(Path(settings["images"]).expanduser().resolve())

@@ -1,4 +1,4 @@
-"""Training one model, and what is measured on it."""
+"""Trains one model and measures it."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def train(
     callbacks: Sequence[Callback] = (),
     tell: Callable[[str], None] = lambda text: None,
 ) -> Arm:
-    """Train one model; the same for the signed model and its twin but for the callback.
+    """Train one model and measure it; the signed model and its twin differ only in the callback.
 
     Args:
-        settings: of ``gradsigns train``, resolved.
+        settings: resolved settings of ``gradsigns train``.
         folder: where the checkpoint is saved.
         data: the data module.
-        key: with which the model is read afterwards, and signed if its name says so.
-        logger: of the Trainer, or None.
+        key: the key to read the model with afterwards, and to sign it with if ``name`` is ``"signed"``.
+        logger: the Trainer's logger, or None.
         name: ``"signed"``, ``"unmarked"`` or ``"twin"``.
-        keeper: what saves a new key.
-        callbacks: further ones, as progress bars.
-        tell: is given a line for each part of the work.
+        keeper: callback that saves a new key.
+        callbacks: further callbacks, such as progress bars.
+        tell: called with a line of text at each part of the work.
     """
     seed_everything(settings["seed"], verbose=False)
     classifier = fit.build_classifier(settings)

@@ -1,6 +1,6 @@
-"""Reading the signature: from a model's weights, through a prediction API (:mod:`.api`), and whose copy a model is.
+"""Reading the signature from a model's weights or through a prediction API (:mod:`.api`), and tracing copies.
 
-Every verdict is by the rules of :mod:`gradsigns_lightning.core.result`. Nothing here trains, and nothing
+Every verdict follows the rules of :mod:`gradsigns_lightning.core.result`. Nothing here trains, and nothing
 judges a claim: what a third party may conclude from a reading is in :mod:`gradsigns_lightning.evidence`.
 """
 
@@ -24,7 +24,7 @@ __all__ = [
     "verify_many",
 ]
 
-# Lazy, so that a commitment, which needs no tensors, need not wait for torch.
+# Lazy, so that a commitment, which needs no tensors, does not wait for torch.
 __getattr__, __dir__ = lazy_names(
     __name__,
     {

@@ -1,4 +1,4 @@
-"""Suspects that readers know nothing of: which kind they are, and modules made readable or refused in one line."""
+"""Foreign modules: telling them from oracles, and making them readable or refusing them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from gradsigns_lightning.core.key.signature_key import SignatureKey
 from gradsigns_lightning.core.signature import LogitsFn, as_logits
 
 _INT8 = ("nn.quantized.", "nn.intrinsic.quantized.", "nn.quantized_", "quantized_decomposed")
-_FLOATS = ("FloatFunctional", "FXFloatFunctional")  # live there, and add in floating point
+_FLOATS = ("FloatFunctional", "FXFloatFunctional")  # live in `_INT8`'s modules, and add in floating point
 
 
 def is_module(suspect: Any, *, argument: str) -> TypeGuard[nn.Module]:
-    """Tell whether a suspect is a module, whose weights can be read, and not something that answers only.
+    """Tell whether a suspect is a module, whose weights can be read, or an oracle, which only answers.
 
     Args:
         suspect: the suspect.
         argument: what it is called in the error message.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: the suspect is neither.
     """
     if not callable(suspect):
         hint = load_first(suspect)
@@ -36,15 +36,15 @@ def is_module(suspect: Any, *, argument: str) -> TypeGuard[nn.Module]:
 
 
 def load_first(suspect: Any) -> str:
-    """Return what to do with a path or a state dict that was given for a module; empty of anything else."""
+    """Return what to do with a path or a state dict that was passed as a module; empty for anything else."""
     if not isinstance(suspect, (str, PathLike, Mapping)):
         return ""
-    return "Load it first, as by Net.load_from_checkpoint(path), and give the module."
+    return "Load it first, for example with Net.load_from_checkpoint(path), and pass the module."
 
 
 @contextmanager
 def shapes_named(key: SignatureKey, model: nn.Module) -> Iterator[None]:
-    """Let the error of a network that does not take the images say which shape they have, and whose it is.
+    """Turn an error of a network that rejects the images into one that names their shape and the key.
 
     Raises:
         ValueError: the network raised an error of its own.
@@ -56,17 +56,16 @@ def shapes_named(key: SignatureKey, model: nn.Module) -> Iterator[None]:
     except RuntimeError as error:
         raise ValueError(
             f"`model` ({type(model).__name__}) must take images of the key's `input_shape` "
-            f"{tuple(key.input_shape)}, which the "
-            f"images have; it raised: {str(error).strip().rstrip('.')[:500]}. Is this the model that the key "
-            f"was made for?"
+            f"{tuple(key.input_shape)}, which the images have; it raised: "
+            f"{str(error).strip().rstrip('.')[:500]}. Is this the model that the key was made for?"
         ) from error
 
 
 def refuse_int8(model: nn.Module) -> None:
-    """Refuse a network that computes in whole numbers, whose answers have no gradient.
+    """Refuse a quantized network, whose outputs have no gradient.
 
     Raises:
-        ValueError: names a module that does, and ``verify_api``.
+        ValueError: a module computes in int8; the message names it, and ``verify_api``.
     """
     for name, module in model.named_modules():
         if (
@@ -75,8 +74,8 @@ def refuse_int8(model: nn.Module) -> None:
         ):
             raise ValueError(
                 f"`model` computes in int8 (module {name or '(root)'!r}) and has no gradients: read its "
-                f"answers by "
-                "`verify_api(model, key, images)`, or the weights of the network that it was made from."
+                "answers with `verify_api(model, key, images)`, or the weights of the network that it was "
+                "made from."
             )
 
 
@@ -90,7 +89,7 @@ def _origins(module: nn.Module) -> Iterator[str]:
 
 @contextmanager
 def without_inference_tensors(model: nn.Module) -> Iterator[None]:
-    """Replace weights that were made under ``inference_mode``, which autograd refuses, by copies."""
+    """Replace weights that were created under ``inference_mode``, which autograd refuses, with copies."""
     replaced: list[tuple[nn.Module, str, Tensor]] = []
     copies: dict[int, Tensor] = {}
     for module in model.modules():
@@ -119,21 +118,22 @@ def _normal(tensor: Tensor) -> Tensor:
 
 
 def any_batch_size(model: nn.Module, logits_fn: LogitsFn) -> LogitsFn:
-    """Return the logits function for any number of images, also if the network was exported for batches of one size."""
+    """Return a logits function for any number of images, even if it was exported for one batch size."""
     size = _static_batch_size(model)
     if size is None:
         return logits_fn
 
-    def of_any(inputs: Tensor) -> Tensor:
+    def padded_to_size(inputs: Tensor) -> Tensor:
         n_missing = -len(inputs) % size
         padded = torch.cat([inputs, inputs[-1:].expand(n_missing, *inputs.shape[1:])])
         return torch.cat([as_logits(logits_fn(part)) for part in torch.split(padded, size)])[: len(inputs)]
 
-    return of_any
+    return padded_to_size
 
 
 def _static_batch_size(model: nn.Module) -> int | None:
     graph: Any = model.graph.nodes if isinstance(model, torch.fx.GraphModule) else ()
     values = [node.meta.get("val") for node in graph if node.op == "placeholder"]
     sizes = [value.shape[0] for value in values if isinstance(value, Tensor) and value.ndim > 1]
-    return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None  # a symbol where it is free
+    # a free batch size is a symbol, not an integer
+    return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None

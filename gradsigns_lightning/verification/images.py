@@ -1,4 +1,4 @@
-"""Raw images as every reader takes them: their checks, their normalization, their 8 bits; and the keys to read with."""
+"""What all readers share: checks of raw images and keys, normalization, rounding to 8 bits, and warnings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradsigns_lightning.core.result import Verdict, is_recognised
 from gradsigns_lightning.core.signature import pixel_scale
 from gradsigns_lightning.core.utils.checks import check_instance
 
-MIN_IMAGES = 50  # below, the sampling noise of the mean gradient costs bits
+MIN_IMAGES = 50  # with fewer, the sampling noise of the mean gradient costs bits
 
 
 class FewImagesWarning(UserWarning):
@@ -24,29 +24,29 @@ class FewImagesWarning(UserWarning):
 
 
 def readable_key(key: SignatureKey | str | PathLike[str], *, argument: str = "key") -> SignatureKey:
-    """Return a key as readers take it: anybody's :class:`SignatureKey`, a :class:`WatermarkKey`, or the latter's file.
+    """Return a key, read from its file if a path is given.
 
     Raises:
-        ValueError: the file is missing, damaged or no key file.
-        TypeError: it is no key and no path.
+        ValueError: the file is missing, damaged or not a key file.
+        TypeError: ``key`` is neither a key nor a path.
     """
-    is_others = not isinstance(key, (WatermarkKey, str, PathLike)) and isinstance(key, SignatureKey)
-    return key if is_others else key_of(key, argument=argument)  # type: ignore[return-value, arg-type]
+    is_foreign = not isinstance(key, (WatermarkKey, str, PathLike)) and isinstance(key, SignatureKey)
+    return key if is_foreign else key_of(key, argument=argument)  # type: ignore[return-value, arg-type]
 
 
 def check_key(key: SignatureKey) -> None:
-    """Refuse a key whose arrays do not fit together; those of :class:`WatermarkKey` do."""
+    """Refuse a key whose arrays do not fit together; a :class:`WatermarkKey` derives arrays that do."""
     if not isinstance(key, WatermarkKey):
         check_carriers(key)
 
 
 def check_raw_images(images: Tensor, key: SignatureKey) -> None:
-    """Refuse images that are not raw, of the key's shape and at least one."""
+    """Refuse images that are not raw or not of the key's shape, and an empty batch."""
     check_instance(
         "images",
         images,
         Tensor,
-        hint="Of an array torch.from_numpy makes one, of a list of images torch.stack.",
+        hint="Convert an array with torch.from_numpy, a list of images with torch.stack.",
     )
     hint = "Divide bytes by 255." if images.dtype == torch.uint8 else ""
     if images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == key.input_shape != tuple(
@@ -57,29 +57,29 @@ def check_raw_images(images: Tensor, key: SignatureKey) -> None:
     low, high = (float(v) for v in images.detach().aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(
-            f"`images` must be raw pixels in [0, 1] (before any normalization), got values from {low:g} to "
-            f"{high:g}."
+            f"`images` must be raw pixels in [0, 1] (before any normalization), got values from {low:g} "
+            f"to {high:g}."
         )
 
 
 def pixels_of(images: Tensor) -> Tensor:
-    """Return raw images in [0, 1] as 8-bit ones, uint8 on the host; a replay depends on every bit of them."""
+    """Return raw images in [0, 1] as uint8 on the CPU; a replay depends on every bit of them."""
     return (images.detach() * 255).round().to("cpu", torch.uint8)
 
 
 def normalize(images: Tensor, key: SignatureKey) -> Tensor:
-    """Make the model's inputs from raw images as the key's ``input_mean`` and ``input_std`` say."""
+    """Normalize raw images with the key's ``input_mean`` and ``input_std``."""
     mean, std = pixel_scale(key, device=images.device, dtype=images.dtype)
     return (images - mean) / std
 
 
 class RawInputs(nn.Module):
-    """A classifier of raw images, made of one whose inputs are normalized.
+    """Wraps a classifier of normalized images so that it takes raw ones.
 
     Args:
         model: takes normalized images ``(n, C, H, W)`` and returns logits.
-        input_mean: mean of its normalization, one value or one per channel.
-        input_std: standard deviation, positive, one value or one per channel.
+        input_mean: mean of the model's normalization, one value or one per channel.
+        input_std: standard deviation of that normalization, positive, one value or one per channel.
     """
 
     mean: Tensor
@@ -99,7 +99,7 @@ class RawInputs(nn.Module):
 
 
 class _Found(Protocol):
-    """What a reader found, a claim or a customer."""
+    """The part of a reading's or a trace's result that warnings need."""
 
     @property
     def n_bits(self) -> int: ...
@@ -116,40 +116,39 @@ def warn_if_unlike(
     n_images: int,
     target_class: int,
     *,
-    n_asked: int | None = None,
+    n_classified: int | None = None,
     stacklevel: int,
 ) -> None:
-    """Warn of too few images where more might have changed a verdict, and of images that the model does not take for the class.
+    """Warn about too few images where more might change a verdict, and about images that are not recognised.
 
     Args:
-        results: what was found by one reading.
-        n_images: images at hand.
+        results: the results of one reading.
+        n_images: number of images that were given.
         target_class: class T.
-        n_asked: of how many images the share that was recognised is; by default of all.
-        stacklevel: of the caller whom the warning is for, seen from this function's caller, who is 1.
+        n_classified: number of images that the share ``recognised`` refers to; by default all of them.
+        stacklevel: as for :func:`warnings.warn`, counted from this function's caller.
     """
-    n_asked = n_images if n_asked is None else n_asked
+    n_classified = n_images if n_classified is None else n_classified
     recognised = results[0].recognised
     if any(result.verdict != "owned" and result.n_matches < result.n_bits for result in results):
         warn_if_few(n_images, stacklevel=stacklevel + 1)
     if not is_recognised(recognised):
         warnings.warn(
-            f"The model takes only {round(recognised * n_asked)} of {n_asked} images for class "
-            f"{target_class}: nothing is "
-            "concluded. Are they of the target class, raw in [0, 1], and do `input_mean` and `input_std` fit "
-            "the model?",
+            f"The model classifies only {round(recognised * n_classified)} of {n_classified} images as class "
+            f"{target_class}: nothing is concluded. Are they of the target class, raw in [0, 1], and do "
+            "`input_mean` and `input_std` fit the model?",
             UserWarning,
             stacklevel=stacklevel + 1,
         )
 
 
 def warn_if_few(n_images: int, *, stacklevel: int) -> None:
-    """Warn of too few images; ``stacklevel`` as for :func:`warn_if_unlike`."""
+    """Warn about too few images; ``stacklevel`` as for :func:`warn_if_unlike`."""
     if n_images < MIN_IMAGES:
         plural = "s" if n_images > 1 else ""
         warnings.warn(
-            f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits can get "
-            f"lost.",
+            f"Only {n_images} image{plural}: below {MIN_IMAGES} the mean gradient is noisy and bits can be "
+            "lost.",
             FewImagesWarning,
             stacklevel=stacklevel + 1,
         )

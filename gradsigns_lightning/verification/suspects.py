@@ -1,4 +1,4 @@
-"""A suspect of any kind, read by the reader that fits it: a module from its weights, anything else through its answers."""
+"""Reading a suspect of any kind: a module from its weights, anything else through its answers."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ def read(
     """Read a key from a suspect; see :func:`verify` and :func:`verify_api`.
 
     Args:
-        suspect: a module that returns logits, or what answers for one.
+        suspect: a module that returns logits, or an oracle that answers for one.
         key: the owner's key.
         images: raw natural images of the target class.
         alpha: significance level of the verdict.
         argument: what the suspect is called in error messages.
-        api: settings of a reading through answers.
+        api: settings of a reading through answers; see :func:`verify_api`.
     """
     if is_module(suspect, argument=argument):
         return verify(suspect, key, images, alpha=alpha)
     return verify_api(suspect, key, images, alpha=alpha, **api)
 
 
-def read_evidence(
+def read_scores(
     suspect: nn.Module | Oracle, key: SignatureKey, images: Tensor, *, max_queries: int
 ) -> tuple[npt.NDArray[np.float64], int, float, int]:
-    """Read the bits of a key, not compared with its signature; see :func:`read_rows`.
+    """Read the bits of a key without comparing them with its signature; see :func:`read_rows`.
 
     Returns:
-        The evidence for each bit being 1, shape ``(N,)``, 0 for an erasure; the images asked about; the share
-        of natural images that the model takes for the target class, and of how many.
+        Each bit's score, shape ``(N,)``: positive if the bit was read as 1, 0 for an erasure; the number of
+        queries; the share of natural images that the model classifies as the target class, and of how many.
     """
     if not is_module(suspect, argument="suspect"):
         return read_rows(suspect, key, images, max_queries=max_queries)

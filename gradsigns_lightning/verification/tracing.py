@@ -1,4 +1,4 @@
-"""What a model carries besides the owner's claim: which customer's copy it is, or a short message."""
+"""Tracing: which customer's copy a model is, or which short message it carries."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.verification.api.queries import Oracle
 from gradsigns_lightning.verification.api.sequential import integer_scores
 from gradsigns_lightning.verification.images import warn_if_few, warn_if_unlike
-from gradsigns_lightning.verification.suspects import read_evidence
+from gradsigns_lightning.verification.suspects import read_scores
 
-Evidence = npt.NDArray[np.float64]
-_NEAR = 1e-3  # at which a second mark counts, so that a near-tie gives no name
+Scores = npt.NDArray[np.float64]
+_NEAR = 1e-3  # p-value at which a second mark counts, so that a near-tie names nobody
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,27 @@ class TraceResult:
         n_customers: customers that were compared.
         n_bits: bits of the key.
         n_matches: decided bits that equal this customer's signature.
-        n_erasures: bits that the answers could not decide.
-        next_n_matches: the same for the customer who fits next best.
+        n_erasures: bits that the reading could not decide.
+        next_n_matches: ``n_matches`` of the customer who fits next best.
         p_value: probability that any customer whose copy had no part in the model fits as well, at most 1,
             whatever other customers' marks the model holds: the exact p-value of one customer
             (:func:`sign_flip_p_value`, bits weighted by how clearly they were read) times ``n_customers``;
             NaN when no bit was decided. Nothing is charged for a payload: a master has none, and the
             customers' signatures follow from its secret.
-        log10_p_value: its base-10 logarithm.
+        log10_p_value: base-10 logarithm of ``p_value``.
         present: customers whose marks are in the model, each with a p-value of its own of at most ``alpha``,
             clearest first: one for a copy, several for a mixture of copies.
         mixed: whether the model shows a second mark, another customer's or the master's own, as it is or
-            turned round (p <= 1e-3, or ``alpha`` if that is more, for all of them). Then it is no single
-            customer's copy. A second mark that is much fainter, or was subtracted, may not show: then the
-            customer named had a part in the model all the same.
+            inverted (p <= 1e-3, or ``alpha`` if that is larger, for all of them together). Then the model is
+            not a single customer's copy. A second mark that is much fainter, or was subtracted, may not show;
+            even then the customer named had a part in the model.
         is_master: whether the model shows the master's own mark (p <= alpha).
-        n_queries: images that the model was asked about.
+        n_queries: number of images that were sent to the model.
         alpha: significance level of the verdict.
         verdict: ``"owned"`` if the copy is this customer's (p <= alpha, and not mixed), else ``"not_proven"``
             or ``"inconclusive"``.
         commitment: public commitment of the customer's key.
-        recognised: share of the natural images that the model takes for the target class.
+        recognised: share of the natural images that the model classifies as the target class.
     """
 
     customer: int
@@ -96,12 +96,12 @@ class TraceResult:
     def __str__(self) -> str:
         """Return the verdict and why, bits and p-value, and what was read, a line each."""
         bits = bits_in_words(self.n_matches, self.n_bits, self.n_erasures, self.log10_p_value)
-        nearest = f"customer {self.customer}, the nearest of {self.n_customers}: {bits}; {self.next_n_matches} match the next"
+        nearest = f"customer {self.customer}, the nearest of {self.n_customers}"
         return three_lines(
             self.verdict,
             self.reason,
-            nearest,
-            f"{self.n_queries} images asked about{recognised_in_words(self.recognised)}",
+            f"{nearest}: {bits}; {self.next_n_matches} match the next",
+            f"{self.n_queries} images queried{recognised_in_words(self.recognised)}",
         )
 
     @property
@@ -112,9 +112,11 @@ class TraceResult:
         if self.verdict == "owned":
             return f"the copy of customer {self.customer}, p <= alpha = {self.alpha:g}"
         if self.is_master and not self.present:
-            return "the master's own mark shows and no customer's, so it is, or was made from, a model of the owner's own"
+            return (
+                "only the master's own mark shows, so the model is, or was made from, one of the owner's own"
+            )
         if self.mixed:
-            return "more than one mark shows, so it is no single customer's copy"
+            return "more than one mark shows, so the model is not a single customer's copy"
         return f"p > alpha = {self.alpha:g} for every customer"
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,8 +130,8 @@ class Message:
 
     Attributes:
         text: the text.
-        n_corrected: wrong bits that were mended.
-        n_correctable: wrong bits that could have been.
+        n_corrected: wrong bits that the code corrected.
+        n_correctable: wrong bits that the code can correct at most.
     """
 
     text: str
@@ -151,17 +153,17 @@ def trace(
     The bits are read once and correlated with every customer's signature (:func:`customer_key`). An innocent
     customer's signature is independent of everything that is in the model, however many customers mixed their
     copies to make it, so the p-value holds for mixtures as well: as long as neither the master's key nor the
-    innocent's own was opened, and nobody who made the model saw figures of earlier traces.
+    innocent customer's own was opened, and nobody who made the model saw figures of earlier traces.
 
     Args:
-        suspect: a ``torch.nn.Module`` that returns logits, read from its weights; anything else is asked like
-            a prediction API.
+        suspect: a ``torch.nn.Module`` that returns logits, read from its weights; anything else is queried
+            like a prediction API.
         master: the key that the customers' keys were made from, or its file; 44 bits or more for the
-            defaults, 128 to be sure.
+            defaults, 128 to be safe.
         images: natural images of the target class, raw in [0, 1], shape ``(n, C, H, W)``; 50 or more.
-        n_customers: customers who have a copy, 2 to 65536; the p-value pays for their number.
+        n_customers: number of customers who have a copy, 2 to 65536; the p-value is corrected for it.
         alpha: significance level of the verdict.
-        max_queries: images that a prediction API may be asked about.
+        max_queries: most images that may be sent to a prediction API.
 
     Raises:
         ValueError: an argument is out of range, or the master is too short, of version 1 or has a payload.
@@ -172,16 +174,18 @@ def trace(
     master = key_of(master, argument="master")
     check_master(master)
     check_traceable(master.n_bits, n_customers=n_customers, alpha=alpha)
-    evidence, n_queries, recognised, n_asked = read_evidence(suspect, master, images, max_queries=max_queries)
-    result = decode(
-        evidence, master, n_customers=n_customers, alpha=alpha, n_queries=n_queries, recognised=recognised
+    scores, n_queries, recognised, n_classified = read_scores(
+        suspect, master, images, max_queries=max_queries
     )
-    warn_if_unlike([result], len(images), master.target_class, n_asked=n_asked, stacklevel=2)
+    result = decode(
+        scores, master, n_customers=n_customers, alpha=alpha, n_queries=n_queries, recognised=recognised
+    )
+    warn_if_unlike([result], len(images), master.target_class, n_classified=n_classified, stacklevel=2)
     return result
 
 
 def decode(
-    evidence: Evidence,
+    scores: Scores,
     master: WatermarkKey,
     *,
     n_customers: int,
@@ -189,20 +193,20 @@ def decode(
     n_queries: int,
     recognised: float,
 ) -> TraceResult:
-    """Tell whose signature the evidence shows.
+    """Tell whose signature the scores show.
 
     Args:
-        evidence: for each bit how clearly it was read as 1 (above 0) or as 0 (below 0), 0 for an erasure;
-            shape ``(N,)``.
+        scores: how clearly each bit was read as 1 (above 0) or as 0 (below 0), 0 for an erasure; shape
+            ``(N,)``.
         master: the key that the customers' keys were made from.
-        n_customers: customers who have a copy.
+        n_customers: number of customers who have a copy.
         alpha: significance level of the verdict.
-        n_queries: images that the model was asked about.
-        recognised: share of the natural images that the model takes for the target class.
+        n_queries: number of images that were sent to the model.
+        recognised: share of the natural images that the model classifies as the target class.
     """
-    scores = np.array(integer_scores(evidence))
-    decided, recognises = bool(scores.any()), is_recognised(recognised)
-    marks = _Marks(master, n_customers, scores)
+    integers = np.array(integer_scores(scores))
+    decided, recognises = bool(integers.any()), is_recognised(recognised)
+    marks = _Marks(master, n_customers, integers)
     best, second = np.argsort(-marks.totals[:-1], kind="stable")[:2]
     log10_p_value = min(0.0, marks.log10_p_value(best, n_customers)) if decided else math.nan
     present = marks.present(alpha) if decided and recognises else ()
@@ -230,15 +234,14 @@ def decode(
 
 
 class _Marks:
-    """How well the signatures of all customers, and last the master's own, fit integer scores ``(N,)``."""
+    """Compares integer scores ``(N,)`` with the signatures of all customers and, last, the master's own."""
 
     def __init__(self, master: WatermarkKey, n_customers: int, scores: npt.NDArray[np.int64]) -> None:
         self._master, self._scores = master, scores
         self._signatures = np.concatenate(
             [master.customer_signatures(n_customers), master.signature.numpy()[None]]
         )
-        # Whole numbers below 2^24, which float32 holds exactly; some customers at a time, for the memory's
-        # sake.
+        # Integers below 2^24, which float32 represents exactly; some customers at a time, to save memory.
         parts = np.array_split(self._signatures, max(1, self._signatures.size >> 24))
         weights = scores.astype(np.float32)
         self.totals = (
@@ -268,7 +271,7 @@ class _Marks:
         return tuple(found)
 
     def clearest_other(self, best: Any) -> float:
-        """Return the p-value of the clearest mark besides ``best``, on either side, for all others together."""
+        """Return the p-value of the clearest mark besides ``best``, inverted or not, among all others."""
         others = np.delete(np.arange(len(self.totals)), best)
         clearest = others[np.argmax(np.abs(self.totals[others]))]
         side = 1 if self.totals[clearest] >= 0 else -1
@@ -285,24 +288,26 @@ def read_message(
     """Read the text that :func:`message_key` put into a model; arguments as for :func:`trace`.
 
     Raises:
-        ValueError: more bits are wrong than the code mends, the model does not take the images for the target
-            class, or an argument is out of range.
+        ValueError: more bits are wrong than the code can correct, the model does not classify the images as
+            the target class, or an argument is out of range.
     """
     master = key_of(master, argument="master")
     code = message_code(master)
-    evidence, _, recognised, _ = read_evidence(suspect, master, images, max_queries=max_queries)
+    scores, _, recognised, _ = read_scores(suspect, master, images, max_queries=max_queries)
     if not is_recognised(recognised):
         raise ValueError(
-            "`images` must be of the target class: the model takes most of them for something else."
+            "`images` must be of the target class: the model classifies most of them as something else."
         )
     try:
         data, n_corrected = code.decode(
-            (evidence > 0).astype(np.uint8) ^ blank_message_key(master).signature.numpy()
+            (scores > 0).astype(np.uint8) ^ blank_message_key(master).signature.numpy()
         )
         text = data.rstrip(b"\0").decode()
     except ValueError as error:
         warn_if_few(len(images), stacklevel=2)
         if not isinstance(error, UnicodeDecodeError):
             raise
-        raise ValueError("`suspect` carries no message under this key: what was read is no text.") from error
+        raise ValueError(
+            "`suspect` carries no message under this key: the bits that were read are not text."
+        ) from error
     return Message(text=text, n_corrected=n_corrected, n_correctable=code.n_correctable)

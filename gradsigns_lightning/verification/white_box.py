@@ -46,9 +46,9 @@ from gradsigns_lightning.verification.images import (
     warn_if_unlike,
 )
 
-_BATCH_SIZE = 128  # at most, where nothing is said
-_MOST_BYTES = 4 << 30  # of activations, likewise
-# times what is kept, at most: 2.8 were measured of attention, whose backward pass copies what it kept
+_BATCH_SIZE = 128  # at most, where the caller gives none
+_MOST_BYTES = 4 << 30  # of activations, where the caller gives no batch size
+# peak memory, in multiples of the saved tensors: 2.8 was measured for attention, whose backward copies them
 _PEAK = 3
 _COPIES = 3  # of an image and its gradient in float64
 Name = TypeVar("Name")
@@ -69,31 +69,32 @@ def verify(
     """Read one key from a model's weights (GradSigns, MLSys 2021, section 3.3).
 
     Works for any module that returns logits, on any device, in training or evaluation mode and inside
-    ``no_grad`` and ``inference_mode``, also frozen TorchScript, programs exported for batches of one size,
-    and weights made under ``inference_mode``; training flags, gradients, buffers, other attributes and random
-    states are as before afterwards.
+    ``no_grad`` and ``inference_mode``, also for frozen TorchScript, programs exported for a fixed batch size,
+    and weights created under ``inference_mode``. Training flags, gradients, buffers, other attributes and
+    random states are restored afterwards.
 
     Args:
-        model: the suspect; moved nowhere.
+        model: the suspect; it stays on its device.
         key: the owner's key, or its file.
         images: raw natural images of the target class in [0, 1], floating point, shape ``(n, C, H, W)``; 50
             or more. With ``carrier_layer`` the network's inputs as they are, for example token ids ``(n,
             length)``.
         alpha: significance level of the verdict.
-        batch_size: images per pass; by default as many, up to 128, as take 4 GiB for activations (one image
-            is passed first to tell).
+        batch_size: images per pass; by default as many, up to 128, as fit into 4 GiB of activations (one
+            image is passed first to measure them).
         logits: maps normalized inputs ``(n, C, H, W)`` to logits ``(n, n_classes)``; by default ``model``
             itself.
         carrier_layer: name of the submodule whose output carries the mark instead of the input, as in the
             callback.
         input_mean: mean of the model's own input normalization, one value or one per channel; by default the
-            key's. Who checks somebody else's claim states what the model's documentation says.
+            key's. To check somebody else's claim, use what the model's documentation states.
         input_std: standard deviation of that normalization; by default the key's.
 
     Returns:
-        The result. Its verdict takes the key's payload for fixed before the model was there; see
-        ``free_bits`` where that is not known, as of somebody else's key. ``inconclusive`` if the gradient is
-        all zero or not finite, or if the model takes less than half of the images for the target class.
+        The result. Its verdict assumes that the key's payload was fixed before the model existed; see
+        ``free_bits`` where that is not known, for example for somebody else's key. The verdict is
+        ``inconclusive`` if the gradient is all zero or not finite, or if the model classifies less than half
+        of the images as the target class.
 
     Raises:
         ValueError: images of the wrong shape or range, a model that returns no logits, or an int8 model,
@@ -147,18 +148,19 @@ def verify_many(
     logits: LogitsFn | None = None,
     carrier_layer: str | None = None,
 ) -> list[VerificationResult] | dict[Name, VerificationResult]:
-    """Read many keys of one class, input shape and normalization for the price of one gradient; see :func:`verify`.
+    """Read many keys for the price of one gradient; see :func:`verify`.
 
-    The p-values are those of single claims: who tries n keys multiplies them by n.
+    The keys must agree in target class, input shape and normalization. The p-values are not corrected for
+    their number: who tries n keys multiplies them by n.
 
     Args:
         model: the suspect.
         keys: keys or key files; a mapping gives each a name.
-        images: as for :func:`verify`, like what follows.
+        images: as for :func:`verify`.
         alpha: significance level of the verdicts.
-        batch_size: images per pass.
-        logits: maps normalized inputs to logits.
-        carrier_layer: name of the submodule whose output carries the mark.
+        batch_size: as for :func:`verify`.
+        logits: as for :func:`verify`.
+        carrier_layer: as for :func:`verify`.
 
     Returns:
         The results, in the order of the keys; under their names if ``keys`` is a mapping.
@@ -197,9 +199,9 @@ def _read(
 
 
 def read_projections(model: nn.Module, key: SignatureKey, images: Tensor) -> tuple[Tensor, float]:
-    """Return z of one key, shape ``(N,)``, not compared with its signature, and the share of images that were recognised.
+    """Return z of one key, shape ``(N,)``, and the share of images that were recognised.
 
-    Arguments and errors as for :func:`verify`.
+    z is not compared with the key's signature. Arguments and errors are those of :func:`verify`.
     """
     check_key(key)
     check_raw_images(images, key)
@@ -215,7 +217,7 @@ def _mean_gradient(
     batch_size: int | None,
     carrier_layer: str | None = None,
 ) -> tuple[Tensor, float]:
-    """Return the mean direction of the images' raw-pixel gradients, flat, and the share taken for the target class."""
+    """Return the mean direction of the raw-pixel gradients, flat, and the share of images recognised."""
     refuse_int8(model)
     logits_fn = any_batch_size(model, logits_fn) if logits_fn is model else logits_fn
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -226,13 +228,13 @@ def _mean_gradient(
     def counted(logits_of: LogitsFn, inputs: Tensor) -> Tensor:
         nonlocal n_target
         with shapes_named(key, model) if carrier_layer is None else nullcontext():
-            answer = as_logits(logits_of(inputs))
-        if isinstance(answer, Tensor) and answer.ndim == 2:
-            n_target += int((answer.detach().argmax(1) == key.target_class).sum())
-        return answer  # type: ignore[no-any-return]
+            logits = as_logits(logits_of(inputs))
+        if isinstance(logits, Tensor) and logits.ndim == 2:
+            n_target += int((logits.detach().argmax(1) == key.target_class).sum())
+        return logits  # type: ignore[no-any-return]
 
     def gradients_of(batch: Tensor, watch: Callable[[LogitsFn, Tensor], Tensor]) -> Tensor:
-        batch = batch.detach()  # no graph of the caller's grows here
+        batch = batch.detach()  # a graph of the caller's must not grow here
         inputs = (batch if carrier_layer else normalize(batch, key)).to(device)
         carriers, logits_of = carrier_inputs(model, logits_fn, inputs, key.input_shape, carrier_layer)
         return input_gradients(partial(watch, logits_of), carriers, key.target_class)
@@ -256,10 +258,10 @@ def _mean_gradient(
 
 
 def _pass_size(model: nn.Module, pass_one_image: Callable[[], Tensor], n_bytes: int) -> int:
-    """Return how many images to pass at once; each takes ``n_bytes`` itself, and the network may be large, or a stranger's."""
+    """Return how many images to pass at once, given the bytes that each takes besides its activations."""
     try:
         n_bytes += _PEAK * saved_bytes(model, pass_one_image)
-    # what does not take one image alone may take a batch; if not, that pass gives the error
+    # a network that does not take one image alone may take a batch; if not, that pass raises the error
     except Exception:
         return _BATCH_SIZE
     return min(_BATCH_SIZE, max(1, _MOST_BYTES // max(1, n_bytes)))

@@ -1,15 +1,15 @@
-"""Hands hostile files to every reader and reports what happened beside the answer: `foreign_files_worker.py FOLDER` (Linux).
+"""Hands hostile files to every reader and reports side effects: `foreign_files_worker.py FOLDER` (Linux).
 
-Run by test_foreign_files.py. Genuine files come first, so that all modules that readers need are imported;
-then every attack runs with a hook on what Python does, a watch on the baits (files that only a hostile text
-names, whoever opens them), wrappers around Hydra's and OmegaConf's functions, and the peak memory of its own.
-At the end come what the watch must see: guilty acts of every kind, and readers that compose and instantiate
-what a checkpoint says, as this package's once did.
+test_foreign_files.py runs this program. Genuine files come first, so that all modules that readers need are
+imported; then every attack runs with an audit hook on what Python does, a watch on the baits (files that only
+a hostile text names, whoever opens them), wrappers around Hydra's and OmegaConf's functions, and a record of
+its peak memory. At the end come acts that the watch must see: guilty acts of every kind, and readers that
+compose and instantiate what a checkpoint says, as this package's once did.
 """
 
 import contextlib
 import ctypes
-import encodings.cp437  # noqa: F401  (zipfile needs it for names of old)
+import encodings.cp437  # noqa: F401  (zipfile needs it for old names)
 import importlib
 import io
 import itertools
@@ -78,7 +78,7 @@ FORBIDDEN = (
 )
 # allowed in the folder for results
 WRITING = ("os.remove", "os.rename", "os.link", "os.chmod", "tempfile.mkstemp")
-HYDRAS_OWN = {"HYDRA_FULL_ERROR"}  # set and put back by the command itself
+HYDRAS_OWN = {"HYDRA_FULL_ERROR"}  # set and restored by the command itself
 MARK = "foreign"  # in every hostile text
 READ = (0, 3)  # exit codes of a verdict
 
@@ -156,7 +156,7 @@ class Watch:
 
 
 def peak(*, reset=False):
-    """Peak resident memory in MiB; `reset` begins anew."""
+    """Peak resident memory in MiB; `reset` starts again."""
     if reset:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
@@ -165,7 +165,7 @@ def peak(*, reset=False):
 
 
 def wrap(watch):
-    """Report calls of Hydra and OmegaConf that are handed foreign text, and of a resolver that only foreign text names."""
+    """Report calls of Hydra and OmegaConf with foreign text, and of a resolver that only such text names."""
 
     def wrapped(owner, name, *, always=False):
         original = getattr(owner, name)
@@ -653,8 +653,8 @@ GENUINE = {
     **{"committed": "k.gskey", "copied": "master.gskey", "trained": "k.gskey", "bundle": "b.gsbundle"},
     **{"commitment": "k.commitment.json", "journal": "out/j.jsonl", "signer": "k.commitment.pem"},
 }
-# What else is one file. The commands of the second line write a new file each time, so they run whole, on
-# fewer files.
+# Other readers of a single file. The commands of the second line write a new file each time, so they run as a
+# whole, on fewer files.
 OF_ONE_FILE = ("imported mean", "key", "master", "committed", "trained", "bundle", "journal")
 WHOLLY = ("copied", "commitment", "signer", "reply", "authority")
 BRIEFLY = ("pickle", "nested", "key of nothing", "sequence of gigabytes")
@@ -676,7 +676,7 @@ WHOLE = {
     "external link",
     "another weight",
 }
-# What names the file in the settings, if it is not `checkpoint`.
+# The setting that names the file, if it is not `checkpoint`.
 ARGUMENTS = {
     **{"control": "controls", "init": "init", "onnx": "onnx", "onnx control": "controls", "images": "images"},
     **{
@@ -707,7 +707,7 @@ STRIPPED = {
     ),
     "packed",
 }
-STRIPPED |= {"swollen", "data swollen"}  # of the others it leaves the description out, and keeps the weights
+STRIPPED |= {"swollen", "data swollen"}  # from the others it removes the description, and keeps the weights
 # `init` takes weights alone, whatever the description says.
 WEIGHTS_ONLY = {
     "code",
@@ -759,7 +759,7 @@ def attacks():
 
 
 def other_attacks():
-    """Yield the same of files that are no models, and of data sets."""
+    """Yield the same for files that are not models, and for data sets."""
     for name, batch in BATCHES.items():
         path = FOLDER / "attacks" / f"batch_{name.replace(' ', '_')}"
         write_batch(path, batch)
@@ -787,7 +787,7 @@ def reported(watch, command):
 
 
 def attack(watch, reader, name, file):
-    """Run a whole command, or, since composing its configuration takes most of the time, the one that was composed before."""
+    """Run a whole command, or, to save time, only its function on settings that were composed before."""
     if name in WHOLE or reader in WHOLLY:
         return run(watch, COMMANDS[reader](file))
     module, settings = COMPOSED[reader]
@@ -806,7 +806,8 @@ def attack(watch, reader, name, file):
 
 
 def command_of(module):
-    """Return what runs a command on its settings; training's own takes what Hydra composed, and resolves it first."""
+    """Return the function that runs a command on plain settings."""
+    # `run` of training takes what Hydra composed, and resolves it first
     return getattr(module, "_run", module.run)
 
 

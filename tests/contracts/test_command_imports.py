@@ -1,4 +1,4 @@
-"""Which libraries a command loads: none where nothing is computed, and no Lightning where no Trainer is needed."""
+"""Which libraries commands load: none if nothing is computed, and no Lightning if no Trainer is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file of somebody else is read, and nothing else happens; foreign_files_worker.py has the files and the watch."""
+"""Reading a foreign file has no side effects; foreign_files_worker.py makes the files and watches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("h5py")
 pytest.importorskip("torchvision")
 pytestmark = [
     pytest.mark.skipif(
-        sys.platform != "linux", reason="who opens a file unseen by Python is told by Linux alone"
+        sys.platform != "linux", reason="only Linux reports files that are opened unseen by Python"
     ),
     pytest.mark.timeout(600),  # a minute, on a machine of one's own
 ]
@@ -27,8 +27,8 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 SECRET = "s3cr3t-81c2"
 MEGABYTES = 100  # beyond what reading genuine files has taken; the files ask for gigabytes
-# What commands do for themselves: typing evaluates annotations, `train` seeds before it reads, and each keeps
-# the processes that it starts from the modules of the current folder.
+# What commands do by themselves: typing evaluates annotations, `train` seeds before it reads, and each
+# command keeps the processes that it starts away from the modules of the current folder.
 HARMLESS = {
     *("exec by typing", "os.putenv b'PL_GLOBAL_SEED'", "os.putenv b'PL_SEED_WORKERS'"),
     *("os.putenv b'PYTHONSAFEPATH'", "os.unsetenv b'PYTHONSAFEPATH'"),
@@ -63,8 +63,7 @@ READERS = {
 }
 WRITTEN = {("verify", "bundle"), ("commit", "out"), ("strip", "out"), ("keygen", "out")}
 WRITTEN |= {("train", "code")}  # the user's own, to be run
-# The same functions read these as in `verify`; of the settings of an API the other commands do not take the
-# journal.
+# These are read by the same functions as in `verify`; the other commands ignore an API's journal.
 AS_VERIFY = {
     (command, setting) for command in ("trace", "judge") for setting in ("onnx", "images", "api.journal")
 }

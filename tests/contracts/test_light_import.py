@@ -1,7 +1,7 @@
 """``import gradsigns_lightning`` and all its names must not import the heavy optional libraries.
 
 Libraries that we depend on may import them if they are installed (torchmetrics imports torchvision), so what
-counts is who asked.
+counts is which module imports them.
 """
 
 import json
@@ -29,22 +29,22 @@ HEAVY = {
     *("galois", "rfc3161_client", "requests", "h5py", "PIL"),
 }
 
-# Prints the imports that a module of ours asked for, itself or through another module of ours.
+# Prints what the modules of a package import, each with the importing module.
 PROBE = """
 import builtins, json, sys
-package, asked, original = sys.argv[1], [], builtins.__import__
+package, imports, original = sys.argv[1], [], builtins.__import__
 
 def recording(name, globals=None, *args, **kwargs):
     importer = (globals or {}).get("__name__") or ""
     if importer.split(".")[0] == package:
-        asked.append([importer, name])
+        imports.append([importer, name])
     return original(name, globals, *args, **kwargs)
 
 builtins.__import__ = recording
 module = __import__(package)
 for name in getattr(module, "__all__", ()):
     getattr(module, name)
-print(json.dumps(asked))
+print(json.dumps(imports))
 """
 
 
@@ -59,9 +59,9 @@ def heavy_imports(package: str, folder: Path) -> list[str]:
         timeout=200,
         check=True,
     )
-    asked = json.loads(done.stdout.splitlines()[-1])
-    assert asked, "the probe saw nothing"
-    return [f"{importer} imports {name}" for importer, name in asked if name.split(".")[0] in HEAVY]
+    imports = json.loads(done.stdout.splitlines()[-1])
+    assert imports, "the probe saw nothing"
+    return [f"{importer} imports {name}" for importer, name in imports if name.split(".")[0] in HEAVY]
 
 
 def test_no_heavy_library_is_imported():

@@ -1,4 +1,4 @@
-"""A missing file is Python's ``FileNotFoundError``, one in the way its ``FileExistsError``; both are ``ValueError`` too."""
+"""Missing files raise ``FileNotFoundError``, existing ones ``FileExistsError``; both are ``ValueError``s."""
 
 import importlib.util
 import pickle

@@ -1,4 +1,4 @@
-"""What a document says is shown by a test is shown by one that exists."""
+"""Every test that a document names exists."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Nothing in the package unpickles: a key file or checkpoint from a stranger must not run code."""
+"""Nothing in the package unpickles: a foreign key file or checkpoint must not run code."""
 
 import ast
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""What was written once is read as it was: with the same numbers, or, where a mend of the format forbids it, refused with advice.
+"""Old files are read with the same numbers, or, where a change of the format forbids it, refused with advice.
 
-The files in ``tests/fixtures`` are not made again (see the README of each folder). ``numbers.json`` holds
-what was read from them by the code that made them.
+The files in ``tests/fixtures`` are never regenerated (see the README of each folder). ``numbers.json`` holds
+what the code that made them read from them.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ SAME = (
     "n_queries",
     "alpha",
 )
-# Issue 16: every image's gradient counts alike (was: those the network is not sure of outweighed the others),
-# so the smallest margin of a white-box reading is another; the bits are the same.
+# Issue 16: every image's gradient counts alike (before, images of low confidence outweighed the others), so
+# the smallest margin of a white-box reading has changed; the bits are the same.
 MARGIN_TODAY = {FORMER: 0.40067, LAST: 0.38142}
 
 
@@ -55,7 +55,7 @@ def folder(tmp_path, monkeypatch):
 
 @functools.cache
 def numbers(made):
-    """Return what was read then; the estimator has another name outside of files now."""
+    """Return what was read then; outside of files the estimator has a different name now."""
     text = (made / "numbers.json").read_text()
     return json.loads(text.replace('"estimator": "blocks"', '"estimator": "groups"'))
 
@@ -149,13 +149,13 @@ def test_a_reading_goes_on_from_the_beginning_of_a_journal(made, journal):
 
 
 def test_a_former_journal_of_images_in_doubt_is_refused_with_what_to_do():
-    """Issue 16: where the first images leave it open what the model takes them for, more of them are asked about."""
+    """Issue 16: if the first images are hardly recognised, more of them are queried."""
     taken(FORMER, "doubtful.jsonl")
     before = Path("doubtful.jsonl").read_bytes()
     with pytest.raises(
         ValueError,
-        match=r"made by a version that asks about other images\. Name another "
-        r"file to ask anew",
+        match=r"made by a version that queries other images\. Name another "
+        r"file to query again",
     ):
         verify_api(nobody, FORMER / "digits.gskey", images(FORMER), journal="doubtful.jsonl")
     assert Path("doubtful.jsonl").read_bytes() == before
@@ -190,7 +190,7 @@ def test_a_bundle_is_made_with_a_signer_of_that_time(made):
 
 @pytest.mark.parametrize("name", ["digits", "unstamped"])
 def test_a_former_commitment_is_refused_with_what_to_do(name, capsys):
-    """Issue 16: it held the key's own digest, which stands in checkpoints, so anybody could have a copy of it stamped."""
+    """Issue 16: it held the key's own digest, which is in checkpoints, so anybody could have it stamped."""
     taken(FORMER, *COMMITMENT)
     shutil.copy(FORMER / f"{name}.commitment.json", "digits.commitment.json")
     assert main([*ATTACH, f"key={FORMER / 'digits.gskey'}", f"authority={FORMER / 'authority.pem'}"]) == 1
@@ -218,7 +218,7 @@ def test_a_bundle_is_judged_with_the_same_numbers():
 
 
 def test_a_former_bundle_is_refused_with_what_to_do(capsys):
-    """It holds a former commitment; the journal that it was made of is read."""
+    """It holds a former commitment; the journal that it was made from is read."""
     assert main(judged(FORMER)) == 1
     assert "Commit to the same keys again with `gradsigns commit`" in " ".join(
         capsys.readouterr().err.split()
@@ -227,7 +227,7 @@ def test_a_former_bundle_is_refused_with_what_to_do(capsys):
 
 @pytest.mark.parametrize("read", [trace, read_message])
 def test_a_former_master_traces_no_copies_and_says_so(read):
-    """Issue 16: customers' signatures were words of a linear code, so three customers could frame a fourth."""
+    """Issue 16: customers' signatures were words of a linear code, so three of them could frame a fourth."""
     with pytest.raises(
         ValueError, match="`master` must be a key of version 2 or later, got version 1; make a new one"
     ):
@@ -235,7 +235,7 @@ def test_a_former_master_traces_no_copies_and_says_so(read):
 
 
 def training(made, *, key=None, epochs=3):
-    """Go on with the training that was left after two epochs; returns the callback and its state at the start."""
+    """Resume the training after two epochs; returns the callback and its state at the start."""
     mark = GradSigns(made / "digits.gskey" if key is None else key)
     found = []
 
@@ -294,7 +294,7 @@ def test_a_training_goes_on_with_all_of_its_state():
 
 
 def test_a_training_tells_which_settings_are_others_now(recwarn):
-    """Issue 15: strength and cadence have other defaults and another meaning."""
+    """Issue 15: strength and cadence have new defaults and a new meaning."""
     training(FORMER)
     (told,) = [str(w.message) for w in recwarn if "differs from the checkpoint" in str(w.message)]
     assert "strength: " in told
@@ -316,7 +316,7 @@ def test_a_checkpoint_is_stripped(made, tmp_path):
 
 
 def texts(path):
-    """All that a file says in words; of a pickle its texts and the names of its types."""
+    """Return all text in a file; for a pickle its strings and the names of its types."""
     if not zipfile.is_zipfile(path):
         return [path.read_bytes().decode("latin-1")]
     with zipfile.ZipFile(path) as archive:
@@ -333,6 +333,6 @@ def texts(path):
     "path", sorted(set(LAST.iterdir()) - {LAST / "README.md"}), ids=lambda path: path.name
 )
 def test_files_name_no_module_that_could_move(path):
-    """Of this package they name a network, by a name that is looked for in a list and need not be where it is."""
+    """The only name of this package in them is a network's, which is looked up in a list and not imported."""
     named = {name for text in texts(path) for name in re.findall(r"gradsigns_lightning[\w.]*", text)}
     assert named == ({"gradsigns_lightning.models.MLP"} if path.name == "model.ckpt" else set())

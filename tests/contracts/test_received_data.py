@@ -1,4 +1,4 @@
-"""Who chooses the images chooses the reading: a folder `data` beside a received file is not read for a verdict."""
+"""Who chooses the images chooses the reading: a folder `data` next to a received file is not read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_images(folder: Path, n: int) -> Path:
 
 @pytest.fixture
 def received(tmp_path, monkeypatch):
-    """A folder with a model, a key, a bundle and crafted images, in which the user now is."""
+    """A folder with a model, a key, a bundle and crafted images; it is the current folder."""
     folder = tmp_path / "received"
     crafted = write_images(folder / "data", 61)
     key = WatermarkKey.generate("A", 128, input_shape=SHAPE, target_class=0, input_mean=MEAN, input_std=STD)

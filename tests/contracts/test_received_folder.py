@@ -1,4 +1,4 @@
-"""A command may be started in a folder that somebody sent: what lies there beside the files that it names is not looked at."""
+"""A command that is started in a received folder reads only the files there that it is given."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder in which matplotlib waits for ever for its settings, and numba finds where to keep pickles."""
+    """A folder in which matplotlib waits forever for its settings, and numba can store its pickles."""
     WatermarkKey.generate("A", 128, input_shape=(1, 28, 28), target_class=0).save(tmp_path / "master.gskey")
     key = WatermarkKey.generate(
         "A", 32, input_shape=(1, 8, 8), target_class=0, input_mean=0.305, input_std=0.376
@@ -182,7 +182,7 @@ def test_processes_that_would_read_settings_there_are_refused(tmp_path, file):
 
 
 class Listener(BaseHTTPRequestHandler):
-    """Notes what it is sent."""
+    """Records what is sent to it."""
 
     def do_POST(self):
         self.server.seen.append(self.headers.get("Authorization"))
@@ -213,7 +213,7 @@ def wandb_settings(folder: Path, listener: ThreadingHTTPServer) -> dict[str, str
     )
     own = folder.parent / "home"
     own.mkdir()
-    nowhere = "http://127.0.0.1:9"  # otherwise it would be asked in earnest
+    nowhere = "http://127.0.0.1:9"  # otherwise a real server would be contacted
     return {"WANDB_API_KEY": "0123456789" * 4, "HOME": str(own), "WANDB_INIT_TIMEOUT": "5"} | {
         "NOWHERE": nowhere
     }

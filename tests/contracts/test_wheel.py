@@ -88,7 +88,9 @@ def test_a_project_of_ones_own_finds_the_groups_in_the_wheel(target, tmp_path):
 
 
 def test_the_wheel_works_outside_the_repository(target, tmp_path):
-    code = "import gradsigns_lightning as g, sys; from gradsigns_lightning.cli import main; print(g.__file__); main()"
+    code = (
+        "import gradsigns_lightning as g; from gradsigns_lightning.cli import main; print(g.__file__); main()"
+    )
     words = ["keygen", "owner=Acme", "data=digits", "key=b32", "out=acme.gskey"]
     environment = {**os.environ, "PYTHONPATH": str(target)}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Images, and what a server answers."""
+"""Targets for images and for a server's replies."""
 
 import io
 import json
@@ -8,7 +8,7 @@ from fuzz_base import FOLDER, Reader, owned
 
 
 def image():
-    """An image in a folder; what it is, its content says."""
+    """An image in a folder, whose format follows from its content."""
     import numpy as np
     from PIL import Image
 
@@ -41,7 +41,7 @@ def image():
 
 
 def reply_of(data):
-    """Return status, headers and body of what the fuzzer made up."""
+    """Return status, headers and body from the fuzzer's input."""
     try:
         reply = json.loads(data)
         headers = {str(name): str(value) for name, value in reply["headers"].items()}

@@ -1,4 +1,4 @@
-"""Readers that do what none may, for the fuzzer's own test."""
+"""Readers that do what is forbidden, for the fuzzer's own test."""
 
 import contextlib
 import importlib
@@ -11,7 +11,7 @@ from fuzz_base import FOLDER, Reader
 
 
 def at(act):
-    """Return what makes a reader that does so at one input."""
+    """Return a function that makes a reader which does ``act`` at one input."""
     return lambda: Reader(lambda data: act() if data == b"bad" else None, [b"good"])
 
 

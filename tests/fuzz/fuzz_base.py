@@ -14,7 +14,10 @@ SHAPE = (1, 4, 5)
 
 @dataclass
 class Reader:
-    """How one kind of input is read; ``write`` lays it where ``read`` takes it, ``unpack`` and ``pack`` give plain values."""
+    """How one kind of input is read.
+
+    ``write`` puts an input where ``read`` expects it; ``unpack`` turns it into plain values, ``pack`` back.
+    """
 
     read: Callable[[bytes], Any]
     seeds: list[bytes]

@@ -17,7 +17,10 @@ PICKLE, MATLAB = 4, 5
 
 
 def dataset():
-    """A file in its official place, which the first byte says; what else the data set needs is genuine. Images have a target."""
+    """A file of a data set at the place that the first byte selects; the data set's other files are genuine.
+
+    Image files have a target of their own.
+    """
     from scipy.io import savemat
 
     from gradsigns_lightning.data import CIFAR10, MNIST, SVHN
@@ -67,7 +70,7 @@ def _place(data):
 
 
 def unpack(data):
-    """Return a file as plain values: a header and contents in hexadecimal, steps of a pickle, elements of a MATLAB file."""
+    """Return a file as plain values: hexadecimal contents, steps of a pickle, elements of a MATLAB file."""
     place, content = _place(data), data[1:]
     if place == PICKLE:
         starts = [position for _, _, position in pickletools.genops(content)]
@@ -117,7 +120,7 @@ def _elements(data):
 
 
 def _joined(parts):
-    """Return elements as bytes; their length is stated as it is, unless something else was put in its place."""
+    """Return elements as bytes; the length that they state is the true one, unless ``size`` gives another."""
     data = b""
     for part in parts:
         content = _joined(part["parts"]) if "parts" in part else bytes.fromhex(part["hex"])

@@ -1,4 +1,4 @@
-"""What an owner hands over: a key, a commitment and its time-stamp, a journal, a bundle."""
+"""Targets for what an owner hands over: a key, a commitment and its time-stamp, a journal, a bundle."""
 
 import importlib.util
 import json
@@ -76,7 +76,7 @@ def journal():
 
 
 def bundle():
-    """A bundle as it is; and signed and committed to anew after a change, as a dishonest claimant would."""
+    """A bundle as it is, and one that is committed to and signed again after a change, as a forger would."""
     from gradsigns_lightning import WatermarkKey
     from gradsigns_lightning.evidence import Bundle, Statement, judge, make_statement
     from gradsigns_lightning.verification.api.queries import read_journal

@@ -8,7 +8,7 @@ from fuzz_base import FOLDER, SHAPE, Reader, owned
 
 
 def checkpoint():
-    """Bytes of a file; or a description and shapes of weights in JSON, or a pickle, which are put into a file of torch's form."""
+    """Bytes of a file; or a JSON description with weights' shapes, or a pickle, put into a file of torch."""
     import torch
 
     from gradsigns_lightning import verify

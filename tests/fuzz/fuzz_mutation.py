@@ -1,4 +1,4 @@
-"""Changes that a dishonest author would think of, in the plain values that a file is made of."""
+"""Changes that a dishonest author would make to the plain values in a file."""
 
 import base64
 import copy
@@ -85,7 +85,7 @@ def nested(value, depth):
 
 
 def nudged(value, rng):
-    """Return a value near the given one, or one that is often trouble."""
+    """Return a value near the given one, or one that often causes trouble."""
     if rng.random() < 0.4:
         if type(value) is int:
             return rng.choice(

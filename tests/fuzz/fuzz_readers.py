@@ -1,18 +1,18 @@
-"""Fuzz what comes from others: `python fuzz_readers.py TARGET [TARGET ...] [libFuzzer options]`; fuzz_targets.py has the list.
+"""Fuzzes readers of foreign files: `python fuzz_readers.py TARGET [TARGET ...] [libFuzzer options]`.
 
-Every input must give a result or a ValueError (OracleError of a server) of reasonable length. Anything else
-ends the program with a non-zero exit code and leaves the input as `crash-...`, `timeout-...` or `oom-...` in
-the current folder: another exception, 20 s without an end, memory, a file opened outside the fuzzer's folder
-or for writing, a process, a socket, a module imported, code run, a global looked up by a pickle. What
-libraries of C, C++ and Rust open by themselves is not seen.
+The targets are listed in fuzz_targets.py. Every input must lead to a result or a ValueError (OracleError for
+a server) of reasonable length. Anything else ends the program with a non-zero exit code and leaves the input
+as `crash-...`, `timeout-...` or `oom-...` in the current folder: another exception, 20 s without an end, too
+much memory, a file opened outside the fuzzer's folder or for writing, a process, a socket, a module imported,
+code run, a global looked up by a pickle. What libraries in C, C++ and Rust open by themselves is not seen.
 
-The long run of one target, an hour, which keeps what it found in the folder `found`:
+A long run of one target, an hour, which keeps the inputs that it found in the folder `found`:
 
-    mkdir -p found && OMP_NUM_THREADS=1 python tests/fuzz/fuzz_readers.py checkpoint -max_total_time=3600
-    found
+    mkdir -p found
+    OMP_NUM_THREADS=1 python tests/fuzz/fuzz_readers.py checkpoint -max_total_time=3600 found
 
-An input is read once more, with its traceback, by `python tests/fuzz/fuzz_readers.py checkpoint crash-...`.
-The test beside this file gives each target 15 seconds, or as many as the environment variable
+`python tests/fuzz/fuzz_readers.py checkpoint crash-...` reads an input again and prints its traceback.
+test_fuzz_readers.py gives each target 15 seconds, or as many as the environment variable
 GRADSIGNS_FUZZ_SECONDS says.
 """
 
@@ -69,8 +69,7 @@ FORBIDDEN = (
     ),
     "tempfile.",
 )
-# Modules of Python's own that json, pickletools, zipfile (cp437) and the escaping of texts import for some
-# bytes.
+# Python's own modules that json, pickletools, zipfile (cp437) and the escaping of text import for some bytes.
 CODECS = (
     *("cp437", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-16", "utf-32", "utf-8-sig"),
     *("raw-unicode-escape", "unicode-escape"),
@@ -78,7 +77,10 @@ CODECS = (
 
 
 class Guard:
-    """Notes what a reader does beside reading; Python never lets go of such a hook, so it is armed for the time of an input."""
+    """Records a reader's side effects with an audit hook.
+
+    Python cannot remove such a hook, so it is armed only while an input is read.
+    """
 
     def __init__(self):
         self.armed, self.seen = False, []
@@ -98,7 +100,7 @@ class Guard:
 
 
 class Fuzzer:
-    """Reads what libFuzzer makes, and makes half of it itself."""
+    """Reads the inputs that libFuzzer makes, and makes half of them itself."""
 
     def __init__(self, name):
         with atheris.instrument_imports(include=["gradsigns_lightning", *TARGETS[name].instrument]):
@@ -143,7 +145,7 @@ class Fuzzer:
         if rng.random() < 0.6:
             try:
                 made = self.reader.pack(changed(self.reader.unpack(data), rng))
-            except Exception:  # bytes that are no such file, or a change that cannot be written down
+            except Exception:  # bytes that are not such a file, or a change that cannot be written
                 made = b""
             if 0 < len(made) <= size:
                 return made
@@ -175,7 +177,7 @@ def main():
         for name in names:
             sys.stderr.write(f"target {name}\n")
             sys.stderr.flush()
-            # A process of its own also for one target: its peak of memory starts anew.
+            # A process of its own even for one target, so that its peak memory starts from zero.
             if (child := os.fork()) == 0:
                 Fuzzer(name).run(options)
             if os.waitpid(child, 0)[1] != 0:

@@ -1,4 +1,4 @@
-"""One target for each kind of file or answer that comes from others."""
+"""One target for each kind of foreign file or reply."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fuzz_models import checkpoint, onnx_file, released
 
 @dataclass
 class Target:
-    """How a reader is made, and the modules beside this package that tell the fuzzer where an input leads."""
+    """How a reader is made, and which modules besides this package are instrumented."""
 
     make: Callable[[], Reader]
     instrument: tuple[str, ...] = ()

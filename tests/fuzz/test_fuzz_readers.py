@@ -1,4 +1,4 @@
-"""Some seconds of coverage-guided fuzzing of each kind of file that comes from others; an hour by hand, see fuzz_readers.py."""
+"""Some seconds of coverage-guided fuzzing for each kind of foreign file; fuzz_readers.py runs for longer."""
 
 import os
 import subprocess

@@ -1,4 +1,7 @@
-"""The collusion benchmark counts what happens: members are found, innocents are not, and would be if the code were linear."""
+"""The collusion benchmark counts correctly.
+
+Members are found and innocents are not, though they would be if the code were linear.
+"""
 
 import importlib
 import json
@@ -26,7 +29,7 @@ def collusion():
 
 @pytest.fixture
 def linear_code(monkeypatch):
-    """Give customers the words of a linear code, as signatures once were."""
+    """Give customers the words of a linear code, as the signatures once were."""
 
     def signatures(key, n_customers):
         digits = (np.arange(n_customers)[:, None] >> np.arange(16)) & 1

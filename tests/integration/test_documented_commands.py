@@ -1,4 +1,4 @@
-"""What README, docs and `--help` show can be done as it is shown: commands, the README's code, links."""
+"""What README, docs and `--help` show works as shown: commands, the README's code, links."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands_of(document: Path) -> list[str]:
-    """Return the lines of a document's code blocks that run `gradsigns`, without comments; a line may go on after a backslash."""
+    """Return the lines of a document's code blocks that run `gradsigns`, without comments.
+
+    A backslash continues a line.
+    """
     blocks = re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split(" #")[0].strip() for line in lines if re.match(r"gradsigns \w", line)]
@@ -42,7 +45,7 @@ COMMAND_LINES = sorted(
 
 
 def choices(word: str) -> list[str]:
-    """Return the words that a sweep makes of one."""
+    """Return the words into which a sweep expands one."""
     name, _, values = word.partition("=")
     return (
         [word]
@@ -81,7 +84,10 @@ def test_a_documented_command_line_is_understood(line):
 
 
 def assert_can_be_embedded(command: str, config) -> None:
-    """A key that an example makes is one that its training, or one with the defaults, can embed, and that can be owned."""
+    """Check that a key that an example makes can be embedded and owned.
+
+    It must fit the example's training, or one with the defaults.
+    """
     names = ("owner", "scope", "target_class", "payload", "message")
     settings = (
         {name: None if name == "message" else config[name] for name in names} if command == "keygen" else {}
@@ -101,8 +107,8 @@ CONFIGURATION = sorted(Path(config_folder()).rglob("*.yaml"))
 def test_a_shell_leaves_documented_settings_as_they_are(document):
     """In double quotes or none, `${...}` and `$images` would be the shell's, which has no such variables."""
     text = document.read_text()
-    spoilt = re.findall(r"""[\w.]+="[^"\n]*\$[^"\n]*"|\b[\w.]+=[^'"\s`]*\$\{[^\n`]*""", text)
-    assert spoilt == []
+    broken = re.findall(r"""[\w.]+="[^"\n]*\$[^"\n]*"|\b[\w.]+=[^'"\s`]*\$\{[^\n`]*""", text)
+    assert broken == []
 
 
 def anchors(document: Path) -> set[str]:
@@ -122,7 +128,7 @@ def test_links_lead_somewhere(document):
 
 
 class Net(LightningModule):
-    """A newcomer's own: batches ``(x, y)``, logits."""
+    """A newcomer's module: batches ``(x, y)``, and logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +145,7 @@ class Net(LightningModule):
 
 
 def test_the_readmes_first_code_runs_as_printed(tmp_path, monkeypatch):
-    """Nothing is given to it but what its reader has: a model, its data, images of the class and an API."""
+    """It gets only what its reader has: a model, its data, images of the class and an API."""
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     digits = load_digits()

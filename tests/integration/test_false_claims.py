@@ -27,7 +27,10 @@ def make_key(seed):
 
 
 def goodness_of_fit(matches):
-    """Return the p-value of a chi-square test against Binomial(N, 1/2), the tails pooled to at least five expected."""
+    """Return the p-value of a chi-square test against Binomial(N, 1/2).
+
+    The tails are pooled until at least five are expected.
+    """
     edges = [k for k in range(N_BITS + 1) if stats.binom.pmf(k, N_BITS, 0.5) * N_KEYS >= 5]
     low, high = edges[0], edges[-1]
     observed = np.bincount(np.clip(matches, low, high), minlength=high + 1)[low:]

@@ -1,4 +1,7 @@
-"""The two projects of docs/own-project.md run as they stand there, and every group can be taken into a project of one's own."""
+"""The two projects of docs/own-project.md run as printed.
+
+Every group of ours can be used in a project of one's own.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +144,7 @@ def test_a_project_chooses_how_the_callback_signs(project):
         config = compose(
             "train", overrides=["watermark@callbacks.gradsigns=strong", "callbacks.gradsigns.key=acme.gskey"]
         )
-    # its own file sets 1.0
+    # the project's file sets 1.0
     assert (config.callbacks.gradsigns.strength, config.callbacks.gradsigns.key) == (1.0, "acme.gskey")
     with initialize_config_dir(str(project / "configs"), version_base="1.3"):
         config = compose(

@@ -1,12 +1,12 @@
-"""Second-order engines behind one seam.
+"""Second-order engines with one interface.
 
 | engine | needs | exact | sharded parameters |
 |---|---|---|---|
-| `double_backward` | operations that can be differentiated twice in reverse mode | yes | no |
-| `forward_over_reverse` | forward-mode derivatives of all operations and of their backward passes | yes | yes |
+| `double_backward` | second derivatives of all operations in reverse mode | yes | no |
+| `forward_over_reverse` | forward-mode derivatives of all operations and their backward passes | yes | yes |
 | `finite_difference` | first derivatives only, smooth activations | to about 1e-3 | yes |
 
-`auto` takes the first of them, in this order, that works on a few images of the first batch.
+`auto` takes the first engine, in this order, that works on a few images of the first batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENGINES: dict[str, type[DoubleBackward] | type[ForwardOverReverse] | type[Finite
 
 
 def make_engines(engine: str | Engine) -> tuple[Engine, ...]:
-    """Return the engine of that name, the object itself, or all engines in the order of preference for ``"auto"``."""
+    """Return the engines to try, in order: the named or given one, or all of them for ``"auto"``."""
     if not isinstance(engine, str):
         return (engine,)
     check_choice("engine", engine, [AUTO, *ENGINES])

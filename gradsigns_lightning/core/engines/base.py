@@ -1,4 +1,4 @@
-"""The engine seam: how the embedding objective's gradient reaches the parameters."""
+"""The engine protocol: how the embedding objective's gradient reaches the parameters."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ ObjectiveFn = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class EmbeddingLoss:
-    """What an engine returns.
+    """The result of an engine.
 
     Attributes:
         value: the objective's value, detached scalar.
-        surrogate: scalar of that value whose ``backward()`` gives the parameters the objective's gradient;
-            add it to the task's loss.
+        surrogate: scalar of that value whose ``backward()`` adds the objective's gradient to the parameters'.
     """
 
     value: Tensor
@@ -38,10 +37,10 @@ class Engine(Protocol):
     """Differentiates an objective of the input gradient with respect to the parameters.
 
     Attributes:
-        name: as in ``engine=``.
+        name: name for ``engine=``.
         needs_forward_mode: every operation, and its backward pass, must have a forward-mode derivative.
-        needs_smooth_activations: wrong on kinked activations such as ReLU.
-        sharding_safe: right when parameters are sharded (FSDP).
+        needs_smooth_activations: the result is wrong on kinked activations such as ReLU.
+        sharding_safe: the result is right when parameters are sharded (FSDP).
     """
 
     name: str
@@ -60,8 +59,8 @@ class Engine(Protocol):
         """Return the embedding loss.
 
         Args:
-            module: module that owns the parameters, for the choice of kernels; training flags are the
-                caller's business.
+            module: module that owns the parameters, for the choice of kernels; the caller sets its training
+                flags.
             logits_fn: maps inputs ``(n, ...)`` to logits ``(n, n_classes)``.
             images: inputs as the network takes them, shape ``(n, ...)``.
             target_class: class T.
@@ -83,7 +82,7 @@ def objective_gradient(objective: ObjectiveFn, gradients: Tensor) -> tuple[Tenso
 
 
 def with_value(value: Tensor, slope: Tensor) -> EmbeddingLoss:
-    """Return an embedding loss of this value whose gradient is that of ``slope``.
+    """Return an embedding loss with this value and the gradient of ``slope``.
 
     Raises:
         RuntimeError: ``slope`` carries no graph, so nothing would be embedded.
@@ -95,23 +94,22 @@ def with_value(value: Tensor, slope: Tensor) -> EmbeddingLoss:
 def differentiated(
     loss: Tensor, module: nn.Module, *, length: Tensor, world_size: int = 1, means: RunningMeans | None = None
 ) -> Tensor:
-    """Return ``loss`` times the factor that gives its gradients the length asked for, with them and without the network's graph.
+    """Return ``loss`` scaled so that its gradients have a given length, already differentiated.
 
-    Two networks' worth of activations need not be in memory at once then, and the gradients are computed in
-    full precision, with the kernels and the frozen statistics of the embedding pass. If one of them is not
-    finite (the second derivative of a norm at zero), all are zero and the value is NaN, so that the step
-    embeds nothing and spoils nothing.
+    Its ``backward()`` passes on gradients that are computed here. So the activations of task and mark are not
+    in memory at the same time, and the gradients are computed in full precision, with the kernels and the
+    frozen statistics of the embedding pass. If one of them is non-finite (such as the second derivative of a
+    norm at zero), all are zero and the value is NaN: the step embeds nothing and does no harm.
 
     Args:
-        loss: what is differentiated, scalar.
-        module: whose parameters it is differentiated by.
+        loss: scalar to differentiate.
+        module: module with respect to whose parameters it is differentiated.
         length: Euclidean length of all gradients together, scalar.
-        world_size: number of data-parallel ranks; the gradients are those of all ranks.
-        means: the running means that were followed in the pass forward, for activations that are computed
-            again.
+        world_size: number of data-parallel ranks, over which the gradients are averaged.
+        means: running means that were followed in the forward pass, for activations that are recomputed.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    # The parameters' own hooks wait for the task's backward pass, which meets these gradients again.
+    # The parameters' own hooks are left to the task's backward pass, which receives these gradients.
     followed = nullcontext() if means is None else means.followed()
     with followed, twice_differentiable_kernels(module, loss.device.type), hooks_set_aside(parameters):
         gradients = derivative(loss, parameters)
@@ -129,7 +127,7 @@ def differentiated(
 
 
 def check_graph(value: Tensor) -> None:
-    """Refuse a value without a graph (some versions of ``torch.compile`` drop it silently)."""
+    """Refuse a value without a graph, which some versions of ``torch.compile`` drop silently."""
     if not value.requires_grad:
         raise RuntimeError(
             "The input gradient carries no graph, so the watermark cannot be embedded in this model."

@@ -1,4 +1,4 @@
-"""A few images through an engine before anything is trained: does it work on this model, and is it right?"""
+"""Checks an engine on a few images before training: does it work on this model, and is its result right?"""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gradsigns_lightning.core.torch_state.autograd import derivative, graph_node
 from gradsigns_lightning.core.torch_state.contexts import twice_differentiable_kernels
 
 N_IMAGES = 8
-# Two step sizes of a smooth network differ by about 1e-3, those of a ReLU network by more than 0.3.
+# Differences with two step sizes deviate by about 1e-3 on a smooth network, by more than 0.3 on a ReLU one.
 CONSISTENCY = 0.05
-# Rounding gives 1e-8; layer normalization by PyTorch's own formula 1e-3 to 4e-2.
+# Rounding alone yields 1e-8, PyTorch's own formula for layer normalization 1e-3 to 4e-2.
 SYMMETRY = 1e-4
-# As autograd names them, whatever their variant.
+# Prefixes of autograd's names for operations with a kink.
 _KINKED = (
     "Relu",
     "LeakyRelu",
@@ -37,12 +37,13 @@ _ADVICE = {
     "use_reentrant": "activation checkpointing must be called with use_reentrant=False",
     "_cudnn_rnn_backward": "cuDNN's recurrent kernels have no second derivative: run the layer without cuDNN",
     "attention": "fused attention has no second derivative: call it so that `torch.nn.attention.sdpa_kernel` "
-    "chooses its kernel",
+    "can choose its kernel",
     "support double backward": "a compiled part of the model could not be run uncompiled: do not compile it",
-    "saved during the original forward": "activation checkpointing does not recompute what forward mode saved",
+    "saved during the original forward": "activation checkpointing does not recompute what forward mode "
+    "saved",
     "jvp": "a custom autograd function has no forward-mode derivative",
     "forward AD": "an operation has no forward-mode derivative",
-    "mutate a captured Tensor": "the model changes a buffer in place also in evaluation mode",
+    "mutate a captured Tensor": "the model changes a buffer in place even in evaluation mode",
     "is not implemented": "an operation has no second derivative",
 }
 
@@ -56,7 +57,7 @@ def check_engine(
     *,
     sharded: bool,
 ) -> str | None:
-    """Return what keeps ``engine`` from embedding in this model, in words, or None.
+    """Return why ``engine`` cannot embed in this model, in words, or None.
 
     Args:
         engine: the engine.
@@ -64,12 +65,12 @@ def check_engine(
         logits_fn: maps inputs ``(n, ...)`` to logits ``(n, n_classes)``.
         images: inputs of any class; a few of them are used.
         target_class: class T.
-        sharded: parameters are sharded, so their gradients cannot be asked for here.
+        sharded: parameters are sharded, so their gradients cannot be computed here.
     """
     images = images[:N_IMAGES]
     try:
-        # Around the backward passes too: this runs within the step's autocast, which the task's backward pass
-        # does not.
+        # Around the backward passes too, because this runs inside the step's autocast, unlike the task's own
+        # backward pass.
         with twice_differentiable_kernels(module, images.device.type):
             logits_fn = _unsaturated(logits_fn, images, target_class)
             if sharded:
@@ -82,7 +83,7 @@ def check_engine(
                 problem = _kinked(getattr(engine, "step", STEP), logits_fn, images, target_class)
             if problem is None and not sharded:
                 problem = inexact(engine, module, logits_fn, images, target_class, _fixed_direction)
-            # such ones take first derivatives only
+            # An engine for smooth activations takes first derivatives only, which need no such check.
             elif problem is None and not engine.needs_smooth_activations:
                 warn_of_unchecked(logits_fn, images, target_class)
     except torch.OutOfMemoryError:
@@ -93,15 +94,18 @@ def check_engine(
 
 
 def _unsaturated(logits_fn: LogitsFn, images: Tensor, target_class: int) -> LogitsFn:
-    # Before training BatchNorm's statistics may be far off: logits of 1e8 make the softmax, and all that is
-    # tried here, constant.
+    # Before training BatchNorm's statistics may be far off, and logits of 1e8 would make the softmax, and so
+    # everything that is checked here, constant.
     with torch.no_grad():
         scale = class_logits(logits_fn, images, target_class).abs().amax().clamp_min(1.0)
     return lambda x: class_logits(logits_fn, x, target_class) / scale
 
 
 def _refuse_recomputation(logits_fn: LogitsFn, images: Tensor) -> None:
-    """Raise if activations are checkpointed: they would be computed again in the task's backward pass, no longer frozen."""
+    """Raise if activations are checkpointed.
+
+    They would be recomputed in the task's backward pass, when the statistics are no longer frozen.
+    """
     with torch.autograd.graph.disable_saved_tensors_hooks(
         "activation checkpointing is not supported with sharded parameters, whose gradients come in the "
         "task's own backward pass"
@@ -110,8 +114,8 @@ def _refuse_recomputation(logits_fn: LogitsFn, images: Tensor) -> None:
 
 
 def _fixed_direction(gradients: Tensor) -> Tensor:
-    # Random, so that no pooling or patch can cancel it; the same on all ranks, and not from the task's
-    # generator.
+    # Random, so that no pooling or patch can cancel it; from a generator of its own, so that it is the same
+    # on all ranks and leaves the task's generator as it is.
     direction = torch.randn(gradients.shape[1:], generator=torch.Generator().manual_seed(0))
     return (gradients.mean(0) * direction.to(gradients)).sum()
 
@@ -119,8 +123,7 @@ def _fixed_direction(gradients: Tensor) -> Tensor:
 def _unreached(loss: EmbeddingLoss, module: nn.Module, *, sharded: bool) -> str | None:
     if not loss.surrogate.requires_grad:
         return "the embedding loss carries no graph"
-    # A gradient asked for by name goes around such a node in silence; only the task's full backward pass
-    # would meet it.
+    # `autograd.grad` silently bypasses such a node; only the task's full backward pass would reach it.
     if "torch::autograd::Error" in _operations(loss.surrogate):
         return "a custom autograd function is marked once_differentiable, so it has no second derivative"
     gradients: tuple[Tensor | None, ...] = (loss.surrogate.detach(),)
@@ -135,14 +138,18 @@ def _unreached(loss: EmbeddingLoss, module: nn.Module, *, sharded: bool) -> str 
 
 
 def _operations(value: Tensor) -> Iterator[str]:
-    """Yield the names of the operations that ``value`` was computed by, as its graph has them."""
+    """Yield the names of the operations in the graph of ``value``."""
     return (node.name() for node in graph_nodes(value))
 
 
 def _kinked(step: float, logits_fn: LogitsFn, images: Tensor, target_class: int) -> str | None:
-    """Look for operations with a kink, and for others compare the gradient's change over the engine's step and half of it."""
+    """Return why finite differences are wrong on this network, or None.
+
+    Looks for operations with a kink, and compares the gradient's change over the engine's step and over half
+    of it.
+    """
     logits = class_logits(logits_fn, images.detach().requires_grad_(), target_class)
-    # Found by name too, because a few images may happen to cross no kink of a small network.
+    # Also by their names, because a few images may happen to cross no kink of a small network.
     found = sorted(
         {name.partition("Backward")[0] for name in _operations(logits) if name.startswith(_KINKED)}
     )
@@ -162,13 +169,16 @@ def _kinked(step: float, logits_fn: LogitsFn, images: Tensor, target_class: int)
         return None
     return (
         f"finite differences of two step sizes differ by {deviation:.0%}, so the network has kinks or bends "
-        f"too sharply and they "
-        "would be wrong"
+        "too sharply and they would be wrong"
     )
 
 
 def _asymmetric(module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_class: int) -> str | None:
-    """Compare u H v with v H u, H the loss's second derivative: a rule that forgets a dependence breaks the symmetry."""
+    """Return why forward mode is wrong on this network, or None.
+
+    Compares u H v with v H u, where H is the second derivative of the loss: a formula that neglects a
+    dependence breaks the symmetry.
+    """
     generator = torch.Generator().manual_seed(0)
     u, v = (torch.randn(images.shape, generator=generator).to(images) for _ in range(2))
 
@@ -181,7 +191,10 @@ def _asymmetric(module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_c
     deviation = float(((u * hv).sum() - (v * hu).sum()).abs() / (u.norm() * hv.norm()).clamp_min(1e-30))
     if deviation <= SYMMETRY:
         return None
-    return f"a forward-mode derivative cannot be differentiated again (asymmetry {deviation:.1e}), so it would be wrong"
+    return (
+        f"a forward-mode derivative cannot be differentiated again (asymmetry {deviation:.1e}), so it would "
+        "be wrong"
+    )
 
 
 def _explain(error: RuntimeError) -> str:

@@ -1,4 +1,4 @@
-"""The reference engine: reverse mode through reverse mode."""
+"""The reference engine: reverse mode over reverse mode."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gradsigns_lightning.core.torch_state.contexts import twice_differentiable_k
 
 
 class DoubleBackward:
-    """``autograd.grad(create_graph=True)`` for the input gradient; the task's own backward does the rest.
+    """Computes the input gradient with ``create_graph=True``, and differentiates it a second time.
 
-    Exact for every model whose operations have a second derivative.
+    It is exact for every model whose operations have a second derivative.
     """
 
     name = "double_backward"
@@ -31,7 +31,7 @@ class DoubleBackward:
         """Return the embedding loss; see :class:`~gradsigns_lightning.core.engines.base.Engine`.
 
         Raises:
-            RuntimeError: the input gradient came without a graph, so nothing would be embedded.
+            RuntimeError: the input gradient carries no graph, so nothing would be embedded.
         """
         with twice_differentiable_kernels(module, images.device.type):
             gradients = input_gradients(logits_fn, images, target_class, create_graph=True)

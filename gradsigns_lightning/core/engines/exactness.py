@@ -1,4 +1,4 @@
-"""An engine's gradient held against differences of the input gradient, for networks with autograd functions of their own."""
+"""Checks an engine's gradient against finite differences, for networks with custom autograd functions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from gradsigns_lightning.core.torch_state.autograd import derivative, graph_node
 from gradsigns_lightning.core.torch_state.precision import Call, default_dtype
 
 _N_DIRECTIONS = 3
-# By dtype: the step, relative to the parameters, and what two step sizes may differ by where nothing is
-# kinked. In float64 the step is so small that it crosses no kink; in float32, for functions that know nothing
-# else, it may, and then nothing is said.
+# The step by dtype, relative to the parameters. In float64 it is so small that it crosses no kink. In
+# float32, for functions that support nothing else, it may, and then there is no result.
 _STEPS = {torch.float64: 1e-7, torch.float32: 1e-2}
 _COMPUTE_NOTHING = ("torch.distributed.", "torch.utils.checkpoint")  # functions of sharding and checkpointing
-_EXACT = 0.01
-_SMOOTH = 0.05
+_EXACT = 0.01  # largest relative error of an exact engine
+_SMOOTH = 0.05  # largest relative difference between two step sizes without a kink
 
 
 def inexact(
@@ -33,10 +32,10 @@ def inexact(
     target_class: int,
     objective: ObjectiveFn,
 ) -> str | None:
-    """Return in words that a custom autograd function makes the engine's gradient wrong, or None.
+    """Return which custom autograd functions make the engine's gradient wrong, in words, or None.
 
-    Its derivative may pass PyTorch's checks and still have a second derivative that is none: what its forward
-    pass kept aside (``ctx.slope = ...``) is a constant for it.
+    A function's backward pass may be right, and pass PyTorch's checks, but have a wrong derivative itself:
+    what the forward pass stored on ``ctx`` (``ctx.slope = ...``) is differentiated as a constant.
 
     Args:
         engine: the engine.
@@ -44,7 +43,7 @@ def inexact(
         logits_fn: maps inputs ``(n, ...)`` to logits.
         images: a few inputs.
         target_class: class T.
-        objective: maps the input gradients to a scalar; linear.
+        objective: linear map from the input gradients to a scalar.
     """
     names = sorted(set(_custom_functions(logits_fn, images, target_class)))
     if not names:
@@ -54,14 +53,14 @@ def inexact(
             deviation = _deviation(engine, module, logits_fn, images, target_class, objective, dtype)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # a kernel of its own, for one dtype
+        except RuntimeError:  # a custom kernel may support one dtype only
             continue
         if deviation is None or deviation <= (_SMOOTH if engine.needs_smooth_activations else _EXACT):
             return None
         return (
             f"a custom autograd function ({', '.join(names)}) has no exact second derivative (off by "
-            f"{deviation:.0%}): let its "
-            "backward pass compute from `ctx.saved_tensors` what its forward pass now keeps on `ctx`"
+            f"{deviation:.0%}): let its backward pass compute from `ctx.saved_tensors` what its forward pass "
+            "now keeps on `ctx`"
         )
     return None
 
@@ -75,15 +74,13 @@ def _custom_functions(logits_fn: LogitsFn, images: Tensor, target_class: int) ->
 
 
 def warn_of_unchecked(logits_fn: LogitsFn, images: Tensor, target_class: int) -> None:
-    """Warn of custom autograd functions where sharded parameters cannot be moved to look at differences."""
+    """Warn of custom autograd functions, which cannot be checked when parameters are sharded."""
     names = sorted(set(_custom_functions(logits_fn, images, target_class)))
     if names:
         warnings.warn(
-            f"With sharded parameters it cannot be checked whether custom autograd functions "
-            f"({', '.join(names)}) have an exact "
-            "second derivative. If they have none, the mark is embedded by a wrong gradient: fit a few steps "
-            "on a single device "
-            "first, where it is checked.",
+            "With sharded parameters it cannot be checked whether custom autograd functions "
+            f"({', '.join(names)}) have an exact second derivative. If they have none, the mark is embedded "
+            "by a wrong gradient: fit a few steps on a single device first, where it is checked.",
             UserWarning,
             stacklevel=2,
         )
@@ -95,7 +92,7 @@ class _Network:
     Args:
         module: module that owns the parameters.
         logits_fn: maps inputs to logits.
-        dtype: the precision.
+        dtype: dtype of parameters and buffers.
     """
 
     def __init__(self, module: nn.Module, logits_fn: LogitsFn, dtype: torch.dtype) -> None:
@@ -123,7 +120,7 @@ class _Network:
         return call
 
     def directions(self) -> list[dict[str, Tensor]]:
-        """Return random shifts of all parameters, as long as these."""
+        """Return random shifts of the trained parameters, each as long as its parameter."""
         generator = torch.Generator().manual_seed(0)
 
         def like(value: Tensor) -> Tensor:
@@ -133,7 +130,7 @@ class _Network:
         return [{name: like(self.values[name]) for name in self.trained} for _ in range(_N_DIRECTIONS)]
 
     def along(self, value: Tensor, directions: list[dict[str, Tensor]]) -> Tensor:
-        """Return the derivatives of ``value`` by the directions, as autograd has them."""
+        """Return the derivatives of ``value`` along the directions, by autograd."""
         gradients = derivative(value, [self.values[name] for name in self.trained])
         known = {name: g for name, g in zip(self.trained, gradients, strict=True) if g is not None}
         return torch.stack(
@@ -154,14 +151,14 @@ def _deviation(
     objective: ObjectiveFn,
     dtype: torch.dtype,
 ) -> float | None:
-    """Return how far the engine's derivatives are from differences, relatively; None if the differences tell nothing."""
+    """Return the relative error of the engine's derivatives; None if finite differences cannot tell."""
     network, images, step = _Network(module, logits_fn, dtype), _cast(images, dtype), _STEPS[dtype]
     directions = network.directions()
 
     def loss(logits_of: LogitsFn) -> Tensor:
         return target_loss(class_logits(logits_of, images, target_class), target_class)
 
-    def held(logits_of: LogitsFn) -> Tensor:
+    def embedded(logits_of: LogitsFn) -> Tensor:
         return objective(input_gradients(logits_of, images, target_class))
 
     def differences(function: Callable[[LogitsFn], Tensor], size: float) -> Tensor:
@@ -172,8 +169,8 @@ def _deviation(
 
     unmoved = network.logits_fn({})
     if _relative(network.along(loss(unmoved), directions), differences(loss, step)) > _SMOOTH:
-        return None  # a first derivative that is none either, as of rounding: made so on purpose
-    whole, half = (differences(held, size) for size in (step, step / 2))
+        return None  # the first derivative is wrong as well, on purpose: as that of a rounding function
+    whole, half = (differences(embedded, size) for size in (step, step / 2))
     if _relative(whole, half) > _SMOOTH:
         return None
     surrogate = engine.embed(module, unmoved, images, target_class, objective).surrogate

@@ -9,15 +9,17 @@ from gradsigns_lightning.core.engines.base import EmbeddingLoss, ObjectiveFn, ob
 from gradsigns_lightning.core.signature import LogitsFn, class_logits, input_gradients, target_loss
 from gradsigns_lightning.core.torch_state.contexts import twice_differentiable_kernels
 
-# of the images' length: smaller ones drown in float32's rounding, larger ones in the third derivative
+# Relative to the images' length. Smaller steps are lost in float32's rounding, larger ones in the third
+# derivative.
 STEP = 0.01
 
 
 class FiniteDifference:
-    """Difference of the loss at two points along the objective's derivative, instead of the directional derivative.
+    """Takes a central difference of the loss for the directional derivative along the objective's derivative.
 
-    Needs no second derivative from any kernel. Accurate to about 1e-3 in float32 on smooth activations (GELU,
-    SiLU, tanh); on kinked ones (ReLU, max pooling) it is wrong at every step size, and refused.
+    It needs no second derivative of any kernel. It is accurate to about 1e-3 in float32 on smooth activations
+    (GELU, SiLU, tanh), but wrong at every step size, and therefore refused, on kinked ones (ReLU, max
+    pooling).
 
     Args:
         step: length of the step, relative to the images' root-mean-square length; positive.
@@ -44,8 +46,8 @@ class FiniteDifference:
         with twice_differentiable_kernels(module, images.device.type):
             gradients = input_gradients(logits_fn, images, target_class)
             value, direction = objective_gradient(objective, gradients)
-            # The longest image's share sets the step. A satisfied objective has no direction: nothing is
-            # divided by its length.
+            # The image with the longest direction sets the step. A satisfied objective has no direction, by
+            # whose length nothing must be divided.
             length = direction.flatten(1).norm(dim=1).amax()
             size = images.flatten(1).norm(dim=1).square().mean().sqrt()
             radius = self.step * torch.where(size > 0, size, 1)

@@ -1,4 +1,4 @@
-"""Forward mode for the directional derivative, reverse mode through it: no second derivative in reverse mode is needed."""
+"""Forward mode for the directional derivative, and reverse mode through it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gradsigns_lightning.core.torch_state.contexts import Replaced, twice_differ
 
 
 class ForwardOverReverse:
-    """One ordinary input gradient, then ``torch.func.jvp`` along the objective's derivative and one backward pass through it.
+    """Takes an ordinary input gradient, then ``torch.func.jvp`` along the objective's derivative.
 
-    Exact (Pearlmutter, "Fast exact multiplication by the Hessian", 1994). For models with operations that
-    cannot be differentiated twice in reverse mode, and for sharded parameters; about half again as slow as
-    double backward.
+    The backward pass through the latter yields the exact gradient (Pearlmutter, "Fast exact multiplication by
+    the Hessian", 1994). This engine is for models with operations that cannot be differentiated twice in
+    reverse mode, and for sharded parameters; it takes about half again as long as double backward.
     """
 
     name = "forward_over_reverse"
@@ -37,7 +37,7 @@ class ForwardOverReverse:
         """Return the embedding loss; see :class:`~gradsigns_lightning.core.engines.base.Engine`.
 
         Raises:
-            RuntimeError: the directional derivative came without a graph, so nothing would be embedded.
+            RuntimeError: the directional derivative carries no graph, so nothing would be embedded.
         """
         images = images.detach()
         with twice_differentiable_kernels(module, images.device.type):
@@ -49,14 +49,14 @@ class ForwardOverReverse:
 def directional_derivative(
     module: nn.Module, logits_fn: LogitsFn, images: Tensor, target_class: int, direction: Tensor
 ) -> Tensor:
-    """Return the derivative of the loss, summed over images, along ``direction``: a scalar with a graph.
+    """Return the derivative of the loss, summed over images, along ``direction``; a scalar with a graph.
 
     Args:
         module: module that owns the parameters, for the choice of kernels.
         logits_fn: maps inputs ``(n, ...)`` to logits ``(n, n_classes)``.
         images: inputs, shape ``(n, ...)``.
         target_class: class T.
-        direction: direction in the inputs, same shape.
+        direction: direction in the space of the inputs, same shape.
     """
 
     def loss(inputs: Tensor) -> Tensor:
@@ -70,8 +70,8 @@ def directional_derivative(
 def _reversible_norms() -> Replaced:
     """Compute layer and instance normalization from elementary operations.
 
-    PyTorch's forward-mode formulas take the statistics as constants in the backward pass, which is silently
-    wrong by several percent.
+    The backward passes of PyTorch's forward-mode formulas treat the statistics as constants, which is
+    silently wrong by several percent.
     """
     return Replaced(
         {F.layer_norm: _layer_norm, torch.layer_norm: _layer_norm, F.instance_norm: _instance_norm}
@@ -86,7 +86,7 @@ def _layer_norm(
     eps: float = 1e-5,
     _cudnn_enable: bool = True,
 ) -> Tensor:
-    normalized = _standardised(input, tuple(range(-len(normalized_shape), 0)), eps)
+    normalized = _standardized(input, tuple(range(-len(normalized_shape), 0)), eps)
     normalized = normalized if weight is None else normalized * weight
     return normalized if bias is None else normalized + bias
 
@@ -102,14 +102,14 @@ def _instance_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     if not use_input_stats:
-        # Not F.batch_norm, whose replacement is for batch normalization.
+        # Not F.batch_norm, which is itself replaced in these passes.
         return torch.batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps, False)
     shape = (-1, *[1] * (input.ndim - 2))
-    normalized = _standardised(input, tuple(range(2, input.ndim)), eps)
+    normalized = _standardized(input, tuple(range(2, input.ndim)), eps)
     normalized = normalized if weight is None else normalized * weight.view(shape)
     return normalized if bias is None else normalized + bias.view(shape)
 
 
-def _standardised(values: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+def _standardized(values: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     variance, mean = torch.var_mean(values, dims, correction=0, keepdim=True)
     return (values - mean) * (variance + eps).rsqrt()

@@ -1,6 +1,6 @@
-"""The owner's key: what it holds, how all of it follows from one secret, its file, and what its signature may say.
+"""The owner's key: its parameters, their derivation from one secret, its file, and its payload.
 
-Nothing here knows a network or a training. Anybody's key as readers take it is :mod:`.signature_key`.
+Nothing here depends on networks or training. What readers need of any key is in :mod:`.signature_key`.
 """
 
 from typing import TYPE_CHECKING
@@ -13,5 +13,5 @@ if TYPE_CHECKING:
 
 __all__ = ["WatermarkKey", "key_of"]
 
-# Lazy, because the modules of this room import each other.
+# Lazy, because the modules of this package import each other.
 __getattr__, __dir__ = lazy_names(__name__, {"key": "WatermarkKey", "opening": "key_of"})

@@ -1,4 +1,4 @@
-"""What a key's parameters may be; a foreign key's are checked before anything is derived from them."""
+"""Checks of a key's parameters; a received key's are checked before anything is derived from them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from gradsigns_lightning.core.key.reach import least_bits
 from gradsigns_lightning.core.utils.checks import check_instance, check_int, check_number, check_shape
 
-_COLOURS, _MOST_ELONGATED = (1, 3, 4), 4  # channels of images, and how much longer than high they may be
-LEAST_ROOM = 2  # carriers more than bits, without which no margin can be expected
-_MAX_INPUTS, _MAX_PROJECTION = 1 << 25, 1 << 29  # what a foreign key may make its reader allocate
+_COLOURS, _MOST_ELONGATED = (1, 3, 4), 4  # usual numbers of channels, and the largest usual ratio of sides
+LEAST_ROOM = 2  # how many more carriers than bits it takes for any margin
+_MAX_INPUTS, _MAX_PROJECTION = 1 << 25, 1 << 29  # what a received key may make its reader allocate
 
 
 def check_name(name: str, value: Any, *, minimum: int) -> None:
-    """Refuse what is no text of ``minimum`` to 256 characters in the normal form NFC."""
+    """Refuse a value that is not text of ``minimum`` to 256 characters in the normal form NFC."""
     check_instance(name, value, str)
     if not minimum <= len(value) <= 256 or value != unicodedata.normalize("NFC", value):
         raise ValueError(
@@ -35,9 +35,9 @@ def check_input_shape(shape: Any) -> tuple[int, ...]:
 
 
 def warn_if_channels_last(shape: tuple[int, ...], *, stacklevel: int) -> None:
-    """Warn of what looks like ``(H, W, C)``; ``stacklevel`` as seen from the caller.
+    """Warn of a shape that looks like ``(H, W, C)``; ``stacklevel`` is the caller's.
 
-    Not an error, because a signal of eight channels may have the shape (8, 8, 1).
+    It is not an error, because a signal of eight channels may have the shape (8, 8, 1).
     """
     height, width, channels = shape
     if (
@@ -47,15 +47,14 @@ def warn_if_channels_last(shape: tuple[int, ...], *, stacklevel: int) -> None:
     ):
         warnings.warn(
             f"`input_shape` is {shape}, which says {height} channels of {width} x {channels} pixels: if "
-            f"these are images with "
-            f"the channels last, make the key with ({channels}, {height}, {width}).",
+            f"these are images with the channels last, make the key with ({channels}, {height}, {width}).",
             UserWarning,
             stacklevel=stacklevel + 1,
         )
 
 
 def check_capacity(n_bits: int, n_carriers: Any, input_shape: tuple[int, ...]) -> None:
-    """Refuse a number of carriers that the input does not have, or that cannot carry so many bits."""
+    """Refuse more carriers than the input has, or fewer than the bits need."""
     size = math.prod(input_shape)
     check_int("n_carriers", n_carriers, minimum=1)
     if n_carriers > size:
@@ -71,23 +70,23 @@ def check_capacity(n_bits: int, n_carriers: Any, input_shape: tuple[int, ...]) -
     if n_bits > n_carriers:
         raise ValueError(
             f"`n_bits` must be at most `n_carriers`: {n_bits} sign conditions on {n_carriers} carriers leave "
-            f"{n_carriers} - {n_bits} = {n_carriers - n_bits} degrees of freedom, so the bits cannot be held "
-            f"apart. "
-            f"{more_room(n_bits, size)}"
+            f"{n_carriers} - {n_bits} = {n_carriers - n_bits} degrees of freedom, so the bits cannot be "
+            f"embedded independently. {more_room(n_bits, size)}"
         )
 
 
 def more_room(n_bits: int, size: int) -> str:
-    """Return advice that leads to a key that can be embedded and owned: two carriers a bit leave room to hold it."""
+    """Return how to make a key that can be embedded and `owned`; two carriers per bit leave enough room."""
     least = least_bits()
     if 2 * n_bits <= size:
-        return f"Take at least {2 * n_bits} carriers (six a bit are usual; the input has {size} coordinates)."
+        return (
+            f"Take at least {2 * n_bits} carriers (six per bit are usual; the input has {size} coordinates)."
+        )
     if size >= least + LEAST_ROOM:
         return f"Take {_span(least, max(least, size // 2))} bits, on all of the input's {size} coordinates."
     return (
-        f"The input has {size} coordinates, too few for the {least} bits that a key needs to be ever "
-        f"`owned`: sign larger "
-        "inputs, or the output of a layer (`carrier_layer`)."
+        f"The input has {size} coordinates, too few for the {least} bits that a key needs to ever be "
+        "`owned`: sign larger inputs, or the output of a layer (`carrier_layer`)."
     )
 
 
@@ -96,22 +95,21 @@ def _span(low: int, high: int) -> str:
 
 
 def warn_if_never_held(n_bits: int, n_carriers: int, shape: tuple[int, ...], *, stacklevel: int) -> None:
-    """Warn of a new key whose bits no gradient can be expected to hold; ``stacklevel`` as seen from the caller.
+    """Warn of a new key with too few carriers for any margin; ``stacklevel`` is the caller's.
 
-    Not an error, because a key of somebody else's making may be read, or embedded without a margin.
+    It is not an error, because such a key may be read, or embedded without a margin.
     """
     if n_carriers - n_bits < LEAST_ROOM:
         warnings.warn(
             f"{n_bits} bits on {n_carriers} carriers leave no room for a margin, so the default objective "
-            f"cannot embed this key. "
-            f"{more_room(n_bits, math.prod(shape))}",
+            f"cannot embed this key. {more_room(n_bits, math.prod(shape))}",
             UserWarning,
             stacklevel=stacklevel + 1,
         )
 
 
 def check_statistics(name: str, values: Any, *, n_channels: int) -> None:
-    """Refuse a mean or a standard deviation that is none of ``n_channels`` channels."""
+    """Refuse means or standard deviations that are not valid for ``n_channels`` channels."""
     if len(values) not in (1, n_channels):
         raise ValueError(
             f"`{name}` must be one value or one per channel ({n_channels}), got {len(values)} values."

@@ -1,9 +1,9 @@
 """Derivation of every part of a key from one secret.
 
-The streams must be byte-identical on every platform and for every library version, because evidence is read
+The streams must be byte-identical on every platform and with every library version, because evidence is read
 years after it was made. So nothing here uses a framework's random generator: HKDF-SHA256 (RFC 5869) separates
 the streams by a labelled, versioned info string, SHAKE-256 (FIPS 202) expands each of them, and integers are
-read in little-endian order.
+little-endian.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 SECRET_BYTES = 32
-COPYS_SECRET_BYTES = 2 * SECRET_BYTES  # what copies share, and what one of them has alone
+COPYS_SECRET_BYTES = 2 * SECRET_BYTES  # one half is shared by all copies, the other is the copy's own
 CUSTOMER_BYTES = 2
 Purpose = Literal["owner", "customer", "message"]
 
 
 class Secret:
-    """A key's secret, which shows itself on request only: no ``repr``, ``vars``, ``asdict`` or ``pickle`` tells it.
+    """A key's secret, which only :meth:`reveal` shows: not ``repr``, ``vars``, ``asdict`` or ``pickle``.
 
     Args:
-        value: 32 bytes, or 64 of a copy's key.
+        value: 32 bytes, or 64 for a copy's key.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the value is anything else.
     """
 
     __slots__ = ("_reveal",)
@@ -41,13 +41,13 @@ class Secret:
         if not isinstance(value, bytes) or len(value) not in (SECRET_BYTES, COPYS_SECRET_BYTES):
             got = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
             raise ValueError(
-                f"`secret` must be {SECRET_BYTES} bytes, or {COPYS_SECRET_BYTES} of a copy's key, got {got}."
+                f"`secret` must be {SECRET_BYTES} bytes, or {COPYS_SECRET_BYTES} for a copy's key, got {got}."
             )
         self._reveal: Callable[[], bytes] = lambda: value
 
     @classmethod
     def of(cls, value: bytes | Secret) -> Secret:
-        """Return a secret as it is, or one of bytes."""
+        """Return ``value`` as a secret."""
         return value if isinstance(value, Secret) else cls(value)
 
     def reveal(self) -> bytes:
@@ -71,7 +71,7 @@ class Secret:
 
 
 def check_hidden(secret: Secret, payload: bytes, *, purpose: Purpose, n_bits: int) -> None:
-    """Refuse a secret or a payload that does not have the length of those of such a key."""
+    """Refuse a secret or a payload whose length does not fit the key's purpose and bits."""
     if len(payload) * 8 > n_bits:
         raise ValueError(
             f"`payload` must have at most n_bits // 8 = {n_bits // 8} bytes, got {len(payload)} bytes."
@@ -92,8 +92,8 @@ class Streams:
 
     Args:
         secret: an owner's secret, or one half of a copy's.
-        context: canonical bytes of all that the streams are bound to.
-        version: of the derivation.
+        context: canonical bytes of everything that the streams are bound to.
+        version: version of the derivation.
     """
 
     def __init__(self, secret: Secret, context: bytes, version: int) -> None:
@@ -103,11 +103,11 @@ class Streams:
         return f"Streams(context={self._context!r}, version={self._version})"
 
     def under(self, secret: Secret) -> Streams:
-        """Return the streams under another secret, of the same context and version."""
+        """Return the streams under another secret, with the same context and version."""
         return Streams(secret, self._context, self._version)
 
     def bytes(self, label: str, n_bytes: int) -> bytes:
-        """Return ``n_bytes`` of the stream that ``label`` names, for example ``"carriers"``."""
+        """Return the first ``n_bytes`` of the stream named ``label``, for example ``"carriers"``."""
         salt = f"gradsigns-lightning/key/v{self._version}".encode()
         info = f"gradsigns/v{self._version}/{label}\n".encode() + self._context
         stream_key = HKDF(algorithm=SHA256(), length=32, salt=salt, info=info).derive(self._secret.reveal())
@@ -131,13 +131,13 @@ class Streams:
 
 @dataclass(frozen=True)
 class Derivation:
-    """The parts of one key, derived (docs/key-format.md).
+    """Derives the parts of one key (docs/key-format.md).
 
     Attributes:
         space: streams of what all copies share: carriers and projection.
-        mark: streams of all else: the owner's, or what one copy has alone.
-        purpose: of the key.
-        version: of the derivation.
+        mark: streams of everything else: the owner's, or those of one copy alone.
+        purpose: purpose of the key.
+        version: version of the derivation.
     """
 
     space: Streams
@@ -164,12 +164,15 @@ class Derivation:
     def projection(self, n_bits: int, n_carriers: int) -> npt.NDArray[np.int8]:
         """Return values +1 and -1; shape ``(N, c)``."""
         signs = self.space.bits("projection", n_bits * n_carriers).view(np.int8)
-        signs += signs  # in place: a verifier may derive thousands of keys
+        signs += signs  # in place, because a verifier may derive thousands of keys
         signs -= 1
         return signs.reshape(n_bits, n_carriers)
 
     def signature(self, n_bits: int, payload: bytes) -> npt.NDArray[np.uint8]:
-        """Return the keystream XOR the payload, of a customer's key the keystream alone; shape ``(N,)``, values 0 and 1."""
+        """Return the signature, shape ``(N,)``, values 0 and 1.
+
+        It is the keystream XOR the payload; a customer's is the keystream alone.
+        """
         if self.purpose == "customer":
             return self.mark.bits(self._label("customer", int.from_bytes(payload, "little")), n_bits)
         bits = self.mark.bits(self._label(self.purpose), n_bits)
@@ -178,7 +181,7 @@ class Derivation:
         return bits
 
     def customer_signatures(self, n_customers: int, n_bits: int) -> npt.NDArray[np.uint8]:
-        """Return the signatures of the customers' keys of a master; shape ``(n_customers, N)``, values 0 and 1."""
+        """Return the signatures of a master's customers; shape ``(n_customers, N)``, values 0 and 1."""
         marks = self.mark.bytes("mark/customers", SECRET_BYTES * n_customers)
         streams = [
             self.mark.under(Secret(marks[i : i + SECRET_BYTES])) for i in range(0, len(marks), SECRET_BYTES)
@@ -191,7 +194,7 @@ class Derivation:
         return np.unpackbits(rows, axis=1, count=n_bits, bitorder="little")
 
     def copys_secret(self, purpose: Purpose, payload: bytes) -> Secret:
-        """Return the secret of a copy's key that a master makes; a customer's payload is the number."""
+        """Return the secret of a copy's key; a customer's payload is the customer's number."""
         number = int.from_bytes(payload[:CUSTOMER_BYTES], "little") if purpose == "customer" else 0
         end = SECRET_BYTES * (number + 1)
         return Secret(
@@ -199,16 +202,16 @@ class Derivation:
         )
 
     def digest(self, name: str, content: bytes) -> str:
-        """Return SHA-256 of ``content``, salted by a stream of the secret; 64 hexadecimal digits that can be published."""
+        """Return SHA-256 of ``content``, salted by a stream of the secret, in hexadecimal."""
         salt = self.mark.bytes(f"{name}-salt", 32)
         return hashlib.sha256(f"gradsigns/v{self.version}/{name}\n".encode() + salt + content).hexdigest()
 
     def _label(self, purpose: Purpose, number: int | None = None) -> str:
         """Return the label of a signature's stream.
 
-        A copy's names the secret of the carriers and the customer. If a copy's two secrets were independent,
-        2^a of the one and 2^b of the other would be 2^(a + b) tries at the price of 2^a + 2^b, and a
-        customer's key could pass for another's.
+        The label of a copy's stream contains a tag of the carriers' secret, and the customer's number. If a
+        copy's two secrets were independent, 2^a of one and 2^b of the other would make 2^(a + b) tries at the
+        price of 2^a + 2^b, and one customer's key could pass for another's.
         """
         if purpose == "owner":
             return "signature"

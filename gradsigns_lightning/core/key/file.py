@@ -18,14 +18,14 @@ from gradsigns_lightning.core.utils.checks import check_instance
 from gradsigns_lightning.core.utils.files import ExistingFileError, atomic_write, check_target, read_file
 
 FORMAT = "gradsigns-key"
-VERSIONS = ("1", "2")  # of the key's derivation
+VERSIONS = ("1", "2")  # versions of the key's derivation
 _MAX_FILE_BYTES = 1 << 20
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header
 
 
 @dataclass(frozen=True)
 class KeyFileContent:
-    """What a key file holds, not yet checked against the commitment."""
+    """The content of a key file, not yet checked against its commitment."""
 
     secret: Secret
     payload: bytes = field(repr=False)
@@ -61,7 +61,7 @@ def write(
         "commitment": commitment,
         "key": json.dumps(public, sort_keys=True),
     }
-    # before the secret is uncovered: tracebacks may show variables
+    # Before the secret is revealed, because tracebacks may show variables.
     check_target(path, argument="path", overwrite=overwrite)
     tensors = {
         name: np.frombuffer(data, dtype=np.uint8)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 MIN_BITS, MAX_BITS = 8, 8192
 CARRIERS_PER_BIT = 6  # the ratio of the authors' released key (64 bits on 384 carriers)
-VERSION = 2  # of the keys that are made; those of version 1 are read
+VERSION = 2  # of new keys; keys of version 1 can still be read
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,15 +47,15 @@ class WatermarkKey:
     can choose any of them to fit a model after the fact (in version 1 the normalization was not bound). The
     payload is free but part of the :attr:`commitment`.
 
-    Keys of copies are made from an owner's key and do not tell it (:func:`customer_key`,
+    Keys of copies are derived from an owner's key and do not reveal it (:func:`customer_key`,
     :func:`message_key`).
 
-    A key is its owner's secret: it goes to other processes of a training, but ``pickle``, and so
-    ``torch.save`` and ``save_hyperparameters``, refuse it, and neither ``repr``, ``vars`` nor
-    ``dataclasses.asdict`` show the secret.
+    A key is its owner's secret. It can be sent to the other processes of a training, but not pickled, and so
+    not saved by ``torch.save`` or ``save_hyperparameters``; ``repr``, ``vars`` and ``dataclasses.asdict`` do
+    not show the secret.
 
     Attributes:
-        owner: the owner's name, as it stands in the evidence.
+        owner: the owner's name, as shown in evidence.
         scope: the model or product that the key is for; may be empty.
         n_bits: number of signature bits N.
         n_carriers: number of input coordinates c that carry the signature.
@@ -64,8 +64,8 @@ class WatermarkKey:
         input_mean: mean that the model's preprocessing subtracts from raw images, one value or one per
             channel.
         input_std: standard deviation that the preprocessing divides by, one value or one per channel.
-        version: of the derivation (docs/key-format.md), 1 or 2.
-        purpose: ``"owner"``, or for the keys of copies ``"customer"`` (:func:`customer_key`) or ``"message"``
+        version: version of the derivation (docs/key-format.md), 1 or 2.
+        purpose: ``"owner"``, or for keys of copies ``"customer"`` (:func:`customer_key`) or ``"message"``
             (:func:`message_key`).
     """
 
@@ -110,34 +110,34 @@ class WatermarkKey:
         scope: str = "",
         secret: bytes | None = None,
     ) -> WatermarkKey:
-        """Make a key.
+        """Make a new key.
 
-        Warns of a key of fewer than 30 bits, which can never be ``owned`` at the default alpha, of one with
-        hardly more carriers than bits, which cannot be embedded with a margin, and of an ``input_shape`` that
-        looks like ``(H, W, C)``.
+        Warns of fewer than 30 bits, which can never be ``owned`` at the default alpha; of hardly more
+        carriers than bits, which leave no room for a margin; and of an ``input_shape`` that looks like
+        ``(H, W, C)``.
 
         Args:
             owner: the owner's name, 1 to 256 characters.
-            n_bits: signature bits, 8 to 8192; customers' copies take 44 at least, a judge who charges for
-                2^64 tries 94.
+            n_bits: signature bits, 8 to 8192; customers' copies need at least 44, a judge who charges for
+                2^64 tries at least 94.
             input_shape: shape ``(C, H, W)`` of one raw input.
             target_class: class whose input gradients are signed.
             n_carriers: input coordinates that carry the signature, from ``n_bits`` to ``C * H * W``; by
-                default six a bit as in the authors' released key, or all inputs if there are fewer.
+                default six per bit as in the authors' released key, or all inputs if there are fewer.
             payload: bytes or UTF-8 text of at most ``n_bits // 8`` bytes that the signature carries, masked
                 by a keystream; padded with zeros.
             input_mean: mean of the model's own input normalization in raw units, one value or one per
                 channel.
             input_std: standard deviation of that normalization, positive, one value or one per channel.
             scope: model or product that the key is bound to, at most 256 characters.
-            secret: 32 secret bytes of a cryptographic generator; drawn from the system's when left out.
+            secret: 32 secret bytes from a cryptographic generator; by default from the system's.
 
         Raises:
-            ValueError: a value is out of range, or the bits cannot be carried by so few carriers.
+            ValueError: a value is out of range, or there are fewer carriers than bits.
             TypeError: a value has the wrong type.
 
         Example:
-            >>> key = WatermarkKey.generate("Acme Vision", 64, input_shape=(1, 28, 28), target_class=0, secret=bytes(32))
+            >>> key = WatermarkKey.generate("Acme Vision", 64, input_shape=(1, 28, 28), target_class=0)
             >>> key.carriers.shape, key.projection.shape, key.signature.shape
             (torch.Size([384]), torch.Size([64, 384]), torch.Size([64]))
         """
@@ -178,31 +178,34 @@ class WatermarkKey:
     def signature(self) -> Tensor:
         """Bits b that the model is made to show; shape ``(N,)``, uint8, values 0 and 1.
 
-        A keystream XOR the payload; of a customer's key the keystream alone, so that customers' signatures
-        have nothing in common with each other, with the owner's or with a message's.
+        They are a keystream XOR the payload. A customer's signature is the keystream alone, so that it has
+        nothing in common with other customers', the owner's or a message's.
         """
         return _as_tensor(self._derivation.signature(self.n_bits, self._payload))
 
     def customer_signatures(self, n_customers: int) -> npt.NDArray[np.uint8]:
-        """Return the signatures of the customers' keys 0 to ``n_customers - 1``; shape ``(n_customers, N)``, values 0 and 1.
+        """Return the signatures of customers 0 to ``n_customers - 1``.
+
+        Returns:
+            Bits, shape ``(n_customers, N)``, values 0 and 1.
 
         Raises:
-            ValueError: no copies' keys follow from this key: it is of version 1, or a copy's itself.
+            ValueError: no copies' keys can be derived from this key: it is of version 1, or a copy's itself.
         """
         self._check_master()
         return self._derivation.customer_signatures(n_customers, self.n_bits)
 
     @cached_property
     def commitment(self) -> str:
-        """Public commitment: SHA-256 of the canonical key, salted by a stream of the secret; 64 hexadecimal digits."""
+        """Public commitment: SHA-256 of the canonical key, salted from the secret; 64 hexadecimal digits."""
         secret = {"payload": self._payload.hex(), "secret": self._secret.reveal().hex()}
         return self._derivation.digest("commitment", canonical_json({**self.to_public_dict(), **secret}))
 
     def claim(self, signer: str) -> str:
-        """Return what a public statement says of this key: that ``signer`` may claim it; 64 hexadecimal digits.
+        """Return the digest by which a public statement says that ``signer`` may claim this key.
 
-        Only who has the secret can make it. The :attr:`commitment` stands in checkpoints and logs, from where
-        others could copy it into a statement of their own.
+        It has 64 hexadecimal digits, and only whoever has the secret can make it. The :attr:`commitment` does
+        not suffice, because others can copy it from checkpoints and logs into statements of their own.
 
         Args:
             signer: an Ed25519 public key, 64 hexadecimal digits.
@@ -221,7 +224,7 @@ class WatermarkKey:
 
         Raises:
             FileExistsError: the file exists and ``overwrite`` is false.
-            FileNotFoundError: its folder does not exist. Both are :class:`ValueError` too.
+            FileNotFoundError: its folder does not exist. Both errors are :class:`ValueError` too.
         """
         keyfile.write(
             path,
@@ -237,8 +240,8 @@ class WatermarkKey:
         """Read a key file.
 
         Raises:
-            FileNotFoundError: the file is missing; it is a :class:`ValueError` too.
-            ValueError: the file is truncated, edited, of another version or no key file at all.
+            FileNotFoundError: the file is missing; the error is a :class:`ValueError` too.
+            ValueError: the file is truncated, edited, of an unknown version or not a key file.
         """
         content = keyfile.read(path)
         try:
@@ -255,7 +258,7 @@ class WatermarkKey:
 
     @classmethod
     def from_parts(cls, public: Mapping[str, Any], *, payload: bytes, secret: bytes | Secret) -> WatermarkKey:
-        """Rebuild a key from its public parameters, payload and secret, as files and opened evidence hold them.
+        """Return a key from its public parameters, payload and secret, as key files and bundles hold them.
 
         Raises:
             ValueError: a parameter is missing, unknown or not valid.
@@ -266,7 +269,7 @@ class WatermarkKey:
             raise ValueError(f"`public` holds a value of the wrong type: {error}") from error
 
     def reveal(self) -> dict[str, Any]:
-        """Return all of the key, the secret included, as plain JSON types: what is handed over to prove a claim."""
+        """Return the whole key, including the secret, as plain JSON types; this is what proves a claim."""
         return {
             "public": self.to_public_dict(),
             "payload": self._payload.hex(),
@@ -274,7 +277,7 @@ class WatermarkKey:
         }
 
     def with_payload(self, payload: bytes | str) -> WatermarkKey:
-        """Return the key with the same secret, carriers and projection but another payload, so another signature.
+        """Return the key with another payload, and so another signature; the rest stays the same.
 
         Raises:
             ValueError: the payload is too long, or the key is a copy's.
@@ -283,24 +286,24 @@ class WatermarkKey:
         check_instance("payload", payload, (bytes, str))
         if self.purpose != "owner":
             raise ValueError(
-                f"`payload` can be replaced in owners' keys only, got a key of purpose {self.purpose!r}."
+                f"`payload` can be replaced only in owners' keys, got a key of purpose {self.purpose!r}."
             )
         return self._replaced(_payload=payload.encode() if isinstance(payload, str) else payload)
 
     def derive(self, purpose: Purpose, payload: bytes) -> WatermarkKey:
         """Return the key of a copy, with the same carriers and projection and a signature of its own.
 
-        It is one-way: what the copy's key holds tells neither this key's secret nor any other customer's, and
-        nothing of their signatures. Keys of messages share one secret, so that a message can be read by who
-        does not know it.
+        The derivation is one-way: the copy's key reveals neither the secret nor the signature of this key or
+        of any other customer's. Keys of messages share one secret, so that a message can be read without
+        knowing it beforehand.
 
         Args:
             purpose: ``"customer"`` or ``"message"``.
             payload: the customer's number as two bytes, little-endian; or the coded message.
 
         Raises:
-            ValueError: an argument is not valid, or no copies' keys follow from this key: it is of version 1,
-                or a copy's itself.
+            ValueError: an argument is not valid, or no copies' keys can be derived from this key: it is of
+                version 1, or a copy's itself.
             TypeError: the payload is not bytes.
         """
         check_choice("purpose", purpose, get_args(Purpose)[1:])
@@ -312,7 +315,7 @@ class WatermarkKey:
 
     @property
     def has_payload(self) -> bool:
-        """Whether the signature carries a payload, or is that of a copy."""
+        """Whether the signature carries a payload, or is a copy's."""
         return bool(self._payload) or self.purpose != "owner"
 
     def __repr__(self) -> str:
@@ -325,7 +328,7 @@ class WatermarkKey:
     def _check_master(self) -> None:
         if self.version < 2 or self.purpose != "owner":
             raise ValueError(
-                "Keys of copies follow from an owner's key of version 2 or later only, "
+                "Keys of copies can be derived only from an owner's key of version 2 or later, "
                 f"got a key of version {self.version} and purpose {self.purpose!r}."
             )
 
@@ -344,22 +347,21 @@ class WatermarkKey:
         return self
 
     def __deepcopy__(self, memo: Any) -> WatermarkKey:
-        return self  # nothing in it can change
+        return self  # it is immutable
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "A WatermarkKey cannot be pickled, because the file would hold its secret (torch.save and "
-            "save_hyperparameters "
-            "pickle too): keep it with `key.save(path)`, and leave it out with "
+            "save_hyperparameters pickle too): save it with `key.save(path)`, and leave it out with "
             "`save_hyperparameters(ignore=['key'])`."
         )
 
 
 def _as_tensor(array: npt.NDArray[Any]) -> Tensor:
-    """Return an array as a tensor that is also good for training.
+    """Return an array as a tensor that can be used in training, even if made in inference mode.
 
-    Torch is imported here, because it takes two seconds, and a key is made and committed to without any
-    tensor.
+    Torch is imported here because that takes two seconds, and no tensor is needed to make a key or a
+    commitment.
     """
     import torch
 
@@ -375,5 +377,5 @@ def _rebuilt(public: dict[str, Any], payload: bytes, secret: bytes) -> Watermark
     return WatermarkKey.from_parts(public, payload=payload, secret=secret)
 
 
-# What is sent to a process that this one starts goes through a pipe, not into a file.
+# To its own child processes a key is sent through a pipe, not a file.
 ForkingPickler.register(WatermarkKey, _for_another_process)

@@ -1,4 +1,4 @@
-"""A key that is given itself or as its file."""
+"""Keys that are given as objects or as files."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from gradsigns_lightning.core.utils.files import error_like
 
 
 def key_of(key: WatermarkKey | str | PathLike[str], *, argument: str = "key") -> WatermarkKey:
-    """Return a key that was given itself or as its file.
+    """Return the given key, or load it from its file.
 
     Args:
         key: a key, or the path of a key file.
-        argument: what it is called in error messages.
+        argument: name of the argument in error messages.
 
     Raises:
-        FileNotFoundError: the file is missing; it is a :class:`ValueError` too.
-        ValueError: the file is damaged or no key file.
-        TypeError: it is neither a key nor a path.
+        FileNotFoundError: the file is missing; the error is a :class:`ValueError` too.
+        ValueError: the file is damaged or not a key file.
+        TypeError: ``key`` is neither a key nor a path.
     """
     if isinstance(key, WatermarkKey):
         return key
     if not isinstance(key, (str, PathLike)):
-        found = "None" if key is None else type(key).__name__  # no value, which may be a secret
+        found = "None" if key is None else type(key).__name__  # not the value, which may be a secret
         raise TypeError(
             f"`{argument}` must be a WatermarkKey or the path of a key file (.gskey), got {found}."
         )

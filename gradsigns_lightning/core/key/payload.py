@@ -1,8 +1,8 @@
 """The keys of copies: customers' numbers, and messages that survive bit errors.
 
-Messages are written in a shortened binary BCH code over the bits of the signature: the narrow-sense primitive
-BCH code (Bose and Ray-Chaudhuri, Information and Control 3, 1960) that corrects most errors among those that
-fit; encoding and decoding are the library galois'.
+A message is encoded with a shortened binary BCH code over the bits of the signature. Of the narrow-sense
+primitive BCH codes (Bose and Ray-Chaudhuri, Information and Control 3, 1960) that fit, the one that corrects
+the most errors is used; the library galois encodes and decodes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gradsigns_lightning.lazy import in_pythons_folder
 
 MAX_CUSTOMERS = 1 << 8 * CUSTOMER_BYTES
 _QUICK_TRIES_BITS = 16  # a core tries 2^10.6 copies' secrets in the time of one owner's (docs/evidence.md)
-BITS_PER_MESSAGE_BYTE = 32  # a quarter of the bits for the message, three quarters to mend errors
+BITS_PER_MESSAGE_BYTE = 32  # a quarter of the bits for the message, three quarters to correct errors
 _SMALLEST_FIELD, _LARGEST_FIELD = 4, 13  # code lengths 15 to 8191
 
 
@@ -39,10 +39,10 @@ class PayloadCode:
 
     Attributes:
         n_bits: bits of the key, 8 to 8192.
-        n_bytes: bytes of data, 1 or more.
+        n_bytes: bytes of data, at least 1.
 
     Raises:
-        ValueError: so much data does not fit with any error corrected.
+        ValueError: so much data leaves no room to correct even one error.
 
     Example:
         >>> code = PayloadCode(n_bits=128, n_bytes=2)
@@ -63,16 +63,16 @@ class PayloadCode:
 
     @property
     def n_correctable(self) -> int:
-        """Bit errors that decoding is sure to correct."""
+        """Number of bit errors that decoding always corrects."""
         return self._chosen[1]
 
     @property
     def length(self) -> int:
-        """Bits of a codeword; the rest of the signature is not used."""
+        """Number of bits of a codeword; the rest of the signature is not used."""
         return 8 * self.n_bytes + _n_check_bits(*self._chosen)
 
     def encode(self, data: bytes) -> bytes:
-        """Return the payload for ``data``, to be given to :meth:`WatermarkKey.with_payload`.
+        """Return the payload for ``data``, as :meth:`WatermarkKey.with_payload` takes it.
 
         Raises:
             ValueError: the data does not have ``n_bytes`` bytes.
@@ -86,7 +86,7 @@ class PayloadCode:
         return np.packbits(codeword, bitorder="little").tobytes()
 
     def decode(self, bits: npt.NDArray[np.uint8]) -> tuple[bytes, int]:
-        """Return data and number of corrected errors of unmasked bits ``(n_bits,)``, values 0 and 1.
+        """Return the data in unmasked bits ``(n_bits,)``, values 0 and 1, and the number of corrected errors.
 
         Raises:
             ValueError: there are more errors than the code corrects.
@@ -113,14 +113,16 @@ class PayloadCode:
 
 
 def customer_key(master: WatermarkKey | str | PathLike[str], customer: int) -> WatermarkKey:
-    """Return the key of one customer's copy: the master's carriers and projection, and a signature and secret of its own.
+    """Return the key of one customer's copy.
 
-    The signatures are a pseudorandom function of the number: knowing any copies, and mixing them in any way,
-    says nothing about another customer's. Nor does knowing other customers' keys: one that is opened in a
-    dispute shows where all copies are signed, but neither the master's secret nor anybody else's signature.
+    It has the master's carriers and projection, and a signature and a secret of its own. The signatures are a
+    pseudorandom function of the number: any copies, mixed in any way, tell nothing of another customer's. Nor
+    do other customers' keys: one that is opened in a dispute shows where all copies are signed, but neither
+    the master's secret nor anybody else's signature.
 
     Args:
-        master: a key without payload, or its file; 44 bits or more; 128 let :func:`trace` be sure.
+        master: a key without payload, or its file; at least 44 bits; 128 let :func:`trace` tolerate wrong
+            bits.
         customer: the customer's number, 0 to 65535.
 
     Raises:
@@ -135,35 +137,34 @@ def customer_key(master: WatermarkKey | str | PathLike[str], customer: int) -> W
 
 
 def customer_key_of(master: WatermarkKey, customer: int) -> WatermarkKey:
-    """Return a customer's key without asking whether it could be traced."""
+    """Return a customer's key without checking whether it can be traced."""
     return master.derive("customer", customer.to_bytes(CUSTOMER_BYTES, "little"))
 
 
 def check_traceable(n_bits: int, *, n_customers: int, alpha: float) -> None:
-    """Refuse keys of which not even a perfect reading could tell one of ``n_customers`` at ``alpha``.
+    """Refuse keys with which not even a perfect reading can identify one of ``n_customers`` at ``alpha``.
 
     Raises:
-        ValueError: the key is too short; the message says which length would do.
+        ValueError: the key is too short; the message says which length suffices.
     """
     needed = math.floor(math.log2(n_customers) - math.log2(alpha)) + 1
     if n_bits < needed:
         raise ValueError(
             f"`master` must have at least {needed} bits to tell {n_customers} customers apart at alpha = "
-            f"{alpha:g} "
-            f"(128 leave room for wrong bits), got {n_bits}."
+            f"{alpha:g} (128 leave room for wrong bits), got {n_bits}."
         )
 
 
 def message_key(master: WatermarkKey | str | PathLike[str], message: str) -> WatermarkKey:
-    """Return the key of a copy with a short text as payload, which :func:`read_message` reads back through bit errors.
+    """Return the key of a copy with a short text, which :func:`read_message` reads despite bit errors.
 
-    It does not hold the master's secret, but what masks all messages of this master: who opens it can write
-    any of them.
+    It does not contain the master's secret, but the mask of all messages of this master: whoever opens it can
+    write any message.
 
     Args:
-        master: a key without payload, or its file; 64 bits or more.
-        message: at most ``n_bits // 32`` bytes of UTF-8, without zero bytes; for 128 bits four bytes, of
-            which 15 wrong bits are mended.
+        master: a key without payload, or its file; at least 64 bits.
+        message: at most ``n_bits // 32`` bytes of UTF-8, without zero bytes. For 128 bits these are four
+            bytes, with which up to 15 wrong bits of the signature are corrected.
 
     Raises:
         ValueError: the message is too long, or the master is of version 1, has a payload or has too few bits.
@@ -180,7 +181,7 @@ def message_key(master: WatermarkKey | str | PathLike[str], message: str) -> Wat
 
 
 def blank_message_key(master: WatermarkKey, payload: bytes = b"") -> WatermarkKey:
-    """Return the key of messages with this payload; without one its signature is the mask of all messages."""
+    """Return the messages' key with this payload; without one its signature is the mask of all messages."""
     return master.derive("message", payload)
 
 
@@ -198,7 +199,7 @@ def _encoded(message: str) -> bytes:
 
 
 def check_master(master: WatermarkKey) -> None:
-    """Refuse what no copies' keys can be made from.
+    """Refuse a key from which no copies' keys can be derived.
 
     Raises:
         ValueError: the key is of version 1, has a payload, or is a copy's itself.
@@ -212,15 +213,15 @@ def check_master(master: WatermarkKey) -> None:
 
 
 def free_bits(key: SignatureKey) -> float:
-    """Return how many bits of choice a key's payload and purpose leave to who makes it.
+    """Return how many bits of choice a key's payload and purpose leave to its maker.
 
-    A free payload can be chosen so that the signature fits any model, which costs a proof a factor of two a
-    bit; a message's is charged as if it were free, though it should be a codeword. A customer's number
-    chooses nothing. All copies' keys are charged one bit for their purpose and 16 because their signatures
-    can be tried, on carriers and projection that stay, at the price of a few hashes.
+    A free payload can be chosen so that the signature fits any model, which costs the proof a factor of two
+    per bit. A message's payload is charged as if it were free, though it should be a codeword. A customer's
+    number gives no choice. All copies' keys are charged one bit for their purpose, and 16 because their
+    signatures can be tried with the same carriers and projection, at the price of a few hashes.
 
     Returns:
-        The number of bits; NaN of what is no key of this package, whose signature may come from anywhere.
+        The number of bits; NaN for a key that is not of this package, whose signature may come from anywhere.
     """
     if not isinstance(key, WatermarkKey):
         return math.nan
@@ -231,7 +232,7 @@ def free_bits(key: SignatureKey) -> float:
 
 
 def out_of_reach(key: WatermarkKey) -> str:
-    """Return what a new key can never prove for want of bits, in a sentence for each purpose; may be empty."""
+    """Return what a new key has too few bits to ever prove, in a sentence for each purpose; may be empty."""
     is_master = key.version > 1 and not key.has_payload
     return what_is_out_of_reach(key.n_bits, free_bits=free_bits(key), is_master=is_master)
 
@@ -242,10 +243,10 @@ def _message_bytes(n_bits: int) -> int:
 
 @contextmanager
 def _numba_kept_apart() -> Iterator[None]:
-    # numba, which compiles galois, gives the whole process as many OpenMP threads as there are cores:
-    # torchrun asks for one a rank, and two ranks that wait for each other's threads train many times slower.
-    # And it looks for its settings, which may name pickles, in the current folder, whenever it compiles: of a
-    # command that may be a received one.
+    # Numba, which compiles galois, sets the process's OpenMP threads to the number of cores. torchrun sets
+    # one per rank, and two ranks that wait for each other's threads train many times slower. And whenever it
+    # compiles, numba reads settings, which may name pickles, from the current folder, which in a command may
+    # be a received one.
     import torch
 
     n_threads = torch.get_num_threads()
@@ -264,7 +265,7 @@ def _bch(field: int, n_correctable: int) -> Any:
 
 @lru_cache(maxsize=256)
 def _best_parameters(length: int, n_data_bits: int) -> tuple[int, int] | None:
-    """Return field size m and number of corrected errors t of the code that corrects most, or None if no code fits."""
+    """Return field degree m and error number t of the code that corrects most, or None if none fits."""
     best = None
     for field in range(_SMALLEST_FIELD, _LARGEST_FIELD + 1):
         room = min(length, 2**field - 1) - n_data_bits
@@ -284,6 +285,9 @@ def _most_correctable(field: int, room: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _n_check_bits(field: int, n_correctable: int) -> int:
-    """Return the degree of the generator polynomial: the powers 1 to 2 t of the primitive element and their conjugates."""
+    """Return the degree of the generator polynomial.
+
+    Its roots are the powers 1 to 2 t of the primitive element, and their conjugates.
+    """
     n = 2**field - 1
     return len({power * 2**i % n for power in range(1, 2 * n_correctable, 2) for i in range(field)})

@@ -1,4 +1,4 @@
-"""The parameters of a key that are not secret: which there are, as JSON types and back, and to which all parts are bound."""
+"""The public parameters of a key: their names, their JSON form, and those that the derivation is bound to."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from gradsigns_lightning.core.utils.canonical import canonical_json
 
 _CARRIED = ("owner", "scope", "n_bits", "n_carriers", "input_shape", "target_class")
-_NORMALISATION = ("input_mean", "input_std")
-_BOUND = {1: _CARRIED, 2: (*_CARRIED, *_NORMALISATION)}
-_NAMES = {1: {*_CARRIED, *_NORMALISATION}, 2: {*_CARRIED, *_NORMALISATION, "version", "purpose"}}
+_NORMALIZATION = ("input_mean", "input_std")
+_BOUND = {1: _CARRIED, 2: (*_CARRIED, *_NORMALIZATION)}
+_NAMES = {1: {*_CARRIED, *_NORMALIZATION}, 2: {*_CARRIED, *_NORMALIZATION, "version", "purpose"}}
 VERSIONS = tuple(_NAMES)
 
 
@@ -28,11 +28,11 @@ def context_of(public: Mapping[str, Any], version: int) -> bytes:
 
 
 def arguments_of(public: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what :func:`as_json` gave as the arguments of a key.
+    """Return a key's arguments from what :func:`as_json` returned.
 
     Raises:
         ValueError: a parameter is missing or unknown.
-        TypeError: a shape or a normalization is no sequence.
+        TypeError: a shape or a normalization is not a sequence.
     """
     version = public.get("version", 1)
     names = _NAMES.get(version) if isinstance(version, int) else None
@@ -42,5 +42,5 @@ def arguments_of(public: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"`public` must have the members {sorted(names)}, got {str(sorted(map(repr, public)))[:400]}."
         )
-    sequences = {name: tuple(public[name]) for name in ("input_shape", *_NORMALISATION)}
+    sequences = {name: tuple(public[name]) for name in ("input_shape", *_NORMALIZATION)}
     return {**public, "version": version, **sequences}

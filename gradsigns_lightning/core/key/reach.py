@@ -1,4 +1,4 @@
-"""What a key of so many bits can prove at best, and the words for a key that can never prove it."""
+"""What a key can prove at best with its number of bits, and the warnings if that is too little."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import warnings
 
 from gradsigns_lightning.core.statistics import ownership_p_value
 
-USUAL_ALPHA = 1e-9  # of all readers
-USUAL_CUSTOMERS = 10_000  # of `trace`
-USUAL_GRINDING_BITS = 64.0  # of `judge`
+USUAL_ALPHA = 1e-9  # default of all readers
+USUAL_CUSTOMERS = 10_000  # default of `trace`
+USUAL_GRINDING_BITS = 64.0  # default of `judge`
 _ROOM = "128 leave room for wrong bits"
 
 
 def least_bits(*, alpha: float = USUAL_ALPHA, tries: float = 0.0) -> int:
-    """Return how many bits a key must have to be proven if all of them are read right.
+    """Return how many bits a key needs to be found `owned` if all of them are read right.
 
     Args:
         alpha: significance level, above 0 and at most 1.
@@ -28,7 +28,7 @@ def least_bits(*, alpha: float = USUAL_ALPHA, tries: float = 0.0) -> int:
 
 
 def least_matches(n_bits: int, *, alpha: float = USUAL_ALPHA) -> int:
-    """Return how many of ``n_bits`` must match to be proven; all of them if even that is too few (:func:`least_bits`).
+    """Return how many of ``n_bits`` must match for `owned`; all of them if even that is too few.
 
     Example:
         >>> least_matches(32), least_matches(128), least_matches(16)
@@ -38,7 +38,7 @@ def least_matches(n_bits: int, *, alpha: float = USUAL_ALPHA) -> int:
 
 
 def log10_charged(log10_p_value: float, *, free_bits: float) -> float:
-    """Return the base-10 logarithm of a p-value times ``2 ** free_bits``, at most 0; a NaN charges nothing.
+    """Return the base-10 logarithm of a p-value times ``2 ** free_bits``, at most 0; NaN bits charge nothing.
 
     Example:
         >>> log10_charged(-12.0, free_bits=8), log10_charged(-12.0, free_bits=128)
@@ -49,31 +49,31 @@ def log10_charged(log10_p_value: float, *, free_bits: float) -> float:
 
 
 def for_whom(log10_p_value: float, *, free_bits: float, alpha: float) -> str:
-    """Return to whom alone a model is proven ``owned``, if a charge for what could be chosen of the key would not leave it so."""
+    """Return for whom alone a model is `owned`, in words; empty if it still is after charging free bits."""
     if log10_charged(log10_p_value, free_bits=free_bits) <= math.log10(alpha):
         return ""
     return f", for the key's maker alone: {free_bits:g} bits of it could be fitted to this model"
 
 
 def warn_if_never_owned(n_bits: int, *, stacklevel: int) -> None:
-    """Warn of a new key that no reader can find ``owned`` at the default alpha; ``stacklevel`` as seen from the caller."""
+    """Warn of a new key that can never be ``owned`` at the default alpha; ``stacklevel`` is the caller's."""
     if n_bits < least_bits():
         warnings.warn(
             f"A key of {n_bits} bits can never be `owned` at the default alpha of {USUAL_ALPHA:g}, not even "
-            f"if every bit is read "
-            f"right: {least_bits()} bits would do, {_ROOM}.",
+            f"if every bit is read right: {least_bits()} bits would do, {_ROOM}.",
             UserWarning,
             stacklevel=stacklevel + 1,
         )
 
 
 def what_is_out_of_reach(n_bits: int, *, free_bits: float, is_master: bool) -> str:
-    """Return what a new key can never do besides, with the bits that would do; empty if there is nothing.
+    """Return what judges and tracing can never find with a new key, and the bits they need; may be empty.
 
     Args:
         n_bits: bits of the key.
-        free_bits: bits of choice that payload and purpose leave to who makes it (:func:`.payload.free_bits`).
-        is_master: whether customers' keys can be made from it.
+        free_bits: bits of choice that payload and purpose leave to the key's maker
+            (:func:`.payload.free_bits`).
+        is_master: whether customers' keys can be derived from it.
     """
     judged, traced = (
         least_bits(tries=USUAL_GRINDING_BITS + free_bits),

@@ -1,4 +1,4 @@
-"""What readers know of a key."""
+"""What readers need of a key, and checks of images and keys against it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class SignatureKey(Protocol):
-    """What a reader needs of a key, where to look and which bits to expect; see :class:`WatermarkKey`."""
+    """What a reader needs of a key: where to look, and which bits to expect; see :class:`WatermarkKey`."""
 
     @property
     def n_bits(self) -> int:
@@ -39,7 +39,7 @@ class SignatureKey(Protocol):
 
     @property
     def input_std(self) -> tuple[float, ...]:
-        """Standard deviation that it divides by."""
+        """Standard deviation that the preprocessing divides by, one value or one per channel."""
         ...
 
     @property
@@ -67,20 +67,20 @@ def check_images(images: Tensor, input_shape: tuple[int, ...], *, least: int = 0
     """Refuse images that are not floating point of the key's shape, or too few.
 
     Args:
-        images: what was given, shape ``(n, C, H, W)``.
-        input_shape: the key's.
-        least: smallest n.
-        hint: what the message ends with, a sentence that helps.
+        images: images, shape ``(n, C, H, W)``.
+        input_shape: the key's input shape.
+        least: smallest allowed n.
+        hint: sentence of advice at the end of the message.
 
     Raises:
-        ValueError: they are not; the message names dtype and shape.
+        ValueError: the images do not fit; the message names their dtype and shape.
     """
     if not images.is_floating_point() or tuple(images.shape[1:]) != tuple(input_shape) or len(images) < least:
         number = f" with n >= {least}" if least else ""
         raise ValueError(
             f"`images` must be floating point of shape (n, {', '.join(map(str, input_shape))}){number} as "
-            f"the key's "
-            f"`input_shape` says, got {images.dtype} of shape {tuple(images.shape)}.{hint and ' '}{hint}"
+            f"the key's `input_shape` says, got {images.dtype} of shape {tuple(images.shape)}."
+            f"{hint and ' '}{hint}"
         )
 
 
@@ -88,28 +88,26 @@ def check_carriers(key: SignatureKey) -> None:
     """Refuse a key whose carriers do not lie in its input, or whose arrays do not fit together.
 
     Raises:
-        ValueError: they do not; the message names the shapes.
+        ValueError: the carriers or arrays do not fit; the message names the shapes.
     """
     size, n_bits, carriers = math.prod(key.input_shape), key.n_bits, key.carriers
     if carriers.ndim != 1 or not len(carriers) or int(carriers.min()) < 0 or int(carriers.max()) >= size:
         span = f"{int(carriers.min())} to {int(carriers.max())}" if carriers.numel() else "none"
         raise ValueError(
             f"`key` must have carriers (c,) in 0 to {size - 1}, as its `input_shape` "
-            f"{tuple(key.input_shape)} says, got {span}, "
-            f"shape {tuple(carriers.shape)}."
+            f"{tuple(key.input_shape)} says, got {span}, shape {tuple(carriers.shape)}."
         )
     expected, found = (n_bits, len(carriers)), tuple(key.projection.shape)
     if found != expected or tuple(key.signature.shape) != (n_bits,):
         raise ValueError(
             f"`key` must have a projection of shape {expected} and a signature of shape ({n_bits},) for its "
-            f"{n_bits} bits on "
-            f"{len(carriers)} carriers, got {found} and {tuple(key.signature.shape)}."
+            f"{n_bits} bits on {len(carriers)} carriers, got {found} and {tuple(key.signature.shape)}."
         )
 
 
 @dataclass(frozen=True)
 class KeyAsRead:
-    """A key read from a model whose inputs are normalized otherwise than the key says; see :class:`SignatureKey`."""
+    """A key as read from a model with another input normalization; see :class:`SignatureKey`."""
 
     n_bits: int
     input_shape: tuple[int, ...]
@@ -128,8 +126,8 @@ class KeyAsRead:
         """Return ``key`` with the normalization that the model's own documentation states.
 
         Raises:
-            ValueError: a value is out of range, or there are not so many channels.
-            TypeError: a value is no number.
+            ValueError: a value is out of range, or their number does not fit the key's channels.
+            TypeError: a value is not a number.
         """
         stated = {
             "input_mean": as_floats("input_mean", input_mean),

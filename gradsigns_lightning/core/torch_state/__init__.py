@@ -1,7 +1,7 @@
-"""How a pass through a network is evaluated and differentiated, and nothing left of it behind.
+"""Passes through a network without side effects: how they are evaluated and differentiated.
 
-Here lives what is true of any network: contexts that put back what they change (flags, kernels, precision,
-buffers, random states), the running mean of batch normalization as a function of the weights, and what
-autograd lacks. It knows PyTorch only. Keys, bits, objectives, doses and processes do not belong here: the
-engines and the watermarker bring them.
+These modules hold what applies to any network: contexts that restore what they change (flags, kernels,
+precision, buffers, random states), the running mean of batch normalization as a function of the weights, and
+what autograd lacks. They depend on PyTorch only. Keys, bits, objectives, doses and processes belong to the
+engines and the watermarker.
 """

@@ -1,4 +1,4 @@
-"""What PyTorch's autograd lacks: gradients within modes, hooks set aside, gradients handed out, a walk through a graph."""
+"""What PyTorch's autograd lacks: gradients inside modes, suspended hooks, known gradients, graph walks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from torch import Tensor
 def derivative(
     value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of a scalar, None for inputs that it does not depend on; :func:`torch.autograd.grad` within modes.
+    """Return the gradients of a scalar, None for inputs that it does not depend on.
 
-    That function leaves a :class:`~torch.overrides.TorchFunctionMode` for as long as it runs, so that
-    checkpointed activations would be computed again by other functions than before.
+    Unlike :func:`torch.autograd.grad` it stays inside an active
+    :class:`~torch.overrides.TorchFunctionMode`, so that checkpointed activations are recomputed by the same
+    functions as before.
     """
     engine: Any = torch.autograd.Variable._execution_engine
     start = torch.ones_like(value)
@@ -35,7 +36,7 @@ def derivative(
 
 @contextmanager
 def hooks_set_aside(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Do not call the tensors' own hooks on their gradients, which another backward pass will meet."""
+    """Suspend the tensors' own hooks, because another backward pass will call them on the same gradients."""
     hooked: list[tuple[Any, Any]] = [(t, t._backward_hooks) for t in tensors if t._backward_hooks]
     for tensor, _ in hooked:
         tensor._backward_hooks = None
@@ -47,11 +48,11 @@ def hooks_set_aside(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def with_gradients(value: Tensor, gradients: Mapping[Tensor, Tensor]) -> Tensor:
-    """Return a scalar of that value whose ``backward()`` hands out gradients that are known already.
+    """Return a scalar whose ``backward()`` passes on gradients that are known already.
 
     Args:
-        value: the scalar.
-        gradients: of each tensor that gets one.
+        value: value of the scalar.
+        gradients: gradient by tensor.
     """
     apply: Any = _Differentiated.apply  # torch's annotations differ from version to version
     result: Tensor = apply(value, list(gradients.values()), *gradients)
@@ -70,7 +71,7 @@ class _Differentiated(torch.autograd.Function):
 
 
 def graph_nodes(value: Tensor) -> Iterator[Any]:
-    """Yield the nodes of the graph that ``value`` was computed by."""
+    """Yield the nodes of the autograd graph of ``value``."""
     pending: list[Any] = [value.grad_fn]
     seen = set()
     while pending:

@@ -18,11 +18,11 @@ from gradsigns_lightning.core.torch_state.snapshot import side_effects_undone
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[list[nn.Module]]:
-    """Run ``module`` with evaluation statistics: no update of running buffers, no dropout, no coupling between samples.
+    """Run ``module`` with evaluation statistics: no running updates, no dropout, no coupling of samples.
 
-    The flags are set one by one, not by ``eval()``, which user modules override (a frozen backbone, for
-    example). All that the passes change beside, the random generators too, is put back, so that the task goes
-    on as it would without them.
+    The flags are set one by one, not by ``eval()``, which user modules may override (a frozen backbone, for
+    example). Everything else that the passes change, including the random generators, is restored, so that
+    the task goes on as it would without them.
 
     Yields:
         The modules that were in training mode, and will be again.
@@ -40,10 +40,10 @@ def frozen_statistics(module: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 class Replaced(TorchFunctionMode):
-    """Calls other functions in the place of some of PyTorch's.
+    """Calls other functions in place of some of PyTorch's.
 
     Args:
-        replacements: from a public function of PyTorch to what is called with its arguments.
+        replacements: maps public functions of PyTorch to what is called with their arguments.
     """
 
     def __init__(self, replacements: Mapping[Any, Callable[..., Any]]) -> None:
@@ -83,10 +83,10 @@ def evaluated_batch_norm(
     bias: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """Compute batch normalization with running statistics as what it is then: one factor and one term for each channel.
+    """Compute batch normalization with running statistics, as one factor and one term per channel.
 
-    PyTorch's second derivative is made for statistics of the batch, and slower. As functions of PyTorch's
-    own, this one can be replaced by a mode that is open further out.
+    PyTorch's second derivative is made for batch statistics, and slower. Like PyTorch's own functions, this
+    one can be replaced by an outer mode.
     """
     if has_torch_function((input,)):
         arguments = (input, running_mean, running_var, weight, bias, eps)
@@ -109,10 +109,10 @@ def gradients_enabled() -> Iterator[None]:
 
 @contextmanager
 def twice_differentiable_kernels(module: nn.Module, device_type: str) -> Iterator[None]:
-    """Choose kernels that have a second derivative, a cheap one, in full precision.
+    """Choose kernels in full precision that have a second derivative, and a cheap one.
 
-    Fused attention, cuDNN's recurrent kernels and compiled graphs have none; under autocast first-order
-    gradients of float16 underflow.
+    Fused attention, cuDNN's recurrent kernels and compiled graphs have none. Under autocast, gradients
+    underflow in float16.
     """
     with ExitStack() as stack:
         stack.enter_context(Replaced({F.batch_norm: _batch_norm}))
@@ -120,8 +120,8 @@ def twice_differentiable_kernels(module: nn.Module, device_type: str) -> Iterato
         stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if device_type == "cuda" and any(isinstance(m, nn.RNNBase) for m in module.modules()):
-            # Before the next context: the flags read a setting that torch refuses to tell once operators have
-            # their own.
+            # Before the next context, because these flags read a setting that torch refuses to return once
+            # the operators have settings of their own.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if device_type == "cuda":
             stack.enter_context(full_float32())

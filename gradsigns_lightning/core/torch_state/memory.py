@@ -1,4 +1,4 @@
-"""How much memory a pass through a network keeps."""
+"""The memory that a pass through a network keeps for its backward pass."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 def saved_bytes(model: nn.Module, run: Callable[[], Any]) -> int:
-    """Return the bytes that autograd keeps while ``run`` goes forward, the model's own parameters and buffers apart.
+    """Return the bytes that autograd saves during ``run``, without the model's parameters and buffers.
 
-    On the meta device nothing is computed and no memory taken, and the figure is the same.
+    The number is the same on the meta device, where nothing is computed and no memory is allocated.
     """
     own = {_place(tensor) for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
@@ -27,5 +27,5 @@ def saved_bytes(model: nn.Module, run: Callable[[], Any]) -> int:
 
 
 def _place(tensor: Tensor) -> int:
-    """Return what identifies a tensor's memory, on the meta device too, where there is none."""
+    """Return what identifies a tensor's storage, even on the meta device, where it has no address."""
     return int(tensor.untyped_storage()._cdata)

@@ -1,4 +1,4 @@
-"""The arithmetic of a pass: full float32, and half-precision networks computed in it."""
+"""The precision of a pass: full float32, also for half-precision networks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Compute float32 as such on CUDA, not as TF32, whose ten binary digits can turn the sign of a small projection."""
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # from torch 2.9 on
+    """Compute full float32, not TF32, on CUDA: a 10-bit mantissa can flip the sign of a small projection."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since torch 2.9
         name, value = "fp32_precision", "ieee"
         cudnn: Any = torch.backends.cudnn
         places: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
@@ -41,7 +41,7 @@ def full_float32() -> Iterator[None]:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make new tensors of that dtype meanwhile."""
+    """Make ``dtype`` the default of new tensors."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -51,32 +51,33 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 class Call(nn.Module):
-    """Makes a function of a module's, so that parameters can be replaced for one call.
+    """Wraps a function that uses a module, so that the module's parameters can be replaced for one call.
 
     Args:
-        module: module that owns the parameters, under the name ``module``.
-        function: what is called.
+        module: module that owns the parameters; a submodule named ``module``.
+        function: function that is called.
     """
 
     def __init__(self, module: nn.Module, function: NetworkFn) -> None:
         super().__init__()
         self.module = module
-        # not as a second submodule, whose shared parameters would not be put back
+        # In a tuple, so that it is not registered as a second submodule, whose shared parameters would not be
+        # restored.
         self.function = (function,)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return what the function gives."""
+        """Return the function's result."""
         return self.function[0](inputs)
 
 
 def in_full_precision(module: nn.Module, function: NetworkFn) -> tuple[NetworkFn, torch.dtype]:
-    """Return a network's function, computed in float32 where it has half-precision tensors, and the dtype of its inputs.
+    """Return a network's function, in float32 if it has half-precision tensors, and the dtype of its inputs.
 
     The parameters' gradients flow back through the conversion.
 
     Args:
         module: module that owns the parameters.
-        function: maps the network's inputs to its answers.
+        function: maps the network's inputs to its outputs.
     """
     tensors = [*module.named_parameters(), *module.named_buffers()]
     if all(tensor.dtype not in HALF for _, tensor in tensors):
@@ -84,7 +85,7 @@ def in_full_precision(module: nn.Module, function: NetworkFn) -> tuple[NetworkFn
     call = Call(module, function)
 
     def full(inputs: Tensor) -> Tensor:
-        # Asked for in each call: others may be in their place, of another precision.
+        # Looked up in each call, because they may have been replaced by tensors of another precision.
         tensors = [*module.named_parameters(), *module.named_buffers()]
         wide = {f"module.{name}": t.float() for name, t in tensors if t.dtype in HALF}
         with default_dtype(torch.float32 if wide else torch.get_default_dtype()):

@@ -1,10 +1,10 @@
 """The running means of batch normalization as functions of the weights, whose mean output they follow.
 
-Why not module hooks: the mean is that of the very value which is normalized, and only that value's own node
-of the graph tells so, not the order of modules. Networks call `F.conv2d` and `F.batch_norm` without a module,
-and compiled ones skip hooks that came later. Sharded weights may be gone by the time that a hook behind their
-layer is called. And a hook is state of the user's module, in its copies and pickles too, where a mode of
-PyTorch's is gone when the pass is over.
+Module hooks could not do this. The mean must be that of the very value that is normalized, which only the
+value's own graph node identifies, not the order of modules. Networks call `F.conv2d` and `F.batch_norm`
+without a module, and compiled ones skip hooks that were added later. Sharded weights may be freed before a
+hook after their layer is called. And a hook is state of the user's module, also in its copies and pickles,
+whereas a PyTorch mode is gone when the pass is over.
 """
 
 from __future__ import annotations
@@ -27,30 +27,29 @@ _NOTE = "gradsigns_mean"
 class RunningMeans:
     """The running means that a training updates.
 
-    In evaluation mode a running mean is a constant. The training makes it follow the mean over images and
-    places that the layer right before the normalization gives, so the task does not feel a shift of that
-    mean, which batch normalization takes out again. A mark made of such shifts would spoil the running
-    statistics until they have followed, and be gone then. If anything is computed in between, or the
-    statistics are in half precision, the running mean stays a constant.
+    In evaluation mode a running mean is a constant. In training it follows the mean, over images and
+    positions, of the output of the layer right before the normalization. So a shift of that mean does not
+    change the task's loss, because batch normalization subtracts it again. A mark made of such shifts would
+    make the running statistics wrong until they have followed, and then be gone. If anything is computed in
+    between, or the statistics are in half precision, the running mean stays a constant.
 
     Args:
-        training: the modules in training mode; batch normalization that the user has frozen is not among
-            them.
+        training: the modules in training mode, without batch normalization that the user has frozen.
     """
 
     def __init__(self, training: Iterable[nn.Module]) -> None:
         norms = [m for m in training if isinstance(m, _BatchNorm) and m.momentum != 0]
-        # The tensors, so that their ids stay theirs.
+        # The tensors are kept, so that their ids are not reused.
         self._means = {id(m.running_mean): m.running_mean for m in norms if m.running_mean is not None}
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """Give the running means the derivative of the mean that they follow; their values stay.
+        """Give the running means the derivative of the mean that they follow; their values do not change.
 
-        Around the backward pass too, in which checkpointed activations are computed again. Normalization is
-        replaced where it is computed by
-        :func:`~gradsigns_lightning.core.torch_state.contexts.twice_differentiable_kernels`, within this
-        context.
+        The context must enclose the backward pass too, in which checkpointed activations are recomputed. It
+        acts where normalization is computed inside
+        :func:`~gradsigns_lightning.core.torch_state.contexts.twice_differentiable_kernels`, entered within
+        this context.
         """
         if not self._means:
             yield
@@ -67,14 +66,14 @@ class RunningMeans:
 
 
 def _noting(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return the linear function ``layer``, which notes with its output the mean over images and places, shape ``(C,)``."""
+    """Return the linear function ``layer``, which also notes its output's mean over images and positions."""
 
     def call(input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         output = layer(input, weight, bias, *args, **kwargs)
         batched = input.ndim == weight.ndim > 1 and input.layout is torch.strided
         if batched and torch.is_grad_enabled() and _noted(output) is None:
-            # The mean of what a linear layer gives is what it gives for the mean image. Not through the
-            # input: each image's gradient stays its own.
+            # The mean output of a linear layer is its output for the mean image. The input is detached, so
+            # that the gradient of one image does not depend on the others.
             mean = layer(input.detach().mean(0, keepdim=True), weight, bias, *args, **kwargs)
             _note(output, mean.transpose(0, 1).flatten(1).mean(1))
         return output
@@ -83,10 +82,10 @@ def _noting(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _note(tensor: Tensor, mean: Tensor) -> None:
-    """Note a mean with this very value of a tensor.
+    """Attach a mean to this very value of a tensor.
 
-    The node that computed it lasts when activations are computed again; in forward mode it does not show, and
-    the object has to do.
+    The graph node is preferred because it survives when activations are recomputed. In forward mode the
+    tensor has none, and the tensor object must serve.
     """
     node: Any = tensor.grad_fn
     if node is not None:

@@ -1,4 +1,4 @@
-"""What a forward pass may change beside its answer, kept and put back: buffers, attributes, hooks, random states."""
+"""Restores what a forward pass may change as a side effect: buffers, attributes, hooks, random states."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# PyTorch's own attributes of a module stay as they are, but for these two.
+# PyTorch's own attributes of a module are not restored, except for these two.
 _OWN = frozenset(vars(nn.Module())) - {"_buffers", "_non_persistent_buffers_set"}
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
@@ -24,15 +24,14 @@ Restore = Callable[[], object]
 
 @contextmanager
 def side_effects_undone(module: nn.Module) -> Iterator[None]:
-    """Put back all that passes through ``module`` change beside its parameters, also on exception.
+    """Restore everything that passes through ``module`` change except its parameters, also on exception.
 
-    That is: buffers, changed in place or registered anew; attributes of modules and their lists, dictionaries
-    and tensors (the states of metrics, counters, caches), also in dataclasses; modules within such lists; the
-    random states of PyTorch, Python and NumPy, and of generators of theirs among the attributes. Hooks on the
-    backward passes of modules, which belong to the task's own, are not called.
+    These are: buffers, changed in place or newly registered; attributes of modules with their lists,
+    dictionaries and tensors (the states of metrics, counters, caches), also in dataclasses; modules in such
+    lists; the random states of PyTorch, Python and NumPy, and of their generators among the attributes.
+    Backward hooks of modules are not called, because they are meant for the task's own backward pass.
 
-    Tensors are copied before and copied back, without a new version, so that graphs which saved them stay
-    valid.
+    Tensors are copied back without a new version, so that graphs which saved them stay valid.
     """
     keeper = _Keeper()
     with ExitStack() as stack:
@@ -45,10 +44,10 @@ def side_effects_undone(module: nn.Module) -> Iterator[None]:
 
 
 class _Keeper:
-    """Keeps objects as they are now, each once; :meth:`restore` puts them back in place."""
+    """Keeps the state of objects, each once; :meth:`restore` restores them in place."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, Any] = {}  # holds the objects too, so that ids stay theirs
+        self._seen: dict[int, Any] = {}  # keeps the objects alive, so that their ids are not reused
         self._restores: list[Restore] = []
         self._tensors: list[tuple[Tensor, Tensor]] = []
         self._parameter_devices: set[torch.device] = set()
@@ -60,9 +59,9 @@ class _Keeper:
         for buffer in module.buffers(recurse=False):
             self._keep_tensor(buffer)
         attributes = vars(module)
-        if not isinstance(module, torch.jit.ScriptModule):  # whose attributes are on the other side
+        if not isinstance(module, torch.jit.ScriptModule):  # its attributes are not Python's
             kept = {name: value for name, value in attributes.items() if name not in _OWN}
-            self._restores.append(lambda: _put_back(attributes, kept))
+            self._restores.append(lambda: _restore_attributes(attributes, kept))
             for value in kept.values():
                 self._keep(value)
 
@@ -70,8 +69,8 @@ class _Keeper:
         with torch.no_grad():
             for tensor, copy in self._tensors:
                 _copy_back(tensor, copy)
-        for put_back in self._restores:
-            put_back()
+        for restore in self._restores:
+            restore()
 
     def devices(self) -> list[torch.device]:
         """Return the devices of parameters, buffers and attributes, each once."""
@@ -99,7 +98,7 @@ class _Keeper:
             self._keep_items(kept.values())
 
     def _keep_tensor(self, tensor: Tensor) -> None:
-        # What requires a gradient is a parameter or made of some, and nothing that a pass may change in
+        # A tensor that requires a gradient is a parameter or computed from some, which no pass changes in
         # place.
         if tensor.requires_grad or isinstance(tensor, nn.Parameter) or nn.parameter.is_lazy(tensor):
             return
@@ -128,7 +127,7 @@ def _plain(value: Any) -> Any:
 
 
 def _refill(value: Any, copy: Any) -> None:
-    """Give a container the items of ``copy``, if it has others by now."""
+    """Restore the items of a container from ``copy``, if they have changed."""
     if isinstance(value, dict):
         if list(value) != list(copy) or any(value[key] is not copy[key] for key in copy):
             value.clear()
@@ -142,7 +141,7 @@ def _refill(value: Any, copy: Any) -> None:
         value.extend(copy)
 
 
-def _put_back(attributes: dict[str, Any], kept: dict[str, Any]) -> None:
+def _restore_attributes(attributes: dict[str, Any], kept: dict[str, Any]) -> None:
     for name in [name for name in attributes if name not in _OWN and name not in kept]:
         del attributes[name]
     attributes.update(kept)
@@ -158,7 +157,7 @@ def _copy_back(tensor: Tensor, copy: Tensor) -> None:
 
 
 def _is_plain_record(value: Any) -> bool:
-    """Return whether a value is what steps keep their counts in; other objects may be anything, as large as a data set."""
+    """Return whether a value is a plain record, as steps keep counts in; other objects may be large."""
     return (
         (is_dataclass(value) or isinstance(value, SimpleNamespace))
         and not isinstance(value, type)
@@ -167,13 +166,12 @@ def _is_plain_record(value: Any) -> bool:
 
 
 def _setter_of_state(generator: Any) -> Restore | None:
-    """Return what gives a random generator the state that it has now; None for another object."""
+    """Return a function that restores a random generator's present state; None for any other object."""
     if isinstance(generator, (torch.Generator, np.random.RandomState)):
         state: Any = generator.get_state()
         return partial(generator.set_state, state)
-    # which has no state
     if isinstance(generator, random.Random) and not isinstance(generator, random.SystemRandom):
-        return partial(generator.setstate, generator.getstate())
+        return partial(generator.setstate, generator.getstate())  # a SystemRandom has no state
     if isinstance(generator, np.random.Generator):
         return partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)
     return None

@@ -1,5 +1,4 @@
-"""What any careful program needs: argument checks, files, text and data of strangers, optional imports.
+"""General helpers: argument checks, files, untrusted text and data, optional imports.
 
-Nothing here knows of networks, gradients, keys or marks, and nothing here imports torch or another room of
-the package.
+Nothing here depends on networks, gradients, keys or marks, and nothing imports torch or another subpackage.
 """

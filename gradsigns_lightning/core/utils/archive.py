@@ -1,9 +1,9 @@
-"""A checkpoint file as ``torch.save`` writes it, checked before torch reads it.
+"""Checks a checkpoint file of ``torch.save`` before torch reads it.
 
-``torch.load(weights_only=True)`` runs nothing, but a file may still ask for memory or time: entries that are
-packed or share bytes, buffers of any size that a pickle has made, keys that take for ever to hash. So only
-files are read whose entries lie unpacked and apart in the file and whose pickle holds nothing but tensors and
-plain containers.
+``torch.load(weights_only=True)`` runs no code, but a file can still exhaust memory or time, by entries that
+are compressed or share bytes, by a pickle that makes buffers of any size, or by keys that take forever to
+hash. So the only files that are read are those whose entries are uncompressed and do not overlap, and whose
+pickle holds nothing but tensors and plain containers.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from pathlib import Path
 from gradsigns_lightning.core.utils.pickles import Outline, PickleWalk
 
 _PICKLE, _ORDER = "/data.pkl", "/byteorder"
-_MOST_PICKLED = 2**24  # bytes, of ten times what the largest network of torchvision needs
-_LARGEST_DIRECTORY = 2**21  # bytes, of some twenty thousand entries
+_MOST_PICKLED = 2**24  # bytes, ten times what the largest network of torchvision needs
+_LARGEST_DIRECTORY = 2**21  # bytes, enough for some twenty thousand entries
 _MOST_SIDES, _MOST_ATTRIBUTES, _MOST_COUNTED, _LONGEST_DEVICE = 16, 16, 1024, 32
 _NAMES = re.compile(
     r"collections (OrderedDict|Counter)|torch (Size|device)|torch\._utils _rebuild_(tensor_v2|parameter)|"
     r"torch (Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
 )
-# The end of a file of torch.save: where the directory is, where that is said, and what programs without zip64
-# read.
+# The end of a file of torch.save: the zip64 end record, its locator, and the end record without zip64.
 _END = struct.Struct("<4s20x8xQQQ4s4xQ4x4s16xH")
 _LOCAL = struct.Struct("<4s22xHH")
 _SIGNATURES = (b"PK\x06\x06", b"PK\x06\x07", b"PK\x05\x06")
@@ -37,12 +36,14 @@ def check_archive(file: Path, *, trusted: Collection[str] = ()) -> None:
 
     Args:
         file: the file.
-        trusted: names of types, as ``"module name"``, that the user vouches for; what follows the first of
+        trusted: names of types that the user vouches for, as ``"module name"``; what follows the first of
             them in the pickle is not checked, because only torch knows how to read it.
 
     Raises:
-        ValueError: it is none of ``torch.save``, or asks for more than it holds; the message is the reason
-        alone. OSError, zipfile.BadZipFile: it cannot be read.
+        ValueError: the file was not written by ``torch.save``, or could take more memory or time than its
+            size justifies; the message is the reason alone.
+        OSError: the file cannot be read.
+        zipfile.BadZipFile: the file is not a valid archive.
     """
     n_entries = _check_end(file)
     with zipfile.ZipFile(file) as archive:
@@ -60,7 +61,7 @@ def check_archive(file: Path, *, trusted: Collection[str] = ()) -> None:
         if len(pickles) != 1 or pickles[0].file_size > _MOST_PICKLED:
             raise ValueError("its description is missing or too long")
         orders = [entry for entry, name in zip(entries, names, strict=True) if name.endswith(_ORDER)]
-        # Numbers in another order are copied, entry by entry.
+        # Torch would copy numbers in another byte order, entry by entry.
         if any(entry.file_size != len("little") or archive.read(entry) != b"little" for entry in orders):
             raise ValueError("its numbers are not in little-endian order")
         pickled = archive.read(pickles[0])
@@ -71,10 +72,10 @@ def check_archive(file: Path, *, trusted: Collection[str] = ()) -> None:
 
 
 def _check_end(file: Path) -> int:
-    """Torch and Python look for an archive's directory in different ways; here both can only find one.
+    """Ensure that torch and Python, which search for an archive's directory differently, find the same one.
 
     Returns:
-        The number of entries that torch will look for.
+        The number of entries that torch expects.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -92,11 +93,14 @@ def _check_end(file: Path) -> int:
             if length > _LARGEST_DIRECTORY:
                 raise ValueError("it has too many entries")
             return int(n_entries)
-    raise ValueError("it is no file of torch.save (since torch 1.6)")
+    raise ValueError("it was not written by torch.save (torch 1.6 or later)")
 
 
 def _check_apart(file: Path, entries: Sequence[zipfile.ZipInfo], start: int) -> None:
-    """Every entry says again, where it lies, how long the words before its bytes are; the directory begins at ``start``."""
+    """Refuse entries that overlap each other or the directory, which begins at ``start``.
+
+    The length of an entry's header is known only from the header itself.
+    """
     spans = []
     with file.open("rb") as stream:
         for entry in entries:
@@ -111,11 +115,11 @@ def _check_apart(file: Path, entries: Sequence[zipfile.ZipInfo], start: int) -> 
 
 
 class _TrustedError(Exception):
-    """A type is named that the user vouches for."""
+    """The pickle names a type that the user vouches for."""
 
 
 class _CheckpointWalk(PickleWalk):
-    """Allow what the checkpoints of Lightning hold: tensors, parameters, and the dictionaries of optimizers and schedules."""
+    """Allows what Lightning's checkpoints hold: tensors, parameters, states of optimizers and schedules."""
 
     def __init__(self, pickled: bytes, trusted: Collection[str]) -> None:
         super().__init__(pickled)
@@ -126,7 +130,7 @@ class _CheckpointWalk(PickleWalk):
             raise _TrustedError
         if not _NAMES.fullmatch(name):
             raise ValueError(
-                f"it names {name[:80]!r}, which is no part of a checkpoint of weights and plain types"
+                f"it names {name[:80]!r}, which is not part of a checkpoint of weights and plain types"
             )
         return Outline("name", name)
 
@@ -159,7 +163,7 @@ class _CheckpointWalk(PickleWalk):
         if [part.kind for part in parts] != ["str", "name", "str", "str", "int"] or parts[
             0
         ].content != "storage":
-            raise ValueError("it refers to something else than numbers of the file")
+            raise ValueError("it refers to something other than numbers of the file")
         return Outline("storage", parts[4].content)
 
 
@@ -170,7 +174,7 @@ def _is_shape(value: Outline) -> bool:
 
 
 def _is_inside(arguments: Sequence[Outline]) -> bool:
-    """Whether a tensor lies in its storage; torch would make some storages longer."""
+    """Return whether a tensor lies within its storage; torch would enlarge some storages."""
     storage, offset, shape, strides = arguments[:4]
     if not (
         _is_shape(shape)

@@ -1,4 +1,4 @@
-"""Canonical JSON: one text for one value, so that it can be hashed, signed and compared (docs/key-format.md)."""
+"""Canonical JSON, one text per value for hashes and signatures (docs/key-format.md), and untrusted JSON."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ def canonical_json(value: Any) -> bytes:
 
 
 def json_of(data: bytes) -> Any:
-    """Read JSON in UTF-8; ``json.loads`` would guess other encodings from the bytes, and import what reads them.
+    """Read JSON in UTF-8.
+
+    ``json.loads`` would guess other encodings from the bytes, and import their codecs.
 
     Raises:
-        ValueError: it is no JSON, or in another encoding.
+        ValueError: the data is not JSON, or in another encoding.
     """
     return json.loads(data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogatepass"))
 
 
 def parse_json(data: bytes, *, max_bytes: int, max_values: int) -> Any:
-    """Read JSON that may come from a stranger, within bounds that are checked before anything is built.
+    """Read JSON that may come from a stranger, within bounds that are checked before it is parsed.
 
-    A file of empty containers takes tens of times its size in memory, so values count as well as bytes.
+    Empty containers take tens of times their size in memory, so values count as well as bytes.
 
     Args:
         data: the text.
-        max_bytes: its largest size.
-        max_values: most values and members in it, counted by the characters that begin or part them.
+        max_bytes: largest size.
+        max_values: largest number of values, counted by the characters that begin or separate them.
 
     Raises:
-        ValueError: it is larger, or no JSON.
+        ValueError: the data is larger, or not JSON.
     """
     if len(data) > max_bytes:
         raise ValueError(f"must have at most {max_bytes} bytes, got {len(data)}")

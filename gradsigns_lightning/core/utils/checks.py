@@ -1,4 +1,4 @@
-"""Argument checks, so that every bound error of the package reads alike."""
+"""Argument checks, so that all such errors of the package read alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_number(name: str, value: Any, *, minimum: float = -math.inf, maximum: 
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"`{name}` must be a number, got {short(value)} of type {type(value).__name__}.")
-    # integers may be too large for a float
+    # Compared before the conversion, because an integer may be too large for a float.
     if not abs(value) <= sys.float_info.max or not minimum <= value <= maximum:
         raise ValueError(f"`{name}` must be a finite number {_span(minimum, maximum)}, got {short(value)}.")
     return float(value)
@@ -39,7 +39,17 @@ def check_int(name: str, value: Any, *, minimum: float = -math.inf, maximum: flo
 
 
 def check_instance(name: str, value: Any, kind: type | tuple[type, ...], *, hint: str = "") -> None:
-    """Raise a ``TypeError`` that names the argument, and says by ``hint`` what to do, unless ``value`` is of ``kind``."""
+    """Raise a ``TypeError`` unless ``value`` is of ``kind``.
+
+    Args:
+        name: name of the argument.
+        value: value to check.
+        kind: type or types.
+        hint: sentence of advice at the end of the message.
+
+    Raises:
+        TypeError: ``value`` is of another type.
+    """
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         allowed = " or ".join(_called(k) for k in kinds)
@@ -60,7 +70,7 @@ def check_choice(name: str, value: Any, allowed: Any) -> None:
 
 
 def check_shape(shape: Any) -> tuple[int, int, int]:
-    """Return ``shape`` as ``(C, H, W)``, three positive integers; errors call it ``input_shape``, as every argument of that kind.
+    """Return ``shape`` as ``(C, H, W)``, three positive integers; errors call it ``input_shape``.
 
     Raises:
         TypeError: a size is not an integer.

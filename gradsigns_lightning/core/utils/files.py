@@ -1,4 +1,4 @@
-"""Files that are read within bounds, and written so that they are either as before or whole."""
+"""Files that are read within bounds, and written atomically."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from gradsigns_lightning.core.utils.checks import check_instance
 
 
 class MissingFileError(FileNotFoundError, ValueError):
-    """A file or folder that an argument names is not there, which is the user's error and the system's."""
+    """A file or folder that an argument names does not exist; a user error and a system error."""
 
 
 class ExistingFileError(FileExistsError, ValueError):
     """A file that an argument names must not be replaced."""
 
 
-# exactly these are about what was given
+# Errors about arguments, as opposed to faults of the system or the package.
 USER_ERRORS = (ValueError, TypeError, MissingFileError, ExistingFileError)
 
 
 def error_about(path: str | PathLike[str]) -> type[ValueError]:
-    """Return what to raise for a path at which there is not what should be: a :class:`MissingFileError` if there is nothing."""
+    """Return the error for a path that is not what it should be: a missing one has its own type."""
     return ValueError if os.path.exists(path) else MissingFileError
 
 
 def error_like(error: BaseException) -> type[ValueError]:
-    """Return what to raise in place of ``error`` with a message that names the argument."""
+    """Return the user error to raise in place of ``error``, with a message that names the argument."""
     if isinstance(error, FileExistsError):
         return ExistingFileError
     return MissingFileError if isinstance(error, FileNotFoundError) else ValueError
 
 
 def read_file(path: str | PathLike[str], *, argument: str, kind: str, max_bytes: int) -> bytes:
-    """Read a small file that may come from a stranger; a pipe or a device is none.
+    """Read a small regular file that may come from a stranger, not a pipe or a device.
 
     Args:
         path: the file.
-        argument: what the path is called in error messages.
-        kind: what the file is, for error messages: ``"key file"``.
-        max_bytes: its largest size.
+        argument: name of the argument in error messages.
+        kind: kind of file in error messages, for example ``"key file"``.
+        max_bytes: largest size.
 
     Raises:
-        MissingFileError: it is missing.
-        ValueError: it is no regular file, cannot be read, or is larger.
-        TypeError: ``path`` is no path.
+        MissingFileError: the file is missing.
+        ValueError: it is not a regular file, cannot be read, or is larger.
+        TypeError: ``path`` is not a path.
     """
     check_instance(argument, path, (str, PathLike))
     file = Path(path).expanduser()
     try:
         if os.path.exists(file) and not os.path.isfile(file):
-            found = "a folder" if os.path.isdir(file) else "no regular file"
+            found = "a folder" if os.path.isdir(file) else "not a regular file"
             raise ValueError(f"`{argument}` must name a readable {kind}, got {str(path)!r}: it is {found}.")
         with file.open("rb") as opened:
             data = opened.read(max_bytes + 1)
@@ -68,12 +68,12 @@ def read_file(path: str | PathLike[str], *, argument: str, kind: str, max_bytes:
 
 
 def check_target(path: str | PathLike[str], *, argument: str, overwrite: bool) -> Path:
-    """Return the file that :func:`atomic_write` would write; the errors are those that can be known before."""
+    """Return the file that :func:`atomic_write` would write; raises those errors that can be foreseen."""
     check_instance(argument, path, (str, PathLike))
     target = Path(path).expanduser()
     if os.path.lexists(target) and not overwrite:
         raise _existing(argument, target)
-    # a folder, or a device
+    # The target may be a folder or a device.
     if not os.path.isdir(target.parent) or (os.path.exists(target) and not os.path.isfile(target)):
         raise error_about(target.parent)(
             f"`{argument}` must name a file in an existing folder, got {str(target)!r}."
@@ -84,27 +84,27 @@ def check_target(path: str | PathLike[str], *, argument: str, overwrite: bool) -
 def atomic_write(
     path: str | PathLike[str], data: bytes, *, argument: str, overwrite: bool, mode: int = 0o600
 ) -> None:
-    """Write a file in one atomic step; a reader sees the old file, none, or the whole new one, never a part.
+    """Write a file atomically: a reader sees the old file, none, or the whole new one, but never a part.
 
-    Of several processes that write the same new file at once, one succeeds. Where the file system has no hard
-    links (FAT, some network drives) that holds too, but a reader may see an empty file for a moment.
+    If several processes write the same new file at once, one succeeds. On file systems without hard links
+    (FAT, some network drives) that is so too, but a reader may see an empty file for a moment.
 
     Args:
         path: the file.
         data: its content.
-        argument: what the path is called in error messages.
-        overwrite: whether it may replace a file.
-        mode: its permissions; at no time are they wider.
+        argument: name of the argument in error messages.
+        overwrite: whether an existing file may be replaced.
+        mode: permissions of the file; they are never wider, not even temporarily.
 
     Raises:
         ExistingFileError: the file exists and must not be replaced.
         MissingFileError: its folder does not exist.
         ValueError: its folder cannot be written to.
-        OSError: writing failed, for example because the disk is full; all is as before.
+        OSError: writing failed, for example because the disk is full; nothing has changed.
     """
     target = check_target(path, argument=argument, overwrite=overwrite)
     try:
-        # created with mode 0600
+        # `mkstemp` creates it with mode 0600.
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     except OSError as error:
         message = f"`{argument}` must name a file in a folder that can be written to, got {str(target)!r}."
@@ -125,7 +125,7 @@ def atomic_write(
 
 
 def sync_folder(folder: Path) -> None:
-    """See the names of a folder's files to the disk; where a folder cannot be opened, the system does it by itself."""
+    """Flush a folder's entries to disk; systems on which a folder cannot be opened do so by themselves."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -141,10 +141,12 @@ def _existing(argument: str, target: Path) -> ValueError:
 
 
 def _move_to_new(temporary: str, target: Path) -> None:
-    """Give a file the target's name if nobody has it; unlike renaming, linking and claiming never replace a file.
+    """Rename a file to a target that does not exist.
+
+    Unlike a rename, a hard link or an exclusive creation never replaces a file.
 
     Raises:
-        FileExistsError: somebody has it.
+        FileExistsError: the target exists.
     """
     try:
         os.link(temporary, target)

@@ -1,4 +1,4 @@
-"""A file of lines that only grows and loses no line: not to a crash, a power cut, a full disk or a second process."""
+"""An append-only file of lines that survives crashes, power cuts, full disks and a second process."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from filelock import FileLock, Timeout
 
 from gradsigns_lightning.core.utils.files import error_about, sync_folder
 
-MAX_BYTES = 1 << 28  # as of an evidence bundle, which may have to hold it
+MAX_BYTES = 1 << 28  # the limit of an evidence bundle, which may have to hold the file
 MAX_LINES = 1 << 20  # a line takes far more memory than its bytes
 _RESERVED = 1 << 20
-_CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # some file systems
-_HOLE = b"\0"  # what a file holds where space is reserved, or where a power cut came before the data
+_CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that cannot
+_HOLE = b"\0"  # content of reserved space, and of a file whose data a power cut lost
 
 
 def read_lines(path: Path) -> tuple[list[bytes], bytes]:
-    """Return the whole lines of a file, each with its line feed, and what is there of one that was cut off.
+    """Return the whole lines of a file, each with its line feed, and the rest of one that was cut off.
 
-    The last line was cut off if it has no line feed or a hole: text holds no NUL, and each line is on the
-    disk before the next.
+    The last line was cut off if it has no line feed or contains a hole: text holds no NUL, and each line is
+    on the disk before the next is written.
 
     Raises:
-        ValueError: it is no regular file, or has too many bytes or lines.
-        OSError: it cannot be read.
+        ValueError: the path is not a regular file, or the file has too many bytes or lines.
+        OSError: the file cannot be read.
     """
     if not path.is_file():
-        raise error_about(path)("it is no file")
+        raise error_about(path)("it is not a file")
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -45,40 +45,40 @@ def read_lines(path: Path) -> tuple[list[bytes], bytes]:
 
 
 def is_left_of(line: bytes, tail: bytes) -> bool:
-    """Return whether ``tail`` is what a crash may have left of ``line``: its beginning, or all of it, with holes."""
+    """Return whether a crash may have left ``tail`` of ``line``: its beginning or all of it, with holes."""
     return len(tail) <= len(line) and all(
         found in (wanted, 0) for found, wanted in zip(tail, line, strict=False)
     )
 
 
 def _file_to_lock(path: Path) -> Path:
-    """Return the file itself, if neither it nor its lock can make or empty another one."""
+    """Return the resolved file; refuses links by which it or its lock could make or empty another file."""
     if path.is_symlink() and not path.exists():
         raise ValueError("it is a symbolic link to nowhere")
     file = path.resolve()
-    file.parent.resolve(strict=True)  # a lock would make the folder
+    file.parent.resolve(strict=True)  # otherwise the lock would create the folder
     if Path(f"{file}.lock").is_symlink():
         raise ValueError(f"its lock '{file.name}.lock' is a symbolic link")
     return file
 
 
 class LineFile:
-    """Appends lines to a file that no other process appends to meanwhile.
+    """Appends lines to a file while no other process does.
 
-    The lock is a file beside it, ``NAME.lock``, which stays. Where a symbolic link leads is not made, and a
-    lock is no link.
+    The lock is a file in the same folder, ``NAME.lock``, which is not removed. The target of a dangling link
+    is not created, and the lock must not be a link.
 
     Args:
-        path: the file; made if there is none.
+        path: the file; it is created if missing.
 
     Raises:
-        ValueError: another process holds it, it is a link to nowhere, its lock is a link, or what
-            :func:`read_lines` says.
-        OSError: it cannot be made, locked or read.
+        ValueError: another process holds the file, it is a dangling link, its lock is a link, or
+            :func:`read_lines` refuses it.
+        OSError: the file cannot be created, locked or read.
 
     Attributes:
-        lines: the whole lines that it held.
-        tail: what is there of one that was cut off; the next line takes its place.
+        lines: the whole lines of the file when it was opened.
+        tail: the rest of a line that was cut off; the next line replaces it.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -97,11 +97,11 @@ class LineFile:
         self._n_lines, self._longest = len(self.lines), max(map(len, self.lines), default=0)
 
     def reserve(self) -> None:
-        """Make room for the next line, so that a full disk is noticed before there is something to write.
+        """Reserve space for the next line, so that a full disk is noticed before there is anything to write.
 
         Raises:
             ValueError: the file would become too large, or have too many lines.
-            OSError: there is no room.
+            OSError: there is no space.
         """
         needed = max(_RESERVED, 2 * self._longest)
         if self._end + needed > MAX_BYTES:
@@ -120,10 +120,10 @@ class LineFile:
                 self._reserved = self._end + needed
 
     def append(self, line: bytes) -> None:
-        """Write a line and see it to the disk, all of it or nothing.
+        """Write a line and flush it to disk, completely or not at all.
 
         Raises:
-            OSError: it could not be written; the file is as before.
+            OSError: the line could not be written; the file is as before.
         """
         file, start = self._open(), self._end
         os.lseek(file.fileno(), start, os.SEEK_SET)
@@ -140,7 +140,7 @@ class LineFile:
         self._n_lines, self._longest = self._n_lines + 1, max(self._longest, len(line))
 
     def close(self) -> None:
-        """Give back reserved space, and let others write."""
+        """Free reserved space, and release the lock."""
         if self._file is not None:
             self._cut()
             self._file.close()
@@ -148,7 +148,7 @@ class LineFile:
         self._lock.release()
 
     def _open(self) -> BinaryIO:
-        """Open for writing when there is something to write, so that a file that is refused stays as it is."""
+        """Open the file for writing, only once there is something to write: a refused file is not touched."""
         if self._file is None:
             is_new = not self._path.exists()
             self._file = self._path.open("x+b" if is_new else "r+b", buffering=0)
@@ -158,7 +158,7 @@ class LineFile:
         return self._file
 
     def _cut(self) -> None:
-        """End the file after its last whole line; what lies there is ignored when it is read, should this fail."""
+        """Truncate the file after its last whole line; should this fail, readers ignore the rest anyway."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file.fileno(), self._end)

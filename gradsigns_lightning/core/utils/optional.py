@@ -1,4 +1,4 @@
-"""Imports of the optional dependencies, where they are used."""
+"""Imports of optional dependencies at the place of their use."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 
 def require(module: str, *, extra: str) -> Any:
-    """Return a module of an optional dependency, imported now.
+    """Import and return a module of an optional dependency.
 
     Args:
-        module: its full name, ``"torchvision.datasets"``.
-        extra: the package's extra that brings it along.
+        module: full name of the module, for example ``"torchvision.datasets"``.
+        extra: extra of this package that installs it.
 
     Raises:
         ImportError: it is not installed, or cannot be imported; the message says how to install it.
     """
     package = module.partition(".")[0]
     try:
-        import_module(package)  # by itself: a part of it that is loaded already would be given without it
+        import_module(package)  # on its own, because an already loaded submodule would be returned without it
         return import_module(module)
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package

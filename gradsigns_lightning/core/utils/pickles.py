@@ -1,8 +1,8 @@
-"""A pickle of somebody else, walked without building anything of it.
+"""Walks an untrusted pickle without building any of its objects.
 
-Only plain values are known here. What may be called, built or fetched is decided by a subclass, which is told
-the outline of the arguments. An outline never refers to itself, is nested a few levels deep, and written out
-in full it has a bounded size, so whoever loads such a pickle afterwards can hash, compare and print its
+Only plain values are known here. What may be named, called, built or fetched is decided by a subclass, which
+gets outlines of the arguments. An outline never refers to itself, has a limited depth, and has a bounded size
+when written out in full, so that a program that loads the pickle afterwards can hash, compare and print its
 values in bounded time.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 
 _MOST_STEPS = 2**20  # ten times what the largest network of torchvision needs
 _DEEPEST = 64
-_LARGEST = 2**23  # values, with every reference to a value counted anew
-_KEY_BOUND = 2**31  # no two such integers have one hash, but -1 and -2
+_LARGEST = 2**23  # values, where every reference to a value counts again
+_KEY_BOUND = 2**31  # no two smaller integers have the same hash, except -1 and -2
 
 _SCALARS: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1"), ("int", None)),
@@ -36,15 +36,15 @@ _EMPTY: dict[str, Callable[[], Outline]] = {
 
 @dataclass(slots=True)
 class Outline:
-    """What a value of a pickle would be.
+    """Describes a value that loading the pickle would build.
 
     Attributes:
         kind: ``int``, ``float``, ``bool``, ``none``, ``str``, ``bytes``, ``tuple``, ``list``, ``dict``,
-            ``name``, or what a subclass of :class:`PickleWalk` calls it.
-        content: the scalar, the list of outlines, or the dictionary of a key to an outline.
-        depth: how deep it is nested.
-        size: how many values it has, with every reference counted.
-        closed: it is part of another value, so it may change no more.
+            ``name``, or a kind of a subclass of :class:`PickleWalk`.
+        content: the scalar, the list of outlines, or the dictionary from keys to outlines.
+        depth: depth of nesting.
+        size: number of values, where every reference counts.
+        closed: it is part of another value and must not change any more.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Outline:
 
 
 class PickleWalk:
-    """Walk one pickle; subclasses say what it may name, call, build and fetch.
+    """Walks one pickle; subclasses decide what it may name, call, build and fetch.
 
     Args:
         pickled: the pickle.
@@ -69,10 +69,10 @@ class PickleWalk:
         self._left = _MOST_STEPS
 
     def outline(self) -> Outline:
-        """Return the outline of what the pickle holds.
+        """Return the outline of the pickled value.
 
         Raises:
-            ValueError: it holds anything else; the message is the reason alone.
+            ValueError: the pickle contains anything that is not allowed; the message is the reason alone.
         """
         try:
             for code, argument, _ in pickletools.genops(self._pickled):
@@ -85,25 +85,25 @@ class PickleWalk:
             raise ValueError("its description is damaged") from error
 
     def spend(self, steps: int) -> None:
-        """Count what loading a part of the pickle would cost, in steps."""
+        """Add the cost of loading a part of the pickle, in steps."""
         self._left -= steps
         if self._left < 0:
             raise ValueError("its description is too long")
 
     def name(self, name: str) -> Outline:
-        """Return the outline of a name, the module and the name with a space between them."""
+        """Return the outline of ``name``, a module and a name separated by a space."""
         raise ValueError(f"it names {name[:80]!r}")
 
     def call(self, function: Outline, arguments: Sequence[Outline]) -> Outline:
-        """Return the outline of what a call gives; ``arguments`` are closed."""
+        """Return the outline of a call's result; ``arguments`` are closed."""
         raise ValueError("it calls something")
 
     def build(self, value: Outline, state: Outline) -> None:
-        """Check and note what is put into ``value``, which is open; ``state`` is closed."""
+        """Check a change of ``value``, which is open, by ``state``, which is closed."""
         raise ValueError("it changes something")
 
     def fetch(self, reference: Outline) -> Outline:
-        """Return the outline of what lies outside of the pickle."""
+        """Return the outline of an object outside the pickle."""
         raise ValueError("it refers to something outside")
 
     def adopt(self, parent: Outline, parts: Sequence[Outline]) -> None:
@@ -113,7 +113,7 @@ class PickleWalk:
             parent.depth = max(parent.depth, part.depth + 1)
             parent.size += part.size
         if parent.closed:
-            raise ValueError("a value of it is changed after it was used")
+            raise ValueError("one of its values is changed after it was used")
         if parent.depth > _DEEPEST or parent.size > _LARGEST:
             raise ValueError("its values are nested too deep or repeated too often")
 
@@ -123,7 +123,7 @@ class PickleWalk:
         elif code in _EMPTY:
             self._stack.append(_EMPTY[code]())
         elif code in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
-            # A name that is put together from strings on the stack counts as one without a name.
+            # The code stands for a name that is composed of strings on the stack, or looked up by number.
             self._stack.append(self.name(str(argument) if code in ("GLOBAL", "INST") else code))
         elif code in ("BINPUT", "LONG_BINPUT"):
             self._memo[argument] = self._stack[-1]
@@ -165,7 +165,7 @@ class PickleWalk:
                 [self._stack.pop(), self._stack.pop()][::-1] if code == "SETITEM" else self._since_mark()
             )
         else:
-            raise ValueError(f"its step {code} is none of plain values")
+            raise ValueError(f"its step {code} does not make a plain value")
 
     def _set(self, pairs: list[Outline]) -> None:
         keys, values = pairs[::2], pairs[1::2]
@@ -200,5 +200,5 @@ class PickleWalk:
     def _of_kind(self, kind: str) -> Outline:
         value = self._stack[-1]
         if value.kind != kind:
-            raise ValueError(f"a {value.kind} of it is filled like a {kind}")
+            raise ValueError(f"one of its values, of kind {value.kind}, is filled like a {kind}")
         return value

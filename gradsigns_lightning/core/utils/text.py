@@ -1,4 +1,4 @@
-"""Text that others wrote, as it may be shown: an owner's name, a file's, a server's answer, a library's error."""
+"""Makes untrusted text safe to print: owners' names, file names, servers' replies, libraries' errors."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from collections.abc import Iterator
 LONGEST = 1000  # characters of one line: more than any name has, less than a screen
 MOST_LINES = 100
 _INDENT = "  "
-# that one letter carries; Vietnamese takes two, pointed Hebrew three, and towers of them reach other lines
+# Combining marks on one letter. Vietnamese needs two, pointed Hebrew three; towers of them reach other lines.
 _MOST_MARKS = 4
 _OVERLAY = 1  # Unicode's combining class of strokes through a letter
-# Printable to Python, but without a mark of its own: what Unicode lets fonts ignore (its property of that
-# name is not in Python), and blank letters.
+# Printable to Python but invisible: characters that fonts may ignore (Python lacks Unicode's property
+# Default_Ignorable_Code_Point), and blank letters.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\ufffc\U00013441\U00013442\U00016fe4\U0001d159"
     "\U000e0100-\U000e01ef]"
 )
 _BLANKS = re.compile(" {4,}")
-_DEEPEST = 8  # columns by which a line of a message is indented
+_DEEPEST = 8  # largest indentation of a line of a message
 
 
 def printable(text: str, *, limit: int = LONGEST) -> str:
-    r"""Return ``text`` in one line without any character that a terminal or a log would act on.
+    r"""Return ``text`` as one line without any character on which a terminal or a log would act.
 
     Letters of all scripts stay as they are. What ``str.isprintable`` rejects (control characters, line
-    breaks, marks that turn the direction of writing, characters without width, lone surrogates) is shown as
-    ``repr`` shows it, and so are letters that show nothing and marks that enclose or strike out others. Four
-    blanks or more are counted, for they could push what follows to where a terminal begins a line. A
-    backslash stays, so the result is for people to read, not for a program to turn back.
+    breaks, marks that change the direction of writing, zero-width characters, lone surrogates) is shown as
+    ``repr`` shows it, and so are blank letters and marks that enclose or strike out others. Four or more
+    blanks are replaced by their number, because they could move what follows to the start of a terminal's
+    line. Backslashes stay, so the result is meant for people and cannot be decoded.
 
     Args:
-        text: what somebody else wrote.
-        limit: characters that are shown; of a longer text the beginning and how long it is.
+        text: untrusted text.
+        limit: largest number of characters shown; a longer text is cut, and its length added.
 
     Example:
         >>> print(printable("Acme\x1b[2K\rVision, Zürich"))
@@ -65,10 +65,9 @@ def _escaped(text: str) -> Iterator[str]:
 
 
 def printable_lines(text: str) -> str:
-    r"""Return a message of one or several lines, each :func:`printable`; all but the first are indented.
+    r"""Return a message of one or more lines, each :func:`printable`; all but the first are indented.
 
-    A line break that somebody smuggled into a message so cannot begin a line that looks like a message of its
-    own.
+    So a line break smuggled into a message cannot begin a line that looks like another message.
 
     Example:
         >>> print(printable_lines("two problems:\n  - one\nverdict: owned"))

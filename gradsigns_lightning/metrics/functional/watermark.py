@@ -9,12 +9,12 @@ from torchmetrics.functional.classification import binary_hamming_distance
 from gradsigns_lightning.core.result import BitCounts, is_readable, readable, signed_by
 from gradsigns_lightning.core.torch_state.precision import widest_float
 
-ERASED = -1  # among bits: one that could not be decided
+ERASED = -1  # stands for a bit that could not be decided
 _BITS = (0, 1)
 
 
 def bits_of(projections: Tensor) -> Tensor:
-    """Bits that projections tell, as readers decide them.
+    """Bits that projections decide, as in every reading.
 
     Args:
         projections: z of one model, ``(..., N)``.
@@ -69,11 +69,11 @@ def ownership_p_value(preds: Tensor, target: Tensor, *, log10: bool = False) -> 
         log10: return its base-10 logarithm, which does not underflow.
 
     Returns:
-        Scalar float64, because float32 underflows from 150 bits on; float32 on a device that has nothing
-        wider. NaN when all bits are erasures.
+        Scalar float64, because float32 underflows from 150 bits on; float32 on a device without float64. NaN
+        when all bits are erasures.
 
     Raises:
-        ValueError: shapes differ, or a value is no bit.
+        ValueError: shapes differ, or a value is not a bit.
 
     Example:
         >>> ownership_p_value(torch.ones(32, dtype=torch.int), torch.ones(32, dtype=torch.int))
@@ -95,7 +95,7 @@ def smallest_margin(preds: Tensor, target: Tensor) -> Tensor:
         Scalar, dtype of ``preds``; NaN when no bit is decided.
 
     Raises:
-        ValueError: shapes differ, or ``target`` holds a value that is no bit.
+        ValueError: shapes differ, or ``target`` holds a value that is not a bit.
         TypeError: ``preds`` is not floating point.
 
     Example:
@@ -110,7 +110,7 @@ def smallest_margin(preds: Tensor, target: Tensor) -> Tensor:
 
 
 def decided(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return bits and true bits without the erasures, flat if there are any."""
+    """Return read and true bits without the erasures, flattened if there are any."""
     _check_same_shape(preds, target)
     known = preds != ERASED
     return (preds, target) if bool(known.all()) else (preds[known], target[known])
@@ -125,7 +125,10 @@ def count_matches(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def p_value_of_counts(n_matches: Tensor, n_decided: Tensor, n_bits: Tensor, *, log10: bool = False) -> Tensor:
-    """Return the p-value of integer scalars, or its logarithm, as a scalar on their device; of no bit at all it is 1."""
+    """Return the p-value of integer scalars, or its logarithm, as a scalar on their device.
+
+    It is 1 if there are no bits at all.
+    """
     counts = BitCounts(int(n_bits), int(n_matches), int(n_bits) - int(n_decided))
     value = counts.log10_p_value if log10 else counts.p_value
     if not counts.n_bits:
@@ -141,8 +144,10 @@ def _check_same_shape(preds: Tensor, target: Tensor) -> None:
 
 
 def _check_among(name: str, value: Tensor, allowed: tuple[int, ...]) -> None:
-    """Refuse signs for bits, and projections for bits, which would be counted without an error."""
+    """Refuse signs or projections in place of bits, which would be counted without an error."""
     others = value[(value.unsqueeze(-1) != torch.tensor(allowed, device=value.device)).all(-1)]
     if others.numel():
-        erasure = ", or -1 for an erasure (`bits_of` makes them of projections)" if ERASED in allowed else ""
+        erasure = (
+            ", or -1 for an erasure (`bits_of` returns those of projections)" if ERASED in allowed else ""
+        )
         raise ValueError(f"`{name}` must hold bits, 0 or 1{erasure}, got {others[0].item():g}.")

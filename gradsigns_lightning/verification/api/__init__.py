@@ -1,5 +1,5 @@
-"""Reading through answers alone: which images are asked about, what an answer says, and when the answers suffice.
+"""Reading through responses alone: which images are queried, what responses say, and when they suffice.
 
-The reader is :func:`.verify.verify_api`. Nothing here looks into a model, and nothing knows how an answer
-travels: what can be asked over a network or a file is in :mod:`gradsigns_lightning.oracles`.
+The reader is :func:`.verify.verify_api`. Nothing here looks into a model, and nothing depends on how a
+response travels: oracles behind HTTP and in ONNX files are in :mod:`gradsigns_lightning.oracles`.
 """

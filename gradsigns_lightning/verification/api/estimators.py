@@ -1,4 +1,4 @@
-"""The two black-box estimators: how probes are chosen and what their answers say about each bit."""
+"""The two black-box estimators: how probes are chosen and what their responses say about each bit."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ _SECOND_STEP = 8
 _IMAGES_PER_STEP, _IMAGES_PER_LABEL_STEP = 2, 1
 _COORDINATE_STEP = 32
 _ROWS_PER_IMAGE = 128  # more would all share one image's own deviation from the class
-_CALIBRATION, _BATCH = 8, 24  # probes asked before the step is judged, and at once afterwards
+_CALIBRATION, _BATCH = 8, 24  # probes before the step is adapted, and in each batch afterwards
 _LEAST_SPREAD = 0.02  # in log-odds
 _LEAST_SIGNAL_TO_NOISE = 3.0
-_LABEL_SPREAD = 0.35  # of zeros and ones; below, a few odd labels would count for too much
+_LABEL_SPREAD = 0.35  # of zeros and ones; with less, a few deviating labels would count for too much
 
 
 @dataclass
-class _Around:
-    """Probes around one image, and how sure of T the model was there."""
+class _ProbeSet:
+    """Probes around one image, and the responses to those that have been queried."""
 
     image: Tensor
     side: int
     noise: float
     indices: npt.NDArray[np.int64]
-    answers: Values = field(default_factory=lambda: np.empty(0))
+    responses: Values = field(default_factory=lambda: np.empty(0))
 
     @property
     def complete(self) -> bool:
-        """Whether every probe has been asked."""
-        return len(self.answers) == len(self.indices)
+        """Whether every probe has been queried."""
+        return len(self.responses) == len(self.indices)
 
 
 class RowEstimator:
-    """Probes along the rows of the projection, all on one side of an image and compared with each other.
+    """Estimates bits from probes along the rows of the projection, all on one side of an image.
 
-    One query a bit: the mean over the image's probes stands for the query on the other side. The side
+    A bit takes one query: the mean over the image's probes replaces the query on the other side. The side
     alternates from image to image, so that curvature along a row cancels. When all images are used, each is
     probed once more on the other side.
 
     Args:
-        budget: asks the model.
+        budget: queries the model.
         boundary: images to probe around.
-        directions: rows or groups as images, ``(n, C, H, W)``, about 1 in size.
-        align: brings some of them into the server's geometry.
+        directions: rows or groups as images, ``(n, C, H, W)``, with values of about 1.
+        align: brings directions into the server's geometry.
     """
 
     def __init__(
@@ -66,36 +66,37 @@ class RowEstimator:
         self._order = permutation(len(directions), "rows")
         self._next_row = 0
         self._sum: Values = np.zeros(len(directions))
-        self._around: _Around | None = None
+        self._probe_set: _ProbeSet | None = None
         self._deviation: float | None = None
         self._limit = np.inf
         self._n_flat = 0
 
     def advance(self) -> bool:
-        """Ask one batch; return False when no image is left."""
-        if self._around is None or self._around.complete:
+        """Query one batch; return False when no image is left."""
+        if self._probe_set is None or self._probe_set.complete:
             self._sum = self.scores()
-            self._around = self._next_image()
-            if self._around is None:
+            self._probe_set = self._next_image()
+            if self._probe_set is None:
                 return False
-        around = self._around
-        asked = len(around.answers)
-        batch = around.indices[asked : asked + (_BATCH if asked else _CALIBRATION)]
-        probes = moved(around.image, self._align(self._directions[batch]), around.side * self.step)
-        around.answers = np.append(around.answers, self._budget.query(probes))
+        probe_set = self._probe_set
+        n_queried = len(probe_set.responses)
+        batch = probe_set.indices[n_queried : n_queried + (_BATCH if n_queried else _CALIBRATION)]
+        probes = moved(probe_set.image, self._align(self._directions[batch]), probe_set.side * self.step)
+        probe_set.responses = np.append(probe_set.responses, self._budget.query(probes))
         self.n_probes += len(batch)
-        if not asked:
-            self._judge(around)
+        if not n_queried:
+            self._adapt_step(probe_set)
         return True
 
     def scores(self) -> Values:
-        """Return the evidence for each bit being 1, shape ``(n,)``; 0 where there is none."""
-        evidence: Values = self._sum.copy()
-        if self._around is not None:
-            evidence[self._around.indices[: len(self._around.answers)]] += self._contribution(self._around)
-        return evidence
+        """Return each bit's score, shape ``(n,)``: positive for a 1, 0 where there is no evidence."""
+        scores: Values = self._sum.copy()
+        current = self._probe_set
+        if current is not None:
+            scores[current.indices[: len(current.responses)]] += self._contribution(current)
+        return scores
 
-    def _next_image(self) -> _Around | None:
+    def _next_image(self) -> _ProbeSet | None:
         index, side = self.n_images, 1
         found = self._boundary.get(index)
         if found is None:
@@ -111,17 +112,17 @@ class RowEstimator:
         n_rows = len(self._order)
         rows = self._order[np.arange(self._next_row, self._next_row + min(n_rows, _ROWS_PER_IMAGE)) % n_rows]
         self._next_row += len(rows)
-        return _Around(found.image, side, self._noise(found.image, found.log_odds), rows)
+        return _ProbeSet(found.image, side, self._noise(found.image, found.log_odds), rows)
 
     def _noise(self, image: Tensor, log_odds: float) -> float:
-        """Return the standard deviation of an answer's log-odds from rounding and from the server's randomness."""
+        """Return the standard deviation of log-odds that rounding and the server's randomness cause."""
         if self._budget.parser.kind == "labels" or not np.isfinite(log_odds):
             return 0.0
         if self._deviation is None:
             repeats = [log_odds, *self._budget.query(image[None])]
             if repeats[1] != log_odds:
                 repeats += [*self._budget.query(image.expand(2, *image.shape))]
-            # Of the probability, because the same noise moves log-odds the more the surer the model is.
+            # Of the probability, because the same noise moves log-odds more where the model is confident.
             self._deviation = _deviation(np.tanh(np.array(repeats) / 2) / 2)
             self._limit = -np.log(max(self._deviation, 1e-7))
         log_odds = float(np.clip(log_odds, -self._limit, self._limit))
@@ -130,44 +131,44 @@ class RowEstimator:
             np.hypot(self._deviation, self._budget.parser.resolution / np.sqrt(12)) * per_probability
         )
 
-    def _judge(self, around: _Around) -> None:
-        """Take a longer step if the answers hardly differ; leave images around which they do not differ at all."""
-        spread = _deviation(around.answers)
+    def _adapt_step(self, probe_set: _ProbeSet) -> None:
+        """Take a longer step if the responses hardly differ; drop the image if they do not differ at all."""
+        spread = _deviation(probe_set.responses)
         only_labels = self._budget.parser.kind == "labels"
-        least = 1e-9 if only_labels else max(_LEAST_SPREAD, _LEAST_SIGNAL_TO_NOISE * around.noise)
+        least = 1e-9 if only_labels else max(_LEAST_SPREAD, _LEAST_SIGNAL_TO_NOISE * probe_set.noise)
         if spread >= least:
             self._n_flat = 0
             return
         self._n_flat += 1
         if self.step < _LARGEST_STEP and (not only_labels or self._n_flat > 1):
             self.step *= 2
-            around.answers = np.empty(0)
+            probe_set.responses = np.empty(0)
             self._n_flat = 0
         elif spread == 0:
-            self._around = None
+            self._probe_set = None
 
-    def _contribution(self, around: _Around) -> Values:
-        """Return each probe's evidence in units of the image's spread, less where noise explains a share of it."""
-        answers = np.clip(around.answers, -self._limit, self._limit)
-        spread = _deviation(answers)
+    def _contribution(self, probe_set: _ProbeSet) -> Values:
+        """Return each probe's score in units of the image's spread, less the share that noise explains."""
+        responses = np.clip(probe_set.responses, -self._limit, self._limit)
+        spread = _deviation(responses)
         if spread == 0:
-            return np.zeros(len(answers))
+            return np.zeros(len(responses))
         if self._budget.parser.kind == "labels":
             spread = max(spread, _LABEL_SPREAD)
-        share = max(0.0, 1 - (around.noise / spread) ** 2)
-        evidence: Values = np.nan_to_num(-around.side * share * (answers - np.nanmean(answers)) / spread)
-        return evidence
+        share = max(0.0, 1 - (probe_set.noise / spread) ** 2)
+        scores: Values = np.nan_to_num(-probe_set.side * share * (responses - np.nanmean(responses)) / spread)
+        return scores
 
 
 class CoordinateEstimator:
-    """The published estimator: central differences along every carrier, then the projection (GradSigns, MLSys 2021, section 4).
+    """Projects central differences along every carrier, as published (GradSigns, MLSys 2021, section 4).
 
-    It takes ``2 * n_carriers`` queries an image.
+    It takes ``2 * n_carriers`` queries per image.
 
     Args:
-        budget: asks the model.
+        budget: queries the model.
         boundary: images to probe around.
-        key: whose carriers and projection are read.
+        key: the key whose carriers and projection are read.
         align: brings directions into the server's geometry.
     """
 
@@ -183,7 +184,7 @@ class CoordinateEstimator:
         self._next = 0
 
     def advance(self) -> bool:
-        """Ask one batch; return False when no image is left."""
+        """Query one batch; return False when no image is left."""
         if self._image is None or self._next == len(self._gradient):
             found = self._boundary.get(self.n_images)
             if found is None:
@@ -193,14 +194,14 @@ class CoordinateEstimator:
         batch = slice(self._next, self._next + _BATCH // 2)
         directions = self._align(carrier_directions(self._key, batch))
         plus, minus = (moved(self._image, directions, side * self.step) for side in (1, -1))
-        answers = self._budget.query(torch.stack([plus, minus], 1).flatten(0, 1)).reshape(-1, 2)
-        self._gradient[batch] += np.nan_to_num(answers[:, 1] - answers[:, 0])
+        responses = self._budget.query(torch.stack([plus, minus], 1).flatten(0, 1)).reshape(-1, 2)
+        self._gradient[batch] += np.nan_to_num(responses[:, 1] - responses[:, 0])
         self._next += len(directions)
         self.n_probes += 2 * len(directions)
         return True
 
     def scores(self) -> Values:
-        """Return the evidence for each bit being 1, shape ``(n,)``; 0 where there is none."""
+        """Return each bit's score, shape ``(n,)``: positive for a 1, 0 where there is no evidence."""
         return project(self._key.projection, torch.from_numpy(self._gradient)).numpy()
 
 

@@ -16,12 +16,12 @@ from gradsigns_lightning.verification.api.settings import shift_of
 
 _LARGEST_ROOM = 16
 _MAX_VALUES = 1 << 28
-_AT_ONCE = 32  # directions in memory whatever the estimator
+_AT_ONCE = 32  # directions that any estimator has in memory
 Align = Callable[[Tensor], Tensor]
 
 
 def same(directions: Tensor) -> Tensor:
-    """Return the directions for a server that changes no geometry."""
+    """Return the directions unchanged, for a server that leaves images as they are."""
     return directions
 
 
@@ -29,7 +29,7 @@ _NAMED: dict[str, Align] = {"identity": same, "hflip": lambda image: image.flip(
 
 
 def alignment(name: str) -> Align:
-    """Return what undoes a server's geometry on directions ``(n, C, H, W)``.
+    """Return the function that undoes an alignment on directions ``(n, C, H, W)``.
 
     Args:
         name: ``"identity"``, ``"hflip"`` (the server flips left and right) or ``"shift(dy,dx)"`` (it moves
@@ -45,7 +45,7 @@ def alignment(name: str) -> Align:
 
 
 def row_directions(key: SignatureKey) -> Tensor:
-    """Return each row of the projection as an image of values in [-1, 1], zero off the carriers; ``(N, C, H, W)``."""
+    """Return each row of the projection as an image, zero off the carriers; ``(N, C, H, W)``, in [-1, 1]."""
     _check_size(max(key.n_bits, _AT_ONCE), key)
     return _as_images(key.projection.float(), key)
 
@@ -54,10 +54,10 @@ def group_directions(key: SignatureKey, n_groups: int) -> tuple[Tensor, Tensor]:
     """Fold the rows of the projection into groups, each with one sign.
 
     A group's direction is the sum of its rows, each with the sign that its bit has relative to the group's
-    first bit, divided by the root of their number. Given the relative signs the first bit is still uniform,
-    so for a model not signed with the key the sign of the loss's slope along the direction agrees with it
-    with probability 1/2; for a signed model the rows' slopes add up while what differs from image to image
-    averages out.
+    first bit, divided by the square root of their number. Given the relative signs the first bit is still
+    uniform, so for a model not signed with the key the sign of the loss's slope along the direction agrees
+    with it with probability 1/2; for a signed model the rows' slopes add up while what differs from image to
+    image averages out.
 
     Args:
         key: the owner's key.
@@ -67,7 +67,7 @@ def group_directions(key: SignatureKey, n_groups: int) -> tuple[Tensor, Tensor]:
         Directions ``(n_groups, C, H, W)``, float32, and each group's first bit ``(n_groups,)``, uint8.
     """
     _check_size(max(n_groups, _AT_ONCE), key)
-    # Replays depend on the label, which is older than the word.
+    # Replays depend on the label, which is older than the term "group".
     groups = np.array_split(permutation(key.n_bits, "blocks"), n_groups)
     signs = 2 * key.signature.float() - 1
     directions = [
@@ -78,7 +78,7 @@ def group_directions(key: SignatureKey, n_groups: int) -> tuple[Tensor, Tensor]:
 
 
 def carrier_directions(key: SignatureKey, chosen: slice) -> Tensor:
-    """Return each of the ``chosen`` carriers as an image with a one there and zeros elsewhere; ``(n, C, H, W)``."""
+    """Return each of the ``chosen`` carriers as an image of zeros with a one there; ``(n, C, H, W)``."""
     carriers = key.carriers[chosen]
     directions = torch.zeros(len(carriers), math.prod(key.input_shape))
     directions[torch.arange(len(carriers)), carriers] = 1
@@ -93,20 +93,20 @@ def _as_images(rows: Tensor, key: SignatureKey) -> Tensor:
 
 
 def _check_size(n_directions: int, key: SignatureKey) -> None:
-    """Refuse keys, which may be a stranger's, whose probes would take more than a gibibyte."""
+    """Refuse keys, which may be foreign, whose directions would take more than a gibibyte."""
     if n_directions * math.prod(key.input_shape) > _MAX_VALUES:
         raise ValueError(
             f"`key` must have at most {_MAX_VALUES} values in all directions to be read through an API, got "
-            f"{n_directions} "
-            f"directions of shape {key.input_shape}; read it from the weights, or with estimator='groups'."
+            f"{n_directions} directions of shape {key.input_shape}; read it from the weights, or with "
+            "estimator='groups'."
         )
 
 
 def moved(image: Tensor, directions: Tensor, step: int) -> Tensor:
     """Move an 8-bit image by ``step`` grey levels along each direction; uint8.
 
-    Pixels near black and white give way first, by 16 levels at most, so that they can move both ways like all
-    others; otherwise the dark ground of many images would not take part.
+    Pixels near black and white are first moved inwards, by 16 levels at most, so that they can move both ways
+    like all others; otherwise the dark background of many images would not take part.
     """
     room = min(abs(step), _LARGEST_ROOM)
     return (
@@ -120,12 +120,13 @@ def blended(first: Tensor, second: Tensor, share: float) -> Tensor:
 
 
 def shuffled(image: Tensor) -> Tensor:
-    """Return the image with its pixels in another order: the same colours, no object."""
+    """Return the image with its pixels permuted: the same colours, no object."""
     flat = image.flatten(1)
     return flat[:, torch.from_numpy(permutation(flat.shape[1], "pixels"))].view_as(image)
 
 
 def permutation(size: int, label: str) -> npt.NDArray[np.int64]:
-    """Return a fixed permutation of ``range(size)``; a judge replays it years later, so no library's generator makes it."""
+    """Return a fixed permutation of ``range(size)``."""
+    # A judge replays it years later, so no library's random generator may make it.
     stream = hashlib.shake_256(f"gradsigns/v1/probes/{label}".encode()).digest(8 * size)
     return np.argsort(np.frombuffer(stream, dtype="<u8"), kind="stable")

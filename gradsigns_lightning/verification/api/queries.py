@@ -1,4 +1,4 @@
-"""Asking a prediction API within a budget, with a journal from which an interrupted reading goes on."""
+"""Querying a prediction API within a budget, with a journal from which an interrupted reading continues."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from gradsigns_lightning.verification.images import normalize
 
 Oracle = Callable[[Tensor], Any]
 _FORMAT = "gradsigns-journal/1"
-_MAX_VALUES = 1 << 24  # of JSON: below a gigabyte in memory
-# what a mark stands for: an object takes the memory of six numbers
+_MAX_VALUES = 1 << 24  # JSON values of a journal; below a gigabyte in memory
+# values that a character stands for; an object takes the memory of six numbers
 _VALUES = {b",": 1, b'"': 1, b"[": 2, b"{": 6}
 
 
 def normalized(predict: Oracle, key: SignatureKey) -> Oracle:
-    """Let an oracle that expects normalized inputs take raw images: subtract the key's mean, divide by its deviation."""
+    """Wrap an oracle that expects inputs normalized as the key says, so that it takes raw images."""
     return lambda images: predict(normalize(images, key))
 
 
 class Transcript:
-    """Answers in the order in which they came, each with the digest of the images that were asked about.
+    """Responses in the order in which they came, each with the digest of the images that were queried.
 
     Args:
         lines: a header and one record for each batch, as JSON types; empty for a new reading.
         reading: what identifies the reading: commitment, images and settings.
-        name: what error messages call it.
+        name: what error messages call the transcript.
 
     Raises:
         ValueError: the lines are of another reading.
@@ -51,18 +51,18 @@ class Transcript:
         self.header = {"format": _FORMAT, **reading}
         if lines and lines[0] != self.header:
             raise ValueError(
-                f"`journal` must be new or of the same reading, got {name!r} of another key, "
-                f"images or settings."
+                f"`journal` must be new or of the same reading, got {name!r} of another key, images or "
+                "settings."
             )
         self._recorded, self._name = deque(lines[1:]), name
 
     @property
     def n_left(self) -> int:
-        """Recorded answers that were not asked for yet."""
+        """Number of recorded responses that have not been used yet."""
         return len(self._recorded)
 
     def recorded(self, digest: str) -> Any:
-        """Return the recorded answer to the next batch, or None when there is none left."""
+        """Return the recorded response to the next batch, or None when there is none left."""
         if not self._recorded:
             return None
         record = self._recorded.popleft()
@@ -73,18 +73,17 @@ class Transcript:
             pass
         raise ValueError(
             f"`journal`: {str(self._name)!r} does not fit this reading: it was edited, or made by a version "
-            f"that asks about "
-            "other images. Name another file to ask anew."
+            "that queries other images. Name another file to query again."
         )
 
-    def record(self, digest: str, answer: Values) -> None:
-        """Take note of a new answer."""
+    def record(self, digest: str, values: Values) -> None:
+        """Record a new response."""
 
     def prepare(self) -> None:
-        """Get ready to take note of an answer, before it is asked for."""
+        """Prepare to record a response, before its images are queried."""
 
     def close(self) -> None:
-        """Let go of the file, if there is one."""
+        """Release the file, if there is one."""
 
     def __enter__(self) -> Transcript:
         return self
@@ -94,18 +93,18 @@ class Transcript:
 
 
 class Journal(Transcript):
-    """A transcript in a file, one JSON line for each batch, that no crash, power cut or full disk takes an answer from.
+    """A transcript in a file, one JSON line for each batch, that survives crashes, power cuts and full disks.
 
-    It is only appended to, in space that is reserved before a question is asked. What a crash left of a line
-    is ignored, and overwritten by the next answer. While a reading goes on, no other one can write to it; a
-    lock lies beside it as ``NAME.lock``.
+    The file is only appended to, in space that is reserved before a batch is queried. What a crash left of a
+    line is ignored, and overwritten by the next response. During a reading no other one can write to the
+    file; a lock file ``NAME.lock`` lies next to it.
 
     Args:
-        path: the file; it is made, or continued if it is of the same reading.
+        path: the file; it is created, or continued if it is of the same reading.
         reading: what identifies the reading.
 
     Raises:
-        ValueError: the file is of another reading, no journal, in use, or cannot be written to.
+        ValueError: the file is of another reading, not a journal, in use, or cannot be written to.
     """
 
     def __init__(self, path: str | PathLike[str], reading: dict[str, Any]) -> None:
@@ -125,22 +124,22 @@ class Journal(Transcript):
             raise
 
     def prepare(self) -> None:
-        """Reserve space for the next answer.
+        """Reserve space for the next response.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no space.
         """
         with self._kept():
             self._file.reserve()
 
-    def record(self, digest: str, answer: Values) -> None:
-        """Append an answer and see it to the disk.
+    def record(self, digest: str, values: Values) -> None:
+        """Append a response and sync it to the disk.
 
         Raises:
             ValueError: it cannot be written; the journal is as before.
         """
         with self._kept():
-            self._file.append(_line({"images": digest, "answer": _to_json(answer)}))
+            self._file.append(_line({"images": digest, "answer": _to_json(values)}))
         self._n_kept += 1
 
     def close(self) -> None:
@@ -156,22 +155,22 @@ class Journal(Transcript):
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
-        """Say what became of the answers if the file cannot grow."""
+        """Say how many responses are kept if the file cannot grow."""
         try:
             yield
         except (OSError, ValueError) as error:
-            kept = f"the answers to {self._n_kept} calls are kept; the same command goes on from them"
+            kept = f"the answers to {self._n_kept} calls are kept; the same command continues from them"
             raise ValueError(
                 f"`journal`: {str(self._path)!r} cannot be written to: {_why(error)}; {kept}."
             ) from error
 
 
 def read_journal(path: str | PathLike[str]) -> list[Any]:
-    """Return the lines of a journal as JSON types, without one that was cut off.
+    """Return the lines of a journal as JSON types, without a last one that was cut off.
 
     Raises:
-        FileNotFoundError: there is no such file; it is a :class:`ValueError` too.
-        ValueError: it cannot be read, is no journal, or is too large for one.
+        FileNotFoundError: there is no such file; this error is a :class:`ValueError`, too.
+        ValueError: the file cannot be read, is not a journal, or is too large.
     """
     try:
         lines, _ = read_lines(Path(path).expanduser())
@@ -193,7 +192,7 @@ def _parse(lines: Sequence[bytes], path: str | PathLike[str]) -> list[Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"`journal` must name a journal or no file, got {str(path)!r}; it was edited or is something "
-            f"else."
+            "else."
         ) from error
 
 
@@ -206,14 +205,14 @@ def _why(error: Exception) -> str:
 
 
 class QueryBudget:
-    """Asks an oracle about 8-bit images until the budget is spent.
+    """Queries an oracle with 8-bit images until the budget is spent.
 
     Args:
         predict: the oracle.
-        parser: what its answers mean.
-        max_queries: images that may be asked about.
-        batch_size: images in one call.
-        transcript: where answers are kept and taken from, or None.
+        parser: interprets the oracle's responses.
+        max_queries: most images that may be sent to the oracle.
+        batch_size: most images in one call.
+        transcript: where responses are recorded and replayed from, or None.
     """
 
     def __init__(
@@ -237,34 +236,37 @@ class QueryBudget:
         return self.n_queries >= self.max_queries
 
     def query(self, images: Tensor) -> Values:
-        """Return how sure the model is of T on uint8 images ``(n, C, H, W)``; NaN for what it or the budget left unanswered."""
-        return self.query_and_name(images)[0]
+        """Return :meth:`ResponseParser.log_odds` for the responses to uint8 images ``(n, C, H, W)``.
 
-    def query_and_name(self, images: Tensor) -> tuple[Values, Values]:
-        """Return the same, and whether the model takes each image for class T (1, 0, or NaN); both of shape ``(n,)``."""
-        log_odds, named = np.full((2, len(images)), np.nan)
+        Images that the model or the budget left unanswered have NaN.
+        """
+        return self.query_and_classify(images)[0]
+
+    def query_and_classify(self, images: Tensor) -> tuple[Values, Values]:
+        """Return what :meth:`query` does, and whether the model classifies each image as T (1, 0, or NaN)."""
+        log_odds, is_target = np.full((2, len(images)), np.nan)
         batches = torch.split(images[: self.max_queries - self.n_queries], self._batch_size)
-        answers = [self._answer(batch) for batch in batches if len(batch)]
-        if answers:
-            # Together, because the later ones may tell what kind all of them are.
-            values = np.concatenate(answers)
+        responses = [self._response(batch) for batch in batches if len(batch)]
+        if responses:
+            # Parsed together, because the later ones may show what kind all of them are.
+            values = np.concatenate(responses)
             log_odds[: len(values)] = self.parser.log_odds(values)
-            named[: len(values)] = self.parser.names_target(values)
-        return log_odds, named
+            is_target[: len(values)] = self.parser.is_target(values)
+        return log_odds, is_target
 
-    def _answer(self, batch: Tensor) -> Values:
+    def _response(self, batch: Tensor) -> Values:
         digest = hashlib.sha256(batch.contiguous().numpy().tobytes()).hexdigest()
         recorded = self._transcript.recorded(digest) if self._transcript else None
         if recorded is not None:
-            answer = self.parser.array(recorded, len(batch))
+            values = self.parser.array(recorded, len(batch))
         else:
             if self._transcript:
                 self._transcript.prepare()
-            answer = self.parser.array(self._predict(batch.to(torch.float32) / 255), len(batch))
+            values = self.parser.array(self._predict(batch.to(torch.float32) / 255), len(batch))
             if self._transcript:
-                self._transcript.record(digest, answer)
+                self._transcript.record(digest, values)
         self.n_queries += len(batch)
-        return answer
+        return values
 
 
 def _to_json(values: Values) -> list[Any]:

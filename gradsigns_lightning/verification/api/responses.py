@@ -1,4 +1,4 @@
-"""What a prediction API answers, as one number per image: how sure it is of the target class."""
+"""Turning the responses of a prediction API into one number per image: the log-odds of the target class."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from gradsigns_lightning.verification.api.settings import Kind
 
 Values = npt.NDArray[np.float64]
 
-_FINEST = 1e-7  # float32 scores say no more about 1 - p
+_FINEST = 1e-7  # float32 scores resolve 1 - p no better
 _MAX_DECIMALS = 6  # probabilities are compared with their rounded values up to 1e-6
-_SLACK = 0.5  # by which noise may carry probabilities out of their range, and their sums away from one
+_SLACK = 0.5  # how far noise may move probabilities out of their range, and their sums away from one
 _TOLERANCE = 1e-3
 _TWO = 2
 
 
 class ResponseParser:
-    """Turns answers into the target class's log-odds, or into labels.
+    """Turns responses into the target class's log-odds, or into labels.
 
-    The kind of answer is found in the first answers and then fixed, unless it is given.
+    The kind of response is found from the first responses and then fixed, unless it is given.
 
-    Scores of which there are only two values (one-hot answers, probabilities rounded to whole numbers) say no
-    more than labels. A sure model's finely rounded probabilities look the same until one is asked near the
-    decision boundary, so such scores are read as labels until a third value shows, and for good once the
-    boundary has been looked at (:meth:`settle`).
+    Scores with only two distinct values (one-hot responses, probabilities rounded to integers) say no more
+    than labels. A confident model's finely rounded probabilities look the same until an image near the
+    decision boundary is queried, so such scores are read as labels until a third value shows, and for good
+    once the boundary has been queried (:meth:`settle`).
 
     Args:
         target_class: class T.
-        kind: kind of the answers; found from them when left out. Scores are taken for ``"labels"`` too.
+        kind: kind of the responses; found from them by default. With ``"labels"`` scores are accepted, too.
 
     Attributes:
-        kind: kind of the answers, None before the first.
+        kind: kind of the responses, None before the first.
     """
 
     def __init__(self, target_class: int, kind: Kind | None = None) -> None:
         self.target_class = target_class
         self.kind: Kind | None = kind
         self._settled = kind is not None
-        self._is_labels: bool | None = None  # as they come
+        self._is_labels: bool | None = None  # the form that responses arrive in
         self._n_classes: int | None = None
-        self._two: Values = np.empty(0)  # the different scores so far, if they are two at most
+        self._two: Values = np.empty(0)  # the distinct scores so far, as long as there are two at most
         self._decimals = 0
 
     @property
     def resolution(self) -> float:
-        """Smallest step between probabilities that the answers so far show."""
+        """Smallest step between probabilities that the responses so far show."""
         return _FINEST if self.kind == "logits" else 10.0**-self._decimals
 
     def array(self, answer: Any, n_images: int) -> Values:
-        """Return an answer as an array: scores ``(n, n_classes)``, or labels ``(n,)``; NaN where there is no answer.
+        """Return a response as an array: scores ``(n, n_classes)``, or labels ``(n,)``; NaN where missing.
 
         Raises:
-            ValueError: the answer is no such array, or has another number of images or classes than before.
+            ValueError: the response is not such an array, or its number of images or classes is unexpected.
         """
         values = _as_array(answer)
         is_labels = values.ndim == 1
@@ -72,11 +72,14 @@ class ResponseParser:
         return values
 
     def settle(self) -> None:
-        """Fix the kind: answers at the decision boundary are known now."""
+        """Fix the kind: responses at the decision boundary are known now."""
         self._settled = True
 
     def log_odds(self, values: Values) -> Values:
-        """Return the log-odds of T, shape ``(n,)``; for labels 1 where T was predicted, else 0. NaN where it is not known."""
+        """Return the log-odds of T, shape ``(n,)``; NaN where they are unknown.
+
+        For labels the values are 1 where T was predicted, else 0.
+        """
         self._find_kind(values)
         if self.kind is None:
             return np.full(values.shape[0], np.nan)
@@ -92,24 +95,24 @@ class ResponseParser:
             half = self.resolution / 2
             return np.log(np.clip(target, half, 1)) - np.log(np.clip(1 - target, half, 1))
 
-    def names_target(self, values: Values) -> Values:
-        """Return 1 where the answer is class T, 0 where it is another, NaN where there is none; shape ``(n,)``."""
-        named = self._labels(values)
-        # Rounded to whole numbers, all scores of an image can be zero: no class is named.
+    def is_target(self, values: Values) -> Values:
+        """Return 1 where class T was predicted, 0 where another was, NaN where none was; shape ``(n,)``."""
+        is_target = self._labels(values)
+        # Rounded to integers, all scores of an image can be zero: then no class is predicted.
         return (
-            np.where(_all_equal(values), np.nan, named)
+            np.where(_all_equal(values), np.nan, is_target)
             if self.kind == "labels" and values.ndim == 2
-            else named
+            else is_target
         )
 
     def _labels(self, values: Values) -> Values:
         if values.ndim == 1:
             return np.where(np.isnan(values), np.nan, (values == self.target_class).astype(np.float64))
         answered = ~np.isnan(values).all(axis=1)
-        named = self._has_highest_score(values)
+        is_target = self._has_highest_score(values)
         if self.kind == "labels":
-            named &= ~_all_equal(values)
-        return np.where(answered, named.astype(np.float64), np.nan)
+            is_target &= ~_all_equal(values)
+        return np.where(answered, is_target.astype(np.float64), np.nan)
 
     def _find_kind(self, values: Values) -> None:
         if self._settled:
@@ -126,7 +129,7 @@ class ResponseParser:
             self.kind, self._settled = _kind_of(values), True
 
     def _has_highest_score(self, values: Values) -> npt.NDArray[np.bool_]:
-        """Tell where T has the highest score, of two that there are the higher one."""
+        """Tell where T has the highest score; if there are only two distinct scores, the higher one."""
         if self.kind != "labels" or not self._two.size:
             return np.asarray(np.where(np.isnan(values), -np.inf, values).argmax(axis=1) == self.target_class)
         target = values[:, self.target_class]
@@ -136,8 +139,8 @@ class ResponseParser:
     def _check_classes(self, n_classes: int) -> None:
         if n_classes <= self.target_class or n_classes < 2:
             raise ValueError(
-                f"`predict` must return a score for every class, of which {self.target_class} is one, got "
-                f"{n_classes} scores."
+                f"`predict` must return a score for every class, of which {self.target_class} is one, "
+                f"got {n_classes} scores."
             )
         if self._n_classes not in (None, n_classes):
             raise ValueError(
@@ -167,15 +170,15 @@ def _as_array(answer: Any) -> Values:
 
 
 def _all_equal(values: Values) -> npt.NDArray[np.bool_]:
-    """Tell in which rows all classes have the same score; not where one is missing."""
+    """Tell in which rows all classes have the same score; false where one is missing."""
     return np.asarray(values.max(axis=1) == values.min(axis=1))
 
 
 def _kind_of(values: Values) -> Kind:
-    """Return the kind of scores ``(n, n_classes)``, not all of them missing."""
+    """Return the kind of scores ``(n, n_classes)``, of which at least one is not missing."""
     known = values[~np.isnan(values)]
     sums = values.sum(axis=1)
-    # missing classes may hold the rest
+    # missing classes may hold the rest of the probability
     add_up = bool(np.isnan(sums).any()) or abs(float(sums.mean()) - 1) <= _SLACK
     if known.min() >= -_SLACK and known.max() <= 1 + _SLACK and add_up:
         return "probabilities"
@@ -188,7 +191,7 @@ def _kind_of(values: Values) -> Kind:
 
 
 def _log_sum_exp(values: Values) -> Values:
-    """Return the logarithm of the sum of exponentials along the second axis, missing ones left out."""
+    """Return the logarithm of the sum of exponentials along the second axis, without missing values."""
     largest = np.nanmax(
         np.where(np.isnan(values).all(axis=1, keepdims=True), -np.inf, values), axis=1, keepdims=True
     )

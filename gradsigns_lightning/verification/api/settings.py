@@ -11,9 +11,9 @@ from gradsigns_lightning.core.result import DEFAULT_ALPHA, check_alpha
 from gradsigns_lightning.core.utils.checks import check_choice, check_int
 
 Estimator = Literal["groups", "rows", "coordinate"]
-Kind = Literal["probabilities", "log_probabilities", "logits", "labels"]  # of answers
+Kind = Literal["probabilities", "log_probabilities", "logits", "labels"]  # of responses
 _IN_FILES: dict[Estimator, str] = {"groups": "blocks", "rows": "rows", "coordinate": "coordinate"}
-_MOST_QUERIES = 10**12  # a journal's own number may have any length
+_MOST_QUERIES = 10**12  # a number in a foreign journal may have any length
 _MOST_ALIGNMENTS = 256
 _NAMED_ALIGNMENTS = ("identity", "hflip")
 _SHIFT = re.compile(r"shift\(([+-]?[0-9]{1,2}),([+-]?[0-9]{1,2})\)")
@@ -23,15 +23,15 @@ _SHIFT = re.compile(r"shift\(([+-]?[0-9]{1,2}),([+-]?[0-9]{1,2})\)")
 class ApiSettings:
     """The settings of :func:`verify_api` on which a reading's evidence depends.
 
-    A claimant who may choose them afterwards has as many tries as there are choices, so the public commitment
-    states them.
+    A claimant who could choose them afterwards would have as many tries as there are choices, so the public
+    commitment states them.
 
     Attributes:
         estimator: ``"groups"``, ``"rows"`` or ``"coordinate"``.
-        answers: kind of the answers, or None where it is found from them.
-        alignments: geometries that are tested; the p-value is corrected for their number.
+        answers: kind of the answers, or None to find it from them.
+        alignments: alignments that are tested; the p-value is corrected for their number.
         batch_size: most images in one call.
-        max_queries: images that may be asked about, at most 10^12.
+        max_queries: most images that may be sent to the model, at most 10^12.
         alpha: significance level at which reading stops.
 
     Raises:
@@ -57,7 +57,7 @@ class ApiSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ApiSettings:
-        """Read what :meth:`to_dict` gave.
+        """Read what :meth:`to_dict` returned.
 
         Raises:
             ValueError: a value is missing, unknown or out of range.
@@ -73,7 +73,7 @@ class ApiSettings:
             raise ValueError(f"`reading` holds a value of the wrong type: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON types, with the names that statements and journals have always used."""
+        """Return the settings as JSON types, under the names that statements and journals use."""
         return {**asdict(self), "estimator": _IN_FILES[self.estimator], "alignments": list(self.alignments)}
 
 
@@ -92,10 +92,10 @@ def _checked_alignments(alignments: Any) -> tuple[str, ...]:
 
 
 def shift_of(alignment: Any) -> tuple[int, int]:
-    """Return by how many pixels a server that is named ``"shift(dy,dx)"`` moves images, down and to the right.
+    """Return by how many pixels the alignment ``"shift(dy,dx)"`` moves images down and to the right.
 
     Raises:
-        ValueError: it is no alignment at all.
+        ValueError: ``alignment`` does not name an alignment.
     """
     match = _SHIFT.fullmatch(alignment.replace(" ", "")) if isinstance(alignment, str) else None
     if match is None:

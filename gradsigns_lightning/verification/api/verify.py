@@ -41,12 +41,13 @@ from gradsigns_lightning.verification.images import (
     warn_if_unlike,
 )
 
-_LEAST_GROUPS, _GROUPS_PER_BIT = 16, 2.1  # a proof at alpha needs log2(1 / alpha) perfect signs at least
+# a proof at alpha needs at least log2(1 / alpha) signs that are all right
+_LEAST_GROUPS, _GROUPS_PER_BIT = 16, 2.1
 _WORTH_FOLDING = 1.5
 _BATCH_SIZE = 32
 _WHY_STOPPED: dict[Stopped, str] = {
     "proven": "the evidence sufficed",
-    "futile": "the rest of the budget could not suffice any more",
+    "futile": "the rest of the budget could no longer suffice",
     "budget": "`max_queries` were spent: more of them may suffice",
     "images": "all images were used up: more of them may suffice",
 }
@@ -56,26 +57,26 @@ _WHY_STOPPED: dict[Stopped, str] = {
 class ApiVerificationResult(ReadingResult):
     """What a black-box reading found; ``print`` shows it in three lines.
 
-    It has all attributes of :class:`VerificationResult`; those that say something else here come first.
+    It has all attributes of :class:`VerificationResult`; those with a different meaning here come first.
 
     Attributes:
-        n_bits: signs that were compared: one for each group of the key's bits where ``estimator="groups"``
-            folds them, else one for each bit.
+        n_bits: number of signs that were compared: one for each group of the key's bits where
+            ``estimator="groups"`` folds them, else one for each bit.
         n_erasures: signs that the answers could not decide.
         p_value: exact probability that an unmarked model matches as well, each sign weighted by how clearly
-            it was read (:func:`sign_flip_p_value`), corrected for every look at the evidence and every
+            it was read (:func:`sign_flip_p_value`), corrected for every look at the scores and every
             alignment.
-        margin: the least evidence for a sign, negative where it is wrong, in root mean squares of the
-            evidence.
-        n_queries: images that the model was asked about.
+        margin: the smallest score in favour of the signature, negative if a sign is wrong, in units of the
+            scores' root mean square.
+        n_queries: number of images that were sent to the model.
         answers: kind of the answers that were read, None if there were none.
-        estimator: how it was asked.
-        alignment: geometry of the server that fits best.
+        estimator: how probes were chosen.
+        alignment: the alignment that fits best.
         step: distance of the last probes from their image, in units of the raw range [0, 1].
-        n_images: images around which was probed.
-        n_looks: times that the evidence was looked at.
-        stopped: why reading ended: ``"proven"``, ``"futile"`` (the rest of the budget could not suffice any
-            more), ``"budget"`` or ``"images"`` (all of them used).
+        n_images: number of images that were probed around.
+        n_looks: number of looks at the scores.
+        stopped: why reading ended: ``"proven"``, ``"futile"`` (the rest of the budget could no longer
+            suffice), ``"budget"`` or ``"images"`` (all of them used).
     """
 
     answers: Kind | None
@@ -90,9 +91,7 @@ class ApiVerificationResult(ReadingResult):
     def reason(self) -> str:
         """Why the verdict is what it is, and why reading stopped, in words."""
         if self.verdict == "inconclusive":
-            return why_inconclusive(
-                self.recognised, "the answers around the images are all alike, or missing"
-            )
+            return why_inconclusive(self.recognised, "the answers to the probes are all alike, or missing")
         if self.verdict == "owned":
             return f"p <= alpha = {self.alpha:g}{self._for_whom}, so reading stopped"
         least = least_bits(alpha=self.alpha)
@@ -102,8 +101,8 @@ class ApiVerificationResult(ReadingResult):
 
     @property
     def _what_was_read(self) -> str:
-        around = f"{self.n_queries} queries, probes around {self.n_images} images"
-        return f"{around}, answers read as {self.answers or 'nothing'}{recognised_in_words(self.recognised)}"
+        queries = f"{self.n_queries} queries, probes around {self.n_images} images"
+        return f"{queries}, answers read as {self.answers or 'nothing'}{recognised_in_words(self.recognised)}"
 
 
 def verify_api(
@@ -121,26 +120,26 @@ def verify_api(
 ) -> ApiVerificationResult:
     """Read a key through a prediction API, without weights.
 
-    Probes are 8-bit images ``x + h d`` around images near the decision boundary; how much less sure of the
-    target class the model is there than at the image's other probes tells the sign of the loss's slope along
+    Probes are 8-bit images ``x + h d`` around images near the decision boundary. How much lower the target
+    class's log-odds are at a probe than at the image's other probes tells the sign of the loss's slope along
     d. The directions d are rows of the key's projection, or sums of a few of them (:func:`group_directions`).
-    The published method (GradSigns, MLSys 2021, section 4) asks ``2 * n_carriers`` times an image along
-    single coordinates instead.
+    The published method (GradSigns, MLSys 2021, section 4) instead spends ``2 * n_carriers`` queries per
+    image along single coordinates.
 
-    What is asked next depends on answers only, never on whether they agree with the signature, so the test is
-    exact (but for one choice among several alignments, which the p-value pays for: :mod:`.hypotheses`); it is
-    sequential, valid however it stops (:mod:`.sequential`), and ends when the evidence suffices or cannot
-    suffice any more. Who reads again with other images until one reading succeeds multiplies the p-value by
-    the number of readings.
+    Each next query depends on answers only, never on whether they agree with the signature, so the test is
+    exact (except for one choice among several alignments, which the p-value pays for: :mod:`.hypotheses`). It
+    is sequential, valid however it stops (:mod:`.sequential`), and ends when the evidence suffices or no
+    longer can. Who reads again with other images until one reading succeeds multiplies the p-value by the
+    number of readings.
 
     Args:
         predict: takes raw images ``(n, C, H, W)``, float32 in [0, 1] (multiples of 1/255), and returns scores
-            ``(n, n_classes)``, NaN for classes that the API does not name, or predicted classes ``(n,)``. A
+            ``(n, n_classes)``, NaN for classes that the API leaves out, or predicted classes ``(n,)``. A
             ``torch.nn.Module`` that returns logits gets its inputs normalized as the key says.
         key: the owner's key, or its file.
         images: natural images of the target class, raw in [0, 1], shape ``(n, C, H, W)``; rounded to 8 bits.
             50 or more.
-        max_queries: images that may be asked about.
+        max_queries: most images that may be sent to the model.
         alpha: significance level of the verdict, above 0 and at most 1.
         estimator: ``"groups"`` folds the bits of long keys into about ``2 log2(1 / alpha)`` signs, which
             takes fewest queries; ``"rows"`` reads every bit by itself; ``"coordinate"`` is the published
@@ -148,11 +147,11 @@ def verify_api(
         answers: ``"probabilities"``, ``"log_probabilities"``, ``"logits"`` or ``"labels"``; by default found
             from the first answers.
         alignments: what the server may do to images: ``"identity"``, ``"hflip"``, ``"shift(dy,dx)"`` in
-            pixels. Each is tested, and the p-value corrected for their number. They are asked in turns for
-            half of the budget; then the best gets the rest.
+            pixels. Each is tested, and the p-value corrected for their number. They take turns for half of
+            the budget; then the best gets the rest.
         batch_size: most images in one call.
-        journal: file to keep the answers in. A reading that was cut off goes on from it and asks nothing
-            twice.
+        journal: file to record the answers in. A reading that was interrupted continues from it and repeats
+            no query.
 
     Raises:
         ValueError: an argument is out of range, or an answer is not what ``predict`` must return.
@@ -172,7 +171,7 @@ def verify_api(
     result, boundary = _verify(
         predict, key, pixels_of(images), settings, partial(Journal, journal) if journal is not None else None
     )
-    warn_if_unlike([result], len(images), key.target_class, n_asked=boundary.n_named, stacklevel=2)
+    warn_if_unlike([result], len(images), key.target_class, n_classified=boundary.n_classified, stacklevel=2)
     return result
 
 
@@ -184,9 +183,8 @@ def settings_of(lines: Sequence[Any]) -> ApiSettings:
     """
     names = {entry.name for entry in fields(ApiSettings)}
     header = lines[0] if isinstance(lines, Sequence) and lines else None
-    if (
-        not isinstance(header, Mapping) or not names <= header.keys()
-    ):  # looked at, not tried: an error on the way is a fault of ours
+    # checked, not tried: an exception in `from_dict` other than its own would be a bug of ours
+    if not isinstance(header, Mapping) or not names <= header.keys():
         raise ValueError(
             "`lines` must be the lines of a journal, of which the first says what was read and how."
         )
@@ -194,7 +192,7 @@ def settings_of(lines: Sequence[Any]) -> ApiSettings:
 
 
 def replay(key: SignatureKey, pixels: Tensor, lines: Sequence[Any]) -> ApiVerificationResult:
-    """Repeat a reading from its transcript, without asking anybody.
+    """Repeat a reading from its transcript, without any query.
 
     Args:
         key: the owner's key.
@@ -202,8 +200,8 @@ def replay(key: SignatureKey, pixels: Tensor, lines: Sequence[Any]) -> ApiVerifi
         lines: the lines of its journal (:func:`read_journal`).
 
     Raises:
-        ValueError: the transcript is of another key or other images, or not what such a reading asks and is
-            answered.
+        ValueError: the transcript is of another key or other images, or its queries are not those that such a
+            reading makes.
     """
 
     def unanswered(_: Tensor) -> Any:
@@ -257,17 +255,17 @@ def _verify(
 def read_rows(
     predict: Oracle, key: SignatureKey, images: Tensor, *, max_queries: int
 ) -> tuple[Values, int, float, int]:
-    """Spend a budget on the bits of a key, not compared with its signature.
+    """Spend a budget on reading the bits of a key, without comparing them with its signature.
 
     Args:
-        predict: see :func:`verify_api`, as ``images``.
+        predict: see :func:`verify_api`.
         key: the owner's key.
-        images: natural images of the target class.
-        max_queries: images that may be asked about.
+        images: see :func:`verify_api`.
+        max_queries: most images that may be sent to the model.
 
     Returns:
-        The evidence for each bit being 1, shape ``(N,)``, 0 where there is none; the queries spent; the share
-        of natural images that the model takes for the target class, and of how many.
+        Each bit's score, shape ``(N,)``: positive if the bit was read as 1, 0 for an erasure; the number of
+        queries; the share of natural images that the model classifies as the target class, and of how many.
     """
     check_key(key)
     check_raw_images(images, key)
@@ -283,7 +281,7 @@ def read_rows(
     estimator = RowEstimator(budget, boundary, directions)
     while not budget.exhausted and estimator.advance():
         pass
-    return estimator.scores(), budget.n_queries, boundary.recognised, boundary.n_named
+    return estimator.scores(), budget.n_queries, boundary.recognised, boundary.n_classified
 
 
 def _oracle(predict: Any, key: SignatureKey) -> Oracle:
@@ -295,16 +293,16 @@ def _module_oracle(model: nn.Module, key: SignatureKey) -> Oracle:
 
     def logits(inputs: Tensor) -> Tensor:
         with torch.inference_mode(), frozen_statistics(model), shapes_named(key, model):
-            answer: Tensor = model(inputs.to(device=parameter.device, dtype=parameter.dtype))
-        return answer
+            output: Tensor = model(inputs.to(device=parameter.device, dtype=parameter.dtype))
+        return output
 
     return normalized(logits, key)
 
 
 def _directions(key: SignatureKey, settings: ApiSettings) -> tuple[Tensor, Tensor]:
     n_groups = max(_LEAST_GROUPS, math.ceil(-_GROUPS_PER_BIT * math.log2(settings.alpha)))
-    folded = settings.estimator == "groups" and key.n_bits > _WORTH_FOLDING * n_groups
-    return group_directions(key, n_groups if folded else key.n_bits)
+    is_folded = settings.estimator == "groups" and key.n_bits > _WORTH_FOLDING * n_groups
+    return group_directions(key, n_groups if is_folded else key.n_bits)
 
 
 def _hypotheses(
@@ -324,12 +322,16 @@ def _hypotheses(
         return RowEstimator(budget, boundary, directions, align)
 
     signature = key.signature if by_coordinate else bits
-    looks = [Looks(len(signature), budget.max_queries, settings.alpha / len(names)) for _ in names]
+    schedules = [Looks(len(signature), budget.max_queries, settings.alpha / len(names)) for _ in names]
     return [
         Hypothesis(
-            name, estimator(name), signature, own, SequentialTest(n_hypotheses=len(names), weight=own.weight)
+            name,
+            estimator(name),
+            signature,
+            looks,
+            SequentialTest(n_hypotheses=len(names), weight=looks.weight),
         )
-        for name, own in zip(names, looks, strict=True)
+        for name, looks in zip(names, schedules, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the command line share."""
+"""Fixtures that the tests of the command line share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def clean_process(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def signed(tmp_path_factory):
-    """A key made by `keygen`, and a model trained and signed with it, beside its twin."""
+    """A key made by `keygen`, a model signed with it, and its twin."""
     folder = tmp_path_factory.mktemp("signed")
     before = Path.cwd()
     os.chdir(folder)

@@ -73,6 +73,30 @@ def test_a_benchmark_that_is_killed_ends_with_the_same_records(undisturbed, tmp_
     assert not list(tmp_path.glob("cells/.*"))
 
 
+def test_the_records_become_a_page(undisturbed, tmp_path, capsys):
+    assert main(["report", f"folder={undisturbed}", f"out={tmp_path}/page.md"]) == 0
+    assert "4" in capsys.readouterr().out
+    page = (tmp_path / "page.md").read_text()
+    assert "## digits, mlp" in page
+    assert "| ftal |" in page
+    assert "| attack (2 seeds) | gradsigns |" in page
+    assert (tmp_path / "survival-curves.svg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["folder={}", "out={}/page.md"], "`folder` must hold records"),
+        (["folder={}", "out={}/page.html"], "`out` must name a file .md in an existing folder"),
+        (["folder={}", "out={}/missing/page.md"], "`out` must name a file .md in an existing folder"),
+        (["folder={}"], "`out` must be given"),
+    ],
+)
+def test_a_page_that_cannot_be_made_is_refused(tmp_path, capsys, words, message):
+    assert main(["report", *(word.format(tmp_path) for word in words)]) != 0
+    assert message in capsys.readouterr().err
+
+
 def test_a_cell_that_crashes_says_so_and_can_be_tried_again(tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("out of memory")

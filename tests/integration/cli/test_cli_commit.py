@@ -1,4 +1,4 @@
-"""`gradsigns commit`: all of its files or none, and a line with which everybody checks the stamp."""
+"""`gradsigns commit` writes all of its files or none, and prints a command that checks the stamp."""
 
 import shlex
 import subprocess
@@ -48,7 +48,7 @@ def test_the_printed_line_checks_the_stamp_when_the_certificate_has_expired(make
 
 @pytest.mark.parametrize("first", FILES)
 def test_nothing_is_left_beside_a_file_of_somebody_else(key, first, monkeypatch, capsys):
-    """The other one's file appears after the checks."""
+    """The other process's file appears after the checks."""
     original = files.tempfile.mkstemp
 
     def mkstemp(**options):

@@ -94,7 +94,7 @@ def test_every_command_begins_with_the_one_base(command):
     hydra = OmegaConf.to_container(config.hydra, resolve=False)
     assert (hydra["run"]["dir"] == ".") == (command != "train")
     assert hydra["output_subdir"] == (".hydra" if command == "train" else None)
-    # launchers ask for it before a run begins
+    # launchers read it before a run begins
     assert config.hydra.sweep.dir.startswith(f"multirun/{command}/")
 
 
@@ -334,7 +334,7 @@ def test_a_wrong_word_gives_one_line_and_exit_code_2(word, hint, capsys):
         (["init=nowhere.ckpt"], "`init`"),
         (["key=nowhere.gskey"], "key file"),
         (["model._target_=os.getcwd"], "`_target_`"),
-        (["model._target_=gradsigns_lightning.cli.report.os.getcwd"], "`_target_`"),
+        (["model._target_=gradsigns_lightning.cli.tables.os.getcwd"], "`_target_`"),
         (["trainer.devices=2", "trainer.strategy=ddp"], "`trainer.strategy`"),
     ],
 )

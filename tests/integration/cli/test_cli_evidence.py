@@ -1,4 +1,4 @@
-"""`gradsigns commit`, `judge`, `trace`, `import-2021`, and `verify` of files and endpoints, from word to verdict."""
+"""`gradsigns commit`, `judge`, `trace`, `import-2021`, and `verify` of files and endpoints."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def to_onnx(checkpoint, path):
 
 @contextmanager
 def endpoint(checkpoint):
-    """A service of the model that wants a token."""
+    """A service of the model that requires a token."""
     network, seen = network_of(checkpoint), []
 
     class Handler(BaseHTTPRequestHandler):
@@ -152,7 +152,7 @@ def test_from_commitment_to_judgement(signed, files, authority, capsys):
     assert judged["transcript"]["p_value"] == found["p_value"]
     printed = capsys.readouterr().out
     shown = rows_of(printed)
-    assert shown["published commitment"].startswith(f"{committed['commitments'][0]} (must stand in the file")
+    assert shown["published commitment"].startswith(f"{committed['commitments'][0]} (must be in the file")
     assert shown["key's commitment"] == signed.content["commitment"]
     assert "the answers are what the claimant says" in printed
     assert "not read as the published commitment announced" in printed  # at another alpha and budget
@@ -172,11 +172,11 @@ def test_from_commitment_to_judgement(signed, files, authority, capsys):
     assert (judged["verdict"], judged["precedes_suspect"], judged["objections"]) == ("owned", True, [])
     assert judged["input_mean"] == pytest.approx(DIGITS.mean)
     assert main(claim) == 0
-    assert "the earlier valid time-stamp goes first" in capsys.readouterr().out
+    assert "the earlier valid time-stamp takes precedence" in capsys.readouterr().out
     unlike = result(*claim, "input_mean=[0]", "input_std=[0.00001]")
     assert (unlike["verdict"], unlike["input_std"]) != ("owned", [0.376])
     assert main([*claim, "input_mean=[0]"]) == 1
-    assert "`input_mean` and `input_std` must be given both" in capsys.readouterr().err
+    assert "`input_mean` and `input_std` must be given together" in capsys.readouterr().err
     undated = result(*[word for word in claim if not word.startswith("suspect_since")])
     assert (undated["verdict"], len(undated["objections"])) == ("not_proven", 1)
     capsys.readouterr()

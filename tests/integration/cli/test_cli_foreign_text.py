@@ -1,4 +1,4 @@
-"""Names and messages that others chose reach no terminal, report or file raw, and keep no judge from a verdict."""
+"""Foreign names and messages reach terminals, reports and files only escaped, and never prevent a verdict."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from rich.console import Console
 from gradsigns_lightning import WatermarkKey
 from gradsigns_lightning.cli import main
 from gradsigns_lightning.cli.callbacks import EpochLines
-from gradsigns_lightning.cli.report import print_rows, write_json
+from gradsigns_lightning.cli.tables import print_rows, write_json
 
 # A cleared screen, a title, a forged line, a turned direction, C1 and surrogates, markup of rich, an emoji's
 # name.
-NASTY = "\x1b[2J\x1b]0;x\x07\ngradsigns: verdict\rowned \u202egpj.\x85\x9b1m\x7f\u2028\ud800 [red]x[/red] [/b] :smile: Zürich 株"
+NASTY = (
+    "\x1b[2J\x1b]0;x\x07\ngradsigns: verdict\rowned \u202egpj.\x85\x9b1m\x7f\u2028\ud800 "
+    "[red]x[/red] [/b] :smile: Zürich 株"
+)
 FILE_NAME = "\x1b[2J\ngradsigns: \r\u202e\x85\udc9b [red]x[bold] ü"
 # torch reads no file whose name is not UTF-8.
 CHECKPOINT = FILE_NAME.replace("\udc9b", "") + ".ckpt"
-# Everything that is no letter, but the line break, which is our own layout's.
+# Every character that cannot be shown, except the line break, which is our own layout's.
 RAW = re.compile(
     "[^\n"
     + "".join(f"{chr(a)}-{chr(b)}" for a, b in ((0x20, 0x7E), (0xA0, 0xD7FF), (0xE000, 0x10FFFF)))
@@ -57,7 +60,7 @@ def assert_clean(text):
 
 @pytest.fixture
 def shown(capfd):
-    """What the commands since the last call wrote to standard output and standard error, the file descriptors."""
+    """What the commands since the last call wrote to standard output and standard error (descriptors)."""
 
     def read():
         out, err = capfd.readouterr()
@@ -97,7 +100,7 @@ def server(reply, status=200):
 
 @pytest.fixture(scope="module")
 def claim(tmp_path_factory):
-    """A folder with a nasty owner's key, the model signed with it, and the evidence, all under nasty names."""
+    """A folder with a nasty owner's key, the model signed with it and the evidence, all with nasty names."""
     folder = tmp_path_factory.mktemp("claim") / FILE_NAME
     folder.mkdir()
     before = Path.cwd()
@@ -202,7 +205,7 @@ def test_every_command_escapes_what_it_is_given(claim, monkeypatch, shown, comma
 
 
 def test_a_sweep_escapes_what_it_is_given(claim, monkeypatch, shown):
-    """A name with an equals sign needs no quotation marks, in which alone Hydra takes control characters."""
+    """A name with an equals sign needs no quotation marks; Hydra accepts control characters only in these."""
     monkeypatch.chdir(claim)
     names = ["a=" + "".join(sorted(set(CHECKPOINT) - set("\"'\n"))), "b"]
     assert main(["verify", "-m", f"key={quoted(FILE_NAME + '.gskey')}", f"checkpoint={','.join(names)}"]) == 1
@@ -365,7 +368,7 @@ def unescaped(text):
 def test_an_owner_called_owned_is_not_printed_like_a_verdict(monkeypatch):
     printed = io.StringIO()
     monkeypatch.setattr(
-        "gradsigns_lightning.cli.report.Console",
+        "gradsigns_lightning.cli.tables.Console",
         lambda **_: Console(file=printed, force_terminal=True, color_system="standard"),
     )
     print_rows(

@@ -1,4 +1,4 @@
-"""Errors speak of what the user typed, say what a path is, and show an endpoint's answer without credentials."""
+"""Errors name what the user typed, say what a path is, and show an endpoint's answer without credentials."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ QUICK = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "progress=false"
         ),
         (
             ["keygen", "owner=B", "out=b.gskey", "key=file", "key.path=a.gskey"],
-            "`key` must be the size of a new key, as b128, got",
+            "`key` must be the size of a new key, such as b128, got",
         ),
         (["keygen", "owner=A", "out=b.gskey", "target_class=-1"], "`target_class` must be an integer"),
         (
@@ -188,7 +188,8 @@ def test_a_missing_owner_is_called_owner(capsys):
         ),
         (
             ["train", "data=ytf"],
-            "`data.n_classes` must be given, as in `data.n_classes=NUMBER`: the data set's number of classes.",
+            "`data.n_classes` must be given, as in `data.n_classes=NUMBER`: the data set's number of "
+            "classes.",
         ),
         (
             ["verify", "key=a.gskey", "protocol=json"],

@@ -1,4 +1,4 @@
-"""A network, a data module and callbacks of the user's own in `gradsigns train`; and what takes no code of anybody."""
+"""The user's own network, data module and callbacks in `gradsigns train`; other commands run no such code."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_everything_may_be_the_users_own(capsys):
     content = json.loads(Path("a.json").read_text())
     assert content["config"]["model"] == {"_target_": "mine_18.Net", "n_classes": 10, "width": 32}
     assert content["data"] == "mine_18.Data"
-    # What `train` says to call is what reads the mark that it read.
-    assert "mine_18.Net is no network of this package or torchvision" in out
+    # The call that `train` prints reads the same mark that `train` read.
+    assert "mine_18.Net is not a network of this package or torchvision" in out
     assert "Classifier.load_from_checkpoint('run/model.ckpt', net=..., n_classes=10)" in out
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     model = Classifier.load_from_checkpoint("run/model.ckpt", net=net, n_classes=10)
@@ -115,13 +115,15 @@ def test_everything_may_be_the_users_own(capsys):
     result = verify(model, key, Digits().raw_images("test", 0))
     assert (result.n_matches, result.n_queries) == (content["n_matches"], content["n_queries"])
     assert main(["verify", "checkpoint=run/model.ckpt", "key=run/key.gskey", "data=digits"]) == 1
-    assert "describes a model 'mine_18.Net', none of this package's" in capsys.readouterr().err
+    assert (
+        "describes a model 'mine_18.Net', which is not a network of this package" in capsys.readouterr().err
+    )
 
 
 def test_a_shipped_network_on_data_of_ones_own_is_not_said_to_be_of_the_shipped_data(capsys):
     """`verify` would read other images than the model was trained on."""
     assert main(["train", "code=.", "data=digits", DATA[0], *QUICK, "callbacks=model_checkpoint"]) == 0
-    assert "is no network of this package" not in capsys.readouterr().out
+    assert "is not a network of this package" not in capsys.readouterr().out
     for file in ("model.ckpt", "checkpoints/last.ckpt"):
         assert main(["verify", f"checkpoint=run/{file}", "key=run/key.gskey"]) == 1
         assert "names the data 'mine_18.Data'" in capsys.readouterr().err
@@ -133,7 +135,7 @@ def test_a_shipped_network_on_data_of_ones_own_is_not_said_to_be_of_the_shipped_
     [
         (
             ["model._target_=mine_18.Net"],
-            "No module named 'mine_18'. code=FOLDER says where modules of yours lie, code=. that",
+            "No module named 'mine_18'. code=FOLDER names the folder of your own modules, code=. the",
         ),
         (["code=.", "model._target_=mine_18.Met"], "Did you mean mine_18.Net?"),
         (

@@ -99,7 +99,8 @@ def test_a_failing_job_fails_the_sweep(capsys):
 def test_the_runs_of_a_sweep_do_not_write_over_each_others_results(capsys):
     assert main(["train", "-m", *QUICK, "seed=0,1", "json=out.json"]) == 2
     assert (
-        "got 'json=out.json': let it hold a setting, as in json='out_${seed}.json'" in capsys.readouterr().err
+        "got 'json=out.json': put a setting into its name, as in json='out_${seed}.json'"
+        in capsys.readouterr().err
     )
     assert list(Path().iterdir()) == []
 

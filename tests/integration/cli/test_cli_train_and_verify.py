@@ -100,7 +100,7 @@ def test_a_key_file_may_have_any_name_but_a_choices(capsys):
 )
 def test_a_key_file_is_a_choice_of_the_group(words):
     assert main(["keygen", "owner=A", "out=plain", "key=b32", "target_class=3"]) == 0
-    # What an experiment says of a new key is not looked at.
+    # An experiment's settings for a new key are ignored.
     Path("conf/experiment").mkdir(parents=True)
     Path("conf/experiment/mine.yaml").write_text(
         "# @package _global_\ndefaults: [demo]\nkey: {n_bits: 40, target_class: 1}\n"
@@ -262,11 +262,11 @@ def test_alpha_decides_the_verdict(signed):
         (lambda content: [1, 2], "no `state_dict`"),
         (
             lambda content: {**content, "hyper_parameters": _with_target(content, "os.getcwd")},
-            "none of this package's",
+            "not a network of this package",
         ),
         (
             lambda content: {**content, "hyper_parameters": _with_target(content, "torch.hub.load")},
-            "none of this package's",
+            "not a network of this package",
         ),
         (lambda content: {**content, "state_dict": {}}, "do not fit the model"),
         (lambda content: Digits, "damaged"),

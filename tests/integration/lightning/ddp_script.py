@@ -1,4 +1,7 @@
-"""A user's script with strategy="ddp": Lightning starts it again for the second rank. Argument: folder of the records."""
+"""A user's script with strategy="ddp", which Lightning starts again for the second rank.
+
+Argument: folder of the records.
+"""
 
 import sys
 from datetime import timedelta
@@ -16,7 +19,7 @@ def main(folder):
     mark = make_mark(n_images=200, momentum=0.5)
     trainer = make_trainer(mark, Recorder(folder, mark), strategy=strategy, devices=2, max_epochs=1)
     trainer.fit(Net(optimizer="sgd"), train_loader(400, 20, shuffle=False), val_loader(50))
-    # Lightning leaves it; a process that ends with the group's threads running is aborted now and then.
+    # Lightning leaves the group open; a process that ends while its threads run is sometimes aborted.
     torch.distributed.destroy_process_group()
 
 

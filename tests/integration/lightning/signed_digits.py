@@ -1,4 +1,7 @@
-"""The task of these tests: sklearn's 8x8 digits and small networks. Importable by spawned processes, see conftest.py."""
+"""The task of these tests: sklearn's 8x8 digits and small networks.
+
+Spawned processes can import it, see conftest.py.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def make_key(n_bits=32, *, secret=None, **settings):
     key = WatermarkKey.generate(
         "Acme Vision", n_bits, input_shape=(1, 8, 8), secret=secret or SECRET, **settings
     )
-    # A key of version 1, which fits this short hold: with some keys they leave a bit or more wrong.
+    # A key of version 1, which these short fits hold; with some keys they leave a wrong bit or more.
     parts = key.reveal()
     public = {name: value for name, value in parts["public"].items() if name not in ("version", "purpose")}
     return WatermarkKey.from_parts(public, payload=bytes.fromhex(parts["payload"]), secret=secret or SECRET)
@@ -30,7 +33,10 @@ def make_key(n_bits=32, *, secret=None, **settings):
 
 @functools.cache
 def raw_digits():
-    """Raw images and labels, class after class in turn, so that every batch of 10 k holds about k images of a class."""
+    """Raw images and labels with the classes in rotation.
+
+    Every batch of 10 k holds about k images of each class.
+    """
     from sklearn.datasets import load_digits  # here, because spawned processes get their data by pickle
 
     digits = load_digits()
@@ -111,7 +117,10 @@ class Net(L.LightningModule):
 
 
 class DealtNet(Net):
-    """Brings its own data, dealt to the ranks in turn and in order (Lightning's own sampler always shuffles training data)."""
+    """Brings its own data, dealt to the ranks in turn and in order.
+
+    Lightning's own sampler always shuffles training data.
+    """
 
     def __init__(self, train, val, batch_size):
         super().__init__(optimizer="sgd")
@@ -144,13 +153,13 @@ def make_trainer(*callbacks, **settings):
 
 
 def make_mark(key=None, **settings):
-    # A margin that is soon held, so that the cadence backs off within a test.
+    # A small margin is reached soon, so that the cadence backs off within a test.
     usual = {"cadence": 2, "momentum": 0.0, "strength": 0.5, "objective": MarginObjective(0.5)}
     return GradSigns(make_key() if key is None else key, **(usual | settings))
 
 
 class Recorder(L.Callback):
-    """Writes what each rank has at the end of training."""
+    """Writes the state of each rank at the end of training."""
 
     def __init__(self, folder, mark=None):
         self.folder = folder
@@ -172,7 +181,7 @@ class Recorder(L.Callback):
 
 
 class Trained(Net):
-    """A network that has learnt its task, and goes on with Adam at a rate of its own."""
+    """A network that has learnt its task and continues with Adam at a given rate."""
 
     def __init__(self, rate):
         net = Net()
@@ -184,5 +193,5 @@ class Trained(Net):
         return torch.optim.Adam(self.parameters(), lr=self.rate)
 
 
-def told(recwarn):
+def warned(recwarn):
     return [str(w.message) for w in recwarn if "GradSigns 'wm'" in str(w.message)]

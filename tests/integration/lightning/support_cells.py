@@ -1,4 +1,7 @@
-"""Cells of the support table: one small fit each, on real digits. Importable by the processes of a distributed cell."""
+"""Cells of the support table: one small fit each, on real digits.
+
+The processes of a distributed cell can import it.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ class OnceOnly(torch.autograd.Function):
 
 
 class KeepsAside(torch.autograd.Function):
-    """An operation whose backward pass can be differentiated, by a slope that is taken for a constant."""
+    """An operation whose backward pass can be differentiated, but treats the slope as a constant."""
 
     @staticmethod
     def forward(ctx, x):
@@ -92,7 +95,7 @@ class WithFunction(nn.Module):
 
 
 class Adapted(nn.Module):
-    """A frozen layer with a trained low-rank adapter, as LoRA has it."""
+    """A frozen layer with a trained low-rank adapter, as in LoRA."""
 
     def __init__(self):
         super().__init__()
@@ -236,7 +239,10 @@ class CellNet(DealtNet):
 
 
 class FirstEpoch(L.Callback):
-    """Keeps the weights of the first epoch: later ones amplify what rounding makes of another order of summation."""
+    """Keeps the weights of the first epoch.
+
+    Later epochs amplify the rounding errors of another order of summation.
+    """
 
     def on_train_epoch_end(self, trainer, pl_module):
         if trainer.current_epoch == 0:
@@ -246,7 +252,10 @@ class FirstEpoch(L.Callback):
 
 @contextmanager
 def as_if_sharded():
-    """One process embeds as the ranks of a sharded training do: by an estimate of the objective's own length."""
+    """Let one process embed as the ranks of a sharded training do.
+
+    They estimate the length of the objective's gradient.
+    """
     original, callback.is_sharded = callback.is_sharded, lambda trainer: True
     try:
         yield
@@ -255,7 +264,7 @@ def as_if_sharded():
 
 
 def run_cell(model, engine, precision="32-true", strategy="one process", *, world_size=1):
-    """Fit, read on held-out images, and return what came out, and the weights after the first epoch."""
+    """Fit, read on held-out images, and return the result and the weights after the first epoch."""
     torch.manual_seed(0)
     torch.compiler.reset()
     key = make_key(8)

@@ -1,4 +1,7 @@
-"""One of several processes that run the distributed cells one after another, as torchrun starts them: FOLDER, cells in JSON."""
+"""One of several processes, started as by torchrun, that run the distributed cells one after another.
+
+Arguments: FOLDER, cells in JSON.
+"""
 
 import json
 import os
@@ -18,7 +21,7 @@ def main(folder, cells):
         if os.environ["RANK"] == "0":
             torch.save(result, Path(folder) / f"{number}.pt")
     if torch.distributed.is_initialized():
-        # Lightning leaves it; a process that ends with the group's threads running is aborted now and then.
+        # Lightning leaves the group open; a process that ends while its threads run is sometimes aborted.
         torch.distributed.destroy_process_group()
 
 

@@ -13,9 +13,9 @@ from signed_digits import (
     make_key,
     make_mark,
     make_trainer,
-    told,
     train_loader,
     val_loader,
+    warned,
 )
 
 from gradsigns_lightning import verify
@@ -83,7 +83,7 @@ class HalvingNet(Net):
 
 
 def margin_of(model, mark):
-    """Return what ``verify`` finds on the images that the end's line names."""
+    """Return what ``verify`` finds on the images that the final line names."""
     buffer = mark.watermarker.buffer
     images = held_out_target_images() if mark.standing.held_out else (buffer.images * 0.4 + 0.3)[buffer.valid]
     return verify(model, mark.key, images).margin
@@ -129,13 +129,13 @@ class TestTheLineIsOfTheWeightsThatTheUserGets:
         assert mark.standing.margin == pytest.approx(margin_of(model, mark), abs=1e-5)
 
     @pytest.mark.parametrize("validate", [True, False], ids=["validation", "no_validation"])
-    def test_averages_that_have_not_followed_are_the_cause(self, recwarn, validate):
+    def test_averages_that_have_not_caught_up_are_the_cause(self, recwarn, validate):
         mark = make_mark()
         averages = EMAWeightAveraging(decay=0.999)
         make_trainer(mark, averages).fit(Net(), train_loader(), val_loader() if validate else None)
-        (found,) = told(recwarn)
+        (found,) = warned(recwarn)
         assert (
-            "The weights in training held 32 bits, their averages, which are read, have not followed yet"
+            "The weights in training held 32 bits, but their averages, which are read, have not caught up yet"
             in found
         )
 
@@ -148,7 +148,7 @@ class TestTheLineIsOfTheWeightsThatTheUserGets:
         )
         assert len(trainer.callbacks) == 3
 
-    def test_where_nothing_can_be_read_again_it_is_said(self):
+    def test_weights_that_cannot_be_read_again_are_reported(self):
         mark = make_mark(strength=0.0)
         make_trainer(mark, HalvingCallback(), max_epochs=1).fit(Net(), train_loader(200), val_loader())
         assert mark.standing.replaced
@@ -170,7 +170,7 @@ class TestTheLineIsOfTheWeightsThatTheUserGets:
         assert mark.standing is None
 
 
-def test_two_processes_say_that_the_modules_own_hook_replaced_the_weights():
+def test_two_processes_report_that_the_modules_own_hook_replaced_the_weights():
     trainer = make_trainer(
         mark := make_mark(), accelerator="cpu", devices=2, strategy="ddp_spawn", max_epochs=2
     )

@@ -81,7 +81,7 @@ class TestDefaults:
         ],
         ids=["epochs", "steps", "time", "accumulated"],
     )
-    def test_the_mark_is_there_whenever_a_training_ends(self, settings):
+    def test_the_mark_is_embedded_whenever_a_training_ends(self, settings):
         mark, model = GradSigns(make_key(16)), Net()
         trainer = make_trainer(mark, **settings)
         trainer.fit(model, train_loader())
@@ -276,7 +276,7 @@ class TestBatches:
             (lambda b: [(torch.zeros(2, 1, 8, 8), torch.zeros(2))] * 2, "list of 2"),
         ],
     )
-    def test_a_strange_batch_is_a_type_error_that_says_what_to_override(self, collate, described):
+    def test_an_unknown_batch_is_a_type_error_that_says_what_to_override(self, collate, described):
         class Careless(Net):
             def training_step(self, batch, batch_idx):
                 return self.net(torch.zeros(1, 64)).sum()

@@ -80,7 +80,10 @@ def assert_equals_one_process(record, reference):
 
 
 def test_ddp_spawn_equals_one_process_though_one_rank_has_no_target_image(tmp_path):
-    """The sampler deals in turn, so target images at even places all go to rank 0, in training and in validation."""
+    """Target images at even places all go to rank 0, in training and in validation.
+
+    The sampler deals images to the ranks in turn.
+    """
 
     def dealt(data):
         x, y = data.tensors
@@ -106,7 +109,7 @@ def test_ddp_spawn_equals_one_process_though_one_rank_has_no_target_image(tmp_pa
 
 
 def test_ddp_script_equals_one_process(tmp_path):
-    """Lightning's own launcher, in a process group that is killed as a whole if it hangs."""
+    """Run Lightning's own launcher in a process group that is killed as a whole if it hangs."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MASTER_", "PL_"))}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     script = Path(__file__).with_name("ddp_script.py")

@@ -15,7 +15,10 @@ SCALES = [0.01, 0.1, 32.0, 128.0]
 
 
 class Scaled(Net):
-    """Its loss is multiplied; plain SGD's rate is divided by as much, so that the twin's training stays what it is."""
+    """Multiplies its loss, and divides the rate of plain SGD by the same factor.
+
+    So the twin's training stays the same.
+    """
 
     def __init__(self, scale, optimizer):
         super().__init__()
@@ -60,7 +63,7 @@ def test_clipping_and_accumulation_keep_the_mark():
     assert verify(model, make_key(), held_out_target_images()).bit_error_rate <= 1 / 32
 
 
-def test_the_embedding_step_s_gradient_is_so_many_times_the_task_s():
+def test_strength_is_the_ratio_of_the_gradients_lengths():
     lengths = []
 
     class Watch(GradSigns):
@@ -77,8 +80,8 @@ def test_the_embedding_step_s_gradient_is_so_many_times_the_task_s():
 
 
 def test_a_step_that_no_optimizer_makes_does_not_count_as_embedded():
-    # Lightning's documentation steps one optimizer every second batch like this; the closure alone counts as
-    # a step.
+    # Lightning's documentation shows this way to step an optimizer every second batch; the closure alone
+    # counts as a step.
     class EverySecond(Net):
         def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
             if batch_idx % 2:
@@ -116,7 +119,7 @@ def same_weights(one, other):
     )
 
 
-def test_what_no_optimizer_steps_is_as_good_as_frozen():
+def test_parameters_without_an_optimizer_count_as_frozen():
     class LastLayer(Net):
         def __init__(self, frozen):
             torch.manual_seed(4)
@@ -133,7 +136,7 @@ def test_what_no_optimizer_steps_is_as_good_as_frozen():
     assert all(p.requires_grad for p in models[1].parameters())
 
 
-def test_what_no_optimizer_steps_in_a_fabric_loop_is_as_good_as_frozen():
+def test_parameters_without_an_optimizer_in_a_fabric_loop_count_as_frozen():
     nets = []
     for frozen in (True, False):
         torch.manual_seed(4)

@@ -13,10 +13,10 @@ from signed_digits import (
     make_key,
     make_mark,
     make_trainer,
-    told,
     train_loader,
     train_set,
     val_loader,
+    warned,
 )
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -29,13 +29,13 @@ pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class When(L.Callback):
-    """Notes after how many batches a message is there for the first time."""
+    """Records after how many batches a message first appears."""
 
     def __init__(self, recwarn, words):
         self.recwarn, self.words, self.batch = recwarn, words, None
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.batch is None and any(self.words in message for message in told(self.recwarn)):
+        if self.batch is None and any(self.words in message for message in warned(self.recwarn)):
             self.batch = trainer.fit_loop.epoch_loop.total_batch_idx
 
 
@@ -81,11 +81,11 @@ class Endless(IterableDataset):
     ],
     ids=["first epoch", "second epoch", "endless", "endless, few steps", "endless, little time"],
 )
-def test_a_class_that_does_not_come_by(recwarn, a_second_a_batch, loader, settings, batch):
-    when = When(recwarn, f"no image of class {TARGET} came by")
+def test_a_class_that_is_never_seen(recwarn, a_second_a_batch, loader, settings, batch):
+    when = When(recwarn, f"the training saw no image of class {TARGET}")
     make_trainer(GradSigns(make_key()), when, a_second_a_batch, **settings).fit(Net(), loader())
     assert when.batch == batch
-    assert sum(f"after {batch} batches" in message for message in told(recwarn)) == 1
+    assert sum(f"after {batch} batches" in message for message in warned(recwarn)) == 1
 
 
 class Forgetful(GradSignsMixin, Net):
@@ -109,15 +109,15 @@ def test_manual_optimization_that_forgets_the_loss(recwarn):
 def test_nothing_is_said_before_the_schedule_starts(recwarn):
     mark = GradSigns(make_key(), strength=StrengthSchedule(1.0, start_epoch=3))
     make_trainer(mark, max_epochs=3).fit(Net(), train_loader())
-    (end,) = told(recwarn)
-    assert "No step embedded: the strength was 0 all along" in end
+    (end,) = warned(recwarn)
+    assert "No embedding step was made: the strength was 0 throughout" in end
 
 
-def test_accumulation_over_more_batches_than_are_looked_at(recwarn):
+def test_accumulation_over_more_batches_than_between_checks(recwarn):
     make_trainer(GradSigns(make_key()), max_epochs=2, accumulate_grad_batches=240).fit(
         Net(), train_loader(batch_size=5)
     )
-    assert not [message for message in told(recwarn) if "after" in message and "batches" in message]
+    assert not [message for message in warned(recwarn) if "after" in message and "batches" in message]
 
 
 @pytest.mark.parametrize("rate", [1e-4, 1e-5])
@@ -127,10 +127,10 @@ def test_a_short_fit_of_a_trained_model_at_a_rate_that_is_too_low(recwarn, rate)
     make_trainer(mark, when, max_epochs=4).fit(Trained(rate), train_loader())
     assert not mark.standing.owned
     assert when.batch <= 60  # as soon as 16 steps have embedded
-    early = [message for message in told(recwarn) if "the fit will be over" in message]
+    early = [message for message in warned(recwarn) if "the fit will be over" in message]
     assert len(early) == 1
-    assert "take a learning rate that is at least" in early[0] or "train that long" in early[0]
-    assert len(told(recwarn)) == 2
+    assert "use a learning rate that is at least" in early[0] or "train that long" in early[0]
+    assert len(warned(recwarn)) == 2
 
 
 class Diverging(Trained):
@@ -140,16 +140,16 @@ class Diverging(Trained):
         return super().training_step(batch, batch_idx) * (torch.nan if self.global_step >= 40 else 1)
 
 
-def test_a_training_that_diverges_is_told_so_and_nothing_else(recwarn):
+def test_a_training_that_diverges_is_warned_of_that_alone(recwarn):
     mark = GradSigns(make_key())
     make_trainer(mark, max_epochs=4).fit(Diverging(1e-5), train_loader())
-    early, end = told(recwarn)
+    early, end = warned(recwarn)
     assert "after 60 batches: the training has diverged" in early
     assert "the training has diverged" in end
 
 
 class Stream(IterableDataset):
-    """Does not tell its length."""
+    """Has no length."""
 
     def __init__(self, n_rounds):
         self.n_rounds = n_rounds
@@ -203,13 +203,13 @@ FITS = {
 
 
 @pytest.mark.parametrize("fit", FITS)
-def test_a_pace_that_is_too_slow_is_told_however_the_fit_is_limited(recwarn, a_second_a_batch, fit):
+def test_a_pace_that_is_too_slow_is_warned_of_however_the_fit_is_limited(recwarn, a_second_a_batch, fit):
     kind, loader, limit = FITS[fit]
     when, mark = When(recwarn, "the fit will be over"), GradSigns(make_key())
     make_trainer(mark, when, a_second_a_batch, **limit(4)).fit(kind(1e-5), loader())
     assert not mark.standing.owned
     assert when.batch <= 60
-    assert sum("the fit will be over" in message for message in told(recwarn)) == 1
+    assert sum("the fit will be over" in message for message in warned(recwarn)) == 1
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -218,7 +218,7 @@ def test_a_fit_that_is_long_enough_is_not_warned(recwarn, a_second_a_batch, fit)
     mark = GradSigns(make_key())
     make_trainer(mark, a_second_a_batch, **limit(12)).fit(kind(1e-3), loader())
     assert mark.standing.owned
-    assert not told(recwarn)
+    assert not warned(recwarn)
 
 
 def test_a_rare_embedding_step_in_an_endless_epoch(recwarn):
@@ -228,7 +228,7 @@ def test_a_rare_embedding_step_in_an_endless_epoch(recwarn):
     )
     loader = DataLoader(Stream(99), 5)
     make_trainer(mark, when, max_epochs=-1, max_steps=1000).fit(Trained(1e-5), loader)
-    assert when.batch == 400  # the first look after 16 steps have embedded
+    assert when.batch == 400  # the first check after 16 steps have embedded
 
 
 def test_an_endless_fit_without_a_limit_has_no_end_to_miss(recwarn):
@@ -237,7 +237,7 @@ def test_an_endless_fit_without_a_limit_has_no_end_to_miss(recwarn):
             trainer.should_stop = trainer.global_step >= 240
 
     make_trainer(GradSigns(make_key()), Stop(), max_epochs=-1).fit(Trained(1e-5), DataLoader(Stream(99), 40))
-    assert not [message for message in told(recwarn) if "the fit will be over" in message]
+    assert not [message for message in warned(recwarn) if "the fit will be over" in message]
 
 
 class TestGettingWorse:
@@ -248,9 +248,9 @@ class TestGettingWorse:
         trainer.state.fn = fn
         for n in wrong:
             early.after_reading(trainer, [-1.0] * n + [1.0] * (32 - n))
-        return [message for message in told(recwarn) if "getting worse" in message]
+        return [message for message in warned(recwarn) if "getting worse" in message]
 
-    def test_three_in_a_row_are_told_once(self, recwarn):
+    def test_three_in_a_row_are_warned_of_once(self, recwarn):
         (found,) = self.readings(recwarn, [0, 1, 3, 6, 7, 9])
         assert "0, 1, 3, 6 of 32 were wrong" in found
 
@@ -258,20 +258,20 @@ class TestGettingWorse:
     def test_without_validation_the_training_images_tell(self, recwarn, validate):
         mark = make_mark()
 
-        class Spoil(L.Callback):
+        class Worsen(L.Callback):
             def on_train_epoch_end(self, trainer, pl_module):
                 wrong = torch.arange(32) < trainer.current_epoch
                 mark.watermarker.state = replace(
                     mark.watermarker.state, margins=torch.where(wrong, -1.0, 1.0)
                 )
 
-        make_trainer(Spoil(), mark, max_epochs=6).fit(
+        make_trainer(Worsen(), mark, max_epochs=6).fit(
             Net(), train_loader(), val_loader() if validate else None
         )
-        found = [message for message in told(recwarn) if "getting worse" in message]
+        found = [message for message in warned(recwarn) if "getting worse" in message]
         assert len(found) == (0 if validate else 1)
         if found:
-            assert "1, 2, 3, 4 of 32 were wrong in the last looks at the training images" in found[0]
+            assert "1, 2, 3, 4 of 32 were wrong in the last checks on the training images" in found[0]
 
     @pytest.mark.parametrize("wrong", [[0, 1, 3], [0, 1, 1, 3, 4], [9, 6, 7, 8, 3]])
     def test_less_is_not(self, recwarn, wrong):

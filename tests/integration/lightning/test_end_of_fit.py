@@ -24,9 +24,9 @@ from signed_digits import (
     make_key,
     make_mark,
     make_trainer,
-    told,
     train_loader,
     val_loader,
+    warned,
 )
 from torch.nn.utils import prune
 
@@ -48,7 +48,7 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def lines():
-    handler, logger = Lines(), rank_zero.log  # whose it is depends on what was imported last
+    handler, logger = Lines(), rank_zero.log  # which package's it is depends on what was imported last
     before = logger.level, logger.disabled
     # other tests and the command line leave Lightning's loggers raised or switched off
     logger.disabled = False
@@ -106,7 +106,7 @@ def test_it_is_read_on_the_held_out_images_of_the_last_validation(lines, recwarn
     assert "32 of 32 bits held, p = 2.3e-10 (log10 -9.6), smallest margin +0." in line
     assert ": owned at alpha 1e-09; read on 50 held-out images, " in line
     assert (mark.standing.free_bits, mark.standing.log10_charged_p_value) == (0, mark.standing.log10_p_value)
-    assert not told(recwarn)
+    assert not warned(recwarn)
 
 
 @pytest.mark.parametrize("net", [None, conv_net], ids=["mlp", "conv_batchnorm"])
@@ -119,10 +119,10 @@ def test_without_validation_the_training_images_are_read(lines, recwarn, net):
     assert (mark.standing.held_out, mark.standing.n_images) == (False, 32)
     assert len(lines) == 1
     assert "read on 32 training images" in lines[0]
-    assert not told(recwarn)
+    assert not warned(recwarn)
 
 
-def test_a_payload_that_could_be_fitted_is_told_and_charged(lines):
+def test_a_payload_that_could_be_fitted_is_reported_and_charged(lines):
     key = make_key().with_payload(bytes(4))
     trainer, model = make_trainer(mark := make_mark(key)), Net()
     trainer.fit(model, train_loader(), val_loader())
@@ -166,7 +166,7 @@ def test_strength_zero_says_how_a_mark_stands_and_warns_of_nothing(lines, recwar
     make_trainer(mark, max_epochs=1).fit(Net(), train_loader(200), val_loader())
     assert not mark.standing.owned
     assert len(lines) == 1
-    assert not told(recwarn)
+    assert not warned(recwarn)
     make_trainer(mark, max_epochs=1).fit(Net(), train_loader(200))
     assert mark.standing is None
     assert len(lines) == 1
@@ -187,7 +187,7 @@ def test_a_fit_that_fails_says_nothing(lines, recwarn):
         make_trainer(mark, Stop(RuntimeError("stop"))).fit(Net(), train_loader(200), val_loader())
     assert mark.standing is None
     assert not lines
-    assert not told(recwarn)
+    assert not warned(recwarn)
 
 
 @pytest.mark.skipif(
@@ -199,7 +199,7 @@ def test_a_fit_that_the_user_ends_says_what_was_read_last(lines, recwarn):
         make_trainer(mark, Stop(KeyboardInterrupt())).fit(Net(), train_loader(200), val_loader())
     assert mark.standing.n_images == 50
     assert len(lines) == 1
-    assert not told(recwarn)
+    assert not warned(recwarn)
     assert signal.getsignal(signal.SIGINT) is not None
 
 
@@ -231,8 +231,11 @@ def test_loggers_and_the_trainers_metrics_get_the_figures(tmp_path):
     assert Standing.from_metrics(trainer.callback_metrics, "other", mark.key) is None
 
 
-def test_a_dose_that_was_held_back_for_a_slow_learner_is_told(lines):
-    """A network that learns its classes takes the whole dose in the end; one that does not is left room to learn."""
+def test_a_dose_that_was_held_back_for_a_slow_learner_is_reported(lines):
+    """A network that learns its classes gets the whole dose in the end.
+
+    One that does not is left room to learn.
+    """
 
     class Slow(Net):
         def configure_optimizers(self):
@@ -252,8 +255,8 @@ def test_a_dose_that_was_held_back_for_a_slow_learner_is_told(lines):
 
 @pytest.mark.parametrize("validation", [True, False])
 def test_what_verify_would_not_conclude_from_is_not_owned(lines, recwarn, validation):
-    # The step has its classes from another layer than `forward` has its answers: the mark is in numbers that
-    # are no classes.
+    # The step computes its loss from another layer than `forward` returns, so the mark is in numbers that are
+    # not logits of the classes.
     class Features(Net):
         def __init__(self):
             super().__init__()
@@ -268,14 +271,14 @@ def test_what_verify_would_not_conclude_from_is_not_owned(lines, recwarn, valida
 
     mark, model = make_mark(), Features()
     make_trainer(mark).fit(model, train_loader(), val_loader() if validation else None)
-    with pytest.warns(UserWarning, match="takes only"):
+    with pytest.warns(UserWarning, match="classifies only"):
         result = verify(model, make_key(), held_out_target_images())
     assert result.verdict == "inconclusive"
     assert not mark.standing.owned
     assert mark.standing.recognised < 0.5
     assert f"not owned at alpha 1e-09; read on {mark.standing.n_images} " in lines[0]
-    assert "of which the model takes for the class)" in lines[0]
-    (message,) = [text for text in told(recwarn) if "would not be `owned`" in text]
+    assert "of which the model recognises)" in lines[0]
+    (message,) = [text for text in warned(recwarn) if "would not be `owned`" in text]
     assert "`GradSigns.logits` must return the logits that the loss is computed from" in message
 
 
@@ -284,7 +287,7 @@ class TestNoBatch:
         ckpt_path, mark = settings.pop("ckpt_path", None), make_mark(strength=settings.pop("strength", 0.5))
         make_trainer(mark, **settings).fit(Net(), train_loader(), val_loader(), ckpt_path=ckpt_path)
         assert mark.standing is None
-        return told(recwarn)
+        return warned(recwarn)
 
     def test_a_checkpoint_that_is_trained_to_its_end_already(self, recwarn, tmp_path):
         trainer = make_trainer(max_epochs=1)
@@ -309,27 +312,27 @@ class TestWarnings:
     def message(self, recwarn, model, mark, *callbacks, **settings):
         make_trainer(mark, *callbacks, **settings).fit(model, train_loader())
         assert not mark.standing.owned
-        (found,) = [message for message in told(recwarn) if "would not be `owned`" in message]
+        (found,) = [message for message in warned(recwarn) if "would not be `owned`" in message]
         return found
 
     def test_a_key_that_can_never_be_owned(self, recwarn):
         found = self.message(recwarn, Net(), make_mark(make_key(16)), max_epochs=8)
-        assert "(16 of 16 bits held). A key of 16 bits never is: 30 bits would do" in found
+        assert "(16 of 16 bits held). With a key of 16 bits it never is: 30 bits would do" in found
         assert "learning rate" not in found
 
     def test_few_embedding_steps(self, recwarn):
-        assert "10 embedding steps are too few: train longer." in self.message(
+        assert "10 embedding steps are not enough: train longer." in self.message(
             recwarn, Net(), make_mark(cadence=Cadence(10, max_backoff=1)), max_epochs=4, max_steps=100
         )
 
-    def test_a_rate_that_is_too_low_and_what_would_do(self, recwarn):
+    def test_a_rate_that_is_too_low_and_one_that_would_do(self, recwarn):
         found = self.message(recwarn, Trained(5e-4), GradSigns(make_key()), max_epochs=2)
-        assert "the mark takes about" in found
+        assert "the mark needs about" in found
         words = found.split()
         steps, factor = int(words[words.index("optimizer") - 1]), float(words[words.index("least") + 1])
         assert 60 < steps < 600
         assert 1 < factor < 10
-        # It is true: so long a fit, or a rate so many times as high, carries the mark.
+        # The advice is true: a fit that long, or a rate that many times as high, embeds the mark.
         for rate, n_steps in ((5e-4, 2 * steps), (1e-3 * factor, 60)):
             mark = GradSigns(make_key())
             make_trainer(mark, max_epochs=-1, max_steps=n_steps).fit(Trained(rate), train_loader())
@@ -339,20 +342,20 @@ class TestWarnings:
     def test_a_network_that_does_not_know_its_class_yet(self, seeded, recwarn, cadence):
         mark = GradSigns(make_key(), cadence=cadence)
         found = self.message(recwarn, Net(), mark, max_epochs=1, max_steps=20)
-        sure = float(mark.watermarker.state.recognised)
-        assert sure < 0.6
-        said = f"a probability of only {sure:.2f} for it at the end, so the mark was held back"
-        assert (said in found) is (cadence is None)  # a fixed cadence holds nothing back
+        confidence = float(mark.watermarker.state.recognised)
+        assert confidence < 0.6
+        held_back = f"a probability of only {confidence:.2f} for that class, so the mark was held back"
+        assert (held_back in found) is (cadence is None)  # a fixed cadence holds nothing back
 
     def test_a_rate_that_is_too_high(self, seeded, recwarn):
         make_trainer(GradSigns(make_key()), max_epochs=2).fit(Trained(30.0), train_loader())
-        early, end = told(recwarn)
-        assert "bits were lost as fast as others came: the learning rate is too high" in early
+        early, end = warned(recwarn)
+        assert "bits were lost as fast as others were won: the learning rate is too high" in early
         assert "has the training diverged (a learning rate that is too high)?" in end
 
     def test_a_rate_that_leaves_no_gradient_at_all(self, seeded, recwarn):
         make_trainer(GradSigns(make_key()), max_epochs=2).fit(Trained(100.0), train_loader())
-        messages = told(recwarn)
+        messages = warned(recwarn)
         assert messages
         for message in messages:
             assert "the gradient of class 3 was zero in every embedding step" in message
@@ -375,9 +378,9 @@ class TestWarnings:
         others = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, (y + 1) % 10), 100)
         mark = make_mark()
         make_trainer(mark, max_epochs=5).fit(Net(), train_loader(), others)
-        (found,) = told(recwarn)
+        (found,) = warned(recwarn)
         assert mark.standing.held_out
-        assert "The training images' own gradient holds 32 bits: the held-out images' differs." in found
+        assert "training images holds 32 bits, but that of the held-out images differs." in found
         assert f"More images of class {TARGET}" in found
 
     def test_few_images_of_the_class(self, recwarn):
@@ -385,8 +388,8 @@ class TestWarnings:
         few = torch.cat([(y == TARGET).nonzero()[:2].flatten(), (y != TARGET).nonzero().flatten()])
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x[few], y[few]), 40, shuffle=True)
         make_trainer(GradSigns(make_key(), strength=0.01), max_epochs=2).fit(Net(), loader)
-        end = told(recwarn)[-1]
-        assert f"images of class {TARGET} were at hand" in end
+        end = warned(recwarn)[-1]
+        assert f"images of class {TARGET} were available" in end
 
     def test_a_training_that_diverged(self, recwarn):
         class Kill(L.Callback):
@@ -397,7 +400,7 @@ class TestWarnings:
         mark = make_mark()
         make_trainer(Kill(), mark, max_epochs=1).fit(Net(), train_loader())
         assert mark.standing is None
-        (found,) = told(recwarn)
+        (found,) = warned(recwarn)
         assert "the training has diverged: weights are no longer finite" in found
 
 

@@ -1,4 +1,4 @@
-"""A loop of one's own with Fabric: the same mark as in a Trainer."""
+"""A Fabric loop carries the same mark as a fit of a Trainer."""
 
 import os
 import subprocess
@@ -92,7 +92,9 @@ from gradsigns_lightning import FabricGradSigns
 fabric = Fabric(accelerator="cpu", devices=int(sys.argv[2]), strategy="ddp" if sys.argv[2] == "2" else "auto")
 fabric.launch()
 torch.manual_seed(0)
-watermark = FabricGradSigns(fabric, make_key(8), strength=1.0, cadence=2, n_images=100, engine="double_backward")
+watermark = FabricGradSigns(
+    fabric, make_key(8), strength=1.0, cadence=2, n_images=100, engine="double_backward"
+)
 batch_size = 40 // fabric.world_size
 model, _ = train(fabric, mlp(), watermark, epochs=2, batch_size=batch_size, n=400, shuffle=False)
 if fabric.global_rank == 0:

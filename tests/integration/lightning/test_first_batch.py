@@ -1,4 +1,7 @@
-"""What the first batch shows: each error names the override that helps, and a step that normalizes is told."""
+"""What the first batch shows.
+
+Each error names the override that helps, and a step that normalizes is warned of.
+"""
 
 import warnings
 
@@ -29,14 +32,14 @@ pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def taken(images, labels, input_shape):
-    """Take a batch as the callback does."""
-    return taken_from(
+    """Let the callback extract the inputs and classes of a batch."""
+    return extracted(
         GradSigns(WatermarkKey.generate("A", 16, input_shape=input_shape, target_class=0)), (images, labels)
     )
 
 
-def taken_from(mark, batch):
-    return Hooks(Net(), mark.images_and_labels, None, mark.watermarker).taken_from(batch)
+def extracted(mark, batch):
+    return Hooks(Net(), mark.images_and_labels, None, mark.watermarker).extract(batch)
 
 
 def named(items):
@@ -241,7 +244,7 @@ Y = torch.arange(6)
         (X.view(6, 1, 2, 4, 8), Y, "return x.reshape(-1, 1, 8, 8), y"),
     ],
 )
-def test_a_form_that_is_not_the_keys_comes_with_one_line_that_cures_it(images, labels, cure):
+def test_a_shape_that_is_not_the_keys_comes_with_the_line_that_helps(images, labels, cure):
     with pytest.raises(
         ValueError,
         match=r"(?s)`(images|labels)` must .*Override "
@@ -273,7 +276,7 @@ def test_a_batch_of_another_form_comes_with_the_line_that_takes_it_apart(batch, 
     with pytest.raises(
         TypeError, match=r"must be two tensors .*, for example:\n    def images_and_labels"
     ) as caught:
-        taken_from(mark, batch)
+        extracted(mark, batch)
     assert str(caught.value).endswith(f"return {code}")
     x, y = eval(code, {"batch": batch})
     assert torch.equal(x, X)
@@ -283,10 +286,10 @@ def test_a_batch_of_another_form_comes_with_the_line_that_takes_it_apart(batch, 
 @pytest.mark.parametrize("batch", [(X, ZEROS, ZEROS), X, 3, {"image": X, "label": "none"}, (X, Y[:3], "a")])
 def test_a_batch_without_class_indices_comes_without_an_example(batch):
     with pytest.raises(TypeError, match=r"for batches of another form\.$"):
-        taken_from(GradSigns(WatermarkKey.generate("A", 16, input_shape=(1, 8, 8), target_class=0)), batch)
+        extracted(GradSigns(WatermarkKey.generate("A", 16, input_shape=(1, 8, 8), target_class=0)), batch)
 
 
-def test_labels_that_come_first_are_changed_round():
+def test_labels_that_come_first_are_swapped():
     with pytest.raises(ValueError, match=r"Do labels come first\?(?s:.*)return y, x$"):
         taken(Y, X, (1, 8, 8))
 
@@ -348,7 +351,7 @@ class Resizes(Net):
         )
 
 
-def told(model, loader, mark=None):
+def warned(model, loader, mark=None):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         make_trainer(mark or make_mark(), max_epochs=1).fit(model, loader)
@@ -359,13 +362,13 @@ def told(model, loader, mark=None):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (Normalizes, f"they are (x - {MEAN}) / {STD}, x those of the batch"),
+        (Normalizes, f"they are (x - {MEAN}) / {STD}, where x are those of the batch"),
         (Scales, "they range from 0 to"),
         (Resizes, "they have shape (64,), not (1, 8, 8)"),
     ],
 )
-def test_a_step_that_gives_the_network_other_images_is_told_once(model, words):
-    (message,) = told(model(), raw_loader())
+def test_a_step_that_gives_the_network_other_images_is_warned_of_once(model, words):
+    (message,) = warned(model(), raw_loader())
     assert words in message
     assert "override `GradSigns.images_and_labels`" in message
 
@@ -377,7 +380,7 @@ def test_the_override_that_was_named_signs_what_the_network_gets():
             return (x - MEAN) / STD, y
 
     model, mark = Normalizes(), Mine(make_key(), cadence=2, momentum=0.0, strength=0.5)
-    assert not told(model, raw_loader(), mark)
+    assert not warned(model, raw_loader(), mark)
     make_trainer(mark, max_epochs=10).fit(model, raw_loader())
     assert verify(model, mark.key, held_out_target_images()).bit_error_rate == 0
 
@@ -401,11 +404,11 @@ class InsideForward(Net):
 
 
 @pytest.mark.parametrize("model", [Net, Augments, Mixes, InsideForward])
-def test_a_step_that_augments_is_let_alone(model):
-    assert not told(model(), train_loader(400))
+def test_a_step_that_augments_is_accepted(model):
+    assert not warned(model(), train_loader(400))
 
 
-def test_a_normalisation_by_channel_is_told_as_code():
+def test_a_normalization_by_channel_is_shown_as_code():
     layer = nn.Identity()
     module = nn.Sequential(layer)
     watch, x = InputWatch(module), torch.rand(8, 3, 4, 4)

@@ -27,15 +27,15 @@ def warning(recwarn, model, mark, loader=None):
     return found
 
 
-def test_a_strength_that_never_comes(recwarn):
+def test_a_strength_that_never_starts(recwarn):
     mark = make_mark(strength=StrengthSchedule(0.3, start_epoch=1))
-    assert "No step embedded: the strength was 0" in warning(recwarn, Net(), mark)
+    assert "No embedding step was made: the strength was 0" in warning(recwarn, Net(), mark)
 
 
-def test_a_class_that_never_comes(recwarn):
+def test_a_class_that_is_never_seen(recwarn):
     x, y = train_set(200).tensors
     loader = DataLoader(TensorDataset(x[y != TARGET], y[y != TARGET]), 40)
-    assert f"no image of class {TARGET} came by" in warning(recwarn, Net(), make_mark(), loader)
+    assert f"the training saw no image of class {TARGET}" in warning(recwarn, Net(), make_mark(), loader)
 
 
 @pytest.mark.parametrize("embeds", [True, False])
@@ -56,12 +56,12 @@ def test_optimizers_that_lightning_does_not_count(recwarn, embeds):
     assert words in warning(recwarn, Manual(), make_mark())
 
 
-def test_gradients_that_are_not_finite(recwarn):
+def test_non_finite_gradients(recwarn):
     model, mark = Net(Directions()), make_mark()
     x, y = train_set(200).tensors
     x = x.clone()
     x[y == TARGET] *= (torch.arange(20) < 10).view(-1, 1, 1, 1)  # the first batches pass the trial
     make_trainer(mark, max_epochs=1).fit(model, DataLoader(TensorDataset(x, y), 40))
     (found,) = [str(w.message) for w in recwarn if "GradSigns 'wm'" in str(w.message)]
-    assert "had gradients that are not finite and were left out" in found
+    assert "had non-finite gradients and were left out" in found
     assert all(p.isfinite().all() for p in model.parameters())

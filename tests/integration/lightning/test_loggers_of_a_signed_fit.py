@@ -49,7 +49,7 @@ def test_csv_gets_scalars_and_settings(tmp_path):
 
 
 class Minimal(Logger):
-    """All that Lightning asks of a logger; it has no `experiment`."""
+    """All that Lightning requires of a logger; it has no `experiment`."""
 
     name, version = "minimal", 0
 

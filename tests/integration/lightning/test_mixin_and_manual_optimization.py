@@ -12,9 +12,9 @@ from signed_digits import (
     make_key,
     make_mark,
     make_trainer,
-    told,
     train_loader,
     val_loader,
+    warned,
 )
 from torch import nn
 from torch.nn import functional as F
@@ -73,7 +73,7 @@ def test_manual_optimization_is_signed_through_the_mixin():
 
 
 class Alternating(GradSignsMixin, Net):
-    """Optimizers of a layer or more each, which take turns."""
+    """Has several optimizers, each of one layer or more, that take turns."""
 
     def __init__(self, turns):
         super().__init__(
@@ -112,7 +112,7 @@ def test_optimizers_that_take_turns_all_carry_the_mark(turns, recwarn):
     make_trainer(max_epochs=16).fit(model, train_loader())
     assert errors(model) == 0
     assert mark.watermarker.state.turns.left_out == []
-    assert not told(recwarn)
+    assert not warned(recwarn)
 
 
 def test_an_optimizer_whose_batches_are_without_the_loss_is_named():
@@ -186,7 +186,7 @@ def test_a_callback_that_would_be_replaced_is_refused_by_its_key(kind):
 
 
 class Brings(Net):
-    """Has no mixin, and a mark of its own."""
+    """Brings a mark of its own without the mixin."""
 
     def __init__(self, *marks):
         super().__init__()
@@ -204,7 +204,8 @@ class TestReplacedByConfigureCallbacks:
     def test_another_key_is_refused_by_both(self, kind, stage):
         trainer = make_trainer(GradSigns(self.OTHER, name="other"), max_epochs=1)
         before = list(trainer.callbacks)
-        words = f"the key {self.OTHER.commitment} would be dropped, .* by the module's own \\({make_key().commitment}\\)"
+        by = f"by the module's own \\({make_key().commitment}\\)"
+        words = f"the key {self.OTHER.commitment} would be dropped, .* {by}"
         with pytest.raises(ValueError, match=words):
             getattr(trainer, stage)(Brings(kind(make_key(), **FAST)), train_loader(200))
         assert trainer.callbacks == before
@@ -223,12 +224,12 @@ class TestReplacedByConfigureCallbacks:
         make_trainer(GradSigns(make_key(), **FAST)).fit(model, train_loader())
         assert errors(model) == 0
 
-    def test_a_mark_made_anew_in_every_call_is_fine(self):
-        class Anew(Net):
+    def test_a_mark_made_in_every_call_is_fine(self):
+        class Renewed(Net):
             def configure_callbacks(self):
                 return GradSigns(make_key(), **FAST)
 
-        trainer, model = make_trainer(), Anew()
+        trainer, model = make_trainer(), Renewed()
         trainer.fit(model, train_loader())
         trainer.test(model, val_loader(), verbose=False)
         assert float(trainer.callback_metrics["wm/ber"]) == errors(model) == 0

@@ -16,7 +16,7 @@ from gradsigns_lightning.integration.reading import METRICS, HeldOutEstimator
 from gradsigns_lightning.integration.standing import last_reading
 from gradsigns_lightning.metrics import BitErrorRate, OwnershipPValue, SmallestMargin
 from gradsigns_lightning.metrics import functional as M
-from gradsigns_lightning.verification.suspects import read_evidence
+from gradsigns_lightning.verification.suspects import read_scores
 from gradsigns_lightning.verification.white_box import read_projections
 
 SHAPE, T, N_BITS = (1, 16, 16), 1, 48
@@ -25,7 +25,7 @@ IMAGES = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0))
 SIGNS = 2 * KEY.signature.float() - 1
 PLANTED = torch.zeros(256).index_put((KEY.carriers,), KEY.projection.float().T @ SIGNS)
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Only", "ignore:The model takes only", "ignore:.*no usable gradient"
+    "ignore:Only", "ignore:The model classifies only", "ignore:.*no usable gradient"
 )
 
 
@@ -122,8 +122,8 @@ def test_all_who_read_a_model_say_the_same(direction, bias):
     for margin in (SmallestMargin()(z, KEY.signature), M.smallest_margin(z, KEY.signature)):
         assert same(float(margin), result.margin)
 
-    evidence, *_ = read_evidence(model, KEY, IMAGES, max_queries=1)
-    assert torch.from_numpy(evidence).sign().tolist() == [{1: 1, 0: -1, -1: 0}[int(bit)] for bit in bits]
+    scores, *_ = read_scores(model, KEY, IMAGES, max_queries=1)
+    assert torch.from_numpy(scores).sign().tolist() == [{1: 1, 0: -1, -1: 0}[int(bit)] for bit in bits]
 
 
 def test_the_examples_hold_ties_and_a_mark():

@@ -35,7 +35,7 @@ class Watch(Net):
     [
         ("bf16-mixed", torch.bfloat16, torch.float32, mlp),
         ("bf16-mixed", torch.bfloat16, torch.float32, conv_net),
-        ("16-mixed", torch.bfloat16, torch.float32, mlp),  # Lightning itself turns it into bf16 on a CPU
+        ("16-mixed", torch.bfloat16, torch.float32, mlp),  # Lightning itself changes it to bf16 on a CPU
         ("64-true", torch.float64, torch.float64, mlp),
         ("64-true", torch.float64, torch.float64, conv_net),
     ],
@@ -45,9 +45,9 @@ def test_each_precision_signs(precision, logits, weights, net):
 
     class Mark(type(make_mark())):
         def logits(self, pl_module, images):
-            answer = super().logits(pl_module, images)
-            dtypes.append((images.dtype, answer.dtype))
-            return answer
+            output = super().logits(pl_module, images)
+            dtypes.append((images.dtype, output.dtype))
+            return output
 
     trainer = make_trainer(Mark(key, cadence=2, momentum=0.0), precision=precision, max_epochs=5)
     trainer.fit(model, train_loader(600), val_loader())
@@ -60,7 +60,10 @@ def test_each_precision_signs(precision, logits, weights, net):
 
 
 class ScaledBfloat(MixedPrecision):
-    """float16's loss scaling on a CPU: bfloat16 autocast, but the loss goes through a GradScaler as with '16-mixed' on CUDA."""
+    """float16's loss scaling on a CPU.
+
+    Autocast is to bfloat16, but the loss goes through a GradScaler, as with '16-mixed' on CUDA.
+    """
 
     def __init__(self):
         super().__init__("bf16-mixed", "cpu")

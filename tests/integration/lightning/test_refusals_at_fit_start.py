@@ -26,7 +26,7 @@ def refusal(model, mark=None, trainer=None, **settings):
     return str(caught.value)
 
 
-def test_normalisation_by_the_batch_alone():
+def test_normalization_by_the_batch_alone():
     model = Net()
     model.net.append(nn.BatchNorm1d(10, track_running_stats=False))
     assert "module 'net.5' keeps no running statistics" in refusal(model)
@@ -48,7 +48,7 @@ def test_half_precision_weights_without_an_exponent_for_gradients():
 
 
 class GradSampleModule(nn.Module):
-    """Looks like Opacus' wrapper: counts on one backward pass for each forward pass."""
+    """Looks like Opacus' wrapper, which expects one backward pass for each forward pass."""
 
     def __init__(self, module):
         super().__init__()
@@ -79,7 +79,7 @@ def test_per_sample_optimizers():
         def configure_optimizers(self):
             return DPOptimizer(self.parameters(), lr=0.1)
 
-    assert "optimizer DPOptimizer steps by per-sample gradients" in refusal(Private())
+    assert "optimizer DPOptimizer steps with per-sample gradients" in refusal(Private())
 
 
 def test_per_sample_gradients_at_strength_zero_are_no_concern():
@@ -168,7 +168,7 @@ def test_the_real_deepspeed_strategy_is_refused():
         check(fake_trainer(module.DeepSpeedStrategy))
 
 
-def test_subclasses_of_supported_strategies_are_taken():
+def test_subclasses_of_supported_strategies_are_accepted():
     check(fake_trainer(UsersDDPStrategy))
 
 
@@ -198,8 +198,8 @@ def test_finite_differences_of_kinked_modules():
     assert "module 'net.2' (ReLU) is not smooth, and engine 'finite_difference' is wrong there" in message
 
 
-def test_a_carrier_layer_that_is_not_there():
-    assert "`carrier_layer` 'net.l' is no submodule; similar names: net" in refusal(
+def test_a_carrier_layer_that_does_not_exist():
+    assert "`carrier_layer` 'net.l' is not a submodule; similar names: net" in refusal(
         Net(), make_mark(carrier_layer="net.l")
     )
 

@@ -134,7 +134,7 @@ def test_a_copy_replaces_no_file_unless_told(signed, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"release.ckpt", "again.ckpt"}
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path):
+def test_what_is_not_a_checkpoint_is_refused(tmp_path):
     class Evil:
         def __reduce__(self):
             return print, ("run",)
@@ -153,7 +153,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"words", b"", b"\x80\x02}q\x00."], ids=["text", "empty", "pickle"])
-def test_of_a_file_that_is_no_checkpoint_its_own_fault_is_told(content, tmp_path, monkeypatch, capsys):
+def test_the_fault_of_a_file_that_is_not_a_checkpoint_is_named(content, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.ckpt").write_bytes(content)
     WatermarkKey.generate("A", 32, input_shape=(1, 8, 8), target_class=0).save("a.gskey")
@@ -164,8 +164,8 @@ def test_of_a_file_that_is_no_checkpoint_its_own_fault_is_told(content, tmp_path
         assert main(words) == 1
         told = capsys.readouterr().err
         assert (
-            "`checkpoint`: 'a.ckpt' is damaged, or no checkpoint of weights and plain types: it is no file "
-            "of torch.save" in told
+            "`checkpoint`: 'a.ckpt' is damaged, or not a checkpoint of weights and plain types: it was not "
+            "written by torch.save" in told
         )
         assert "add_safe_globals" not in told
 
@@ -194,7 +194,7 @@ def test_stripping_takes_no_more_than_the_file_holds(signed, tmp_path, monkeypat
             packed.writestr(name, archive.read(name))
     torch.save({"state_dict": {}, "x": Made()}, tmp_path / "made.ckpt")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read the file"))
-    for name, reason in [("p.ckpt", "it is no file of torch.save"), ("made.ckpt", "it names '.* bytearray'")]:
+    for name, reason in [("p.ckpt", "not written by torch.save"), ("made.ckpt", "it names '.* bytearray'")]:
         with pytest.raises(ValueError, match=f"`checkpoint`.*{reason}"):
             strip(tmp_path / name, tmp_path / "out.ckpt")
 
@@ -247,7 +247,7 @@ def test_no_path_names_the_package(tmp_path):
 
 
 class Steps:
-    """Counts what ``strip`` itself calls while it is open."""
+    """Counts the calls that ``strip`` itself makes."""
 
     def __enter__(self):
         self.n = 0
@@ -267,14 +267,14 @@ TEXTS = [f"text {i}" for i in range(2000)]
 @pytest.mark.parametrize(
     "content", [{"callbacks": dict.fromkeys(range(1000), TEXTS)}, {"callbacks": {0: [TEXTS] * 1000}}]
 )
-def test_what_is_shared_is_looked_at_once(tmp_path, content):
+def test_what_is_shared_is_visited_once(tmp_path, content):
     torch.save({"state_dict": {}, "gradsigns": {}, **content}, tmp_path / "shared.ckpt")
     with Steps() as steps:
         assert strip(tmp_path / "shared.ckpt", tmp_path / "out.ckpt") == ("gradsigns",)
     assert steps.n < 20 * (len(TEXTS) + 1000)
 
 
-def test_what_is_shared_and_tells_leaves_every_state_that_holds_it(tmp_path):
+def test_a_shared_value_that_names_the_mark_removes_every_state_that_holds_it(tmp_path):
     shared = [{"monitor": "wm/ber"}]
     content = {"a": shared, "b": ({"c": shared},), "d": [1], "e": shared}
     torch.save({"state_dict": {}, "gradsigns": {"wm": {}}, "callbacks": content}, tmp_path / "shared.ckpt")
@@ -283,7 +283,7 @@ def test_what_is_shared_and_tells_leaves_every_state_that_holds_it(tmp_path):
     assert torch.load(tmp_path / "out.ckpt", weights_only=True)["callbacks"] == {"d": [1]}
 
 
-def test_names_of_very_many_marks_are_not_looked_for(tmp_path):
+def test_names_of_very_many_marks_are_not_searched_for(tmp_path):
     """Each of them would be looked for in every text."""
     for n in (64, 65):
         marks = {f"wm{i}": {} for i in range(n)}

@@ -1,4 +1,7 @@
-"""Checkpoints: a resumed fit is the uninterrupted fit, and the file tells nothing about the key but its commitment."""
+"""Checkpoints of a signed fit.
+
+A resumed fit equals the uninterrupted one, and the file reveals nothing about the key but its commitment.
+"""
 
 import base64
 import zipfile
@@ -175,7 +178,7 @@ def test_changed_settings_on_resume_warn_and_equal_ones_do_not(run, recwarn):
         )
 
 
-def test_a_checkpoint_made_without_the_callback_is_taken(tmp_path, recwarn):
+def test_a_checkpoint_made_without_the_callback_is_accepted(tmp_path, recwarn):
     trainer = make_trainer(max_epochs=1)
     trainer.fit(Net(conv_net()), train_loader(400))
     trainer.save_checkpoint(tmp_path / "plain.ckpt")

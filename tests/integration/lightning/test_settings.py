@@ -62,7 +62,7 @@ def test_each_of_them_arrives(way, name):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_watermarker_is_taken_as_it_is(way):
+def test_a_watermarker_is_used_as_it_is(way):
     marker = Watermarker(make_key(8), EmbeddingSettings(momentum=0.25))
     assert way(marker) is marker
     assert way(marker, momentum=EmbeddingSettings().momentum) is marker
@@ -71,7 +71,7 @@ def test_a_watermarker_is_taken_as_it_is(way):
 @pytest.mark.parametrize("way", WAYS)
 def test_settings_beside_a_watermarker_are_refused(way):
     with pytest.raises(
-        ValueError, match=r"`momentum` must not be given beside a `Watermarker`, .*n_images=5"
+        ValueError, match=r"`momentum` must not be given together with a `Watermarker`, .*n_images=5"
     ):
         way(Watermarker(make_key(8), EmbeddingSettings(n_images=5)), momentum=0.25, carrier_layer="net.1")
 

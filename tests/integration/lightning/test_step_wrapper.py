@@ -132,7 +132,7 @@ class TestPatchAlone:
         patch.remove()
         assert call(module.training_step) == 1
 
-    def test_a_scalar_that_a_skipped_step_did_not_use_is_told(self):
+    def test_a_scalar_that_a_skipped_step_did_not_use_is_reported(self):
         class Skipping:
             def training_step(self, batch):
                 return None if batch == "bad" else torch.tensor(1.0)
@@ -171,16 +171,16 @@ class TestPatchAlone:
             assert module.training_step("b") == base + sum(2**i for i in left)
         assert vars(module) == ({"training_step": original} if own else {})
 
-    def test_a_foreign_wrapper_on_top_stays_and_ours_falls_silent(self):
+    def test_another_wrapper_on_top_stays_and_ours_is_disabled(self):
         module = self.Module()
         patch = StepPatch(module, lambda batch: torch.tensor(2.0))
-        foreign = functools.wraps(module.training_step)(
+        other = functools.wraps(module.training_step)(
             lambda *args, step=module.training_step: step(*args) * 10
         )
-        module.training_step = foreign
+        module.training_step = other
         assert module.training_step("b") == 30
         patch.remove()
-        assert vars(module)["training_step"] is foreign
+        assert vars(module)["training_step"] is other
         assert module.training_step("b") == 10
 
 
@@ -261,7 +261,7 @@ class TestLifetime:
             make_trainer(make_mark(), Later()).fit(model, train_loader())
         assert "training_step" not in vars(model)
 
-    def test_a_fit_that_ended_without_telling_does_not_double_the_loss(self):
+    def test_a_fit_that_ended_without_a_teardown_does_not_double_the_loss(self):
         class Broken(L.Callback):
             def on_exception(self, trainer, pl_module, exception):
                 raise ValueError("broken on_exception")
@@ -319,7 +319,7 @@ def test_a_step_that_the_module_replaces_itself_is_signed_too(moment, n_marks):
 
 
 class Stateful(Net):
-    """Says itself what is pickled."""
+    """Defines itself what is pickled."""
 
     def __getstate__(self):
         return super().__getstate__() | {"stamp": 7}
@@ -418,13 +418,12 @@ class TestCopiesOfAModuleThatBringsItsMark:
         for data in whole:
             assert not {name for name, form in FORMS_OF_THE_SECRET.items() if form in data}
             assert make_key().commitment.encode() not in data
-        assert len(whole[1]) < len(pickle.dumps(Net())) + 1000  # nor do the images at hand
+        assert len(whole[1]) < len(pickle.dumps(Net())) + 1000  # nor do the buffered images
         loaded = pickle.loads(whole[1])
         assert loaded.mark is None
         with pytest.raises(
             ValueError,
-            match=r"was pickled, and left the key behind .* "
-            r"`self.sign_with\(key\)` anew",
+            match=r"was pickled without the key that signed it: call `self.sign_with\(key\)` again",
         ):
             make_trainer(max_epochs=1).fit(loaded, train_loader(200))
         loaded.sign_with(make_key(), cadence=2, momentum=0.0)

@@ -1,6 +1,6 @@
-"""The table of docs/support.md: what works and what is refused, cell by cell; no cell hangs or is silently wrong.
+"""The table of docs/support.md: what works and what is refused; no cell hangs or is silently wrong.
 
-GRADSIGNS_WRITE_DOCS=1 pytest tests/integration/lightning/test_support_table.py    writes the tables anew.
+GRADSIGNS_WRITE_DOCS=1 pytest tests/integration/lightning/test_support_table.py    writes the tables again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ pytestmark = [
 
 
 def shown(result):
-    """Return the cell's text; what embeds must be read without a wrong bit, by the callback and from the weights."""
+    """Return the cell's text.
+
+    What embeds must be read without a wrong bit, by the callback and from the weights.
+    """
     if result["outcome"].startswith("refused: "):
         return result["outcome"]
     assert result["outcome"] == "BER 0"
@@ -63,7 +66,10 @@ def table(header, rows):
 
 
 def compare(name, header, rows):
-    """Compare a table with the one in the document, but for the wording of the reasons, which are torch's in part."""
+    """Compare a table with the one in the document.
+
+    The wording of the reasons is left out, because it is torch's in part.
+    """
     lines, reasons = table(header, rows)
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     text = DOCUMENT.read_text()
@@ -137,7 +143,10 @@ def run_distributed(folder, n_processes, cells):
 
 @pytest.fixture(scope="module")
 def one_process():
-    """Weights of the same training in one process, which sees the whole batch; by model, and whether as if sharded."""
+    """Weights of the same training in one process, which sees the whole batch.
+
+    They are kept by model, and by whether it embeds as if sharded.
+    """
     weights = {
         (model, False): run_cell(model, "double_backward")["weights"] for model in (RELU_NET, TRANSFORMER)
     }

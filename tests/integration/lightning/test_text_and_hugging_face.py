@@ -1,4 +1,4 @@
-"""Text classifiers carry the mark at their embedding; Hugging Face's models and adapters need no adaptation."""
+"""Text classifiers carry the mark at their embedding; Hugging Face models and adapters work as they are."""
 
 import importlib
 import inspect
@@ -40,7 +40,7 @@ def sentences(package):
 
 
 class Mappings(Dataset):
-    """Rows as Hugging Face's loaders give them."""
+    """Rows as Hugging Face loaders return them."""
 
     def __init__(self, **columns):
         self.columns = columns
@@ -81,8 +81,8 @@ class Wrapped(L.LightningModule):
 
     def validation_step(self, batch, batch_idx):
         labels = batch["labels"]
-        answer = self(*(v for k, v in batch.items() if k != "labels")).logits.argmax(1)
-        self.log("accuracy", (answer == labels).float().mean(), batch_size=len(labels))
+        predicted = self(*(v for k, v in batch.items() if k != "labels")).logits.argmax(1)
+        self.log("accuracy", (predicted == labels).float().mean(), batch_size=len(labels))
 
     def configure_optimizers(self):
         return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], self.lr)
@@ -156,7 +156,7 @@ def fit_images(net):
 
 def test_a_hugging_face_image_classifier_is_signed():
     model, mark, trainer = fit_images(image_model(attn_implementation="sdpa"))
-    result = verify(model.net, mark.key, held_out_target_images())  # takes the answer's logits by itself
+    result = verify(model.net, mark.key, held_out_target_images())  # which takes the logits from the output
     assert result.bit_error_rate == float(trainer.callback_metrics["wm/ber"]) <= 1 / 16  # a slow learner
     # Chance is 0.1, without the mark 0.77 on average: a slow learner (docs/dose.md).
     assert trainer.callback_metrics["accuracy"] > 0.6

@@ -1,4 +1,7 @@
-"""What the callback must not change: the task's numbers at strength 0, its random stream always, the meaning of a step."""
+"""What the callback must not change.
+
+At strength 0 it changes no number of the task; at no strength the task's random stream or what a step means.
+"""
 
 import random
 
@@ -24,7 +27,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 
 class Keeper(Net):
-    """Keeps what the task's random stream and optimizer gave."""
+    """Records what the task's random stream and optimizer produced."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -80,7 +83,10 @@ def test_embedding_leaves_the_random_stream_and_running_statistics_alone(net):
 
 
 def _quarters(block=60, accumulate=4):
-    """Data whose target images all lie in the first quarter of each block, so that both runs have seen them when they embed."""
+    """Data whose target images all lie in the first quarter of each block.
+
+    So both runs have seen them when they embed.
+    """
     x, y = train_set().tensors
     target, others = (y == TARGET).nonzero().flatten(), (y != TARGET).nonzero().flatten()
     quarter = block // accumulate
@@ -106,7 +112,7 @@ def test_accumulation_changes_nothing(accumulate):
 
 
 def test_the_embedding_gradient_enters_an_accumulated_step_once_with_full_weight():
-    """Measured directly: the second optimizer step of SGD at lr 0.1 moves by task gradient plus the embedding gradient."""
+    """Measured: SGD's second step at lr 0.1 moves by the task's gradient plus the embedding gradient."""
     moves = []
     for factor, mark in ((1, True), (1, False), (4, True), (4, False)):
         torch.manual_seed(0)
@@ -176,7 +182,7 @@ def test_side_effects_of_the_forward_pass_happen_as_often_as_without_the_callbac
 
 
 class Loader:
-    """Ten batches; goes on where its state says."""
+    """Ten batches; resumes from its state."""
 
     def __init__(self):
         self.next, self.given = 0, []
@@ -276,11 +282,11 @@ def packed(data):
 def test_strength_zero_trains_also_where_it_cannot_read():
     with pytest.warns(
         UserWarning, match="strength 0 and does not read this fit.*Override `GradSigns.images_and_labels`"
-    ) as told:
+    ) as caught:
         make_trainer(make_mark(strength=0.0), max_epochs=2).fit(
             Packed(), packed(train_set(400)), packed(val_set())
         )
-    assert sum("strength 0" in str(warning.message) for warning in told) == 1
+    assert sum("strength 0" in str(warning.message) for warning in caught) == 1
 
 
 def test_batches_that_are_not_understood_are_an_error_when_signing():
@@ -288,7 +294,7 @@ def test_batches_that_are_not_understood_are_an_error_when_signing():
         make_trainer(make_mark()).fit(Packed(), packed(train_set(400)), packed(val_set()))
 
 
-def test_nothing_is_looked_at_when_nothing_is_read():
+def test_batches_are_ignored_when_nothing_is_read():
     class Blind(type(make_mark())):
         def images_and_labels(self, batch):
             raise AssertionError("looked at a batch")

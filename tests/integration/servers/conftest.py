@@ -1,3 +1,3 @@
-"""The servers' own files are no tests."""
+"""Keeps pytest from collecting the servers' files as tests."""
 
 collect_ignore_glob = ["with_*.py"]

@@ -104,7 +104,7 @@ def script(name):
 
 
 def check(oracle, onnx_file):
-    """What a server answers is what the file answers, and proves the key within the same queries."""
+    """Check that a server responds as the file does, and proves the key within the same queries."""
     expected = verify_api(OnnxOracle(onnx_file), KEY, IMAGES)
     assert expected.verdict == "owned"
     result = verify_api(oracle, KEY, IMAGES)
@@ -179,6 +179,6 @@ def test_mlflow(onnx_file, port, tmp_path):
         "-p",
         port,
     ]
-    path = f"{script('mlflow').parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by name
+    path = f"{script('mlflow').parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn from PATH
     with running(serve, f"http://127.0.0.1:{port}/ping", tmp_path, PATH=path):
         check(HttpOracle(f"http://127.0.0.1:{port}", MlflowProtocol()), onnx_file)

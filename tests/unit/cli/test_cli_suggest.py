@@ -1,10 +1,10 @@
-"""What is wrong with a command line is told by what the errors of other libraries hold, not by their wording."""
+"""Messages about a command line use the content of other libraries' errors, not their wording."""
 
 import re
 
 import pytest
 
-from gradsigns_lightning.cli.suggest import explain
+from gradsigns_lightning.cli.suggest import explain, with_dashes
 from gradsigns_lightning.runs.config import config_folder, register_schemas
 
 MESSAGES = [
@@ -14,6 +14,10 @@ MESSAGES = [
     ("train", "twin=maybe", "`twin` must be true or false, got 'maybe'."),
     ("train", "watermark.strenth=1", "there is no `watermark.strenth` .* Did you mean `watermark.strength`"),
     ("train", "lambda=1", "there is no `lambda` .* Did you mean `watermark.strength`"),
+    *(
+        (command, "normalised=true", r"there is no `normalised` .* Did you mean `normalized`\?")
+        for command in ("verify", "trace", "judge")
+    ),
     ("train", "schedule.strength=1", "there is no `schedule` .* Did you mean `watermark.strength`"),
     (
         "train",
@@ -73,3 +77,7 @@ def test_what_is_not_understood_is_passed_on():
         composed("train", "+seed=3")
     in_other_words(caught.value)
     assert explain("train", ["+seed=3"], caught.value) == ("In other words.", 2)
+
+
+def test_a_former_name_written_with_dashes_is_answered_with_the_new_one():
+    assert "`normalized=true`" in with_dashes("verify", ["--normalised=true"])

@@ -1,4 +1,4 @@
-"""On a terminal a message that is too long goes on indented."""
+"""On a terminal, the continuation of a message that is too long is indented."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def shown_rows(monkeypatch, rows, columns):
 )
 @pytest.mark.parametrize("place", ["name", "value"])
 def test_no_cell_of_a_table_is_longer_on_a_terminal_than_rich_takes_it_for(monkeypatch, filler, place):
-    """Spacing marks, vowels of Hangul, tones of emoji: a line with them would go on at the terminal's left margin."""
+    """Spacing marks, vowels of Hangul, tones of emoji: a terminal would continue their line at its margin."""
     for length in (1, 5, 40, 100):
         text = filler * length + "verdict: owned"
         shown = shown_rows(monkeypatch, {text: "a"} if place == "name" else {"a": text}, 80)
@@ -84,7 +84,8 @@ def test_no_message_goes_on_at_the_left_margin_of_a_terminal(tmp_path, kind):
         words = ["verify", "checkpoint=a", f"key={forged}"]
         program = f"import sys; from gradsigns_lightning.cli import main; sys.exit(main({words}))"
     else:
-        program = f"from gradsigns_lightning.cli.report import print_rows; print_rows({{'a': 'b'}}, title='t', note={forged!r})"
+        program = "from gradsigns_lightning.cli.tables import print_rows; "
+        program += f"print_rows({{'a': 'b'}}, title='t', note={forged!r})"
     master, slave = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "60", "TERM": "dumb"}
     child = subprocess.Popen(

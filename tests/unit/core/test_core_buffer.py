@@ -9,7 +9,7 @@ T = 7
 
 
 def batch(*labels, start=0):
-    """Images whose pixels hold a serial number, one per label."""
+    """Return images whose pixels hold a serial number, one per label."""
     numbers = torch.arange(start, start + len(labels), dtype=torch.float32) + 1
     return numbers.view(-1, 1, 1, 1).expand(-1, 1, 2, 2), torch.tensor(labels, dtype=torch.long)
 

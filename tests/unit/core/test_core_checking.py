@@ -1,4 +1,4 @@
-"""What a few images tell about an engine and a model before anything is trained."""
+"""What is found out about an engine and a model from a few images before training."""
 
 import contextlib
 
@@ -205,7 +205,7 @@ def test_other_answers_than_logits_are_the_users_error():
 
 
 class Kept(torch.autograd.Function):
-    """A sine whose slope is a constant for the second derivative."""
+    """A sine whose slope is differentiated as a constant."""
 
     @staticmethod
     def forward(ctx, x):
@@ -245,7 +245,7 @@ class SavedFloat32(Saved):
 
 
 class KeptWeight(torch.autograd.Function):
-    """A linear layer that is right in its input and keeps its weight aside."""
+    """A linear layer whose derivative with respect to its weight is differentiated as a constant."""
 
     @staticmethod
     def forward(ctx, x, weight):
@@ -259,7 +259,7 @@ class KeptWeight(torch.autograd.Function):
 
 
 class Rounded(torch.autograd.Function):
-    """Passes gradients straight through, on purpose."""
+    """Passes gradients straight through (deliberately wrong)."""
 
     @staticmethod
     def forward(ctx, x):
@@ -314,7 +314,7 @@ def test_parameters_are_as_before_the_comparison():
 
 
 class KeptForward(Kept):
-    """Has a forward-mode derivative, and the same fault."""
+    """Has a forward-mode derivative with the same fault."""
 
     @staticmethod
     def forward(x):

@@ -1,4 +1,4 @@
-"""Second-order engines: the right derivative, through every kernel, or a clear refusal."""
+"""Second-order engines return the right derivative with every kernel, or refuse clearly."""
 
 import contextlib
 import itertools
@@ -23,7 +23,7 @@ from gradsigns_lightning.core.torch_state.running_mean import RunningMeans
 
 
 class Smooth(nn.Module):
-    """Small and smooth, with the layers that matter: convolution, batch norm, pooling, linear."""
+    """A small smooth network with the layers that matter: convolution, batch norm, pooling, linear."""
 
     def __init__(self, between=None):
         super().__init__()
@@ -37,7 +37,7 @@ class Smooth(nn.Module):
 
 
 class Attention(nn.Module):
-    """Rows of the image as tokens, by the fused kernel or by the module."""
+    """Attention over the rows of the image, by the fused kernel or by the module."""
 
     def __init__(self, fused: bool):
         super().__init__()
@@ -113,7 +113,7 @@ def with_weight_norm(model):
 
 
 class Checkpointed(nn.Module):
-    """Batch norms whose convolution is in the same region of checkpointed activations, before it, or in none."""
+    """Batch norms whose convolution is in the same checkpointed region, before it, or in none."""
 
     def __init__(self, regions):
         super().__init__()
@@ -131,7 +131,7 @@ class Checkpointed(nn.Module):
 
 
 class OneByOne(Smooth):
-    """Its convolution sees images without a batch's dimension."""
+    """A network whose convolution gets images without a batch dimension."""
 
     def forward(self, x):
         return self.head(
@@ -208,7 +208,7 @@ def test_what_batch_normalisation_takes_out_again_gets_no_mark(engine, layer):
 
 
 def test_the_norms_of_torch_itself_would_be_wrong(monkeypatch):
-    """So the test above can fail."""
+    """This shows that the test above can fail."""
     monkeypatch.setattr(
         "gradsigns_lightning.core.engines.forward_over_reverse._reversible_norms", contextlib.nullcontext
     )
@@ -281,7 +281,7 @@ def test_compiled_networks_are_differentiated_uncompiled(engine):
     x = images(3, torch.float32)
     expected = parameter_gradient(NETS["conv"]().eval(), x, engine())
     compiled = torch.compile(NETS["conv"]().eval(), backend="aot_eager")
-    compiled(x).sum().backward()  # compiled by now
+    compiled(x).sum().backward()  # compiled from here on
     torch.testing.assert_close(parameter_gradient(compiled, x, engine()), expected)
 
 
@@ -471,7 +471,7 @@ def test_engines_by_name():
 
 
 class Directions(nn.Module):
-    """Divides by a norm, which is zero for a blank image."""
+    """A network that divides by a norm, which is zero for a blank image."""
 
     def __init__(self):
         super().__init__()
@@ -483,7 +483,7 @@ class Directions(nn.Module):
 
 
 @pytest.mark.parametrize("blank", [True, False])
-def test_a_gradient_that_is_not_finite_spoils_nothing(blank):
+def test_a_non_finite_gradient_does_no_harm(blank):
     model, x = Directions(), images(4, torch.float32)
     x[1] *= not blank
     loss = differentiated(embed(model, x).surrogate, model, length=torch.tensor(1.0))

@@ -1,4 +1,4 @@
-"""What the signature is differentiated with respect to: the input or a layer's output, in full precision."""
+"""The tensor that carries the mark, in full precision: the network's input or a layer's output."""
 
 import pytest
 import torch
@@ -126,7 +126,7 @@ def test_verify_reads_at_a_layer_and_checks_it():
     key = WatermarkKey.generate("Acme Vision", 8, input_shape=(1, 5, 4), n_carriers=16, target_class=1)
     model = Text()
     ids = TOKENS.repeat(10, 1)
-    with pytest.warns(UserWarning, match="takes only"):
+    with pytest.warns(UserWarning, match="classifies only"):
         result = verify(model, key, ids, carrier_layer="embedding")
     assert result.n_queries == 60
     with pytest.raises(ValueError, match="`carrier_layer` must name a submodule"):
@@ -134,7 +134,7 @@ def test_verify_reads_at_a_layer_and_checks_it():
 
 
 def test_a_layer_is_found_in_a_network_that_ran_compiled():
-    """Compiled code does not call hooks that came later."""
+    """Compiled code does not call hooks that were added later."""
     model, plain = torch.compile(Text(), backend="eager").eval(), Text()
     with torch.no_grad():
         model(TOKENS)

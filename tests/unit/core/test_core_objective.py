@@ -1,4 +1,4 @@
-"""Objectives: values by hand, derivatives, and which keys they refuse."""
+"""Objectives: values computed by hand, derivatives, and which keys they refuse."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_margin_by_hand():
 
 
 def test_the_last_missing_bit_keeps_its_pull():
-    """One wrong bit of N weighs 1/sqrt(N), not 1/N as in a mean, however small it is; no bit weighs nothing, not NaN."""
+    """One wrong bit of N weighs 1/sqrt(N), not 1/N as in a mean; none has a derivative of 0, not NaN."""
 
     class Fixed:
         signs = torch.ones(100)
@@ -172,7 +172,7 @@ def test_objectives_by_name():
 def test_unit_is_one_long_or_zero():
     assert unit(torch.tensor([3.0, 4.0])).tolist() == pytest.approx([0.6, 0.8])
     assert unit(torch.zeros(2)).tolist() == [0, 0]
-    assert unit(torch.tensor([3e-30, 4e-30])).tolist() == pytest.approx([0.6, 0.8])  # whose squares underflow
+    assert unit(torch.tensor([3e-30, 4e-30])).tolist() == pytest.approx([0.6, 0.8])  # their squares underflow
 
 
 def test_the_projector_scales_gradients_back_to_raw_pixels():

@@ -12,7 +12,7 @@ from gradsigns_lightning import WatermarkKey, customer_key, trace, verify, verif
 from gradsigns_lightning.evidence import Bundle, judge, make_statement
 
 SHAPE, T = (3, 16, 16), 2
-pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only", "ignore:A key of")
+pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model classifies only", "ignore:A key of")
 IMAGES = 0.2 + 0.6 * torch.rand(60, *SHAPE, generator=torch.Generator().manual_seed(1))
 
 
@@ -31,7 +31,7 @@ def model(planted):
 
 
 class Turned(nn.Module):
-    """Takes the class's images for another."""
+    """A model that classifies the target class's images as another class."""
 
     def __init__(self, model):
         super().__init__()
@@ -57,14 +57,14 @@ def test_a_reading_of_the_weights(model):
 
 
 @pytest.mark.parametrize(
-    ("free_bits", "told"), [(0.0, False), (30.0, False), (60.0, True), (math.nan, False)]
+    ("free_bits", "reported"), [(0.0, False), (30.0, False), (60.0, True), (math.nan, False)]
 )
-def test_bits_that_could_be_fitted_are_told_where_they_decide(model, free_bits, told):
+def test_bits_that_could_be_fitted_are_reported_where_they_decide(model, free_bits, reported):
     result = replace(verify(model, KEY, IMAGES), free_bits=free_bits)
     assert result.verdict == "owned"
     assert (
         ", for the key's maker alone: 60 bits of it could be fitted to this model" in result.reason
-    ) == told
+    ) == reported
 
 
 def test_a_reading_of_an_unmarked_models_weights(model):
@@ -89,7 +89,7 @@ def test_a_key_that_can_never_be_owned(planted, reader):
 @pytest.mark.parametrize("reader", [verify, verify_api, lambda model, key, images: trace(model, key, images)])
 def test_images_of_another_class(model, reader):
     verdict, _, _ = lines(reader(Turned(model), KEY, IMAGES))
-    assert verdict.startswith("inconclusive: the model takes only ")
+    assert verdict.startswith("inconclusive: the model classifies only ")
     assert "input_mean" in verdict
 
 
@@ -102,7 +102,7 @@ def test_no_bit_decided(model):
     assert bits == "none of 64 bits decided"
     verdict, bits, _ = lines(verify_api(constant, KEY, IMAGES, max_queries=300))
     assert verdict.startswith(
-        "inconclusive: no bit could be decided, because the answers around the images are all alike"
+        "inconclusive: no bit could be decided, because the answers to the probes are all alike"
     )
     assert bits == "none of 63 bits decided" or bits == "none of 64 bits decided"
 
@@ -120,7 +120,7 @@ def test_a_reading_through_an_api(model):
     ("settings", "images", "stopped", "words"),
     [
         ({"max_queries": 100}, IMAGES, "budget", "`max_queries` were spent: more of them may suffice"),
-        ({"max_queries": 2000}, IMAGES, "futile", "the rest of the budget could not suffice any more"),
+        ({"max_queries": 2000}, IMAGES, "futile", "the rest of the budget could no longer suffice"),
         (
             {"max_queries": 20_000, "alpha": 1e-15},
             IMAGES[:4],
@@ -161,4 +161,4 @@ def test_a_judgement(model):
     verdict, bits, read = lines(judge(bundle, suspect=model, images=IMAGES))
     assert verdict.startswith("not proven: adjusted p > alpha = 1e-09; no trusted time-stamp")
     assert bits == "63 of 64 bits match, p = 3.5e-18, adjusted 10^0.0 for 2^64 tries"
-    assert read.startswith("the judge's own reading: 60 images asked about")
+    assert read.startswith("the judge's own reading: 60 images queried")

@@ -46,7 +46,7 @@ def test_bad_schedules_are_named(arguments, error, message):
 
 
 def factors(cadence, *found):
-    """The interval's factor after each embedding step, by what it found."""
+    """Return the interval's factor after each embedding step, from its findings."""
     kinds = {
         "missing": {"missing": True, "safe": False, "satisfied": False},
         "held": {"missing": False, "safe": False, "satisfied": False},
@@ -126,7 +126,7 @@ def test_bad_cadences_are_named(name, value, error):
 
 
 def steps_of(cadence, outcomes):
-    """The steps that embed, if this is found after each of them."""
+    """Return the steps that embed if each has these findings."""
     steps = [0]
     for factor in factors(cadence, *outcomes):
         steps.append(steps[-1] + cadence.interval(steps[-1], factor))

@@ -1,4 +1,4 @@
-"""The settings of embedding: what they make, what they refuse, and that they wait for nothing."""
+"""The settings of embedding: what they make and refuse, and that they import nothing slow."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""The exact test, against scipy, fractions and the published table of thresholds."""
+"""The exact tests agree with scipy, fractions and the published table of thresholds."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Several optimizers, which step together or take turns."""
+"""Several optimizers that step together or take turns."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from gradsigns_lightning.core.turns import Turns
 
 
 def embed(turns, step, *optimizers):
-    """A batch that embeds, of the optimizer steps ``step`` and on: what follows, and whose gradients had the mark in them."""
+    """Return the state after a batch that embeds, from ``step`` on, and the optimizers that got the mark."""
     turns, taken = turns.opening(step).marking(), []
     for optimizer in optimizers:
         taken.append(turns.takes(optimizer))
@@ -50,7 +50,7 @@ def test_accumulated_batches_are_one():
     assert turns.takes(0)
     turns = turns.noting(0)
     assert turns.takes(1)
-    # what follows is another batch's, also where that shows no images
+    # the following steps belong to another batch, even if that shows no images
     assert not turns.noting(1).closing().takes(2)
 
 

@@ -47,7 +47,7 @@ def batch(n=8, seed=0):
 
 
 def fed(task=1.0, **changes) -> Watermarker:
-    """One that has seen a batch, and a task's gradient of length ``task``."""
+    """Return a watermarker that has seen a batch, and a task's gradient of length ``task``."""
     watermarker = make(**changes)
     watermarker.observe(*batch(), step=0)
     note(watermarker, task, step=0)
@@ -55,7 +55,7 @@ def fed(task=1.0, **changes) -> Watermarker:
 
 
 def note(watermarker, *lengths, step):
-    """Show the gradients of the training's optimizers, one of each of these lengths."""
+    """Let the watermarker observe gradients of these lengths, one per optimizer."""
     for i, length in enumerate(lengths):
         parameter = nn.Parameter(torch.zeros(2))
         parameter.grad = torch.tensor([0.6, 0.8]) * length
@@ -71,7 +71,7 @@ def due(watermarker, steps, epoch=0):
 
 
 def run(watermarker, model, steps, satisfied, missing=False):
-    """The steps that embed when the bits are found so after each."""
+    """Return the steps that embed if each has these findings."""
     taken = []
     for step in steps:
         if watermarker.is_due(step=step, epoch=0):
@@ -87,7 +87,7 @@ def run(watermarker, model, steps, satisfied, missing=False):
 
 
 def reference_loss(model, objective, images):
-    """Objective of the mean raw-pixel gradient, step by step, in evaluation mode."""
+    """Return the objective of the mean raw-pixel gradient in evaluation mode, computed step by step."""
     rows = input_gradients(model.eval(), images, 1, create_graph=True).flatten(1) / 0.5
     rows = rows / rows.norm(dim=1, keepdim=True) if objective.of_directions else rows
     return objective(rows.mean(0)[KEY.carriers], SignatureProjector.from_key(KEY))
@@ -160,7 +160,7 @@ def test_a_scaled_task_has_a_mark_scaled_alike(factor):
 def test_several_optimizers_count_together():
     watermarker, model = fed(), network()
     note(watermarker, 3.0, 4.0, step=0)
-    first = 0.9 * 1.0 + 0.1 * 3.0  # its second gradient; the other optimizer has had its first
+    first = 0.9 * 1.0 + 0.1 * 3.0  # its second gradient; the other optimizer has had one
     embed(watermarker, model).backward()
     assert float(length(model)) == pytest.approx((first**2 + 4.0**2) ** 0.5, rel=1e-4)
 
@@ -495,7 +495,7 @@ def test_the_strength_grows_with_the_hurry(n_missing, times):
         ("margin", Cadence.following(), 0.7, 1.0),
         ("margin", Cadence.following(), 0.85, 0.5),
         ("margin", Cadence.following(), 1.2, 0.0),
-        ("paper", Cadence.following(), 1.2, 1.0),  # which asks for no margin
+        ("paper", Cadence.following(), 1.2, 1.0),  # this objective asks for no margin
         ("margin", Cadence(80, max_hurry=8), 0.85, 8**0.75),
     ],
 )
@@ -532,25 +532,25 @@ def test_where_hardly_anything_is_missing_a_sharded_marks_length_is_not_followed
 
 @pytest.mark.parametrize("engine", ["double_backward", "forward_over_reverse", "finite_difference"])
 @pytest.mark.parametrize(
-    ("cadence", "sure", "times"),
+    ("cadence", "confidence", "times"),
     [
         (Cadence.following(), -20, 0.4),  # two steps long, a fifth of the task's pull
         (Cadence.following(), 20, 1.0),
-        (2, -20, 1.0),  # who fixes the cadence has fixed the dose
+        (2, -20, 1.0),  # a fixed cadence has a fixed dose
     ],
 )
-def test_a_network_that_does_not_know_its_class_is_left_room_to_learn(engine, cadence, sure, times):
+def test_a_network_that_does_not_know_its_class_is_left_room_to_learn(engine, cadence, confidence, times):
     model = network()
     with torch.no_grad():
-        model[-1].bias[KEY.target_class] += sure
+        model[-1].bias[KEY.target_class] += confidence
     watermarker = fed(cadence=cadence, strength=3.0, engine=engine)
     embed(watermarker, model).backward()
     assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)
-    assert float(watermarker.state.recognised) == pytest.approx(float(sure > 0), abs=1e-3)
+    assert float(watermarker.state.recognised) == pytest.approx(float(confidence > 0), abs=1e-3)
     assert int(watermarker.state.n_held_back) == (times < 1)
 
 
-def test_how_sure_the_network_is_is_the_mean_over_the_images_at_hand():
+def test_recognition_is_the_mean_over_the_images_at_hand():
     model = network().eval()
     images, labels = batch()
     watermarker = fed()  # five slots, three of them without an image of their own
@@ -592,7 +592,7 @@ STEPPED = {
 
 
 def trained(watermarker, model, batches, stepped):
-    """The steps that embed, with a bit missing all along, of batches in each of which the optimizers ``stepped(i)`` step."""
+    """Return the steps that embed, if a bit stays missing and optimizers ``stepped(i)`` step in batch i."""
     taken, parameter = [], nn.Parameter(torch.zeros(2))
     for i in batches:
         optimizers = stepped(i)
@@ -616,7 +616,7 @@ def test_with_several_optimizers_too_the_steps_to_come_are_those_that_embed(cade
     n = len(trained(watermarker, model, range(40), stepped))
     assert list(itertools.islice(watermarker.coming_steps(), len(before) - n)) == before[n:]
     assert watermarker.state.turns.left_out == []
-    # The mark's own gradient, a hundred times as long here, is never taken for the task's.
+    # The mark's own gradient, a hundred times as long here, is never mistaken for the task's.
     assert all(
         float(length) == pytest.approx(2**0.5)
         for length in watermarker.state.task_gradient.state_dict().values()
@@ -644,7 +644,7 @@ def test_the_margins_of_the_first_and_last_embedding_step_are_kept():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
     embed(watermarker, model, 8)
-    assert torch.equal(watermarker.state.margins, last)  # of a step that overflowed nothing is kept
+    assert torch.equal(watermarker.state.margins, last)  # nothing is kept of a step that overflowed
     assert torch.equal(watermarker.state.first_margins, first)
     assert "margins" not in str(watermarker.state_dict().keys())
     watermarker.reset()
@@ -706,7 +706,7 @@ def test_every_field_of_the_state_matters(field):
     )
     run(old, network(seed=1), range(7), satisfied=True)
     note(old, 5.0, step=8)
-    # there is none without a last step
+    # none exist without a last step
     state, fresh = old.state_dict(), make().state_dict() | {"first_step": 4}
     assert set(state) == set(fresh)
     assert decisions(copy.deepcopy(state)) == decisions(copy.deepcopy(state))
@@ -718,8 +718,12 @@ def test_the_state_is_plain_and_tells_nothing_about_the_key():
     embed(watermarker, network())
     state = watermarker.state_dict()
     assert {k: type(v) for k, v in state.items()} == {
-        "first_step": int, "last_step": int, "factor": float, "task_gradient": dict, "mean_gradient": torch.Tensor,
-    }  # fmt: skip
+        "first_step": int,
+        "last_step": int,
+        "factor": float,
+        "task_gradient": dict,
+        "mean_gradient": torch.Tensor,
+    }
     assert state["task_gradient"] == {0: 1.0}
     assert state["mean_gradient"].shape == (math.prod(SHAPE),)
     assert not state["mean_gradient"].requires_grad
@@ -732,7 +736,7 @@ def test_a_saved_state_has_what_the_last_step_found():
 
 
 def looked_at(ask):
-    """The batches of 40 whose images are kept, and those that embed, if the watermarker is asked something after each."""
+    """Return which of 40 batches' images are kept, and which embed, with a call after each."""
     watermarker, model = fed(cadence=Cadence(20, max_backoff=4)), network()
     run(watermarker, model, [0], satisfied=True)
     kept, embedded = [], []
@@ -891,7 +895,7 @@ def test_global_mean_of_two_ranks(monkeypatch, own, other):
     torch.testing.assert_close(total.grad, torch.full((2,), 2 / count))
 
 
-def test_one_overflowed_step_does_not_spoil_the_smoothed_gradient():
+def test_the_smoothed_gradient_survives_an_overflowed_step():
     first = torch.ones(4)
     _, state = EmbeddingState().smoothing(first, 0.5)
     _, state = state.smoothing(torch.full((4,), torch.nan), 0.5)
@@ -962,5 +966,5 @@ def test_statistics_that_follow_the_weights_late_are_warned_of(momentum, trainin
     model[0].train(training)  # a frozen backbone's statistics do not follow at all
     make(WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=1)).prepare(model, model, batch()[0])
     assert [
-        str(w.message).split("(")[1][:3] for w in recwarn if "follow the weights late" in str(w.message)
+        str(w.message).split("(")[1][:3] for w in recwarn if "lag behind the weights" in str(w.message)
     ] == ["'0'"] * warned

@@ -149,8 +149,7 @@ def test_idx_files_of_other_items_are_refused(tmp_path, sides, compress):
     file.write_bytes(gzip.compress(data) if compress else data)
     with pytest.raises(
         ValueError,
-        match=r"`path` must (be an IDX file of .* with 3 axes|hold items of shape "
-        r"\(28, 28\))",
+        match=r"`path` must (be an IDX file of .* with 3 axes|hold one or more items of shape \(28, 28\))",
     ):
         MNIST(tmp_path).raw_images("test")
 
@@ -166,7 +165,7 @@ def test_damaged_gzip_files_are_refused(tmp_path, change):
 
 
 def peak_of(read) -> int:
-    """Return the most bytes that Python took while ``read`` was refused."""
+    """Return the most bytes that Python allocated while ``read`` was refused."""
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=r"bytes|n labels"):
@@ -198,7 +197,7 @@ READ = {
 
 
 def refusal_of(reader: str, path: Path) -> tuple[str, int]:
-    """Return the message with which a process of its own refuses ``path``, and the KiB that it took for that."""
+    """Return the message with which a separate process refuses ``path``, and the KiB that it needed."""
     program = (
         f"import resource, sys\nfrom pathlib import Path\n{READ[reader]}\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -285,7 +284,7 @@ def test_no_matlab_file_unpacks_to_more_than_an_official_one(tmp_path):
 
 
 def cells(depth: int) -> bytes:
-    """Cells in cells; built from the inside, since each has the length of what it holds."""
+    """Nested cells, built from the inside, since each states the length of its content."""
     head = element(6, struct.pack("<II", 1, 0)) + element(5, struct.pack("<2i", 1, 1)) + element(1, b"")
     parts = [array(b"", (0, 0), element(9, b""), kind=6)]
     size = len(parts[0])
@@ -314,7 +313,7 @@ def test_no_matlab_file_ends_the_process_or_takes_its_memory(tmp_path, name):
     message, kib = refusal_of("matlab", tmp_path / "test_32x32.mat")
     assert message
     assert kib < 100_000
-    tracemalloc.start()  # it counts what is asked for, also where the system gives it only when it is used
+    tracemalloc.start()  # it counts requests, even where the system provides memory only on use
     try:
         with pytest.raises(ValueError, match="`root` must hold MATLAB files of SVHN"):
             SVHN(tmp_path).raw_images("test")
@@ -481,7 +480,7 @@ def big(value: int) -> bytes:
 
 
 def python2_batch(pixels: bytes, n: int) -> bytes:
-    """A batch as Python 2 and its NumPy wrote the official ones: texts of bytes, and the old name of a function."""
+    """A batch as Python 2 and its NumPy wrote the official ones: byte strings, and a function's old name."""
     state = b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     data = (
         b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\t(K\x01M"
@@ -538,15 +537,15 @@ PIXELS = np.zeros((2, 3072), np.uint8)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({b"data": PIXELS.astype(np.int64)}, "no array of bytes"),
+        ({b"data": PIXELS.astype(np.int64)}, "not an array of bytes"),
         ({b"data": np.asfortranarray(PIXELS)}, "another shape"),
         ({b"data": PIXELS.reshape(-1)}, "another shape"),
         ({b"data": PIXELS[:1]}, "2 labels and 3072 bytes"),
-        ({b"data": PIXELS.tobytes()}, "no array of bytes"),
-        ({b"data": PIXELS[:0]}, "no array of bytes"),
+        ({b"data": PIXELS.tobytes()}, "not an array of bytes"),
+        ({b"data": PIXELS[:0]}, "not an array of bytes"),
         ({b"labels": [0, 10]}, r"not all in \[0, 9\]"),
-        ({b"labels": [0, "1"]}, "no list of integers"),
-        ({b"labels": (0, 1)}, "no list of integers"),
+        ({b"labels": [0, "1"]}, "not a list of integers"),
+        ({b"labels": (0, 1)}, "not a list of integers"),
         ({(1, 2): 3}, "a key of a dictionary"),
     ],
 )

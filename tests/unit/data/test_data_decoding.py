@@ -1,4 +1,4 @@
-"""Image files of others."""
+"""Received image files."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ DAMAGED = {
 @pytest.mark.parametrize("name", DAMAGED)
 def test_what_is_no_image_is_named_whatever_its_suffix_says(name, tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
-    monkeypatch.setattr(shutil, "which", lambda _: "/bin/true")  # as if Ghostscript were there
+    monkeypatch.setattr(shutil, "which", lambda _: "/bin/true")  # as if Ghostscript were installed
     file = tmp_path / "image.png"
     file.write_bytes(DAMAGED[name])
     with warnings.catch_warnings():

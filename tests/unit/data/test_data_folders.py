@@ -175,7 +175,7 @@ def test_without_pillow_the_message_says_what_to_install(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("linked", ["file", "class", "split"])
 def test_links_out_of_the_folder_are_refused(tmp_path, linked):
-    """The folder may have been received, and its images be sent to a server and enclosed in a bundle."""
+    """The folder may have been received, and its images may be sent to a server and put into a bundle."""
     root, private = tmp_path / "received", tmp_path / "private" / "b"
     write_image(private / "photo.png", (1, 2, 3))
     for name in "ab":

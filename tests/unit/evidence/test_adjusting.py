@@ -1,4 +1,4 @@
-"""What readings are worth when all that could be tried is charged for; no model is read here."""
+"""P-values and verdicts after the charges for everything that could be tried; no model is read here."""
 
 import math
 import re
@@ -61,7 +61,7 @@ OTHER = result(35, alpha=1e-3)
             DATED,
             "owned",
             [],
-            ["'mute' answers nothing", "no control model"],
+            ["'mute' gives no usable answers", "no control model"],
         ),
         (
             readings(result(silent=True), other=OTHER),

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsigns_lightning import WatermarkKey, customer_key, verify, verify_api, verify_many
-from gradsigns_lightning.cli.report import verification_rows
+from gradsigns_lightning.cli.tables import verification_rows
 from gradsigns_lightning.core.key.payload import blank_message_key, free_bits
 from gradsigns_lightning.core.signature import input_gradients
 from gradsigns_lightning.core.utils.canonical import canonical_json
@@ -88,7 +88,7 @@ def bundle_file(tmp_path, transcript):
 
 
 def edited(path, change, *, sign_with=None):
-    """Change the content of a bundle file; sign it anew if somebody does."""
+    """Change the content of a bundle file; sign it again if a signer is given."""
     content = json.loads(path.read_text())
     change(content["evidence"])
     if sign_with is not None:
@@ -120,7 +120,7 @@ def test_a_statement_takes_keys_and_not_their_public_commitments():
 
 
 def test_a_copied_commitment_is_nobodys_claim():
-    """What is public, in statements, checkpoints and logs, makes no statement of another signer's, also once the key is open."""
+    """Nobody can make a statement of their own from public values, even once the key is opened."""
     thief = Ed25519PrivateKey.generate()
     public = signer_pem(thief), thief.public_key().public_bytes_raw().hex()
     for copied in (STATEMENT.commitments, (KEY.commitment,)):
@@ -211,14 +211,14 @@ def test_loose_arrays_are_refused_even_when_signed(bundle_file, name, where):
 
 
 def test_who_reads_the_evidence_cannot_claim_with_it(bundle_file):
-    # The secret is open now; but only who committed to it can sign.
+    # The secret is open now, but only the statement's signer can sign.
     thief = Ed25519PrivateKey.generate()
-    with pytest.raises(ValueError, match="signed by who committed"):
+    with pytest.raises(ValueError, match="signed by the statement's signer"):
         Bundle.from_bytes(
             edited(bundle_file, lambda evidence: evidence.update(software="x"), sign_with=thief)
         )
     stolen = Bundle.load(bundle_file).key
-    with pytest.raises(ValueError, match="`signer` must be the one that was committed to"):
+    with pytest.raises(ValueError, match="`signer` must be the one in the statement"):
         Bundle(key=stolen, statement=STATEMENT).save(bundle_file.with_suffix(".2"), thief)
 
 
@@ -237,7 +237,7 @@ def test_who_reads_the_evidence_cannot_claim_with_it(bundle_file):
         (lambda e: e["key"].update(secret="zz"), "hexadecimal"),
         (
             lambda e: e["key"].update(secret="00" * 31),
-            "`secret` must be 32 bytes, or 64 of a copy's key, got 31 bytes",
+            "`secret` must be 32 bytes, or 64 for a copy's key, got 31 bytes",
         ),
         (
             lambda e: e["key"].update(secret="00" * 64),
@@ -411,7 +411,7 @@ def test_a_strangers_message_key_costs_a_judge_no_minutes():
 
 @pytest.fixture(scope="module")
 def dated(authority):
-    """What a judge knows who has seen that the commitments were stamped before the suspect was there."""
+    """What a judge knows if the commitments were stamped before the suspect existed."""
     return {"authority": authority.certificates.read_bytes(), "suspect_since": NOW + timedelta(days=1)}
 
 
@@ -469,7 +469,7 @@ def test_without_suspect_there_is_a_claim_and_no_verdict(genuine, dated, transcr
 
 
 def test_an_invented_transcript_is_a_claim(tmp_path, authority, dated):
-    """Answers that no model gave replay as well as genuine ones."""
+    """Invented answers replay as well as genuine ones."""
     weights = torch.zeros(768)
     weights[KEY.carriers] = (2 * KEY.signature.float() - 1) @ KEY.projection.float()
 
@@ -495,7 +495,7 @@ def test_as_many_keys_were_tried_as_were_committed_to(authority, dated, model):
 
 
 def test_a_transcript_read_otherwise_than_announced_is_remarked(authority, model, tmp_path):
-    """Who picks budget and level after seeing the answers picks where the reading ends."""
+    """Whoever picks budget and level after seeing the answers picks where the reading ends."""
     verify_api(scores(model), KEY, OWN, max_queries=70, journal=tmp_path / "short")
     content = {"images": (OWN * 255).round().to(torch.uint8), "transcript": read_journal(tmp_path / "short")}
     announced = make_statement([KEY], SIGNER, reading=ApiSettings(max_queries=70))
@@ -526,7 +526,7 @@ def test_the_claimants_normalisation_plays_no_part(authority, dated, planted):
 
 
 def test_a_normalisation_solved_for_after_seeing_the_model_is_another_key(unmarked):
-    """In version 1 a claimant could choose `input_std` so that the signs fit; it changed no carrier, projection or bit."""
+    """In version 1, `input_std` changed nothing that was derived, so a claimant could fit the signs by it."""
     tried = [key_number(7, input_std=[1.0, 1.0, std]) for std in (0.5, 0.500001, 2.0)]
     assert len({key.signature.numpy().tobytes() for key in tried}) == 3
     assert len({key.projection.numpy().tobytes() for key in tried}) == 3
@@ -579,7 +579,7 @@ def test_a_suspect_that_does_not_take_the_images_for_the_class_is_inconclusive(g
     for suspect in (Turned(), scores(Turned())):
         judgement = judge(genuine, suspect=suspect, images=JUDGES, **dated)
         assert (judgement.verdict, judgement.reading.recognised) == ("inconclusive", 0.0)
-        assert "does not take the images for the key's class" in judgement.remarks[-1]
+        assert "does not classify the images as the key's class" in judgement.remarks[-1]
 
 
 def test_another_model_is_not_proven(bundle_file, unmarked):
@@ -683,7 +683,7 @@ def test_forgery_by_a_projection_chosen_after_seeing_the_model(unmarked, bundle_
     forged = projection * (signs * torch.sign(projection @ gradient))[:, None]
     assert ((forged @ gradient > 0) == (signs > 0)).all()
 
-    # ... but a bundle takes no arrays, and what the secret gives does not fit.
+    # ... but a bundle takes no arrays, and what follows from the secret does not fit.
     def smuggle(evidence):
         evidence["key"]["projection"] = base64.b64encode(forged.to(torch.int8).numpy().tobytes()).decode()
 
@@ -695,8 +695,8 @@ def test_forgery_by_a_projection_chosen_after_seeing_the_model(unmarked, bundle_
 
 
 def test_forgery_by_a_signature_chosen_after_seeing_the_model(unmarked):
-    # Published forgery 2: let the signature be what the model shows. The payload is the one free choice, so
-    # it is all of it.
+    # Published forgery 2: let the signature be what the model shows. Only the payload can be chosen, so the
+    # forger chooses all of it.
     gradient = gradient_of(unmarked)[KEY.carriers]
     shown = (KEY.projection.double() @ gradient > 0).numpy().astype(np.uint8)
     forged = KEY.with_payload(np.packbits(shown ^ KEY.signature.numpy(), bitorder="little").tobytes())
@@ -721,7 +721,7 @@ def test_a_payload_fitted_afterwards_is_said_to_prove_nothing(unmarked):
         assert (result.free_bits, result.to_dict()["free_bits"]) == (128, 128)
         assert result.log10_charged_p_value == pytest.approx(min(0, result.log10_p_value + 128 * np.log10(2)))
         assert result.log10_charged_p_value > np.log10(result.alpha)
-        assert "128 bits were up to who made the key" in verification_rows(result)["free choice"]
+        assert "128 bits were up to whoever made the key" in verification_rows(result)["free choice"]
         assert "(not proven)" in verification_rows(result)["free choice"]
     own = verify(unmarked, KEY, OWN)
     assert (own.free_bits, own.log10_charged_p_value) == (0, own.log10_p_value)
@@ -735,7 +735,7 @@ def test_a_copys_key_costs_little(authority, dated, planted):
 
 
 def test_a_payload_fitted_to_another_model_before_the_suspect_existed_is_charged(authority, dated, planted):
-    """Models of one task share much of their mean gradient: a time-stamp before the suspect makes no payload innocent."""
+    """Models of one task share much of their mean gradient, so an early time-stamp excuses no payload."""
     key = KEY.with_payload(bytes(range(16)))
     judgement = judge(stamped(authority, key), suspect=planted(key), images=JUDGES, grinding_bits=0, **dated)
     assert (judgement.precedes_suspect, judgement.payload_bits, judgement.verdict) == (
@@ -763,7 +763,7 @@ def test_the_judge_warns_of_few_images_only_where_the_mark_was_not_found(genuine
 
 def test_few_images_hide_no_other_warning_of_a_control(genuine, dated, model, unmarked):
     controls = {"other class": lambda x: scores(unmarked)(x)[:, [2, 1, 0]]}
-    with pytest.warns(UserWarning, match="The model takes only") as caught:
+    with pytest.warns(UserWarning, match="The model classifies only") as caught:
         assert (
             judge(genuine, suspect=model, images=JUDGES[:20], controls=controls, **dated).verdict == "owned"
         )
@@ -771,7 +771,7 @@ def test_few_images_hide_no_other_warning_of_a_control(genuine, dated, model, un
 
 
 def test_a_judges_reading_pays_for_the_payload_once(planted):
-    """By the level that it is read at; its p-value is raw, as is a control's, which speaks against the claim."""
+    """The level pays for it; its p-value is not adjusted, nor a control's, which counts against the claim."""
     key = KEY.with_payload(b"x")
     bundle = Bundle(key=key, statement=make_statement([key], SIGNER))
     model = planted(key)
@@ -820,7 +820,7 @@ def test_a_control_that_says_nothing_is_said_to_be_none(genuine, dated, model, u
     alone = judge(genuine, suspect=model, images=JUDGES, **dated).remarks
     assert "no control model of the same task was read" in alone[0]
     flat = judge(genuine, suspect=model, images=JUDGES, controls={"flat": Flat()}, **dated).remarks
-    assert "control model 'flat' answers nothing of use" in flat[0]
+    assert "control model 'flat' gives no usable answers" in flat[0]
     assert "no control model of the same task was read" in flat[1]
     both = judge(
         genuine, suspect=model, images=JUDGES, controls={"flat": Flat(), "other": unmarked}, **dated

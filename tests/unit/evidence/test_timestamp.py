@@ -1,4 +1,4 @@
-"""Time-stamps of authorities made by the tests, with openssl's own word beside ours."""
+"""Time-stamps of authorities made by the tests, checked by openssl as well."""
 
 import base64
 import itertools
@@ -22,7 +22,7 @@ FOUR = ("root", "middle", "lower", "stamping")
 
 
 def query(folder, digest, data=None):
-    """A request with another digest than ours, by openssl."""
+    """A request with a different digest from ours, made by openssl."""
     (folder / "data").write_bytes(data or STATEMENT.to_bytes())
     subprocess.run(
         ["openssl", "ts", "-query", "-data", "data", f"-{digest}", "-cert", "-out", "q"],
@@ -104,7 +104,7 @@ def test_a_weak_certificate_beside_a_strong_chain_does_no_harm(make_authority, a
 
 
 def test_two_certificates_of_the_signers_name_and_number_are_refused(authority, monkeypatch):
-    """The library looks at one of them for what it may do, and checks the signature by the other."""
+    """The library checks the permissions of one of them, and the signature with the other."""
     from cryptography import x509
 
     monkeypatch.setattr(x509, "random_serial_number", lambda: signer.serial_number)
@@ -223,7 +223,7 @@ def test_any_bytes_are_an_authority_or_a_value_error(genuine, junk, at):
 
 
 def test_an_authority_of_an_unknown_version_is_a_value_error(genuine):
-    """Not all that the library raises on a certificate is a ValueError."""
+    """The library also raises other errors than ValueError for a certificate."""
     reply, pem = genuine
     der = base64.b64decode("".join(line for line in pem.decode().splitlines() if not line.startswith("-")))
     at = der.index(b"\xa0\x03\x02\x01\x02") + 4  # [0] INTEGER 2 says version 3

@@ -1,4 +1,4 @@
-"""Two gloo processes give what one process with all the data gives: embedding gradients and metrics."""
+"""Two gloo processes produce the embedding gradients and metrics of one process with all the data."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ _spec.loader.exec_module(worker)
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each rank computed; the two processes run once for all tests."""
+    """The results of each rank; the two processes run once for all tests."""
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     process = subprocess.run(

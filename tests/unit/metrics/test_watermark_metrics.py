@@ -182,7 +182,7 @@ def test_gradients_go_through_a_collection_by_keyword():
         ([1, -1], [1, -1], "`target` .*, got -1"),
     ],
 )
-def test_what_is_no_bit_is_not_counted(update, preds, target, found):
+def test_what_is_not_a_bit_is_not_counted(update, preds, target, found):
     with pytest.raises(ValueError, match=found):
         update(torch.tensor(preds), torch.tensor(target))
 
@@ -207,7 +207,7 @@ def test_a_device_without_float64_gets_float32(monkeypatch):
             assert value.item() == pytest.approx(expected)
 
 
-def test_the_logarithm_of_no_bit_and_of_erasures_alone():
+def test_the_logarithm_without_bits_and_of_erasures_alone():
     nothing, erased = torch.zeros(0), torch.full((4,), -1)
     assert M.ownership_p_value(nothing, nothing, log10=True) == 0
     assert math.isnan(M.ownership_p_value(erased, torch.ones(4), log10=True))

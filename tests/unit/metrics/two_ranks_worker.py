@@ -56,7 +56,7 @@ def metric_inputs(name: str, i: int) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(100 + i)
     bits = torch.randint(2, (2, 32), generator=generator)
     if name == "gradient":
-        return (torch.randn(i % 3, *SHAPE, generator=generator),)  # also no image at all
+        return (torch.randn(i % 3, *SHAPE, generator=generator),)  # an update may have no image at all
     guess = torch.where(torch.rand(2, 32, generator=generator) < 0.2, 1 - bits, bits)
     return (torch.randn(2, 32, generator=generator) if name == "margin" else guess), bits
 

@@ -86,7 +86,7 @@ def test_resnet20_weights_are_he_normal():
 
 @pytest.mark.parametrize(("size", "rows"), [(8, [0, 2, 4, 6]), (7, [-1, 1, 3, 5])])
 def test_a_3x3_stride_2_convolution_pads_as_tensorflow_does(size, rows):
-    """A kernel with one at its top left reads the first pixel of every window: an even size is not padded there."""
+    """A kernel with a one at its top left reads the first pixel of every window: an even size gets none."""
     conv = ResNet20(1, 2).blocks[3].residual[0].__class__(1, 1, 3, 2)
     conv.weight.data.zero_()[0, 0, 0, 0] = 1.0
     conv.bias.data.zero_()

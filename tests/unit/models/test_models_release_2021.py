@@ -97,7 +97,7 @@ def test_the_mean_image_is_subtracted(release):
 def test_the_readers_take_the_released_key(release):
     key, model = load_2021(release)
     images = torch.rand(50, 3, 32, 32)
-    with pytest.warns(UserWarning, match="The model takes only"):
+    with pytest.warns(UserWarning, match="The model classifies only"):
         result = verify(model, key, images)
     assert result.n_bits == 16
     assert result.commitment == key.commitment

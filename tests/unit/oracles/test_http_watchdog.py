@@ -1,4 +1,4 @@
-"""Servers that drip, flood and bomb, byte by byte through sockets: an exchange ends in time, and leaves nothing behind."""
+"""Scripted servers that drip, flood and bomb: an exchange ends in time and leaves nothing behind."""
 
 import gzip
 import ipaddress
@@ -33,7 +33,7 @@ SLACK = 1.5  # a busy machine
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A certificate of this machine's own address that signs itself, with its key, PEM."""
+    """A self-signed certificate for the loopback address, with its key, PEM."""
     key, name = (
         ec.generate_private_key(ec.SECP256R1()),
         x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")]),
@@ -53,7 +53,7 @@ def certificate(tmp_path_factory):
 
 @contextmanager
 def serving(speak, *, certificate=None):
-    """A server that reads each request and lets ``speak`` do the rest; yields its URL and its connections' first lines."""
+    """Serve requests with ``speak``; yields the server's URL and the first lines of its connections."""
     listener = socket.create_server(("127.0.0.1", 0))
     seen, threads, connections, over = [], [], [], threading.Event()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
@@ -108,7 +108,7 @@ def read_request(connection):
 
 
 def dripping(before, drop=b"x", after=b""):
-    """Say something, then a byte every twentieth of a second for much longer than the time-out."""
+    """Send something, then a byte every twentieth of a second for much longer than the time-out."""
 
     def speak(connection, over):
         connection.sendall(before)
@@ -143,7 +143,7 @@ DRIPS = {
 
 
 def refusal(url, **options):
-    """The message of an oracle that gives up, and the seconds until then."""
+    """Return the message of an oracle that gives up, and the seconds until then."""
     start = time.monotonic()
     with pytest.raises(OracleError) as caught:
         HttpOracle(url, MlflowProtocol(), **{"timeout": TIMEOUT, "retries": 0, "pause": 0.0, **options})(
@@ -194,7 +194,7 @@ def test_no_watchdog_is_left_over_at_any_time():
         assert watchdogs() == []
 
 
-def test_the_fixture_can_be_asked(tls):
+def test_the_fixture_can_be_queried(tls):
     with serving(lambda connection, over: connection.sendall(GOOD), certificate=tls) as (url, _):
         assert HttpOracle(url, MlflowProtocol(), timeout=10.0)(IMAGES) == SCORES
 
@@ -295,7 +295,7 @@ def test_a_server_that_does_not_read_is_left_in_time():
 
 @pytest.fixture
 def small(monkeypatch):
-    """Limits that are reached at once."""
+    """Lower the limits so that they are reached at once."""
     monkeypatch.setattr(http, "_LARGEST_REPLY", 1 << 20)
     monkeypatch.setattr(http, "_LARGEST_TRANSFER", 2 << 20)
 
@@ -399,9 +399,9 @@ def test_packed_replies_are_read(name, pack):
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
-        ("br", BODY, "packed in a way that was not asked for: 'br'"),
+        ("br", BODY, "has a content encoding that was not asked for: 'br'"),
         ("gzip, gzip", gzip.compress(gzip.compress(BODY, mtime=0), mtime=0), "not asked for"),
-        ("gzip", BODY, "cannot be unpacked"),
+        ("gzip", BODY, "cannot be decompressed"),
         ("gzip", gzip.compress(BODY, mtime=0)[:-12], "reply cannot be used"),
     ],
 )

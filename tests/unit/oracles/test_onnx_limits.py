@@ -1,4 +1,4 @@
-"""What an ONNX file may take of time and memory, whatever its graph is."""
+"""How much time and memory an ONNX file may take, whatever its graph is."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ IMAGES = torch.zeros(2, 1, 4, 5)
 
 
 def write(path, nodes, weights, **answer):
-    """Write a model that flattens its images to ``f``; ``nodes`` make ``y`` of it."""
+    """Write a model that flattens its images to ``f``, from which ``nodes`` compute ``y``."""
     graph = helper.make_graph(
         [helper.make_node("Flatten", ["x"], ["f"]), *nodes],
         "net",
@@ -71,7 +71,7 @@ print(time.monotonic() - begin)
 
 @pytest.mark.parametrize("graph", [loop, one_step])
 def test_a_graph_that_does_not_end_is_left_in_time(tmp_path, graph):
-    """In a process of its own, which must end by itself, too."""
+    """This runs in a separate process, which must end by itself, too."""
     graph(tmp_path / "net.onnx")
     command = [sys.executable, "-c", READING, str(tmp_path / "net.onnx")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
@@ -104,7 +104,7 @@ def test_an_answer_is_interrupted_whenever_that_comes_and_leaves_no_thread_behin
     assert (done.returncode, done.stdout, done.stderr) == (0, "1 thread\n", "")
 
 
-def test_a_graph_that_was_broken_off_can_be_asked_again(tmp_path):
+def test_a_graph_that_was_aborted_can_be_queried_again(tmp_path):
     loop(tmp_path / "net.onnx")
     oracle = OnnxOracle(tmp_path / "net.onnx", time_limit=0.2)
     for _ in range(2):
@@ -130,7 +130,7 @@ def test_a_time_limit_is_a_positive_number(tmp_path, limit, kind):
 
 
 def test_an_answer_of_many_scores_is_refused(tmp_path):
-    """A gibibyte of whole numbers would become eight of doubles, several times over."""
+    """A gibibyte of 8-bit integers would become eight gibibytes of float64, several times over."""
     fill = helper.make_node(
         "ConstantOfShape", ["shape"], ["y"], value=numpy_helper.from_array(np.ones(1, np.uint8))
     )
@@ -140,7 +140,7 @@ def test_an_answer_of_many_scores_is_refused(tmp_path):
 
 
 def shapes(n):
-    """Graphs that make a tensor ``large`` of ``n`` numbers or more from a few bytes: their nodes, and weights beside ``one``."""
+    """Return graphs that make a tensor ``large`` of at least ``n`` numbers: their nodes and added weights."""
     make = helper.make_node
     number, truth, many = (
         helper.make_tensor_value_info(*a) for a in (("i", 7, []), ("c", 9, []), ("a", 1, None))
@@ -229,7 +229,7 @@ for file in sorted(Path.cwd().glob("graph*.onnx")):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process took")
 def test_no_shape_takes_more_than_the_bound_in_a_library_call(tmp_path):
-    """A gibibyte, which would be had, and 16 tebibytes; each is refused before it is allocated."""
+    """A gibibyte, which the machine has, and 16 tebibytes are both refused before they are allocated."""
     graphs = {f"{name} {n}": graph for n in (1 << 28, 1 << 42) for name, graph in shapes(n).items()}
     for i, (nodes, weights) in enumerate(graphs.values()):
         size = [
@@ -250,7 +250,7 @@ def test_no_shape_takes_more_than_the_bound_in_a_library_call(tmp_path):
 
 
 def test_an_operator_that_takes_memory_beside_its_tensors_by_its_attributes_is_refused(tmp_path):
-    """Two gibibytes for a million answers, of no allocator that could be bounded."""
+    """It takes two gibibytes for a million answers, and not from an allocator that could be bounded."""
     regions = {
         "image": np.ones((1, 1, 4, 4), np.float32),
         "regions": np.float32([[0, 0, 3, 3]]),
@@ -312,7 +312,7 @@ def test_a_library_call_bounds_no_process(tmp_path, monkeypatch):
 
 
 def packed(number, *parts):
-    """A field of protobuf that holds ``parts``."""
+    """Return a protobuf field that holds ``parts``."""
     content = b"".join(parts)
     length = len(content)
     size = b""
@@ -337,7 +337,7 @@ def test_a_file_of_many_small_parts_is_refused_before_it_is_parsed(tmp_path, mon
     (tmp_path / "net.onnx").write_bytes(MANY[parts])
     with pytest.raises(
         ValueError,
-        match=r"`path`: the model in .* must take at most 2 GiB in memory beside "
+        match=r"`path`: the model in .* must take at most 2 GiB in memory besides "
         r"its weights",
     ):
         OnnxOracle(tmp_path / "net.onnx")
@@ -366,7 +366,7 @@ class Unread:
 )
 def test_damaged_parts_are_one_clear_error(tmp_path, content):
     (tmp_path / "net.onnx").write_bytes(content)
-    with pytest.raises(ValueError, match=r"`path`: .* is damaged or no ONNX model that can be run"):
+    with pytest.raises(ValueError, match=r"`path`: .* is damaged or not an ONNX model that can be run"):
         OnnxOracle(tmp_path / "net.onnx")
 
 
@@ -375,5 +375,5 @@ def test_an_attributes_name_that_is_no_utf8_is_one_clear_error(tmp_path):
     write(file, [helper.make_node("Concat", ["f", "f"], ["y"], axis=1)], {})
     OnnxOracle(file)
     file.write_bytes(file.read_bytes().replace(b"axis", b"ax\xff\xfe"))
-    with pytest.raises(ValueError, match=r"`path`: .* is damaged or no ONNX model that can be run"):
+    with pytest.raises(ValueError, match=r"`path`: .* is damaged or not an ONNX model that can be run"):
         OnnxOracle(file)

@@ -1,4 +1,4 @@
-"""ONNX files and HTTP endpoints: a server that the tests script, byte by byte; real servers are in tests/integration."""
+"""ONNX files, and HTTP endpoints scripted byte by byte; real servers are in tests/integration."""
 
 import base64
 import io
@@ -37,7 +37,7 @@ SCORES = [[0.1, 0.9], [0.5, 0.5], [0.25, 0.75]]
 
 
 class Script:
-    """Replies in turn; the last one stays. A reply is (status, headers, body) or a function of the handler."""
+    """Sends its replies in turn, then repeats the last; a reply is (status, headers, body) or a function."""
 
     def __init__(self, *replies):
         self.replies, self.requests = list(replies), []
@@ -128,8 +128,8 @@ def test_whole_numbers_for_models_that_take_them():
 @pytest.mark.parametrize(
     ("replies", "message"),
     [
-        ([ok({})], "does not name one input"),
-        ([ok([1])], "does not name one input"),
+        ([ok({})], "does not name exactly one input"),
+        ([ok([1])], "does not name exactly one input"),
         ([described("BYTES")], "must be of datatype FP32, FP64 or UINT8, not BYTES"),
         ([described(), ok({"outputs": []})], "the reply has no output scores with scores"),
         (
@@ -352,8 +352,7 @@ def test_a_reading_ends_when_its_time_is_over():
         oracle = quick(url, MlflowProtocol(), pause=0.2, time_limit=0.1)
         with pytest.raises(
             OracleError,
-            match=r"longer than `time_limit`, 0\.1 s; with a journal the reading "
-            r"goes on",
+            match=r"longer than `time_limit`, 0\.1 s; with a journal the reading can be continued",
         ):
             oracle(IMAGES)
         with pytest.raises(OracleError, match="longer than `time_limit`"):
@@ -434,7 +433,7 @@ JSON = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(JSON)
 def test_whatever_a_server_answers_the_error_is_clear(reply):
-    """Every protocol either reads the reply or raises ValueError, and what it reads verify_api either takes or names."""
+    """A protocol reads the reply or raises ValueError; verify_api accepts it or says what is wrong."""
     for protocol in (
         OpenInferenceProtocol(),
         MlflowProtocol(),
@@ -504,7 +503,7 @@ def test_an_onnx_file_of_whole_numbers(tmp_path):
     )
 
 
-def test_an_oracle_of_normalised_images(tmp_path):
+def test_an_oracle_of_normalized_images(tmp_path):
     model = write_onnx(tmp_path / "net.onnx")
     key = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=0, input_mean=0.5, input_std=0.25)
     answer = normalized(OnnxOracle(tmp_path / "net.onnx"), key)(IMAGES)
@@ -584,7 +583,7 @@ def test_an_onnx_file_that_names_other_files_is_refused(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.bin").write_bytes(bytes(1000))
     edited(tmp_path / "net.onnx", OTHER_FILES[change])
-    with pytest.raises(ValueError, match=r"`path`: the model in '.*net\.onnx' names other files"):
+    with pytest.raises(ValueError, match=r"`path`: the model in '.*net\.onnx' refers to other files"):
         OnnxOracle(tmp_path / "net.onnx")
 
 
@@ -594,7 +593,7 @@ def with_sparse_constant(model):
 
 
 def with_cast_in_a_function(model):
-    """The type that texts are cast to is an argument of the outer of two functions."""
+    """The type of a cast to strings is an argument of the outer of two functions."""
     from onnx import helper
 
     with_functions(model, {"Inner": ["Identity"], "Outer": ["Inner"]}, "Outer")
@@ -631,7 +630,7 @@ UNBOUNDED = {
 
 @pytest.mark.parametrize("change", UNBOUNDED)
 def test_sparse_tensors_and_texts_never_reach_the_runtime(tmp_path, monkeypatch, change):
-    """The runtime makes sparse tensors dense while it loads them; neither they nor texts are in the memory that is bounded."""
+    """The runtime makes sparse tensors dense while loading; they and strings are not in bounded memory."""
     import onnxruntime
 
     monkeypatch.setattr(
@@ -664,7 +663,7 @@ def test_operators_of_unknown_domains_load_nothing(tmp_path):
         model.opset_import.add(domain="ai.onnx.contrib", version=1)
 
     edited(tmp_path / "net.onnx", change)
-    with pytest.raises(ValueError, match=r"`path`: .* no ONNX model that can be run"):
+    with pytest.raises(ValueError, match=r"`path`: .* not an ONNX model that can be run"):
         OnnxOracle(tmp_path / "net.onnx")
 
 
@@ -679,7 +678,7 @@ def test_other_formats_of_the_runtime_and_files_beyond_protobuf_are_refused(tmp_
 
 
 def with_functions(model, bodies, called):
-    """Let the model's scores go through a function of one input; a body is the names of what it calls, one after the other."""
+    """Pass the model's scores through a function of one input; a body names the operators that it calls."""
     from onnx import helper
 
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
@@ -706,7 +705,7 @@ def test_an_onnx_file_with_functions_answers_like_its_model(tmp_path):
 
 
 def with_large_function(model):
-    """Few nodes, each of which would have its own copy of a tensor."""
+    """Few nodes, each of which would get its own copy of a tensor."""
     with_functions(model, doubling(12), "F12")
     model.functions[0].node.add(op_type="Constant", output=["k"]).attribute.add(
         name="value", type=4
@@ -714,7 +713,7 @@ def with_large_function(model):
 
 
 def with_large_attribute(model):
-    """The same, where the tensor is an argument of the outermost call."""
+    """As above, but the tensor is an argument of the outermost call."""
     with_functions(model, doubling(12), "F12")
     model.graph.node[-1].attribute.add(name="value", type=4).t.raw_data = bytes(1 << 17)
 

@@ -1,4 +1,4 @@
-"""Checkpoint files of others: what is read, what is refused, and how much memory is taken before that is decided."""
+"""Received checkpoints: what is read, what is refused, and how much memory that decision takes."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ class Calls:
 def test_a_pickle_that_names_more_than_tensors_is_refused_unread(file, value, name, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read the file"))
     torch.save(content(extra=value), file)
-    with pytest.raises(ValueError, match=f"`checkpoint`: .*it names '.*{name}', which is no part"):
+    with pytest.raises(ValueError, match=f"`checkpoint`: .*it names '.*{name}', which is not part"):
         read_checkpoint(str(file))
 
 
@@ -386,7 +386,7 @@ def moved_directory(data):
 def test_an_archive_whose_directory_could_be_seen_in_two_places_is_refused(file, change):
     torch.save(content(), file)
     file.write_bytes(change(file.read_bytes()))
-    with pytest.raises(ValueError, match=r"it is no file of torch\.save"):
+    with pytest.raises(ValueError, match=r"it was not written by torch\.save"):
         check_archive(file)
 
 
@@ -394,8 +394,7 @@ def test_files_of_old_releases_of_torch_are_named(file):
     torch.save(content(), file, _use_new_zipfile_serialization=False)
     with pytest.raises(
         ValueError,
-        match=r"`init`: '.*model\.ckpt' is damaged.*it is no file of torch\.save \(since torch "
-        r"1\.6\)",
+        match=r"`init`: '.*model\.ckpt' is damaged.*not written by torch\.save \(torch 1\.6 or later\)",
     ):
         read_checkpoint(str(file), argument="init")
 
@@ -472,7 +471,7 @@ FORGED = {
     "a tensor with long steps": (tensor(stride=2), "it calls torch._utils _rebuild_tensor_v2"),
     "a tensor that begins before": (tensor(offset=-1), "it calls torch._utils _rebuild_tensor_v2"),
     "a tensor without numbers": (tensor(storage=b"N"), "it calls torch._utils _rebuild_tensor_v2"),
-    "something outside": (b"K\x01Q", "refers to something else than numbers"),
+    "something outside": (b"K\x01Q", "refers to something other than numbers"),
     "a long device": (named("torch.device") + text("cpu" * 11) + b"\x85R", "it calls torch device"),
     "an object": (named("torch.Size") + b")\x81", "its step NEWOBJ"),
     "nothing to call": (b"K\x01)R", "it calls 1 with other arguments"),

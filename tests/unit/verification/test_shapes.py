@@ -1,4 +1,4 @@
-"""Keys, images and models that do not fit together are refused with their shapes, whoever reads."""
+"""Every reader refuses keys, images and models that do not fit together, and names their shapes."""
 
 import re
 
@@ -10,7 +10,7 @@ from gradsigns_lightning import WatermarkKey, trace, verify, verify_api, verify_
 from gradsigns_lightning.core.key.signature_key import KeyAsRead
 
 KEY = WatermarkKey.generate("A", 64, input_shape=(1, 12, 12), target_class=0, secret=bytes(32))
-pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only")
+pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model classifies only")
 READERS = {
     "verify": verify,
     "verify_many": lambda model, key, images: verify_many(model, [key], images),
@@ -54,8 +54,8 @@ def test_a_model_that_takes_other_images_is_refused(reader):
         READERS[reader](classifier(100), KEY, images(1, 12, 12))
 
 
-def stranger(**changes):
-    """A key of somebody else's making, whose arrays nobody has checked."""
+def foreign_key(**changes):
+    """A foreign key, whose arrays nobody has checked."""
     key = KeyAsRead.of(KEY, input_mean=0.0, input_std=1.0)
     return type("Stranger", (), {**vars(key), **changes})()
 
@@ -80,9 +80,9 @@ def stranger(**changes):
 )
 def test_a_key_whose_arrays_do_not_fit_together_is_refused(reader, changes, message):
     with pytest.raises(ValueError, match="`key` must have a?.*" + message):
-        READERS[reader](classifier(), stranger(**changes), images(1, 12, 12))
+        READERS[reader](classifier(), foreign_key(**changes), images(1, 12, 12))
 
 
 @pytest.mark.parametrize("reader", ["verify", "verify_many", "verify_api"])
 def test_a_strangers_key_that_fits_is_read(reader):
-    READERS[reader](classifier(), stranger(), images(1, 12, 12))
+    READERS[reader](classifier(), foreign_key(), images(1, 12, 12))

@@ -16,12 +16,12 @@ from gradsigns_lightning import (
 )
 from gradsigns_lightning.evidence import Bundle, judge, make_statement
 from gradsigns_lightning.verification.images import pixels_of
-from gradsigns_lightning.verification.suspects import read, read_evidence
+from gradsigns_lightning.verification.suspects import read, read_scores
 
 SHAPE, T = (1, 12, 12), 1
 KEY = WatermarkKey.generate("A", 64, input_shape=SHAPE, target_class=T, n_carriers=144, secret=bytes(32))
 IMAGES = torch.rand(20, *SHAPE, generator=torch.Generator().manual_seed(0))
-pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only", "ignore:A key of")
+pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model classifies only", "ignore:A key of")
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def test_a_module_is_read_from_its_weights_and_anything_else_by_its_answers(mode
     assert isinstance(answers, ApiVerificationResult)
     assert not isinstance(answers, VerificationResult)  # whose `n_bits` are the key's
     assert answers == verify_api(lambda x: model(x).detach(), KEY, IMAGES, max_queries=50)
-    evidence, n_asked, recognised, n_named = read_evidence(model, KEY, IMAGES, max_queries=50)
-    assert (n_asked, n_named, recognised) == (20, 20, read(model, KEY, IMAGES, alpha=1e-9).recognised)
-    assert (evidence > 0).sum() > 0
+    scores, n_queries, recognised, n_classified = read_scores(model, KEY, IMAGES, max_queries=50)
+    assert (n_queries, n_classified, recognised) == (20, 20, read(model, KEY, IMAGES, alpha=1e-9).recognised)
+    assert (scores > 0).sum() > 0
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_one_reading_finds_one_customer_of_10_000(planted, customer):
 
 @pytest.fixture
 def every_warning():
-    """PyTorch gives some of its warnings once in a process."""
+    """PyTorch issues some of its warnings only once per process."""
     torch.set_warn_always(True)
     yield
     torch.set_warn_always(False)
@@ -81,12 +81,12 @@ def decoded(evidence, **changes):
 def test_the_masters_own_copy_is_nobodys():
     result = decoded(2.0 * MASTER.signature.numpy() - 1)
     assert (result.verdict, result.present, result.is_master, result.mixed) == ("not_proven", (), True, True)
-    assert "the master's own mark shows and no customer's" in result.reason
+    assert "only the master's own mark shows" in result.reason
     assert not decoded(signs(5)[0]).is_master
 
 
 def test_a_mixture_names_no_single_customer_but_who_is_in_it():
-    a, b, c = signs(1000, 2000, 3000)  # of an average of three, members show in half of the cases only
+    a, b, c = signs(1000, 2000, 3000)  # in an average of three, members show in only half of the cases
     for mixture in (a + b, 0.55 * a + 0.45 * b, a + b - c, a + b + c):
         result = decoded(mixture)
         assert (result.verdict, result.mixed) == ("not_proven", True)

@@ -26,7 +26,7 @@ from gradsigns_lightning.verification.images import RawInputs
 
 SHAPE = (1, 6, 6)
 T = 1
-pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only")
+pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model classifies only")
 
 
 def numbered(i: int, n_bits=16, **changes) -> WatermarkKey:
@@ -70,7 +70,7 @@ class Scripted(nn.Module):
 
 
 def marked(key: WatermarkKey, wrong=0) -> Scripted:
-    """A model whose gradient shows the key's signature, but for the first ``wrong`` bits."""
+    """A model whose gradient shows the key's signature, except in the first ``wrong`` bits."""
     signs = key.signature.double() * 2 - 1
     signs[:wrong] *= -1
     direction = torch.zeros(math.prod(key.input_shape), dtype=torch.float64)
@@ -132,7 +132,7 @@ def test_batch_size_and_order_change_nothing():
     assert [r.margin for r in results] == pytest.approx([results[0].margin] * 5, rel=1e-4)
 
 
-def test_normalisation_in_the_key_equals_normalisation_in_the_model():
+def test_normalisation_in_the_key_equals_normalization_in_the_model():
     mean, std = torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1), torch.tensor([0.2, 1.0, 3.0]).view(3, 1, 1)
 
     class Normalized(nn.Module):
@@ -172,7 +172,7 @@ def test_normalisation_in_the_key_equals_normalisation_in_the_model():
         ({"input_std": float("inf")}, ValueError, "`input_std` must be a finite number"),
     ],
 )
-def test_a_stated_normalisation_is_checked(stated, error, message):
+def test_a_stated_normalization_is_checked(stated, error, message):
     with pytest.raises(error, match=message):
         verify(network(), KEY, raw_images(), **stated)
 
@@ -245,9 +245,13 @@ def test_everything_is_as_before(outer, training):
     with outer():
         images = raw_images()
         before = (
-            copy.deepcopy(model.state_dict()), [m.training for m in model.modules()], torch.get_rng_state(), images.clone(),
-            torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
-        )  # fmt: skip
+            copy.deepcopy(model.state_dict()),
+            [m.training for m in model.modules()],
+            torch.get_rng_state(),
+            images.clone(),
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+        )
         result = verify(model, KEY, images)
         after = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
     assert result == expected
@@ -361,7 +365,7 @@ def test_a_result_is_json():
         (
             {"images": raw_images().numpy()},
             TypeError,
-            "`images` must be torch.Tensor, got ndarray. Of an array torch.from_numpy",
+            "`images` must be torch.Tensor, got ndarray. Convert an array with torch.from_numpy",
         ),
         ({"model": lambda x: x}, TypeError, r"`model` must be torch.nn.Module, got function\.$"),
         ({"model": "a.ckpt"}, TypeError, "`model` must be torch.nn.Module, got str. Load it first"),
@@ -436,7 +440,7 @@ def test_images_of_another_class_warn():
     other = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
     other[1].weight.data[:], other[1].bias.data[:] = torch.eye(2, 36), torch.tensor([9.0, 0.0])
     (message,) = warned(other, 60)
-    assert message.startswith("The model takes only 0 of 60 images for class 1: ")
+    assert message.startswith("The model classifies only 0 of 60 images as class 1: ")
     assert "`input_mean`" in message
 
 
@@ -474,7 +478,7 @@ def test_no_sequence_of_keys_is_refused(keys):
 
 
 def goodness_of_fit(matches: np.ndarray, n_bits: int) -> float:
-    """P-value of the chi-square test that ``matches`` are Binomial(n_bits, 1/2); bins of five expected or more."""
+    """P-value of the chi-square test that ``matches`` are Binomial(n_bits, 1/2), with 5 expected per bin."""
     middle = range(n_bits // 2 - int(n_bits**0.5), n_bits // 2 + int(n_bits**0.5) + 1)
     edges = [-0.5, *(k + 0.5 for k in middle), n_bits + 0.5]
     observed, _ = np.histogram(matches, edges)
@@ -550,7 +554,7 @@ print((most() - before) / white_box._MOST_BYTES)
 
 
 def test_a_pass_takes_no_more_memory_than_is_allowed():
-    """Attention takes most beside what it keeps."""
+    """Attention has the highest peak of memory relative to its saved tensors."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PEAK], capture_output=True, text=True, check=True, timeout=200
     )
@@ -569,9 +573,9 @@ def test_a_model_of_whole_batches_is_read_in_whole_batches():
 
 
 def test_a_thousand_keys_cost_less_than_two_readings():
-    """What reading a thousand more keys costs is less than one reading; in processor time, so that other work does not count.
+    """Reading a thousand more keys takes less processor time than one reading.
 
-    The arrays of a key are derived once and kept, so deriving them is no part of reading.
+    The arrays of a key are derived once and kept, so deriving them is not part of reading.
     """
     torch.manual_seed(0)
     # coverage slows the keys down, not the network
@@ -598,7 +602,7 @@ def test_warnings_point_at_the_caller():
     assert {w.filename for w in caught if "Only 3 images" in str(w.message)} == {__file__}
 
 
-# --- networks that were frozen, exported or quantised
+# --- networks that were frozen, exported or quantized
 
 
 def plain_network():

@@ -63,7 +63,7 @@ def stream(vector, secret: bytes, label: str, n_bytes: int) -> bytes:
 
 
 def halves(vector) -> tuple[bytes, bytes]:
-    """The secrets that carriers and projection, and all else, are derived from."""
+    """Return the secrets of carriers and projection, and of everything else."""
     secret = bytes.fromhex(vector["secret"])
     if vector["version"] == 1:
         return secret, secret
@@ -73,7 +73,7 @@ def halves(vector) -> tuple[bytes, bytes]:
 
 
 def secret_of_copy(vector) -> bytes:
-    """What the copy's key holds, from its master's secret."""
+    """Return the secret of a copy's key from its master's."""
     master, customer = (
         bytes.fromhex(vector["master"]),
         int.from_bytes(bytes.fromhex(vector["payload"]), "little"),
@@ -99,7 +99,7 @@ def packed(values) -> bytes:
 
 
 def derived(vector) -> dict:
-    """All derived parts of a vector, in plain Python."""
+    """Return all derived parts of a vector, in plain Python."""
     channels, height, width = vector["input_shape"]
     size = channels * height * width
     space, mark = halves(vector)

@@ -1,4 +1,4 @@
-"""The key: what it accepts, what it derives, what it never tells."""
+"""The key: what it accepts, what it derives, what it never reveals."""
 
 import copy
 import dataclasses
@@ -93,7 +93,7 @@ def numbered(i: int, **changes) -> WatermarkKey:
         ({"input_std": -1}, ValueError, "`input_std` must be positive, got -1.0"),
         ({"input_std": math.inf}, ValueError, "`input_std` must be a finite number"),
         ({"input_std": False}, TypeError, "`input_std` must be a number"),
-        ({"secret": bytes(31)}, ValueError, "`secret` must be 32 bytes, or 64 of a copy's key, got 31 bytes"),
+        ({"secret": bytes(31)}, ValueError, "must be 32 bytes, or 64 for a copy's key, got 31 bytes"),
         (
             {"secret": bytes(64)},
             ValueError,
@@ -239,7 +239,7 @@ def test_carriers_are_uniform_over_the_input():
         return stats.chi2(35).sf(((counts - 500) ** 2 / 500).sum() / (24 / 35))
 
     assert p_value(counts) > 1e-3
-    assert p_value(counts + np.where(np.arange(36) < 18, 25, -25)) < 1e-3  # it would see a bias of 5 %
+    assert p_value(counts + np.where(np.arange(36) < 18, 25, -25)) < 1e-3  # it would detect a bias of 5 %
 
 
 def test_projection_and_signature_are_balanced():
@@ -366,17 +366,17 @@ def test_copies_share_carriers_and_projection_without_deriving_them_again(copy_o
         (
             lambda: message_of(customer_of(make(n_bits=16))),
             ValueError,
-            "follow from an owner's key .* purpose 'customer'",
+            "can be derived only from an owner's key .* purpose 'customer'",
         ),
         (
             lambda: message_of(make()).customer_signatures(2),
             ValueError,
-            "follow from an owner's key .* purpose 'message'",
+            "can be derived only from an owner's key .* purpose 'message'",
         ),
         (
             lambda: customer_of(make(n_bits=16)).with_payload(b"a"),
             ValueError,
-            "`payload` can be replaced in owners' keys only",
+            "`payload` can be replaced only in owners' keys",
         ),
     ],
 )
@@ -409,7 +409,7 @@ def test_keys_with_a_secret_of_the_wrong_length_are_refused(changes, n_bytes, al
         WatermarkKey.from_parts(public, payload=payload, secret=bytes(n_bytes))
     for never in (0, 33, 48, 96):
         with pytest.raises(
-            ValueError, match=f"`secret` must be 32 bytes, or 64 of a copy's key, got {never} bytes"
+            ValueError, match=f"`secret` must be 32 bytes, or 64 for a copy's key, got {never} bytes"
         ):
             WatermarkKey.from_parts(public, payload=payload, secret=bytes(never))
 
@@ -417,9 +417,17 @@ def test_keys_with_a_secret_of_the_wrong_length_are_refused(changes, n_bytes, al
 def test_public_parameters_are_json_and_without_secrets():
     public = make(payload=b"\xabcd"[:1]).to_public_dict()
     assert public == {
-        "owner": "Acme", "scope": "m1", "n_bits": 12, "n_carriers": 30, "input_shape": [1, 6, 6], "target_class": 1,
-        "input_mean": [0.0], "input_std": [1.0], "version": 2, "purpose": "owner",
-    }  # fmt: skip
+        "owner": "Acme",
+        "scope": "m1",
+        "n_bits": 12,
+        "n_carriers": 30,
+        "input_shape": [1, 6, 6],
+        "target_class": 1,
+        "input_mean": [0.0],
+        "input_std": [1.0],
+        "version": 2,
+        "purpose": "owner",
+    }
 
 
 def tells(text: str, key: WatermarkKey) -> bool:
@@ -477,7 +485,7 @@ def test_errors_do_not_tell_the_secret(changes):
 
 def test_a_wrong_secret_is_not_repeated_in_the_error():
     with pytest.raises(
-        ValueError, match=r"`secret` must be 32 bytes, or 64 of a copy's key, got 33 bytes\.$"
+        ValueError, match=r"`secret` must be 32 bytes, or 64 for a copy's key, got 33 bytes\.$"
     ):
         make(secret=b"\xfe" * 33)
 

@@ -1,4 +1,4 @@
-"""The key file: whole or not at all, and never another key than was saved."""
+"""The key file is written completely or not at all, and never yields another key than was saved."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def path(tmp_path):
 
 
 def outcome(path, data: bytes):
-    """The key in ``data``, or None if it is refused; anything but a ValueError comes through."""
+    """Return the key in ``data``, or None if it is refused; errors other than a ValueError are raised."""
     path.write_bytes(data)
     try:
         return WatermarkKey.load(path)
@@ -48,7 +48,7 @@ def outcome(path, data: bytes):
 
 
 def file_of(**changes) -> bytes:
-    """A key file whose entries are replaced; None leaves one out."""
+    """Return a key file with some entries replaced; None omits one."""
     entries = {
         "format": "gradsigns-key",
         "version": "2",

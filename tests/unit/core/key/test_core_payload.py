@@ -39,7 +39,7 @@ def as_bits(payload: bytes, n_bits=128):
     ("n_bits", "n_bytes"), [(16, 1), (31, 1), (64, 2), (128, 1), (128, 4), (255, 8), (1024, 32), (8192, 256)]
 )
 def test_the_parameters_are_those_of_a_bch_code(n_bits, n_bytes):
-    # galois' own tables: the designed distance 2 t + 1 gives the dimension k.
+    # galois' own tables, in which the designed distance 2 t + 1 determines the dimension k.
     code = PayloadCode(n_bits, n_bytes)
     n = max(n for n in (2**m - 1 for m in range(4, 14)) if n < 2 * code.length)
     if n <= 1023:
@@ -90,7 +90,7 @@ def test_customers_share_all_but_the_signature():
 
 
 def test_signatures_of_copies_have_nothing_in_common():
-    """No linear code: what any customers' signatures combine to is nobody's, the master's and messages' among them."""
+    """Any combination of customers' signatures is nobody's, not even the master's or a message's."""
     customers = MASTER.customer_signatures(2000)
     assert all(np.array_equal(customers[i], customer_key(MASTER, i).signature) for i in (0, 1, 1234, 1999))
     others = [MASTER.signature, blank_message_key(MASTER).signature, message_key(MASTER, "a").signature]
@@ -106,11 +106,11 @@ LABELS = ("space", "tag", "mark/customers", "mark/messages", "signature")
 
 
 def signatures_from(opened: dict):
-    """All signatures that follow from an opened key when what it holds is taken for a secret, or for bits, in any place."""
+    """Yield all signatures that can be derived by using parts of an opened key as a secret or as bits."""
     secret, public = bytes.fromhex(opened["secret"]), opened["public"]
     pieces = {secret[i : i + 32] for i in range(len(secret) - 31)}
     pieces.add(bytes(a ^ b for a, b in zip(secret[:32], secret[-32:], strict=True)))
-    for label in LABELS:  # and what the format derives from the halves
+    for label in LABELS:  # also what the format derives from the halves
         for half in (secret[:32], secret[-32:]):
             pieces.add(key_from(half, public)._derivation.mark.bytes(label, 32))
     for piece in pieces:
@@ -153,7 +153,7 @@ def test_who_opens_a_copys_key_opens_no_other(opened):
 
 
 def test_a_copys_signature_depends_on_all_that_is_in_its_key():
-    """Two lists of halves must not make as many tries as there are pairs, nor one customer's key pass for another's."""
+    """Two lists of halves must not yield a try per pair, nor may one customer's key pass for another's."""
     key = customer_key(MASTER, 17)
     public, secret, payload = key.to_public_dict(), key._secret.reveal(), key._payload
     for change in (0, 40):  # in the half of the carriers, and in the customer's own
@@ -169,7 +169,7 @@ def test_a_copys_signature_depends_on_all_that_is_in_its_key():
 
 
 def test_the_search_for_other_signatures_can_find_them():
-    """In what a master holds, they are."""
+    """It finds all of them in a master's key."""
     followed = np.array(list(signatures_from(MASTER.reveal())))
     for signature in (*MASTER.customer_signatures(200), MASTER.signature.numpy()):
         assert (followed != signature).sum(1).min() == 0
@@ -232,18 +232,18 @@ def test_free_bits_count_what_could_be_chosen():
     # a free payload: every bit of the signature
     assert free_bits(MASTER.with_payload(bytes(range(16)))) == 128
     assert free_bits(MASTER.with_payload(b"x")) == 8
-    # only what says that it is a code is one
+    # an owner's payload is charged in full, even if it is a codeword
     assert free_bits(MASTER.with_payload(NUMBERS.encode(b"ab"))) == 8 * 16
-    # secrets of copies are quick to try; the number chooses nothing
+    # copies' secrets are quick to try; the customer's number gives no choice
     assert free_bits(customer_key(MASTER, 7)) == 17
-    assert free_bits(message_key(MASTER, "v2.1")) == 128 + 17  # whether it is a codeword is not looked at
+    assert free_bits(message_key(MASTER, "v2.1")) == 128 + 17  # whether it is a codeword is not checked
     assert free_bits(blank_message_key(MASTER)) == 17
     assert free_bits(blank_message_key(SHORT, b"a")) == 8 + 17
     assert free_bits(OLD.with_payload(bytes(range(4)))) == 32
 
 
 def test_the_number_of_threads_stays_as_it_was():
-    """In a process of its own, because numba takes the threads once."""
+    """This runs in a process of its own, because numba sets the threads only once."""
     script = """
 import numpy as np, torch
 from gradsigns_lightning.core.key.payload import PayloadCode

@@ -1,4 +1,4 @@
-"""Keys that can never prove what they are made for are told so when they are made."""
+"""Keys that can never prove what they are made for are warned of when they are made."""
 
 import re
 import warnings
@@ -21,7 +21,7 @@ from gradsigns_lightning.core.statistics import ownership_p_value
 
 
 def made(**settings):
-    """Return the warnings of making a key."""
+    """Return the warnings when a key is made."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         key = WatermarkKey.generate(
@@ -42,7 +42,7 @@ def test_so_many_bits_prove_and_one_less_does_not(alpha, tries):
 
 
 @pytest.mark.parametrize("n_bits", [8, 24, 29])
-def test_a_key_that_can_never_be_owned_is_told_so_in_one_sentence(n_bits):
+def test_a_key_that_can_never_be_owned_is_warned_of_in_one_sentence(n_bits):
     _, (message,) = made(n_bits=n_bits)
     assert message.startswith(f"A key of {n_bits} bits can never be `owned` at the default alpha of 1e-09")
     assert "30 bits would do" in message
@@ -90,7 +90,7 @@ def test_the_bits_that_a_trace_takes_are_those_that_it_asks_for():
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (48, 64, 3), (224, 224, 4)])
-def test_channels_last_are_asked_about(shape):
+def test_channels_last_are_warned_of(shape):
     _, (message,) = made(input_shape=shape, n_bits=32)
     assert str(shape) in message
     assert str((shape[2], *shape[:2])) in message
@@ -122,16 +122,16 @@ def test_advice_leads_to_no_key_that_can_never_be_owned_or_embedded(n_bits, n_ca
     if found := re.search(r"Take 30(?: to (\d+))? bits", advice):
         n_bits = int(found[1] or 30)
         assert n_bits >= least_bits()
-        key, told = made(n_bits=n_bits, input_shape=(1, 1, size))
+        key, warned = made(n_bits=n_bits, input_shape=(1, 1, size))
         make_objective("margin", key).check_key(key)
-        assert told == []
+        assert warned == []
 
 
 @pytest.mark.parametrize(("n_bits", "n_carriers"), [(63, 64), (64, 64), (64, 65)])
-def test_a_key_that_cannot_be_embedded_is_told_so_when_it_is_made(n_bits, n_carriers):
+def test_a_key_that_cannot_be_embedded_is_warned_of_when_it_is_made(n_bits, n_carriers):
     key, (message,) = made(n_bits=n_bits, n_carriers=n_carriers)
     assert f"{n_bits} bits on {n_carriers} carriers leave no room" in message
-    advice = f"Take at least {2 * n_bits} carriers (six a bit are usual; the input has 256 coordinates)."
+    advice = f"Take at least {2 * n_bits} carriers (six per bit are usual; the input has 256 coordinates)."
     assert message.endswith(advice)
     with pytest.raises(ValueError, match=re.escape(advice)):
         make_objective("margin", key).check_key(key)
@@ -139,9 +139,9 @@ def test_a_key_that_cannot_be_embedded_is_told_so_when_it_is_made(n_bits, n_carr
 
 @pytest.mark.parametrize(("n_bits", "n_carriers"), [(62, 64), (64, 66)])
 def test_a_key_with_a_little_room_is_made_in_silence(n_bits, n_carriers):
-    key, told = made(n_bits=n_bits, n_carriers=n_carriers)
+    key, warned = made(n_bits=n_bits, n_carriers=n_carriers)
     make_objective("margin", key).check_key(key)
-    assert told == []
+    assert warned == []
 
 
 @pytest.mark.parametrize("n_bits", [8, 30, 32, 64, 128])

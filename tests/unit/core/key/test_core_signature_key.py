@@ -1,4 +1,4 @@
-"""What readers know of a key, and what images they take by it."""
+"""What readers need of a key, and which images they accept for it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Wherever a key is taken its file will do."""
+"""Wherever a key is accepted, its file is too."""
 
 import lightning.pytorch as L
 import pytest

@@ -1,4 +1,4 @@
-"""What autograd lacks: derivatives within modes, hooks set aside, gradients handed out."""
+"""What autograd lacks: derivatives inside modes, suspended hooks, known gradients."""
 
 import pytest
 import torch

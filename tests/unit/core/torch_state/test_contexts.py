@@ -167,7 +167,7 @@ def norm_of(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 def derivatives(norm: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """Output, input gradient, and what a function of the latter gives the parameters and the input."""
+    """Return output, input gradient, and the gradients of a function of the latter."""
     y = norm(x)
     (gradient,) = torch.autograd.grad(y.tanh().sum(), x, create_graph=True)
     return [y, gradient, *torch.autograd.grad(gradient.square().sum(), [x, *norm.parameters()])]

@@ -9,7 +9,7 @@ from gradsigns_lightning.models import SmallResNet
 def test_what_a_pass_keeps_is_counted_once_and_without_weights():
     model = nn.Sequential(nn.Linear(10, 20), nn.Sigmoid(), nn.Linear(20, 5), nn.Tanh())
     images = torch.rand(7, 10, requires_grad=True)
-    # the input, and what the sigmoid and the tanh gave; the sigmoid's also is an input
+    # the input, and the outputs of sigmoid and tanh; the sigmoid's is also an input
     needed = 4 * 7 * (10 + 20 + 5)
     assert saved_bytes(model, lambda: model(images)) == needed
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a pass is full float32, and the user's settings are as before afterwards."""
+"""A pass computes in full float32 and restores the user's settings."""
 
 import pytest
 import torch

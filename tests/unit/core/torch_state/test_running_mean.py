@@ -1,4 +1,4 @@
-"""The running means of batch normalization follow the layer before, where that is asked for by name."""
+"""The running means of batch normalization follow the layer before, if that is requested."""
 
 import pickle
 
@@ -12,7 +12,7 @@ from gradsigns_lightning.core.torch_state.running_mean import RunningMeans
 
 
 class Functions(nn.Module):
-    """Calls functions, and no module that a hook could be put on."""
+    """A network of functions, without modules that could have hooks."""
 
     def __init__(self):
         super().__init__()

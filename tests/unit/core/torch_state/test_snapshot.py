@@ -1,4 +1,4 @@
-"""Passes leave no side effect behind: buffers, attributes, metrics, observers, hooks, random states."""
+"""Passes have no side effects: on buffers, attributes, metrics, observers, hooks, random states."""
 
 import random
 from collections import deque
@@ -18,7 +18,7 @@ from gradsigns_lightning.core.torch_state.snapshot import side_effects_undone
 KEY = WatermarkKey.generate("Acme Vision", 8, input_shape=(1, 4, 4), target_class=1)
 IMAGES = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:The model takes only", "ignore:.*is deprecated:DeprecationWarning"
+    "ignore:The model classifies only", "ignore:.*is deprecated:DeprecationWarning"
 )
 
 
@@ -28,7 +28,7 @@ class Count:
 
 
 class Busy(nn.Module):
-    """Changes all that a forward pass can change, in training and in evaluation."""
+    """Changes everything that a forward pass can change, in training and in evaluation mode."""
 
     def __init__(self):
         super().__init__()
@@ -113,7 +113,7 @@ def test_a_plain_pass_is_seen():
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("raising", [False, True])
-def test_all_is_put_back(mode, raising):
+def test_everything_is_restored(mode, raising):
     model = Busy()
     model(IMAGES)
     model.last, model.cached = None, None
@@ -131,7 +131,7 @@ def test_all_is_put_back(mode, raising):
     else:
         use()
     assert state(model) == before
-    model(IMAGES)  # and it goes on
+    model(IMAGES)  # the model still works
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""JSON of strangers."""
+"""Untrusted JSON."""
 
 import codecs
 import subprocess

@@ -1,4 +1,4 @@
-"""Argument checks that several rooms share."""
+"""Argument checks that several subpackages share."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Files that are either as before or whole, and new ones that only one of several writers makes."""
+"""Files are written atomically, and only one of several writers makes a new one."""
 
 import errno
 import multiprocessing

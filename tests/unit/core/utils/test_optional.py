@@ -1,4 +1,4 @@
-"""Optional dependencies: every extra is named where something of it is missing, and nothing of it is asked for elsewhere."""
+"""Optional dependencies: a missing one is reported with its extra, and none is required elsewhere."""
 
 import ast
 import re
@@ -11,13 +11,13 @@ from gradsigns_lightning.core.utils.optional import require
 
 PACKAGE = Path(sys.modules["gradsigns_lightning"].__file__).parent
 DISTRIBUTIONS = {"PIL": "pillow", "rfc3161_client": "rfc3161-client"}
-BROUGHT_ALONG = {("vision", "pillow")}  # by torchvision
+BROUGHT_ALONG = {("vision", "pillow")}  # torchvision depends on it
 # A plugin that Hydra finds by itself, what the notebooks import, and lists of others.
 NOT_OURS = {"sweep", "notebook", "all", "dev"}
 
 
 def extras() -> dict[str, set[str]]:
-    """The names of the distributions in each extra; tomllib is not in Python 3.10."""
+    """Return the names of the distributions in each extra; Python 3.10 has no tomllib."""
     text = (PACKAGE.parent / "pyproject.toml").read_text()
     section = text.partition("[project.optional-dependencies]\n")[2].partition("\n\n")[0]
     listed = dict(re.findall(r"^(\w+) = \[(.*?)\]$", section, re.M | re.S))
@@ -25,7 +25,7 @@ def extras() -> dict[str, set[str]]:
 
 
 def required() -> set[tuple[str, str]]:
-    """Module and extra of every call in the package."""
+    """Return module and extra of every call in the package."""
     nodes = (node for file in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(file.read_text())))
     calls = (
         node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require"
@@ -33,7 +33,7 @@ def required() -> set[tuple[str, str]]:
     return {(call.args[0].value, call.keywords[0].value.value) for call in calls}
 
 
-def test_every_extra_is_asked_for_and_holds_what_is_asked_of_it():
+def test_every_extra_is_used_and_complete():
     assert {"wandb", "payload", "notebook", "all", "dev"} < set(extras())
     assert {extra for _, extra in required()} == set(extras()) - NOT_OURS
     for module, extra in required():
@@ -70,4 +70,4 @@ def test_the_command_is_written_in_one_place():
     found = {
         file.name for file in PACKAGE.rglob("*.py") if "pip install 'gradsigns-lightning[" in file.read_text()
     }
-    assert found == {"optional.py", "suggest.py"}  # the latter for what other libraries ask for
+    assert found == {"optional.py", "suggest.py"}  # the latter for modules that other libraries need

@@ -1,4 +1,4 @@
-"""Pickles are walked, not loaded."""
+"""Untrusted pickles are walked, not loaded."""
 
 import pickle
 from collections import OrderedDict

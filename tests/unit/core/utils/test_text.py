@@ -1,4 +1,4 @@
-"""What others wrote is shown in letters only."""
+"""Untrusted text is shown without anything that a terminal would act on."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_whole_of_unicode_becomes_printable():
     left = set(shown)
     kinds = {c: (unicodedata.category(c), unicodedata.combining(c)) for c in text}
     hides = {c for c in text if _INVISIBLE.match(c) or kinds[c][0] == "Me" or kinds[c][1] == 1}
-    # Of the marks in a row the first ones are left.
+    # The first of the marks in a row are kept.
     assert [
         c
         for c in text

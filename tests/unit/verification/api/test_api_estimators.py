@@ -1,4 +1,4 @@
-"""What the answers of a model whose slopes are known say about each bit, and what that costs."""
+"""What the responses of a model with known slopes say about each bit, and how many queries that takes."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from gradsigns_lightning.verification.api.queries import QueryBudget
 from gradsigns_lightning.verification.api.responses import ResponseParser
 
 SHAPE, N_ROWS = (1, 4, 8), 16
-# Row k is pixels 2k and 2k + 1: how the server moves along one says nothing of the others.
+# Row k is pixels 2k and 2k + 1: the server's slope along one row does not affect the others.
 ROWS = torch.repeat_interleave(torch.eye(N_ROWS), 2, dim=1).view(N_ROWS, *SHAPE)
 BITS = torch.tensor([1, 0, 0, 1, 1, 1, 0, 0, 1, 0, 1, 0, 0, 1, 1, 0])
 SIGNS = 2.0 * BITS - 1
@@ -19,19 +19,19 @@ KEY = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=0, n_carrier
 
 
 def images(n, seed=0):
-    """Images of class 1 in grey levels around the middle."""
+    """Images of class 1 with grey levels around the middle."""
     return torch.randint(
         100, 156, (n, *SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
     )
 
 
 def along_rows(x):
-    """How far each image lies along each row, from the middle grey, in grey levels."""
+    """How far each image lies from the middle grey along each row, in grey levels."""
     return (x * 255 - 128).double().flatten(1) @ ROWS.flatten(1).double().T / 2
 
 
 def linear(slopes, offset=1.0):
-    """A server whose loss -log p rises along row k as ``slopes[k]`` says, in log-odds a grey level."""
+    """A server whose loss -log p rises along row k by ``slopes[k]``, in log-odds per grey level."""
     return lambda x: offset - along_rows(x) @ torch.as_tensor(slopes).double()
 
 
@@ -40,7 +40,7 @@ def two_logits(log_odds):
 
 
 class Reading:
-    """One estimator with its budget and its boundary; keeps what was asked."""
+    """One estimator with its budget and its boundary; records the images that the server gets."""
 
     def __init__(
         self,
@@ -53,10 +53,10 @@ class Reading:
         directions=ROWS,
         **options,
     ):
-        self.asked = []
+        self.queried = []
 
         def server(batch):
-            self.asked += list(batch)
+            self.queried += list(batch)
             return predict(batch)
 
         self.budget = QueryBudget(
@@ -66,7 +66,7 @@ class Reading:
         self.estimator = make(self.budget, self.boundary, directions, **options)
 
     def around(self, n_images):
-        """Advance until the probes around so many images are asked; return the evidence."""
+        """Advance until the probes around ``n_images`` images are queried; return the scores."""
         while self.estimator.n_images < n_images or self.n_open:
             assert self.estimator.advance()
         return self.estimator.scores()
@@ -85,16 +85,16 @@ def logits(slopes, **options):
 
 @pytest.mark.parametrize("n_images", [1, 2, 3])
 def test_a_loss_that_rises_along_a_row_is_evidence_for_a_one(n_images):
-    evidence = logits(0.02 * SIGNS).around(n_images)
-    assert np.sign(evidence).tolist() == SIGNS.tolist()
+    scores = logits(0.02 * SIGNS).around(n_images)
+    assert np.sign(scores).tolist() == SIGNS.tolist()
     # each image counts in units of its own spread
-    np.testing.assert_allclose(np.abs(evidence), n_images, rtol=0.05)
+    np.testing.assert_allclose(np.abs(scores), n_images, rtol=0.05)
 
 
 def test_a_steeper_row_is_stronger_evidence():
-    evidence = logits(SIGNS * torch.linspace(0.01, 0.04, N_ROWS)).around(2)
-    assert (np.diff(evidence[BITS == 1]) > 0).all()
-    assert (np.diff(evidence[BITS == 0]) < 0).all()
+    scores = logits(SIGNS * torch.linspace(0.01, 0.04, N_ROWS)).around(2)
+    assert (np.diff(scores[BITS == 1]) > 0).all()
+    assert (np.diff(scores[BITS == 0]) < 0).all()
 
 
 def test_curvature_cancels_from_image_to_image():
@@ -116,15 +116,15 @@ def test_labels_are_evidence_too():
 
 
 def test_a_few_odd_labels_count_no_more_than_many():
-    """One odd label of sixteen lies four deviations off; taken at that, it would outweigh four images."""
+    """One odd label of sixteen lies four deviations off; so weighted, it would outweigh four images."""
     odd = [0.5, *[0.0] * (N_ROWS - 1)]
     reading = Reading(lambda x: (linear(odd, offset=1.0)(x) > 0).long(), kind="labels", n_images=1)
     reading.boundary._ready = [ProbeImage(torch.full(SHAPE, 128, dtype=torch.uint8), float("nan"))]
-    evidence = reading.around(1)
-    assert evidence[0] == pytest.approx((1 - 1 / N_ROWS) / 0.35)
+    scores = reading.around(1)
+    assert scores[0] == pytest.approx((1 - 1 / N_ROWS) / 0.35)
 
 
-# --- rows: what is asked
+# --- rows: which queries are made
 
 
 def test_a_bit_costs_one_query_an_image():
@@ -132,13 +132,13 @@ def test_a_bit_costs_one_query_an_image():
     reading.around(2)
     assert reading.estimator.n_probes == 2 * N_ROWS
     screening, repeats = 4, 1
-    assert reading.budget.n_queries == len(reading.asked) == 2 * N_ROWS + screening + repeats
+    assert reading.budget.n_queries == len(reading.queried) == 2 * N_ROWS + screening + repeats
 
 
 def test_probes_lie_on_one_side_of_an_image_and_on_the_other_of_the_next():
     reading = logits(0.02 * SIGNS)
     reading.around(2)
-    probes = torch.stack(reading.asked[-2 * N_ROWS :]).view(2, N_ROWS, -1) * 255
+    probes = torch.stack(reading.queried[-2 * N_ROWS :]).view(2, N_ROWS, -1) * 255
     away = (probes - probes.median(1, keepdim=True).values).round()
     step = reading.estimator.step
     assert [side.unique().tolist() for side in away] == [[0, step], [-step, 0]]
@@ -149,17 +149,17 @@ def test_all_rows_are_asked_once_an_image_in_an_order_that_is_fixed():
     first, second = logits(0.02 * SIGNS), logits(-0.02 * SIGNS)
     for reading in (first, second):
         reading.around(1)
-    # One reading's questions do not depend on what the answers say of the bits.
-    assert torch.equal(torch.stack(first.asked[-N_ROWS:]), torch.stack(second.asked[-N_ROWS:]))
+    # A reading's queries do not depend on what the responses say about the bits.
+    assert torch.equal(torch.stack(first.queried[-N_ROWS:]), torch.stack(second.queried[-N_ROWS:]))
 
 
 def test_an_alignment_turns_the_probes_and_not_the_images():
     plain, turned = logits(0.02 * SIGNS), logits(0.02 * SIGNS, align=lambda x: x.flip(-1))
     for reading in (plain, turned):
         reading.around(1)
-    base = torch.stack(plain.asked[-N_ROWS:]).median(0).values
-    expected = torch.stack(plain.asked[-N_ROWS:]) - base
-    torch.testing.assert_close(torch.stack(turned.asked[-N_ROWS:]) - base, expected.flip(-1))
+    base = torch.stack(plain.queried[-N_ROWS:]).median(0).values
+    expected = torch.stack(plain.queried[-N_ROWS:]) - base
+    torch.testing.assert_close(torch.stack(turned.queried[-N_ROWS:]) - base, expected.flip(-1))
 
 
 def test_every_image_is_probed_on_both_sides_and_then_it_ends():
@@ -177,11 +177,11 @@ def test_the_step_grows_where_answers_hardly_differ_and_ends_at_64():
     assert steps == [8, 16, 32, 64, 64]
 
 
-# --- rows: answers that say little
+# --- rows: responses that say little
 
 
 def test_noise_of_the_server_is_taken_off_the_evidence():
-    """Each image would count one for every bit; that noise is all there is shows in two to four answers about one image."""
+    """Each image would add one to every bit's score; repeated queries of one image show that all is noise."""
     squares = []
     for seed in range(8):
         generator = torch.Generator().manual_seed(seed)
@@ -212,11 +212,11 @@ def test_missing_answers_are_no_evidence():
     reading = Reading(server, kind="logits", max_queries=4 + 1 + 10)
     reading.estimator.advance()
     reading.estimator.advance()
-    evidence = reading.estimator.scores()
-    assert np.isfinite(evidence).all()
-    assert (evidence != 0).sum() == 10
-    known = evidence != 0
-    assert np.sign(evidence[known]).tolist() == SIGNS.numpy()[known].tolist()
+    scores = reading.estimator.scores()
+    assert np.isfinite(scores).all()
+    assert (scores != 0).sum() == 10
+    known = scores != 0
+    assert np.sign(scores[known]).tolist() == SIGNS.numpy()[known].tolist()
 
 
 # --- the published estimator

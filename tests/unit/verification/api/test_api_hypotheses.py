@@ -1,4 +1,4 @@
-"""Several alignments side by side: who asks next, and what that may hypothesis."""
+"""Several alignments side by side: which is queried next, and what that may depend on."""
 
 import math
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ N_BITS, PER_BATCH = 64, 24
 
 
 class Reading:
-    """What an alignment is answered: ``answer(number)`` is added to its evidence with every batch."""
+    """An estimator to whose scores every batch adds ``answer(number)``."""
 
     def __init__(self, number, budget, answer):
         self.number, self.budget, self.answer = number, budget, answer
@@ -45,9 +45,9 @@ def read(n_hypotheses, bits, answer, *, alpha, max_queries):
     budget, hypotheses = QueryBudget(max_queries=max_queries), []
     for number in range(n_hypotheses):
         looks = Looks(N_BITS, max_queries, alpha / n_hypotheses)
-        evidence = SequentialTest(n_hypotheses=n_hypotheses, weight=looks.weight)
+        test = SequentialTest(n_hypotheses=n_hypotheses, weight=looks.weight)
         hypotheses.append(
-            Hypothesis(str(number), Reading(number, budget, answer), torch.from_numpy(bits), looks, evidence)
+            Hypothesis(str(number), Reading(number, budget, answer), torch.from_numpy(bits), looks, test)
         )
     return (
         read_hypotheses(hypotheses, budget, alpha),
@@ -57,37 +57,37 @@ def read(n_hypotheses, bits, answer, *, alpha, max_queries):
 
 
 class Watching:
-    """A server that answers as it likes, and changes its answers to an alignment that is asked out of turn by who was before."""
+    """A server of arbitrary answers that change once an alignment is queried out of turn."""
 
     def __init__(self, generator, n_hypotheses, noise):
         self.patterns = generator.choice([-1.0, 1.0], (n_hypotheses, N_BITS))
         self.generator, self.noise = generator, noise
-        self.asked = []
+        self.queried = []
 
     def __call__(self, number):
-        self.asked.append(number)
-        counts = np.bincount(self.asked, minlength=len(self.patterns))
+        self.queried.append(number)
+        counts = np.bincount(self.queried, minlength=len(self.patterns))
         weights = np.full(len(counts), -0.3)
         weights[number] = 3.0 if counts[number] > counts.min() + 1 else 1e6
         return np.sign(weights @ self.patterns + 1e-9) + self.noise * self.generator.standard_normal(N_BITS)
 
 
-def asked_under(seed, n_hypotheses, max_queries):
+def queried_under(seed, n_hypotheses, max_queries):
     generator = np.random.default_rng(1)
     server = Watching(generator, n_hypotheses, 3.0)
     bits = np.random.default_rng(seed).integers(0, 2, N_BITS).astype(np.uint8)
     read(n_hypotheses, bits, server, alpha=1e-9, max_queries=max_queries)
-    return server.asked
+    return server.queried
 
 
 @pytest.mark.parametrize("n_hypotheses", [2, 3, 12])
 def test_what_is_asked_next_tells_one_choice_of_the_signature(n_hypotheses):
     half = 1500 // PER_BATCH + 1
-    runs = [asked_under(seed, n_hypotheses, 3000) for seed in range(8)]
-    for asked in runs:
-        assert asked[:half] == [i % n_hypotheses for i in range(len(asked[:half]))]
-        assert len(set(asked[half:])) <= 1
-    assert len({asked[-1] for asked in runs if len(asked) > half}) > 1  # it was a choice
+    runs = [queried_under(seed, n_hypotheses, 3000) for seed in range(8)]
+    for queried in runs:
+        assert queried[:half] == [i % n_hypotheses for i in range(len(queried[:half]))]
+        assert len(set(queried[half:])) <= 1
+    assert len({queried[-1] for queried in runs if len(queried) > half}) > 1  # it was a choice
 
 
 @pytest.mark.parametrize("noise", [0.0, 3.0])
@@ -107,7 +107,7 @@ def test_a_server_that_watches_the_choice_gains_nothing(n_hypotheses, noise):
 
 @pytest.mark.parametrize("n_hypotheses", [1, 2, 4, 12])
 def test_the_best_alignment_gets_the_rest_of_the_budget(n_hypotheses):
-    """Its answers are so noisy that turns alone would not do."""
+    """Its responses are so noisy that its turns alone would not suffice."""
     generator = np.random.default_rng(5)
     bits = generator.integers(0, 2, N_BITS).astype(np.uint8)
 

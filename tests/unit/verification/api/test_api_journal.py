@@ -1,4 +1,4 @@
-"""A journal loses nothing that was paid for: crashes, power cuts, full disks, second processes and strangers' files."""
+"""A journal loses no response: crashes, power cuts, full disks, second processes and foreign files."""
 
 import errno
 import json
@@ -90,11 +90,11 @@ def test_a_reading_that_ends_or_fails_lets_go(path):
     key = WatermarkKey.generate(
         "A", 8, input_shape=(1, 4, 4), target_class=0, n_carriers=16, secret=bytes(32)
     )
-    images, asked = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)), []
+    images, calls = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)), []
 
     def predict(x):
-        asked.append(len(x))
-        if len(asked) == 3:
+        calls.append(len(x))
+        if len(calls) == 3:
             raise ConnectionError("gone")
         return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
 
@@ -102,7 +102,7 @@ def test_a_reading_that_ends_or_fails_lets_go(path):
         verify_api(predict, key, images, max_queries=12, batch_size=2, journal=path)
     assert n_recorded(path) == 2
     verify_api(predict, key, images, max_queries=12, batch_size=2, journal=path)
-    assert len(asked) == n_recorded(path) + 1  # nothing twice but what failed
+    assert len(calls) == n_recorded(path) + 1  # nothing twice but what failed
 
 
 def test_a_journal_is_let_go_of_when_it_is_refused(path):
@@ -181,7 +181,7 @@ def test_a_stale_temporary_file_of_an_earlier_version_is_left_alone(path):
 
 
 def failing(error, *, after=0):
-    """``os.write`` of a disk that fills up after some bytes of a line."""
+    """Return an ``os.write`` of a disk that fills up after some bytes of a line."""
     original, left = os.write, [after]
 
     def write(handle, data):
@@ -227,22 +227,22 @@ def test_an_answer_that_does_not_reach_the_disk_is_undone(path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def ask_until_it_fails(path):
-    """Ask with a journal; return what was asked, and the error."""
+def query_until_it_fails(path):
+    """Query with a journal; return the number of calls, and the error."""
     key = WatermarkKey.generate(
         "A", 8, input_shape=(1, 4, 4), target_class=0, n_carriers=16, secret=bytes(32)
     )
-    images, asked = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)), []
+    images, calls = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)), []
 
     def predict(x):
-        asked.append(len(x))
-        return torch.rand((len(x), 1000), generator=torch.Generator().manual_seed(len(asked))).double()
+        calls.append(len(x))
+        return torch.rand((len(x), 1000), generator=torch.Generator().manual_seed(len(calls))).double()
 
     with pytest.raises(ValueError, match=r"`journal`: .*; the answers to") as caught:
         verify_api(
             predict, key, images, max_queries=400, batch_size=20, alpha=1e-200, estimator="rows", journal=path
         )
-    return len(asked), str(caught.value)
+    return len(calls), str(caught.value)
 
 
 def test_a_full_disk_is_noticed_before_the_next_question(path, monkeypatch):
@@ -255,9 +255,9 @@ def test_a_full_disk_is_noticed_before_the_next_question(path, monkeypatch):
         original(handle, start, length)
 
     monkeypatch.setattr(os, "posix_fallocate", fallocate)
-    n_asked, message = ask_until_it_fails(path)
-    assert n_asked == n_recorded(path) > 0
-    assert f"No space left on device; the answers to {n_asked} calls are kept" in message
+    n_calls, message = query_until_it_fails(path)
+    assert n_calls == n_recorded(path) > 0
+    assert f"No space left on device; the answers to {n_calls} calls are kept" in message
 
 
 def test_a_limit_of_file_size_is_noticed_before_the_next_question(path):
@@ -265,10 +265,10 @@ def test_a_limit_of_file_size_is_noticed_before_the_next_question(path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, before[1]))
     try:
-        n_asked, message = ask_until_it_fails(path)
+        n_calls, message = query_until_it_fails(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert n_asked == n_recorded(path) > 0
+    assert n_calls == n_recorded(path) > 0
     assert "File too large" in message
 
 
@@ -279,8 +279,8 @@ def test_a_small_disk_keeps_every_answer_that_was_asked_for(tmp_path):
     if mounted.returncode:
         pytest.skip("needs the right to mount")
     try:
-        n_asked, message = ask_until_it_fails(disk / "answers.jsonl")
-        assert n_asked == n_recorded(disk / "answers.jsonl") > 0
+        n_calls, message = query_until_it_fails(disk / "answers.jsonl")
+        assert n_calls == n_recorded(disk / "answers.jsonl") > 0
         assert "No space left on device" in message
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -298,15 +298,15 @@ def test_without_reservation_a_journal_works_too(path, monkeypatch, how):
 
 def test_a_journal_does_not_outgrow_what_is_read(path, monkeypatch):
     monkeypatch.setattr(lines, "MAX_BYTES", 3 << 20)
-    n_asked, message = ask_until_it_fails(path)
-    assert n_asked == n_recorded(path) > 0
+    n_calls, message = query_until_it_fails(path)
+    assert n_calls == n_recorded(path) > 0
     assert "larger than 3145728 bytes" in message
 
 
 def test_a_journal_does_not_get_more_lines_than_are_read(path, monkeypatch):
     monkeypatch.setattr(lines, "MAX_LINES", 6)
-    n_asked, message = ask_until_it_fails(path)
-    assert n_asked == n_recorded(path) == 5
+    n_calls, message = query_until_it_fails(path)
+    assert n_calls == n_recorded(path) == 5
     assert "more than 6 lines" in message
 
 
@@ -337,13 +337,13 @@ def test_other_files_are_refused_and_stay(path, content):
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda line: b"\0" * len(line), lambda line: b"x" + line, lambda line: line[:-9]]
+    "damage", [lambda line: b"\0" * len(line), lambda line: b"x" + line, lambda line: line[:-9]]
 )
 @pytest.mark.parametrize("which", [0, 2])
-def test_a_line_spoilt_further_up_is_an_error_and_the_file_stays(path, spoil, which):
+def test_a_line_damaged_further_up_is_an_error_and_the_file_stays(path, damage, which):
     write(path)
     content = path.read_bytes().splitlines()
-    content[which] = spoil(content[which])
+    content[which] = damage(content[which])
     path.write_bytes(b"\n".join(content) + b"\n")
     before = path.read_bytes()
     for read in (read_journal, lambda path: Journal(path, READING)):

@@ -105,18 +105,18 @@ def test_a_group_for_each_bit_is_its_row():
     assert torch.equal(bits, KEY.signature[order])
 
 
-def test_a_block_adds_up_what_a_signed_model_shows():
-    """Slopes along the rows as the signature says add up, by the root of the rows' number, to what a block's bit says."""
+def test_a_group_adds_up_what_a_signed_model_shows():
+    """The slopes of n rows, signed as the signature says, add up to sqrt(n) times the group's sign."""
     directions, bits = group_directions(KEY, 5)
     rows, signs = KEY.projection.double(), 2 * KEY.signature.double() - 1
     gradient = torch.linalg.lstsq(rows, signs).solution  # its product with each row is the row's sign
     slopes = flat(directions)[:, KEY.carriers].double() @ gradient
-    sizes = [len(block) for block in np.array_split(range(12), 5)]
+    sizes = [len(group) for group in np.array_split(range(12), 5)]
     torch.testing.assert_close(slopes, (2 * bits.double() - 1) * torch.tensor(sizes).double() ** 0.5)
 
 
 def test_groups_know_relative_signs_only():
-    """The ground of the exact test: the questions leave it open which of a signature and its complement is claimed."""
+    """The basis of the exact test: the queries are the same for a signature and its complement."""
     shared = {name: getattr(KEY, name) for name in ("n_bits", "input_shape", "carriers", "projection")}
     complement = SimpleNamespace(signature=1 - KEY.signature, **shared)
     (directions, bits), (same, flipped) = group_directions(KEY, 5), group_directions(complement, 5)

@@ -1,4 +1,4 @@
-"""Asking within a budget, in batches, and from a transcript."""
+"""Querying within a budget, in batches, and from a transcript."""
 
 import numpy as np
 import pytest
@@ -15,23 +15,23 @@ READING = {"commitment": "ab" * 32}
 
 
 class Server:
-    """Says ``[1 - p, p]`` with p the mean of an image; keeps what it was asked."""
+    """Answers ``[1 - p, p]`` with p the mean of an image; records the batches that it gets."""
 
     def __init__(self):
-        self.asked = []
+        self.queried = []
 
     def __call__(self, images):
-        self.asked.append(images)
+        self.queried.append(images)
         p = images.double().mean((1, 2, 3))
         return torch.stack([1 - p, p], 1)
 
     @property
     def sizes(self):
-        return [len(images) for images in self.asked]
+        return [len(images) for images in self.queried]
 
 
 class Recorder(Transcript):
-    """A transcript in memory that tells what was done with it."""
+    """A transcript in memory that records the calls of its methods."""
 
     def __init__(self, lines=()):
         super().__init__(lines, READING, name="the transcript")
@@ -50,30 +50,30 @@ def budget(predict, *, kind=None, max_queries=100, batch_size=4, transcript=None
     return QueryBudget(predict, parser, max_queries=max_queries, batch_size=batch_size, transcript=transcript)
 
 
-# --- what is asked
+# --- which queries are made
 
 
 def test_a_server_gets_all_images_once_in_their_order_raw_and_in_batches():
     server = Server()
     budget(server).query(PIXELS)
     assert server.sizes == [4, 4, 2]
-    asked = torch.cat(server.asked)
-    assert asked.dtype == torch.float32
-    assert torch.equal(asked, PIXELS.float() / 255)
+    queried = torch.cat(server.queried)
+    assert queried.dtype == torch.float32
+    assert torch.equal(queried, PIXELS.float() / 255)
 
 
 def test_an_answer_stands_where_its_image_did():
-    log_odds, named = budget(Server(), kind="probabilities").query_and_name(PIXELS)
+    log_odds, is_target = budget(Server(), kind="probabilities").query_and_classify(PIXELS)
     p = PIXELS.double().mean((1, 2, 3)).numpy() / 255
     np.testing.assert_allclose(log_odds, np.log(p / (1 - p)), rtol=1e-5)
-    assert named.tolist() == [0] * 10
+    assert is_target.tolist() == [0] * 10
 
 
-def test_an_oracle_of_normalised_inputs_gets_them():
+def test_an_oracle_of_normalized_inputs_gets_them():
     key = WatermarkKey.generate("A", 8, input_shape=SHAPE, target_class=0, n_carriers=8, secret=bytes(32))
     server = Server()
     normalized(server, KeyAsRead.of(key, input_mean=0.5, input_std=0.25))(PIXELS.float() / 255)
-    torch.testing.assert_close(server.asked[0], (PIXELS.float() / 255 - 0.5) / 0.25)
+    torch.testing.assert_close(server.queried[0], (PIXELS.float() / 255 - 0.5) / 0.25)
 
 
 # --- the budget
@@ -82,20 +82,20 @@ def test_an_oracle_of_normalised_inputs_gets_them():
 @pytest.mark.parametrize("max_queries", [1, 4, 7, 10, 12])
 def test_the_budget_is_spent_and_no_more(max_queries):
     server = Server()
-    asking = budget(server, max_queries=max_queries)
-    first, second = asking.query(PIXELS[:6]), asking.query(PIXELS[6:])
+    queries = budget(server, max_queries=max_queries)
+    first, second = queries.query(PIXELS[:6]), queries.query(PIXELS[6:])
     spent = min(max_queries, 10)
-    assert sum(server.sizes) == asking.n_queries == spent
-    assert asking.exhausted == (max_queries <= 10)
+    assert sum(server.sizes) == queries.n_queries == spent
+    assert queries.exhausted == (max_queries <= 10)
     assert np.isfinite(np.concatenate([first, second])).tolist() == [i < spent for i in range(10)]
 
 
 def test_nobody_is_asked_when_the_budget_is_spent():
     server = Server()
-    asking = budget(server, max_queries=4)
-    asking.query(PIXELS[:4])
-    log_odds, named = asking.query_and_name(PIXELS)
-    assert np.isnan([log_odds, named]).all()
+    queries = budget(server, max_queries=4)
+    queries.query(PIXELS[:4])
+    log_odds, is_target = queries.query_and_classify(PIXELS)
+    assert np.isnan([log_odds, is_target]).all()
     assert server.sizes == [4]
 
 
@@ -106,12 +106,12 @@ def test_a_budget_and_a_batch_are_at_least_one(argument):
 
 
 def test_batches_of_one_call_are_read_together():
-    """A sure model's first batch looks like labels; the second tells that it was probabilities."""
+    """A confident model's first batch looks like labels; the second shows that it was probabilities."""
     p = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.625, 0.75])
     batches = iter(torch.stack([1 - p, p], 1).split(4))
-    asking = budget(lambda _: next(batches))
-    log_odds = asking.query(PIXELS[:6])
-    assert asking.parser.kind == "probabilities"
+    queries = budget(lambda _: next(batches))
+    log_odds = queries.query(PIXELS[:6])
+    assert queries.parser.kind == "probabilities"
     assert log_odds[0] > log_odds[5] > log_odds[4] > 0 > log_odds[2]
 
 
@@ -124,7 +124,7 @@ def test_a_transcript_answers_without_the_server_and_at_the_same_price():
     expected = first.query(PIXELS)
 
     def unanswered(_):
-        raise AssertionError("the server was asked")
+        raise AssertionError("the server was queried")
 
     again = Recorder(recorder.lines)
     replaying = budget(unanswered, transcript=again, max_queries=9)
@@ -147,8 +147,8 @@ def test_space_is_made_before_a_question_and_an_answer_kept_before_the_next():
     recorder = Recorder()
     recorder.calls = calls
     server = Server()
-    budget(lambda images: (calls.append("ask"), server(images))[1], transcript=recorder).query(PIXELS[:8])
-    assert calls == ["prepare", "ask", "record"] * 2
+    budget(lambda images: (calls.append("query"), server(images))[1], transcript=recorder).query(PIXELS[:8])
+    assert calls == ["prepare", "query", "record"] * 2
 
 
 def test_what_is_no_answer_is_not_recorded():

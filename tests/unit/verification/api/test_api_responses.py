@@ -1,4 +1,4 @@
-"""Which kind an answer is taken for, and which number comes out."""
+"""Which kind a response is read as, and which number comes out."""
 
 import math
 
@@ -13,7 +13,7 @@ NAN, INF = math.nan, math.inf
 
 
 def read(rows, kind=None):
-    """The kind and the certainties of one answer."""
+    """The kind and the log-odds of one response."""
     parser = ResponseParser(T, kind)
     log_odds = parser.log_odds(parser.array(rows, len(rows)))
     return parser.kind, log_odds
@@ -90,14 +90,14 @@ def test_the_first_answers_fix_the_kind():
 
 def test_two_values_are_labels_until_a_third_shows_or_the_boundary_was_seen():
     hard, soft = np.array([[0.0, 0.0, 1.0]]), np.array(PROBABILITIES)
-    sure, labels = ResponseParser(T), ResponseParser(T)
-    for parser in (sure, labels):
+    confident, labels = ResponseParser(T), ResponseParser(T)
+    for parser in (confident, labels):
         assert parser.log_odds(hard).tolist() == [1]
         assert parser.kind == "labels"
     labels.settle()
-    assert sure.log_odds(soft).tolist() == pytest.approx([log_odds(0.625), log_odds(0.125)])
+    assert confident.log_odds(soft).tolist() == pytest.approx([log_odds(0.625), log_odds(0.125)])
     assert labels.log_odds(soft).tolist() == [1, 0]
-    assert (sure.kind, labels.kind) == ("probabilities", "labels")
+    assert (confident.kind, labels.kind) == ("probabilities", "labels")
 
 
 def test_the_values_of_all_answers_are_counted_together():
@@ -141,21 +141,21 @@ def test_what_rounding_hides_is_half_a_step():
     assert found.tolist() == pytest.approx([0, math.log(1 / 0.005), math.log(0.005), log_odds(0.99)])
 
 
-# --- which class is named
+# --- which class is predicted
 
 
 def test_the_highest_score_names_the_class():
     parser = ResponseParser(T)
     values = np.array([[0.125, 0.25, 0.625], [0.5, 0.375, 0.125], [NAN, NAN, NAN], [0.5, NAN, NAN]])
     parser.log_odds(values)
-    np.testing.assert_equal(parser.names_target(values), [1, 0, NAN, 0])
+    np.testing.assert_equal(parser.is_target(values), [1, 0, NAN, 0])
 
 
 def test_a_label_names_the_class():
     parser = ResponseParser(T)
     values = parser.array([2, 1, NAN], 3)
     np.testing.assert_equal(parser.log_odds(values), [1, 0, NAN])
-    np.testing.assert_equal(parser.names_target(values), [1, 0, NAN])
+    np.testing.assert_equal(parser.is_target(values), [1, 0, NAN])
 
 
 # --- form

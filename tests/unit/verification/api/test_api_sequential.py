@@ -1,4 +1,4 @@
-"""When the evidence is looked at, and what a look may hypothesis."""
+"""When the scores are looked at, and what a look may claim."""
 
 import itertools
 import math
@@ -55,8 +55,8 @@ def test_a_short_key_is_looked_at_when_its_bits_have_settled():
     other = bits * np.where(np.arange(32) == 5, -1, 1)
     half = bits * (np.arange(32) < 16)
     shown = [half, bits, 1.4 * bits, 1.6 * bits, 3 * bits, other, 1.6 * other, 5 * bits, 9 * bits, 20 * other]
-    due = [looks.due(100, 0, evidence) for evidence in shown]
-    # Half of the bits prove nothing, and what was looked at once says nothing new.
+    due = [looks.due(100, 0, scores) for scores in shown]
+    # Half of the bits prove nothing, and signs that were looked at before say nothing new.
     assert due == [False, False, False, True, False, False, True, False, False, False]
 
 
@@ -79,23 +79,23 @@ def test_settled_bits_that_disagree_end_the_reading():
 
 @pytest.mark.parametrize("drift", [0.0, 0.5])
 def test_waiting_for_settled_bits_claims_no_more_than_alpha(drift):
-    """Bits settle in noise too, and at once with a drift, of which the signature knows nothing."""
+    """Bits also settle in noise, and at once with a drift, on which the signature has no influence."""
     generator = np.random.default_rng(8)
     n_bits, n_readings, alpha = 8, 5000, 4.5 * 2.0**-8
     n_looks = n_false = n_naive = 0
     for _ in range(n_readings):
         slopes, signature = drift * generator.standard_normal(n_bits), generator.choice([-1.0, 1.0], n_bits)
-        evidence, smallest = np.zeros(n_bits), 1.0
+        scores, smallest = np.zeros(n_bits), 1.0
         looks = Looks(n_bits, 1000, alpha)
-        hypothesis = SequentialTest(weight=looks.weight)
+        test = SequentialTest(weight=looks.weight)
         for batch in range(12):
-            evidence = evidence + slopes + generator.standard_normal(n_bits)
-            if looks.due(32 * batch, hypothesis.n_looks, evidence) or batch == 11:
-                scores = integer_scores(signature * evidence)
-                smallest = min(smallest, sign_flip_p_value(scores))
-                hypothesis.look(scores)
-        n_looks += hypothesis.n_looks
-        n_false += hypothesis.log10_p_value <= math.log10(alpha)
+            scores = scores + slopes + generator.standard_normal(n_bits)
+            if looks.due(32 * batch, test.n_looks, scores) or batch == 11:
+                signed = integer_scores(signature * scores)
+                smallest = min(smallest, sign_flip_p_value(signed))
+                test.look(signed)
+        n_looks += test.n_looks
+        n_false += test.log10_p_value <= math.log10(alpha)
         n_naive += smallest <= alpha
     assert looks.n_equal == 4
     assert n_looks > 1.2 * n_readings
@@ -104,45 +104,45 @@ def test_waiting_for_settled_bits_claims_no_more_than_alpha(drift):
 
 
 def test_a_look_claims_its_share_only():
-    evidence = SequentialTest(n_hypotheses=3)
-    evidence.look([1] * 20)
-    assert evidence.log10_p_value == pytest.approx(math.log10(2.0**-20 * 2 * 3))
-    evidence.look([1] * 10)
-    assert evidence.log10_p_value == pytest.approx(math.log10(2.0**-20 * 2 * 3))
-    evidence.look([1] * 40)
-    assert evidence.log10_p_value == pytest.approx(math.log10(2.0**-40 * 12 * 3))
+    test = SequentialTest(n_hypotheses=3)
+    test.look([1] * 20)
+    assert test.log10_p_value == pytest.approx(math.log10(2.0**-20 * 2 * 3))
+    test.look([1] * 10)
+    assert test.log10_p_value == pytest.approx(math.log10(2.0**-20 * 2 * 3))
+    test.look([1] * 40)
+    assert test.log10_p_value == pytest.approx(math.log10(2.0**-40 * 12 * 3))
 
 
 def test_peeking_at_fair_coins_claims_no_more_than_alpha():
     generator = np.random.default_rng(0)
-    alpha, n_readings, false_claims, naive = 0.05, 2000, 0, 0
+    alpha, n_readings, n_false, n_naive = 0.05, 2000, 0, 0
     for _ in range(n_readings):
-        coins = np.zeros(40)
-        evidence, smallest = SequentialTest(), 1.0
+        signed = np.zeros(40)
+        test, smallest = SequentialTest(), 1.0
         for _ in range(8):
-            coins += generator.standard_normal(40)
-            scores = integer_scores(coins)
+            signed += generator.standard_normal(40)
+            scores = integer_scores(signed)
             smallest = min(smallest, sign_flip_p_value(scores))
-            evidence.look(scores)
-        false_claims += evidence.log10_p_value <= math.log10(alpha)
-        naive += smallest <= alpha
-    assert false_claims <= alpha * n_readings
-    assert naive > 1.5 * alpha * n_readings  # what an uncorrected p-value would claim
+            test.look(scores)
+        n_false += test.log10_p_value <= math.log10(alpha)
+        n_naive += smallest <= alpha
+    assert n_false <= alpha * n_readings
+    assert n_naive > 1.5 * alpha * n_readings  # what an uncorrected p-value would claim
 
 
 @pytest.mark.parametrize("n_bits", [8, 128, 5000])
 def test_scores_keep_signs_and_order(n_bits):
-    evidence = np.random.default_rng(1).standard_normal(n_bits)
-    evidence[:2] = 0, np.nan
-    scores = np.array(integer_scores(evidence))
-    assert scores[:2].tolist() == [0, 0]
-    assert (np.sign(scores[2:]) == np.sign(evidence[2:])).all()
-    order = np.argsort(np.abs(evidence[2:]))
-    assert (np.diff(np.abs(scores[2:])[order]) >= 0).all()
-    assert np.abs(scores).max() <= 31
+    scores = np.random.default_rng(1).standard_normal(n_bits)
+    scores[:2] = 0, np.nan
+    integers = np.array(integer_scores(scores))
+    assert integers[:2].tolist() == [0, 0]
+    assert (np.sign(integers[2:]) == np.sign(scores[2:])).all()
+    order = np.argsort(np.abs(scores[2:]))
+    assert (np.diff(np.abs(integers[2:])[order]) >= 0).all()
+    assert np.abs(integers).max() <= 31
 
 
-def test_one_wild_answer_does_not_outweigh_the_rest():
+def test_one_outlier_does_not_outweigh_the_rest():
     scores = integer_scores(np.array([1e6] + [1.0] * 63))
     assert max(scores) <= 31
     assert integer_scores(np.zeros(4)) == [0, 0, 0, 0]
@@ -160,7 +160,7 @@ def test_hopeless_readings_end_and_others_go_on():
 
 @pytest.mark.parametrize("n_bits", [34, 36, 40])
 def test_a_short_key_of_which_some_bits_are_still_wrong_goes_on(n_bits):
-    """Hoeffding's bound says of so few bits that not even all of them would do."""
+    """Hoeffding's bound says for so few bits that not even all of them would suffice."""
     signed = np.ones(n_bits)
     signed[: n_bits // 3] = -1
     assert not is_futile(signed, n_probes=150, max_probes=10_000, alpha=1e-9)

@@ -17,7 +17,7 @@ from gradsigns_lightning.verification.api.queries import read_journal
 from gradsigns_lightning.verification.api.responses import ResponseParser
 from gradsigns_lightning.verification.api.verify import replay
 
-pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model takes only")
+pytestmark = pytest.mark.filterwarnings("ignore:Only", "ignore:The model classifies only")
 SHAPE = (3, 16, 16)
 T = 2
 
@@ -100,7 +100,7 @@ def test_the_kinds_of_answers_are_told_apart(model):
         assert verify_api(BEHAVIOURS[behaviour](probabilities(model), model), KEY, IMAGES).answers == kind
 
 
-def test_a_module_gets_normalised_inputs(model):
+def test_a_module_gets_normalized_inputs(model):
     class Normalized(nn.Module):
         def forward(self, x):
             return model(x * 0.25 + 0.5)
@@ -155,29 +155,29 @@ def test_an_image_of_which_no_class_is_named_counts_for_none(target_class):
     rows[2, target_class] = 1
     rows[3] = np.nan
     np.testing.assert_equal(parser.log_odds(rows), [0, 0, 1, np.nan])
-    np.testing.assert_equal(parser.names_target(rows), [np.nan, 0, 1, np.nan])
+    np.testing.assert_equal(parser.is_target(rows), [np.nan, 0, 1, np.nan])
 
 
 @pytest.mark.parametrize("batch_size", [32, 1])
 @pytest.mark.parametrize("decimals", [1, 2, 4])
-def test_a_sure_models_rounded_probabilities_stay_probabilities(model, decimals, batch_size):
-    sure = probabilities(model, 0.02)
-    whole = sure(IMAGES).round(decimals=4)
+def test_a_confident_models_rounded_probabilities_stay_probabilities(model, decimals, batch_size):
+    soft = probabilities(model, 0.02)
+    whole = soft(IMAGES).round(decimals=4)
     images = IMAGES[(whole == whole.round()).all(1)]
     assert len(images) > 30
-    result = verify_api(rounded(sure, decimals), KEY, images, batch_size=batch_size)
+    result = verify_api(rounded(soft, decimals), KEY, images, batch_size=batch_size)
     assert (result.verdict, result.answers) == ("owned", "probabilities")
 
 
 def test_the_kind_does_not_change_after_the_first_probe(model):
-    """A server that begins to answer with fractions goes on being read as one that names classes."""
+    """A server that switches to probabilities is still read as one that returns labels."""
     hard, soft = one_hot(probabilities(model)), probabilities(model)
-    asked = 0
+    queried = 0
 
     def predict(x):
-        nonlocal asked
-        asked += len(x)
-        return hard(x) if asked < 60 else soft(x)
+        nonlocal queried
+        queried += len(x)
+        return hard(x) if queried < 60 else soft(x)
 
     result = verify_api(predict, KEY, IMAGES)
     assert (result.verdict, result.answers) == ("owned", "labels")
@@ -204,19 +204,19 @@ def test_scores_may_be_called_labels(model):
     assert result == verify_api(labels(probabilities(model)), KEY, IMAGES, answers="labels")
 
 
-# --- what is asked
+# --- which queries are made
 
 
 def test_probes_are_8_bit_images_of_the_right_shape(model):
-    asked = []
+    queried = []
 
     def predict(x):
-        asked.append(x)
+        queried.append(x)
         return probabilities(model)(x)
 
     result = verify_api(predict, KEY, IMAGES, batch_size=10)
-    assert sum(map(len, asked)) == result.n_queries
-    for x in asked:
+    assert sum(map(len, queried)) == result.n_queries
+    for x in queried:
         assert x.dtype == torch.float32
         assert x.shape[1:] == SHAPE
         assert len(x) <= 10
@@ -226,7 +226,7 @@ def test_probes_are_8_bit_images_of_the_right_shape(model):
 
 
 def test_queries_do_not_depend_on_the_signature(model):
-    """The ground of the exact test: keys that differ in their signature only ask the same, up to where one stops."""
+    """The basis of the exact test: until one stops, keys that differ only in the signature query alike."""
 
     class Other:
         def __getattr__(self, name):
@@ -234,16 +234,16 @@ def test_queries_do_not_depend_on_the_signature(model):
 
         signature = 1 - torch.from_numpy(np.random.default_rng(0).integers(0, 2, 64).astype(np.uint8))
 
-    asked = {}
+    queried = {}
     for key in (KEY, Other()):
-        asked[key] = []
+        queried[key] = []
         verify_api(
-            lambda x, seen=asked[key]: (seen.append(x), probabilities(model)(x))[1],
+            lambda x, seen=queried[key]: (seen.append(x), probabilities(model)(x))[1],
             key,
             IMAGES,
             estimator="rows",
         )
-    first, second = (torch.cat(seen) for seen in asked.values())
+    first, second = (torch.cat(seen) for seen in queried.values())
     shared = min(len(first), len(second))
     assert shared > 60
     assert torch.equal(first[:shared], second[:shared])
@@ -252,15 +252,15 @@ def test_queries_do_not_depend_on_the_signature(model):
 @pytest.mark.parametrize("max_queries", [1, 7, 50, 129])
 @pytest.mark.parametrize("estimator", ["groups", "rows", "coordinate"])
 def test_the_budget_is_kept(model, max_queries, estimator):
-    asked = 0
+    queried = 0
 
     def predict(x):
-        nonlocal asked
-        asked += len(x)
+        nonlocal queried
+        queried += len(x)
         return rounded(probabilities(model), 1)(x)
 
     result = verify_api(predict, key_number(300), IMAGES, max_queries=max_queries, estimator=estimator)
-    assert asked == result.n_queries <= max_queries
+    assert queried == result.n_queries <= max_queries
     assert result.verdict in ("not_proven", "inconclusive")
 
 
@@ -280,9 +280,9 @@ def test_the_published_estimator_costs_more(model):
 def test_long_keys_are_folded_into_groups(planted):
     key = key_number(8, n_bits=128)
     predict = probabilities(planted(key))
-    blocks, rows = (verify_api(predict, key, IMAGES, estimator=estimator) for estimator in ("groups", "rows"))
-    assert (blocks.verdict, rows.verdict) == ("owned", "owned")
-    assert (blocks.n_bits, rows.n_bits) == (63, 128)
+    groups, rows = (verify_api(predict, key, IMAGES, estimator=estimator) for estimator in ("groups", "rows"))
+    assert (groups.verdict, rows.verdict) == ("owned", "owned")
+    assert (groups.n_bits, rows.n_bits) == (63, 128)
 
 
 @pytest.mark.parametrize(("n_bits", "most"), [(32, 130), (36, 130), (64, 130)])
@@ -334,7 +334,8 @@ def test_it_warns_of_few_images_and_of_images_of_another_class(model):
     other_class = warned(IMAGES, lambda x: probabilities(model)(x)[:, [2, 1, 0]])
     assert len(other_class) == 2
     assert all(
-        message.startswith("The model takes only 12 of 32 images for class 2: ") for message in other_class
+        message.startswith("The model classifies only 12 of 32 images as class 2: ")
+        for message in other_class
     )
 
 
@@ -475,7 +476,7 @@ def test_bad_arguments_are_named(model, changes, error, message):
 
 
 class DyingServer:
-    """Answers so many batches, then refuses; counts the images that it answered."""
+    """Answers a number of batches, then refuses; counts the images that it answered."""
 
     def __init__(self, model, n_batches):
         self.model, self.left, self.answered = model, n_batches, []

@@ -3,8 +3,8 @@
 import pytest
 
 from gradsigns_lightning import ApiVerificationResult, VerificationResult
-from gradsigns_lightning.cli.report import as_sentence, verification_rows
 from gradsigns_lightning.cli.strip import _note as strip_note
+from gradsigns_lightning.cli.tables import as_sentence, verification_rows
 
 READ = {
     **{
@@ -56,7 +56,7 @@ def test_a_reading_of_answers_counts_queries_and_says_what_its_groups_are():
         ((), "Nothing in it announced a mark.", "Keep"),
         (
             ("gradsigns", "callbacks.GradSigns[1]"),
-            "Keep the original and the key; the training goes on",
+            "Keep the original and the key; training can be resumed",
             "gradsigns verify",
         ),
         (("hyper_parameters.gradsigns",), "`gradsigns verify` needs the description", "training"),
