@@ -4,9 +4,9 @@
     python benchmarks/attacked_false_alarms.py --only ftal prune_90 --keys 10000
 
 For each attack an unmarked network on digits is attacked as ``gradsigns attack`` does at its defaults, and
-read with keys that nobody embedded. Prints a Markdown table: the mean of the matches (half of the bits would be
-right), and the p-value of the chi-square test that they are Binomial(bits, 1/2). Attacks on responses change no
-weights, and are left out.
+read with keys that nobody embedded. Prints a Markdown table: the mean of the matches (half of the bits would
+be right), and the p-value of the chi-square test that they are Binomial(bits, 1/2). Attacks on responses
+change no weights, and are left out.
 """
 
 from __future__ import annotations
