@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gradsigns_lightning.attacks.base import AttackData, Observe, copied, last_layer, observed
-from gradsigns_lightning.attacks.recovery import accuracy, up_to, weights_of
+from gradsigns_lightning.attacks.recovery import accuracy, weights_of
 
 NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
 Factors = Sequence[Tensor]
@@ -66,24 +66,33 @@ def prune_neurons(
 
     Args:
         model: the stolen model.
-        data: the thief's images, on which the accuracy is measured.
+        data: what the thief has, on all of which the accuracy is measured.
         masks: of :class:`NeuronMasks` for the model.
-        threshold: the highest mask that is pruned; it rises to this in steps of 0.05.
+        threshold: the highest mask of a neuron that is silenced.
         tolerance: what the accuracy may fall by, in [0, 1].
-        observe: is shown the model at each threshold, also at the one at which the accuracy fell too far.
+        observe: is shown the model at each share of neurons, from 0 in steps of about one percent to the
+            share at which the accuracy fell too far.
     """
     best, least = copied(model), accuracy(model, data) - tolerance
-    for dose in up_to(threshold, 0.05):
+    ranked = torch.cat([mask.detach() for mask in masks]).sort().values
+    observed(observe, 0, best)
+    every = max(1, len(ranked) // 100)
+    small = ranked[ranked <= threshold]
+    for highest in torch.cat([small[every - 1 :: every], small[-1:]]).unique().tolist():
         pruned = copied(model)
-        parameters = dict(pruned.named_parameters())
-        with torch.no_grad():
-            for name, mask in zip(_neuron_names(pruned), masks, strict=True):
-                parameters[name][mask <= dose] = 0
-        observed(observe, dose, pruned)
+        _silence(pruned, masks, highest)
+        observed(observe, (ranked <= highest).float().mean().item(), pruned)
         if accuracy(pruned, data) < least:
             break
         best = pruned
     return best
+
+
+@torch.no_grad()
+def _silence(model: nn.Module, masks: Factors, highest: float) -> None:
+    parameters = dict(model.named_parameters())
+    for name, mask in zip(_neuron_names(model), masks, strict=True):
+        parameters[name][mask <= highest] = 0
 
 
 def _neuron_names(model: nn.Module) -> list[str]:
