@@ -12,9 +12,8 @@ from gradsigns_lightning.attacks.base import Attack, AttackData, Observe, copied
 from gradsigns_lightning.core.utils.checks import check_number
 
 GENTLEST = 5.0  # standard deviations at which the curve begins
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-Pair = tuple[nn.Module, nn.Module]
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 @torch.no_grad()
@@ -53,7 +52,7 @@ def prune_lipschitz(
     for limit in [*steps, deviations]:
         outlying = [bound > bound.mean() + limit * bound.std() for bound in bounds]
         for (_, norm), out in zip(pairs, outlying, strict=True):
-            norm.weight[out], norm.bias[out] = 0, 0  # type: ignore[index,operator]
+            norm.weight[out], norm.bias[out] = 0, 0
         dose = sum(int(out.sum()) for out in outlying) / n_channels
         if dose > last:
             with torch.enable_grad():
@@ -71,14 +70,14 @@ class LipschitzPruning(Attack):
     deviations: float = 3.0
 
 
-def _normalized_convolutions(model: nn.Module) -> list[Pair]:
+def _normalized_convolutions(model: nn.Module) -> list[tuple[Convolution, BatchNorm]]:
     """Return each convolution with the batch normalization that is registered after it."""
-    layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, *BATCH_NORMS))]
-    pairs: list[Pair] = [
+    layers = [m for m in model.modules() if isinstance(m, Convolution | BatchNorm)]
+    pairs: list[tuple[Convolution, BatchNorm]] = [
         (first, second)
         for first, second in pairwise(layers)
-        if isinstance(first, CONVOLUTIONS)
-        and isinstance(second, BATCH_NORMS)
+        if isinstance(first, Convolution)
+        and isinstance(second, BatchNorm)
         and second.affine
         and second.num_features == first.out_channels
     ]
@@ -90,9 +89,8 @@ def _normalized_convolutions(model: nn.Module) -> list[Pair]:
     return pairs
 
 
-def _bounds(convolution: nn.Module, norm: nn.Module) -> Tensor:
+def _bounds(convolution: Convolution, norm: BatchNorm) -> Tensor:
     """Return a bound for each channel, shape ``(n_channels,)``."""
-    kernels: Tensor = convolution.weight  # type: ignore[assignment]
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()  # type: ignore[operator,union-attr]
-    bounds: Tensor = torch.linalg.matrix_norm(kernels.flatten(2), ord=2) * scale.abs()
-    return bounds
+    variance = torch.ones_like(norm.weight) if norm.running_var is None else norm.running_var
+    norms: Tensor = torch.linalg.matrix_norm(convolution.weight.flatten(2), ord=2)
+    return norms * (norm.weight / (variance + norm.eps).sqrt()).abs()

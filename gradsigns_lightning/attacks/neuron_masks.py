@@ -78,7 +78,7 @@ def prune_neurons(
     observed(observe, 0, best)
     every = max(1, len(ranked) // 100)
     small = ranked[ranked <= threshold]
-    for highest in torch.cat([small[every - 1 :: every], small[-1:]]).unique().tolist():
+    for highest in sorted({*small[every - 1 :: every].tolist(), *small[-1:].tolist()}):
         pruned = copied(model)
         _silence(pruned, masks, highest)
         observed(observe, (ranked <= highest).float().mean().item(), pruned)

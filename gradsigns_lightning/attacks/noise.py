@@ -76,7 +76,7 @@ def shift_weights(
 
     From the weights of each layer but the head, ``shift`` times the mean filter of that layer is taken off,
     and noise of ``noise`` times their standard deviation. The Watermark-Robustness-Toolbox does that to what
-    is called ``conv`` in its network, which are all layers but the head, and projected shortcuts.
+    is called ``conv`` in its network, which leaves its projected shortcuts out as well; here they are moved.
 
     Args:
         model: the stolen model.

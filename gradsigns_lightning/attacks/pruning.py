@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.prune import L1Unstructured, global_unstructured, l1_unstructured
+from torch.nn.utils.prune import L1Unstructured, global_unstructured
 
 from gradsigns_lightning.attacks.base import (
     Attack,
@@ -162,11 +162,8 @@ def _masks_of_largest(model: nn.Module, share: float, scope: str) -> list[tuple[
     """Return each weight with the mask, 0 or 1, of those that remain when the smallest go."""
     # On a copy: the library hangs hooks on layers, and attention reads its weights without a call of them.
     twin = weights_of(copy.deepcopy(model))
-    if scope == "global":
-        global_unstructured(twin, L1Unstructured, amount=share)
-    else:
-        for module, name in twin:
-            l1_unstructured(module, name, amount=share)
+    for compared in [twin] if scope == "global" else [[weight] for weight in twin]:
+        global_unstructured(compared, L1Unstructured, amount=share)
     return [
         (getattr(module, name), getattr(pruned, f"{name}_mask"))
         for (module, name), (pruned, _) in zip(weights_of(model), twin, strict=True)

@@ -162,4 +162,5 @@ def _rounded(weight: Tensor, bits: int, scale: str) -> Tensor:
     rows = weight.reshape(1, -1) if scale == "tensor" else weight.flatten(1)
     low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
     width = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(weight.dtype).tiny)
-    return (low + ((rows - low) / width).round() * width).reshape(weight.shape)
+    levels: Tensor = low + ((rows - low) / width).round() * width
+    return levels.reshape(weight.shape)
