@@ -16,47 +16,19 @@ if TYPE_CHECKING:
         average_checkpoints,
         connect_modes,
     )
-    from gradsigns_lightning.attacks.base import (
-        Attack,
-        AttackData,
-        Recipe,
-    )
-    from gradsigns_lightning.attacks.fine_pruning import (
-        FinePruning,
-        fine_prune,
-    )
-    from gradsigns_lightning.attacks.fine_tuning import (
-        FineTuning,
-        fine_tune,
-    )
-    from gradsigns_lightning.attacks.lipschitz_pruning import (
-        LipschitzPruning,
-        prune_lipschitz,
-    )
+    from gradsigns_lightning.attacks.base import Attack, AttackData, Recipe
+    from gradsigns_lightning.attacks.fine_pruning import FinePruning, fine_prune
+    from gradsigns_lightning.attacks.fine_tuning import FineTuning, fine_tune
+    from gradsigns_lightning.attacks.lipschitz_pruning import LipschitzPruning, prune_lipschitz
     from gradsigns_lightning.attacks.neuron_pruning import (
         AdversarialNeuronPruning,
         ReconstructiveNeuronPruning,
         prune_adversarially,
         prune_reconstructively,
     )
-    from gradsigns_lightning.attacks.noise import (
-        WeightNoise,
-        WeightShifting,
-        add_weight_noise,
-        shift_weights,
-    )
-    from gradsigns_lightning.attacks.pruning import (
-        ChannelPruning,
-        Pruning,
-        prune,
-        prune_channels,
-    )
-    from gradsigns_lightning.attacks.quantization import (
-        Int8,
-        Quantization,
-        quantize,
-        quantize_int8,
-    )
+    from gradsigns_lightning.attacks.noise import WeightNoise, WeightShifting, add_weight_noise, shift_weights
+    from gradsigns_lightning.attacks.pruning import ChannelPruning, Pruning, prune, prune_channels
+    from gradsigns_lightning.attacks.quantization import Int8, Quantization, quantize, quantize_int8
 
 __all__ = [
     "AdversarialNeuronPruning",

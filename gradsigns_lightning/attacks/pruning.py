@@ -42,7 +42,8 @@ def prune(
 
     The Watermark-Robustness-Toolbox prunes half of each layer and does not fine-tune; it prunes biases as
     well, which stay here. The authors of GradSigns prune 0 to 90 % of all weights in steps of 10 %, each from
-    the stolen model, and then train up to 10 epochs. Weights that are zero stay zero.
+    the stolen model, and then train up to 10 epochs, fewer if the loss no longer falls; here it is a fixed
+    number. Weights that are zero stay zero.
 
     Args:
         model: the stolen model.

@@ -147,6 +147,16 @@ class IntegerLinear(nn.Module):
         super().__init__()
         self.integer, self.differentiable = integer, differentiable
 
+    @property
+    def weight(self) -> Tensor:
+        """The rounded weights, for those who look at them before they call the layer, as transformers do."""
+        return self.differentiable.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, likewise."""
+        return self.differentiable.bias  # type: ignore[return-value]
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of ``integer``."""
         with torch.no_grad():

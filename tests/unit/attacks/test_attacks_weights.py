@@ -26,7 +26,22 @@ QUICK = [
     attacks.LipschitzPruning(deviations=2.0),
 ]
 IDS = [type(attack).__name__ for attack in QUICK]
-REFUSED = {("ViT", "ChannelPruning"), ("ViT", "LipschitzPruning"), ("MLP", "LipschitzPruning")}
+REFUSED = {
+    *((n, "ChannelPruning") for n in ("ViT", "Encoder")),
+    *((n, "LipschitzPruning") for n in ("ViT", "MLP", "Encoder")),
+}
+
+
+class Encoder(torch.nn.Module):
+    """PyTorch's own transformer, which reads weights of its layers without calling them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True)
+        self.head = torch.nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(self.layer(x.flatten(1).view(-1, 4, 16)).mean(1))
 
 
 def outputs(model, thief):
@@ -53,7 +68,9 @@ def test_the_copy_is_changed_and_nothing_else(stolen, thief, attack):
 
 
 @pytest.mark.parametrize("attack", QUICK, ids=IDS)
-@pytest.mark.parametrize("network", [MLP((1, 8, 8), 10, (16, 16)), ViT((1, 8, 8), 10, dim=16, depth=1)])
+@pytest.mark.parametrize(
+    "network", [MLP((1, 8, 8), 10, (16, 16)), ViT((1, 8, 8), 10, dim=16, depth=1), Encoder()]
+)
 def test_other_networks_are_attacked_or_refused(thief, network, attack):
     if (type(network).__name__, type(attack).__name__) in REFUSED:
         with pytest.raises(ValueError, match=r"`model` must"):
