@@ -119,7 +119,7 @@ def test_nothing_is_imported_before_the_current_folder_is_left(tmp_path):
     (tmp_path / "empty.py").write_text("import sys; print(*sys.modules)\n")
     # the others Python itself has loaded by then
     for name in sys.stdlib_module_names - set(python("empty").split()):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the current folder')\n")
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a module in the current folder')\n")
     assert python("gradsigns_lightning", "--version").strip().endswith(__version__)
 
 
@@ -178,7 +178,7 @@ def test_processes_that_would_read_settings_there_are_refused(tmp_path, file):
         *(["logger=wandb", "logger.offline=true"] if file == "wandb/settings" else []),
     )
     assert done.returncode == 1
-    assert f"others would read {file} of the current folder" in done.stderr
+    assert f"others would read {file} in the current folder" in done.stderr
 
 
 class Listener(BaseHTTPRequestHandler):
@@ -231,7 +231,7 @@ def test_no_settings_of_wandb_are_read_from_a_received_folder(tmp_path, listener
     )
     done = command(folder, *TRAIN, "logger=wandb", "logger.offline=true", "hydra.run.dir=run", **variables)
     assert done.returncode == 0, done.stderr
-    assert "wandb/settings of the current folder" in " ".join(done.stderr.split())
+    assert "wandb/settings in the current folder" in " ".join(done.stderr.split())
     assert list((folder / "run" / "wandb").glob("offline-run-*"))
     done = command(folder, *TRAIN, "logger=wandb", "hydra.run.dir=online", **variables)
     assert done.returncode == 1

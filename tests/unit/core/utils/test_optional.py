@@ -10,7 +10,8 @@ import pytest
 from gradsigns_lightning.core.utils.optional import require
 
 PACKAGE = Path(sys.modules["gradsigns_lightning"].__file__).parent
-DISTRIBUTIONS = {"PIL": "pillow", "rfc3161_client": "rfc3161-client"}
+# distributions that are not called as their module is, but for "-" instead of "_"
+DISTRIBUTIONS = {"PIL": "pillow"}
 BROUGHT_ALONG = {("vision", "pillow")}  # torchvision depends on it
 # A plugin that Hydra finds by itself, what the notebooks import, and lists of others.
 NOT_OURS = {"sweep", "notebook", "all", "dev"}
@@ -38,7 +39,7 @@ def test_every_extra_is_used_and_complete():
     assert {extra for _, extra in required()} == set(extras()) - NOT_OURS
     for module, extra in required():
         package = module.partition(".")[0]
-        name = DISTRIBUTIONS.get(package, package)
+        name = DISTRIBUTIONS.get(package, package.replace("_", "-"))
         assert name in extras()[extra] or (extra, name) in BROUGHT_ALONG
 
 
