@@ -14,7 +14,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from gradsigns_lightning.cli import report
+from gradsigns_lightning.cli import tables
 from gradsigns_lightning.cli.terminal import hanging
 
 ROOT = Path(__file__).parents[3]
@@ -43,7 +43,7 @@ def shown_rows(monkeypatch, rows, columns):
     printed = io.StringIO()
     terminal = Console(file=printed, force_terminal=True, width=columns, color_system=None)
     monkeypatch.setattr(report, "Console", lambda **_: terminal)
-    report.print_rows(rows, title="t")
+    tables.print_rows(rows, title="t")
     return printed.getvalue()
 
 
@@ -112,7 +112,7 @@ def test_a_long_name_leaves_room_for_the_verdict(monkeypatch, columns):
     terminal = Console(file=printed, force_terminal=True, width=columns, color_system=None)
     monkeypatch.setattr(report, "Console", lambda **_: terminal)
     name = "control " + "c" * 250
-    report.print_rows({"verdict": "not proven", "p-value": "0.25", name: "not proven"}, title="t")
+    tables.print_rows({"verdict": "not proven", "p-value": "0.25", name: "not proven"}, title="t")
     lines = printed.getvalue().splitlines()
     assert sum("not proven" in line for line in lines) == 2
     assert any("0.25" in line for line in lines)
