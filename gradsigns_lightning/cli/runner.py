@@ -13,14 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradsigns_lightning.cli.explain import BAD_COMMAND_LINE, explain
 from gradsigns_lightning.cli.file_names import check_names, expand_key, with_file_names, with_key_file
-from gradsigns_lightning.cli.suggest import (
-    BAD_COMMAND_LINE,
-    explain,
-    no_choice,
-    one_file_for_all_runs,
-    with_dashes,
-)
+from gradsigns_lightning.cli.mistakes import no_choice, one_file_for_all_runs, with_dashes
 from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.utils.text import printable_lines
 from gradsigns_lightning.lazy import as_command, in_pythons_folder
