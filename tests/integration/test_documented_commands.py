@@ -18,8 +18,8 @@ from torch.utils.data import TensorDataset
 
 from gradsigns_lightning import verify
 from gradsigns_lightning.cli.dispatch import COMMANDS
+from gradsigns_lightning.cli.examples import EXAMPLES
 from gradsigns_lightning.cli.file_names import with_file_names, with_key_file
-from gradsigns_lightning.cli.help import EXAMPLES
 from gradsigns_lightning.core.objective import make_objective
 from gradsigns_lightning.runs.build import build, to_plain
 from gradsigns_lightning.runs.config import config_folder, register_schemas
