@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from gradsigns_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from gradsigns_lightning.verification.api.verify import ApiVerificationResult, verify_api
+    from gradsigns_lightning.verification.api.result import ApiVerificationResult
+    from gradsigns_lightning.verification.api.verify import verify_api
     from gradsigns_lightning.verification.tracing import Message, TraceResult, read_message, trace
     from gradsigns_lightning.verification.white_box import verify, verify_many
 
@@ -28,7 +29,8 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "api.verify": "ApiVerificationResult verify_api",
+        "api.result": "ApiVerificationResult",
+        "api.verify": "verify_api",
         "tracing": "Message TraceResult read_message trace",
         "white_box": "verify verify_many",
     },
