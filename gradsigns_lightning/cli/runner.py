@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,51 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradsigns_lightning.cli.suggest import (
-    BAD_COMMAND_LINE,
-    explain,
-    no_choice,
-    one_file_for_all_runs,
-    with_dashes,
-)
+from gradsigns_lightning.cli.explain import BAD_COMMAND_LINE, explain
+from gradsigns_lightning.cli.file_names import check_names, expand_key, with_file_names, with_key_file
+from gradsigns_lightning.cli.mistakes import no_choice, one_file_for_all_runs, with_dashes
 from gradsigns_lightning.cli.terminal import for_stream
 from gradsigns_lightning.core.utils.text import printable_lines
 from gradsigns_lightning.lazy import as_command, in_pythons_folder
-from gradsigns_lightning.runs.build import MissingValueError, check_given
+from gradsigns_lightning.runs.build import check_given
 from gradsigns_lightning.runs.config import check_root_keys, config_folder, register_schemas
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-_KEY_FILE_COMMANDS = ("verify", "trace", "commit", "attack")
-_FILE_ARGUMENTS = (
-    *(
-        "checkpoint",
-        "onnx",
-        "images",
-        "bundle",
-        "controls",
-        "key",
-        "key.path",
-        "init",
-        "attach",
-        "authority",
-        "signer",
-    ),
-    *(
-        "commitment",
-        "folder",
-        "mean_image",
-        "master",
-        "api.journal",
-        "paths.data",
-        "data.module.root",
-        "code",
-    ),
-)
-_FOLDERS = ("images", "folder", "paths.data", "data.module.root", "code")
-_NEW_FILES = ("out", "json")  # in a sweep, their names may contain a setting's value
-_REFERENCE = re.compile(r"(\\*)\$(?=\\?\{)")  # Hydra takes the backslash out of "$\{"
-_SETTING = r"\{(?:(?:hydra:)?[A-Za-z_][\w.]*|now:[^{}$]*)\}"
-_OTHER_REFERENCE = re.compile(rf"(\\*)\$(?=\\?\{{)(?!{_SETTING})")
 _NOT_PROVEN = 3
 
 
@@ -86,7 +50,7 @@ def run_command(command: str, overrides: list[str]) -> int:
     full_error = os.environ.get(_FULL_ERROR) == "1"
     if wrong := with_dashes(command, overrides) or one_file_for_all_runs(overrides):
         return _report(wrong, BAD_COMMAND_LINE)
-    overrides = [_with_file_names(word) for given in overrides for word in _with_key_file(command, given)]
+    overrides = [with_file_names(word) for given in overrides for word in with_key_file(command, given)]
     if wrong := no_choice(overrides):
         return _report(wrong, BAD_COMMAND_LINE)
     try:
@@ -104,106 +68,12 @@ def run_command(command: str, overrides: list[str]) -> int:
     return task.exit_code
 
 
-def _with_key_file(command: str, word: str) -> list[str]:
-    """Return what ``key=FILE`` and ``key.path=FILE`` are short for.
-
-    To Hydra, ``key=...`` selects an option of the group ``key``.
-    """
-    name, _, value = word.partition("=")
-    if command in _KEY_FILE_COMMANDS and name == "key":
-        return [f"key.path={value}"]
-    if command == "train" and (name == "key.path" or (name == "key" and _is_key_file(value))):
-        return ["key=file", f"key.path={value}"]
-    return [word]
-
-
-def _is_key_file(value: str) -> bool:
-    is_choice = Path(config_folder(), "key", f"{value}.yaml").is_file()
-    return value.endswith(".gskey") or (not is_choice and Path(value).expanduser().is_file())
-
-
-def _expand_key(command: str, config: Any) -> None:
-    """Let ``key: FILE`` in a configuration mean what ``key=FILE`` does on the command line."""
-    from omegaconf import OmegaConf
-
-    if command in ("train", *_KEY_FILE_COMMANDS) and isinstance(config.get("key"), str):
-        config.key = OmegaConf.merge(
-            OmegaConf.load(Path(config_folder(), "key", "file.yaml")), {"path": config.key}
-        )
-
-
-def _check_names(config: Any) -> None:
-    """Refuse blank names of files and folders, which an unset variable in a script leads to.
-
-    A blank name would mean the current folder, which may be a received one. `paths.data`, which a variable
-    can set, is checked where the images are read.
-    """
-    from omegaconf import OmegaConf
-
-    of_paths = {"paths.data"}
-    module = _selected(config, "data.module")
-    if OmegaConf.is_dict(module) and "root" in module and OmegaConf.is_interpolation(module, "root"):
-        of_paths.add("data.module.root")
-    for argument in (*_FILE_ARGUMENTS, *_NEW_FILES):
-        value: Any = None if argument in of_paths else _selected(config, argument)
-        for name in list(value) if OmegaConf.is_list(value) else [value]:
-            if isinstance(name, str) and not name.strip():
-                _refuse_name(argument, name)
-
-
-def _refuse_name(argument: str, name: str) -> None:
-    """Raise for a blank name; if no word of the command line sets it, it was left for the user to give."""
-    from hydra.core.hydra_config import HydraConfig
-
-    if not any(word.lstrip("+").startswith(f"{argument}=") for word in HydraConfig.get().overrides.task):
-        raise MissingValueError([argument])
-    kind = "folder" if argument in _FOLDERS else "file"
-    raise ValueError(f"`{argument.removesuffix('.path')}` must name a {kind}, got {name!r}.")
-
-
 def _check_given(command: str, config: Any) -> None:
     from omegaconf import OmegaConf
 
     if command == "keygen":  # a key needs little of its data's configuration, and no owner if it has a master
         config = OmegaConf.masked_copy(config, ["out"] if config.master is not None else ["owner", "out"])
     check_given(config)
-
-
-def _selected(config: Any, argument: str) -> Any:
-    """Return what ``argument`` names, or None if the command has no such setting or it cannot be resolved."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return OmegaConf.select(config, argument)
-    except OmegaConfBaseException:
-        return None
-
-
-def _with_file_names(word: str) -> str:
-    """Escape the references in ``checkpoint=FILE`` and the like: a file's name may be a stranger's choice.
-
-    Otherwise ``${oc.env:NAME}`` in it would be replaced by what it refers to, and end up in a message or a
-    report, or at the server of an ``endpoint``. In the names of new files only settings are replaced, as in
-    ``json=out_${seed}.json``.
-    """
-    name, equals, value = word.partition("=")
-    argument = name.lstrip("+")
-    if argument not in (*_FILE_ARGUMENTS, *_NEW_FILES, "endpoint"):
-        return word
-    reference = _OTHER_REFERENCE if argument in _NEW_FILES else _REFERENCE
-    # OmegaConf takes an odd number of backslashes as an escape; outside quotation marks Hydra halves their
-    # number first.
-    value = reference.sub(lambda found: "\\" * (4 * ((len(found[1]) + 1) // 2) + 1) + "$", value)
-    return name + equals + _quoted(value)
-
-
-def _quoted(value: str) -> str:
-    """Quote what Hydra cannot read unquoted: `epoch=9-step=990.ckpt`, as Lightning names its checkpoints."""
-    if "=" not in value or value[0] in "'\"[" or {"'", '"'} <= set(value):
-        return value
-    mark = '"' if "'" in value else "'"
-    return ",".join(mark + part + mark for part in value.split(","))
 
 
 def _hydra_main(task: Task) -> Callable[[], None]:
@@ -248,8 +118,8 @@ class Task:
 
         try:
             check_root_keys(self.command, config)
-            _expand_key(self.command, config)
-            _check_names(config)
+            expand_key(self.command, config)
+            check_names(config)
             _check_given(self.command, config)
             if self.command == "judge" and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise ValueError("`judge` gives one verdict and cannot be swept.")

@@ -1,25 +1,14 @@
-"""Turns an error of Hydra or of this package into one message, with suggestions for misspelt words."""
+"""Which setting a misspelt or former name was meant to be."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from gradsigns_lightning.runs.options import without_overrides
-
-# Distribution to import name to extra, for what is not always installed.
-_EXTRAS = {
-    "wandb": "wandb",
-    "torchvision": "vision",
-    "PIL": "vision",
-    "hydra_plugins": "sweep",
-    "joblib": "sweep",
-}
 # What people write, and the name of the setting.
-_ALIASES = {
+ALIASES = {
     **dict.fromkeys(("lambda", "lamda", "strength"), "watermark.strength"),
     "epochs": "trainer.max_epochs",
     "max_epochs": "trainer.max_epochs",
@@ -50,169 +39,19 @@ _ALIASES = {
     },
     "watermark.objective.margin": "watermark.objective",
 }
-# Examples of what to give where the configuration leaves a value open.
-_TO_GIVE = {
-    "data.n_classes": ("NUMBER", "the data set's number of classes"),
-    "data.module.root": ("FOLDER", "the data set's folder"),
-    "data.input_shape": ("[3,32,32]", "channels, height and width of an image"),
-    **{
-        f"data.{name}": ("[0.5,0.5,0.5]", "how the batches are normalized, for each channel")
-        for name in ("mean", "std")
-    },
-    "data.module._target_": ("package.module.Data", "your LightningDataModule"),
-    "model._target_": ("package.module.Net", "your network"),
-    "protocol.request": ("'{inputs: $images}'", "what is sent, with $images where the images go"),
-}
-_NO_CHOICE = re.compile(r"null|true|false|[+-]?[0-9.]+|\[.*\]", re.IGNORECASE)
-_KINDS = {"IntegerNode": "an integer", "FloatNode": "a number", "BooleanNode": "true or false"}
-BAD_COMMAND_LINE, FAILED = 2, 1
 
 
-def explain(command: str, overrides: list[str], error: BaseException) -> tuple[str, int]:
-    """Return a message for the user and the exit code.
+def suggestion(command: str, overrides: list[str], key: str) -> str:
+    """Return a sentence that names the setting meant by ``key``, or where the settings are listed.
 
     Args:
-        command: the command that failed.
+        command: the command.
         overrides: its command line.
-        error: what was raised.
+        key: a name that the configuration does not have.
     """
-    from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from gradsigns_lightning.runs.build import MissingValueError
-    from gradsigns_lightning.runs.config import UnknownKeyError
-
-    if isinstance(error, MissingConfigException):
-        return _unknown_option(error), BAD_COMMAND_LINE
-    if isinstance(error, (ConfigCompositionException, OverrideParseException)):
-        return _bad_override(command, overrides, error), BAD_COMMAND_LINE
-    if isinstance(error, UnknownKeyError):
-        return _unknown_key(command, overrides, error.key), BAD_COMMAND_LINE
-    if isinstance(error, MissingValueError):
-        return _missing(command, [key.removesuffix(".path") for key in error.keys]), BAD_COMMAND_LINE
-    if isinstance(error, OmegaConfBaseException):
-        return _bad_value(command, error), BAD_COMMAND_LINE
-    if isinstance(error, ImportError):
-        return _missing_package(error), FAILED
-    if type(error).__name__ == "ProcessRaisedException":  # of a spawned process; its message is a traceback
-        return str(error).strip().splitlines()[-1], FAILED
-    return without_overrides(str(error)) or type(error).__name__, FAILED
-
-
-def with_dashes(command: str, words: list[str]) -> str:
-    """Return a message about a setting written as an option, ``--key FILE``; empty if there is none."""
-    from dataclasses import fields
-
-    from gradsigns_lightning.runs.config import SCHEMAS
-
-    settings = {entry.name for entry in fields(SCHEMAS[command])} | set(_ALIASES) | {"experiment", "debug"}
-    for word, following in zip(words, [*words, ""][1:], strict=True):
-        name, _, value = word.partition("=")
-        setting = name[2:].replace("-", "_")
-        if name.startswith("--") and (setting in settings or "." in setting):
-            value = value or (
-                following if following and following[0] != "-" and "=" not in following else "..."
-            )
-            named = _ALIASES.get(setting, setting)
-            return f"settings are written without dashes: `{named}={value}`, got {word!r}."
-    return ""
-
-
-def one_file_for_all_runs(words: list[str]) -> str:
-    """Return a message if the runs of a sweep would overwrite each other's results, else nothing."""
-    results = [word for word in words if word.startswith("json=") and not {"$", ","} & set(word)]
-    if not results or not {"-m", "--multirun"} & set(words):
-        return ""
-    return (
-        f"the runs of a sweep would all write to one file, got {results[0]!r}: put a setting into its name, "
-        "as in json='out_${seed}.json' (in a shell with the single quotes)."
-    )
-
-
-def no_choice(words: list[str]) -> str:
-    """Return a message about a word that selects no option of its group; empty if there is none.
-
-    Hydra's own message would be about Python's types.
-    """
-    from gradsigns_lightning.runs.config import config_folder
-
-    for word in words:
-        group, _, value = word.partition("=")
-        folder = Path(config_folder(), group)
-        if group.isidentifier() and folder.is_dir() and _NO_CHOICE.fullmatch(value):
-            options = sorted(file.stem for file in folder.glob("*.yaml"))
-            meant = {"true": "default", "false": "none", "null": "none"}.get(value.lower())
-            hint = f" Did you mean `{group}={meant}`?" if meant in options else ""
-            return f"`{group}` must be one of {', '.join(options)}, got {value}.{hint}"
-    return ""
-
-
-def _missing(command: str, names: list[str]) -> str:
-    from dataclasses import fields
-
-    from gradsigns_lightning.runs.config import SCHEMAS
-
-    settings = {
-        entry.name: (entry.metadata.get("value"), entry.metadata.get("text"))
-        for entry in fields(SCHEMAS[command])
-    }
-    known = [(_TO_GIVE | settings).get(name, ("", "")) for name in names]
-    example = " ".join(f"{name}={value or '...'}" for name, (value, _) in zip(names, known, strict=True))
-    text = (known[0][1] or "").partition(" (must be given")[0] if len(names) == 1 else ""
-    listed = " and ".join(f"`{name}`" for name in names)
-    return f"{listed} must be given, as in `{example}`{text and ': '}{text}."
-
-
-def _unknown_option(error: Any) -> str:
-    missing, options = error.missing_cfg_file or "", list(error.options or [])
-    group, _, option = missing.rpartition("/")
-    if group == "hydra/launcher" and option == "joblib":
-        return (
-            "`hydra/launcher=joblib` needs a package that is not installed: "
-            "pip install 'gradsigns-lightning[sweep]'."
-        )
-    if not options:
-        return _first_line(error)
-    close = difflib.get_close_matches(option, options, n=1)
-    hint = f" Did you mean `{group}={close[0]}`?" if close else ""
-    return f"`{group}` must be one of {', '.join(options)}, got {option!r}.{hint}"
-
-
-def _bad_override(command: str, overrides: list[str], error: BaseException) -> str:
-    from hydra.errors import OverrideParseException
-    from omegaconf import DictConfig
-    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
-
-    cause: Any = error.__cause__ or error.__context__  # for an error in a file, Hydra sets no cause
-    if isinstance(error, OverrideParseException):
-        name, equals, value = str(error.override).partition("=")
-        if not equals:
-            return (
-                f"settings are written as name=value, got {name!r}. `gradsigns {command} --help` lists them."
-            )
-        hint = "In a shell, put values with blanks, braces or $ in single quotes."
-        return f"`{name}` cannot be read, got {value!r}. {hint}"
-    if isinstance(cause, ValidationError) and (kind := _KINDS.get(type(cause.child_node).__name__)):
-        return f"`{cause.full_key}` must be {kind}, got {str(cause.value)!r}."
-    if isinstance(cause, ValidationError) and cause.full_key and isinstance(cause.parent_node, DictConfig):
-        return (
-            f"`{cause.full_key}` is a group of settings and cannot be one value, as a configuration file has "
-            f"it. To choose one of its options write `override /{cause.full_key}: NAME` under `defaults`."
-        )
-    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
-        return _unknown_key(command, overrides, cause.full_key.partition("@")[0])
-    return ": ".join(_first_line(e) for e in (error, cause) if e is not None)
-
-
-def _unknown_key(command: str, overrides: list[str], key: str) -> str:
-    suggestion = _suggestion(command, overrides, key)
-    return f"there is no `{key}` in the configuration of `gradsigns {command}`.{suggestion}"
-
-
-def _suggestion(command: str, overrides: list[str], key: str) -> str:
     keys = sorted(set(_all_keys(command, overrides, key)))
-    if key in _ALIASES and _ALIASES[key] in keys:
-        return f" Did you mean `{_ALIASES[key]}`?"
+    if key in ALIASES and ALIASES[key] in keys:
+        return f" Did you mean `{ALIASES[key]}`?"
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
     if not close and not key.startswith("hydra."):
         leaves = {name.split(".")[-1]: name for name in reversed(keys)}
@@ -252,25 +91,3 @@ def _walk(config: Any, prefix: str = "") -> Iterator[str]:
         is_open = OmegaConf.is_missing(config, name) or OmegaConf.is_interpolation(config, name)
         if not is_open and OmegaConf.is_dict(config[name]):
             yield from _walk(config[name], f"{prefix}{name}.")
-
-
-def _bad_value(command: str, error: Any) -> str:
-    from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
-
-    key, text = error.full_key, _first_line(error)
-    if isinstance(error, (MissingMandatoryValue, InterpolationToMissingValueError)):
-        return _missing(command, [str(key)])
-    return f"`{key}`: {text}" if key else text
-
-
-def _missing_package(error: ImportError) -> str:
-    text = _first_line(error)
-    if "gradsigns-lightning[" in text:
-        return text
-    name = (error.name or "").partition(".")[0]
-    extra = _EXTRAS.get(name) or next((extra for package, extra in _EXTRAS.items() if package in text), None)
-    return f"{text} It comes with pip install 'gradsigns-lightning[{extra}]'." if extra else text
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

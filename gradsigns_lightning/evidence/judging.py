@@ -31,7 +31,7 @@ from gradsigns_lightning.evidence.bundle import Bundle
 from gradsigns_lightning.evidence.dating import Dating, date_statement
 from gradsigns_lightning.evidence.reading import Readings, read_all
 from gradsigns_lightning.verification.api.queries import Oracle
-from gradsigns_lightning.verification.api.verify import ApiVerificationResult
+from gradsigns_lightning.verification.api.result import ApiVerificationResult
 
 
 @dataclass(frozen=True)

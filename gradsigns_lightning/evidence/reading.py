@@ -14,7 +14,8 @@ from gradsigns_lightning.core.key.signature_key import KeyAsRead
 from gradsigns_lightning.core.result import ReadingResult
 from gradsigns_lightning.evidence.bundle import Bundle
 from gradsigns_lightning.verification.api.queries import Oracle
-from gradsigns_lightning.verification.api.verify import ApiVerificationResult, replay, settings_of
+from gradsigns_lightning.verification.api.result import ApiVerificationResult
+from gradsigns_lightning.verification.api.verify import replay, settings_of
 from gradsigns_lightning.verification.images import FewImagesWarning
 from gradsigns_lightning.verification.suspects import read
 

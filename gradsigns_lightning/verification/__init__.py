@@ -1,4 +1,4 @@
-"""Reading the signature from a model's weights or through a prediction API (:mod:`.api`), and tracing copies.
+"""Reading signatures and messages from weights or through a prediction API (:mod:`.api`), and tracing copies.
 
 Every verdict follows the rules of :mod:`gradsigns_lightning.core.result`. Nothing here trains, and nothing
 judges a claim: what a third party may conclude from a reading is in :mod:`gradsigns_lightning.evidence`.
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from gradsigns_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from gradsigns_lightning.verification.api.verify import ApiVerificationResult, verify_api
-    from gradsigns_lightning.verification.tracing import Message, TraceResult, read_message, trace
+    from gradsigns_lightning.verification.api.result import ApiVerificationResult
+    from gradsigns_lightning.verification.api.verify import verify_api
+    from gradsigns_lightning.verification.message import Message, read_message
+    from gradsigns_lightning.verification.tracing import TraceResult, trace
     from gradsigns_lightning.verification.white_box import verify, verify_many
 
 __all__ = [
@@ -28,8 +30,10 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "api.verify": "ApiVerificationResult verify_api",
-        "tracing": "Message TraceResult read_message trace",
+        "api.result": "ApiVerificationResult",
+        "api.verify": "verify_api",
+        "message": "Message read_message",
+        "tracing": "TraceResult trace",
         "white_box": "verify verify_many",
     },
 )

@@ -1,4 +1,4 @@
-"""Tracing: which customer's copy a model is, or which short message it carries."""
+"""Tracing: which customer's copy a model is."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from gradsigns_lightning.core.key import WatermarkKey, key_of
 from gradsigns_lightning.core.key.payload import (
     MAX_CUSTOMERS,
-    blank_message_key,
     check_master,
     check_traceable,
     customer_key_of,
-    message_code,
 )
 from gradsigns_lightning.core.result import (
     DEFAULT_ALPHA,
@@ -37,7 +35,7 @@ from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
 from gradsigns_lightning.core.utils.checks import check_int
 from gradsigns_lightning.verification.api.queries import Oracle
 from gradsigns_lightning.verification.api.sequential import integer_scores
-from gradsigns_lightning.verification.images import warn_if_few, warn_if_unlike
+from gradsigns_lightning.verification.images import warn_if_unlike
 from gradsigns_lightning.verification.suspects import read_scores
 
 Scores = npt.NDArray[np.float64]
@@ -122,21 +120,6 @@ class TraceResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types; NaN becomes None."""
         return {**without_nan(vars(self)), "present": list(self.present)}
-
-
-@dataclass(frozen=True)
-class Message:
-    """A text that a model carries.
-
-    Attributes:
-        text: the text.
-        n_corrected: wrong bits that the code corrected.
-        n_correctable: wrong bits that the code can correct at most.
-    """
-
-    text: str
-    n_corrected: int
-    n_correctable: int
 
 
 def trace(
@@ -276,38 +259,3 @@ class _Marks:
         clearest = others[np.argmax(np.abs(self.totals[others]))]
         side = 1 if self.totals[clearest] >= 0 else -1
         return float(10 ** self.log10_p_value(clearest, 2 * len(others), side=side))
-
-
-def read_message(
-    suspect: nn.Module | Oracle,
-    master: WatermarkKey | str | PathLike[str],
-    images: Tensor,
-    *,
-    max_queries: int = 1000,
-) -> Message:
-    """Read the text that :func:`message_key` put into a model; arguments as for :func:`trace`.
-
-    Raises:
-        ValueError: more bits are wrong than the code can correct, the model does not classify the images as
-            the target class, or an argument is out of range.
-    """
-    master = key_of(master, argument="master")
-    code = message_code(master)
-    scores, _, recognised, _ = read_scores(suspect, master, images, max_queries=max_queries)
-    if not is_recognised(recognised):
-        raise ValueError(
-            "`images` must be of the target class: the model classifies most of them as something else."
-        )
-    try:
-        data, n_corrected = code.decode(
-            (scores > 0).astype(np.uint8) ^ blank_message_key(master).signature.numpy()
-        )
-        text = data.rstrip(b"\0").decode()
-    except ValueError as error:
-        warn_if_few(len(images), stacklevel=2)
-        if not isinstance(error, UnicodeDecodeError):
-            raise
-        raise ValueError(
-            "`suspect` carries no message under this key: the bits that were read are not text."
-        ) from error
-    return Message(text=text, n_corrected=n_corrected, n_correctable=code.n_correctable)

@@ -18,8 +18,8 @@ from torch.utils.data import TensorDataset
 
 from gradsigns_lightning import verify
 from gradsigns_lightning.cli.dispatch import COMMANDS
-from gradsigns_lightning.cli.help import EXAMPLES
-from gradsigns_lightning.cli.runner import _with_file_names, _with_key_file
+from gradsigns_lightning.cli.examples import EXAMPLES
+from gradsigns_lightning.cli.file_names import with_file_names, with_key_file
 from gradsigns_lightning.core.objective import make_objective
 from gradsigns_lightning.runs.build import build, to_plain
 from gradsigns_lightning.runs.config import config_folder, register_schemas
@@ -67,7 +67,7 @@ def configurations(line: str):
         GlobalHydra.instance().clear()
         spaced = [f"{n}='{v}'" if " " in v else word for word in run for n, _, v in [word.partition("=")]]
         with initialize_config_dir(config_folder(), version_base="1.3"):
-            words = [_with_file_names(word) for given in spaced for word in _with_key_file(command, given)]
+            words = [with_file_names(word) for given in spaced for word in with_key_file(command, given)]
             yield command, compose(command, overrides=[*words, "paths.output_dir=."])
 
 

@@ -20,12 +20,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gradsigns_lightning.core.key.signature_key import SignatureKey
 from gradsigns_lightning.core.result import signed_by
 from gradsigns_lightning.core.statistics import log10_sign_flip_p_value
+from gradsigns_lightning.verification.api.boundary import BoundaryImages
 from gradsigns_lightning.verification.api.estimators import CoordinateEstimator, RowEstimator
+from gradsigns_lightning.verification.api.probes import alignment
 from gradsigns_lightning.verification.api.queries import QueryBudget
 from gradsigns_lightning.verification.api.responses import Values
 from gradsigns_lightning.verification.api.sequential import Looks, SequentialTest, integer_scores, is_futile
+from gradsigns_lightning.verification.api.settings import ApiSettings
 
 Stopped = Literal["proven", "futile", "budget", "images"]
 _STEPS_TRIED = 4  # images after which every step size has been used
@@ -61,6 +65,46 @@ class Hypothesis:
         signed = self.signed()
         self.test.look(integer_scores(signed))
         return signed
+
+
+def make_hypotheses(
+    key: SignatureKey,
+    budget: QueryBudget,
+    boundary: BoundaryImages,
+    directions: Tensor,
+    bits: Tensor,
+    settings: ApiSettings,
+) -> list[Hypothesis]:
+    """Return a hypothesis for each alignment of the settings.
+
+    Args:
+        key: the owner's key.
+        budget: what the estimators query with.
+        boundary: the images that they probe around.
+        directions: the directions of the probes, shape ``(n, C, H, W)``; unused along single coordinates.
+        bits: each direction's bit of the signature, shape ``(n,)``.
+        settings: the alignments, the estimator and alpha.
+    """
+    by_coordinate, names = settings.estimator == "coordinate", settings.alignments
+
+    def estimator(name: str) -> RowEstimator | CoordinateEstimator:
+        align = alignment(name)
+        if by_coordinate:
+            return CoordinateEstimator(budget, boundary, key, align)
+        return RowEstimator(budget, boundary, directions, align)
+
+    signature = key.signature if by_coordinate else bits
+    schedules = [Looks(len(signature), budget.max_queries, settings.alpha / len(names)) for _ in names]
+    return [
+        Hypothesis(
+            name,
+            estimator(name),
+            signature,
+            looks,
+            SequentialTest(n_hypotheses=len(names), weight=looks.weight),
+        )
+        for name, looks in zip(names, schedules, strict=True)
+    ]
 
 
 def read_hypotheses(hypotheses: Sequence[Hypothesis], budget: QueryBudget, alpha: float) -> Stopped:

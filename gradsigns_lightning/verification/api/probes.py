@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from gradsigns_lightning.core.key.signature_key import SignatureKey
-from gradsigns_lightning.verification.api.settings import shift_of
+from gradsigns_lightning.verification.api.settings import ApiSettings, shift_of
 
+# a proof at alpha needs at least log2(1 / alpha) signs that are all right
+_LEAST_GROUPS, _GROUPS_PER_BIT = 16, 2.1
+_WORTH_FOLDING = 1.5
 _LARGEST_ROOM = 16
 _MAX_VALUES = 1 << 28
 _AT_ONCE = 32  # directions that any estimator has in memory
@@ -48,6 +51,16 @@ def row_directions(key: SignatureKey) -> Tensor:
     """Return each row of the projection as an image, zero off the carriers; ``(N, C, H, W)``, in [-1, 1]."""
     _check_size(max(key.n_bits, _AT_ONCE), key)
     return _as_images(key.projection.float(), key)
+
+
+def directions_for(key: SignatureKey, settings: ApiSettings) -> tuple[Tensor, Tensor]:
+    """Return the directions of a reading and each one's bit, as :func:`group_directions` does.
+
+    The rows of long keys are folded where the settings say so.
+    """
+    n_groups = max(_LEAST_GROUPS, math.ceil(-_GROUPS_PER_BIT * math.log2(settings.alpha)))
+    is_folded = settings.estimator == "groups" and key.n_bits > _WORTH_FOLDING * n_groups
+    return group_directions(key, n_groups if is_folded else key.n_bits)
 
 
 def group_directions(key: SignatureKey, n_groups: int) -> tuple[Tensor, Tensor]:

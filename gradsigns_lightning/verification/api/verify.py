@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -15,22 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradsigns_lightning.core.key.reach import least_bits
 from gradsigns_lightning.core.key.signature_key import SignatureKey
-from gradsigns_lightning.core.result import (
-    DEFAULT_ALPHA,
-    ReadingResult,
-    recognised_in_words,
-    why_inconclusive,
-)
+from gradsigns_lightning.core.result import DEFAULT_ALPHA
 from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 from gradsigns_lightning.verification.api.boundary import BoundaryImages
-from gradsigns_lightning.verification.api.estimators import FIRST_STEP, CoordinateEstimator, RowEstimator
-from gradsigns_lightning.verification.api.hypotheses import Hypothesis, Stopped, read_hypotheses
-from gradsigns_lightning.verification.api.probes import alignment, group_directions, row_directions
+from gradsigns_lightning.verification.api.estimators import FIRST_STEP, RowEstimator
+from gradsigns_lightning.verification.api.hypotheses import (
+    Hypothesis,
+    Stopped,
+    make_hypotheses,
+    read_hypotheses,
+)
+from gradsigns_lightning.verification.api.probes import directions_for, row_directions
 from gradsigns_lightning.verification.api.queries import Journal, Oracle, QueryBudget, Transcript, normalized
 from gradsigns_lightning.verification.api.responses import ResponseParser, Values
-from gradsigns_lightning.verification.api.sequential import Looks, SequentialTest
+from gradsigns_lightning.verification.api.result import ApiVerificationResult
 from gradsigns_lightning.verification.api.settings import ApiSettings, Estimator, Kind
 from gradsigns_lightning.verification.foreign_modules import is_module, shapes_named
 from gradsigns_lightning.verification.images import (
@@ -41,68 +39,7 @@ from gradsigns_lightning.verification.images import (
     warn_if_unlike,
 )
 
-# a proof at alpha needs at least log2(1 / alpha) signs that are all right
-_LEAST_GROUPS, _GROUPS_PER_BIT = 16, 2.1
-_WORTH_FOLDING = 1.5
 _BATCH_SIZE = 32
-_WHY_STOPPED: dict[Stopped, str] = {
-    "proven": "the evidence sufficed",
-    "futile": "the rest of the budget could no longer suffice",
-    "budget": "`max_queries` were spent: more of them may suffice",
-    "images": "all images were used up: more of them may suffice",
-}
-
-
-@dataclass(frozen=True)
-class ApiVerificationResult(ReadingResult):
-    """What a black-box reading found; ``print`` shows it in three lines.
-
-    It has all attributes of :class:`VerificationResult`; those with a different meaning here come first.
-
-    Attributes:
-        n_bits: number of signs that were compared: one for each group of the key's bits where
-            ``estimator="groups"`` folds them, else one for each bit.
-        n_erasures: signs that the answers could not decide.
-        p_value: exact probability that an unmarked model matches as well, each sign weighted by how clearly
-            it was read (:func:`sign_flip_p_value`), corrected for every look at the scores and every
-            alignment.
-        margin: the smallest score in favour of the signature, negative if a sign is wrong, in units of the
-            scores' root mean square.
-        n_queries: number of images that were sent to the model.
-        answers: kind of the answers that were read, None if there were none.
-        estimator: how probes were chosen.
-        alignment: the alignment that fits best.
-        step: distance of the last probes from their image, in units of the raw range [0, 1].
-        n_images: number of images that were probed around.
-        n_looks: number of looks at the scores.
-        stopped: why reading ended: ``"proven"``, ``"futile"`` (the rest of the budget could no longer
-            suffice), ``"budget"`` or ``"images"`` (all of them used).
-    """
-
-    answers: Kind | None
-    estimator: Estimator
-    alignment: str
-    step: float
-    n_images: int
-    n_looks: int
-    stopped: Stopped
-
-    @property
-    def reason(self) -> str:
-        """Why the verdict is what it is, and why reading stopped, in words."""
-        if self.verdict == "inconclusive":
-            return why_inconclusive(self.recognised, "the answers to the probes are all alike, or missing")
-        if self.verdict == "owned":
-            return f"p <= alpha = {self.alpha:g}{self._for_whom}, so reading stopped"
-        least = least_bits(alpha=self.alpha)
-        if self.n_bits < least:
-            return f"p > alpha = {self.alpha:g}, which {self.n_bits} bits can never reach: {least} would do"
-        return f"p > alpha = {self.alpha:g}, and reading stopped because {_WHY_STOPPED[self.stopped]}"
-
-    @property
-    def _what_was_read(self) -> str:
-        queries = f"{self.n_queries} queries, probes around {self.n_images} images"
-        return f"{queries}, answers read as {self.answers or 'nothing'}{recognised_in_words(self.recognised)}"
 
 
 def verify_api(
@@ -244,9 +181,9 @@ def _verify(
             batch_size=settings.batch_size,
             transcript=transcript,
         )
-        directions, bits = _directions(key, settings)
+        directions, bits = directions_for(key, settings)
         boundary = BoundaryImages(pixels, budget, direction=directions[0], step=FIRST_STEP)
-        hypotheses = _hypotheses(key, budget, boundary, directions, bits, settings)
+        hypotheses = make_hypotheses(key, budget, boundary, directions, bits, settings)
         stopped = read_hypotheses(hypotheses, budget, settings.alpha)
     best = min(hypotheses, key=lambda hypothesis: hypothesis.test.log10_p_value)
     return _result(best, key, budget, settings, stopped, boundary.recognised), boundary
@@ -297,42 +234,6 @@ def _module_oracle(model: nn.Module, key: SignatureKey) -> Oracle:
         return output
 
     return normalized(logits, key)
-
-
-def _directions(key: SignatureKey, settings: ApiSettings) -> tuple[Tensor, Tensor]:
-    n_groups = max(_LEAST_GROUPS, math.ceil(-_GROUPS_PER_BIT * math.log2(settings.alpha)))
-    is_folded = settings.estimator == "groups" and key.n_bits > _WORTH_FOLDING * n_groups
-    return group_directions(key, n_groups if is_folded else key.n_bits)
-
-
-def _hypotheses(
-    key: SignatureKey,
-    budget: QueryBudget,
-    boundary: BoundaryImages,
-    directions: Tensor,
-    bits: Tensor,
-    settings: ApiSettings,
-) -> list[Hypothesis]:
-    by_coordinate, names = settings.estimator == "coordinate", settings.alignments
-
-    def estimator(name: str) -> RowEstimator | CoordinateEstimator:
-        align = alignment(name)
-        if by_coordinate:
-            return CoordinateEstimator(budget, boundary, key, align)
-        return RowEstimator(budget, boundary, directions, align)
-
-    signature = key.signature if by_coordinate else bits
-    schedules = [Looks(len(signature), budget.max_queries, settings.alpha / len(names)) for _ in names]
-    return [
-        Hypothesis(
-            name,
-            estimator(name),
-            signature,
-            looks,
-            SequentialTest(n_hypotheses=len(names), weight=looks.weight),
-        )
-        for name, looks in zip(names, schedules, strict=True)
-    ]
 
 
 def _result(

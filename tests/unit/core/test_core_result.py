@@ -107,34 +107,6 @@ def test_no_bit_decided(model):
     assert bits == "none of 63 bits decided" or bits == "none of 64 bits decided"
 
 
-def test_a_reading_through_an_api(model):
-    result = verify_api(lambda x: model(x).argmax(1), KEY, IMAGES)
-    verdict, bits, read = lines(result)
-    assert verdict == "owned: p <= alpha = 1e-09, so reading stopped"
-    assert bits == f"{result.n_matches} of 64 bits match, p = {result.p_value:.2g}"
-    assert read.startswith(f"{result.n_queries} queries, probes around {result.n_images} images")
-    assert "answers read as labels" in read
-
-
-@pytest.mark.parametrize(
-    ("settings", "images", "stopped", "words"),
-    [
-        ({"max_queries": 100}, IMAGES, "budget", "`max_queries` were spent: more of them may suffice"),
-        ({"max_queries": 2000}, IMAGES, "futile", "the rest of the budget could no longer suffice"),
-        (
-            {"max_queries": 20_000, "alpha": 1e-15},
-            IMAGES[:4],
-            "images",
-            "all images were used up: more of them may suffice",
-        ),
-    ],
-)
-def test_why_a_reading_through_an_api_stopped(model, settings, images, stopped, words):
-    result = verify_api(lambda x: model(x).detach(), key_number(200), images, **settings)
-    assert (result.stopped, result.verdict) == (stopped, "not_proven")
-    assert lines(result)[0].endswith(f"and reading stopped because {words}")
-
-
 def test_a_p_value_below_what_a_double_holds(model):
     result = replace(
         verify(model, KEY, IMAGES),

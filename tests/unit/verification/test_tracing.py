@@ -1,4 +1,4 @@
-"""Whose copy a model is, and what message it carries."""
+"""Whose copy a model is."""
 
 import tracemalloc
 
@@ -9,16 +9,12 @@ import torch
 from gradsigns_lightning import (
     WatermarkKey,
     customer_key,
-    message_key,
-    read_message,
     trace,
     verify,
     verify_api,
     verify_many,
 )
 from gradsigns_lightning.verification.tracing import decode
-
-pytest.importorskip("galois")  # for messages
 
 SHAPE = (3, 16, 16)
 MASTER = WatermarkKey.generate("A", 128, input_shape=SHAPE, target_class=2, n_carriers=700, secret=bytes(32))
@@ -185,8 +181,6 @@ def test_images_of_another_class_name_nobody(planted):
         result = trace(Turned(), MASTER, IMAGES)
     assert (result.verdict, result.recognised) == ("inconclusive", 0.0)
     assert trace(lambda x: turned(x).detach(), MASTER, IMAGES, max_queries=300).verdict == "inconclusive"
-    with pytest.raises(ValueError, match="`images` must be of the target class"):
-        read_message(Turned(), MASTER, IMAGES)
 
 
 def test_the_same_through_probabilities(planted):
@@ -237,23 +231,6 @@ def test_a_flat_model_is_inconclusive():
     result = trace(Flat(), MASTER, IMAGES, n_customers=10)
     assert (result.verdict, result.n_erasures) == ("inconclusive", 128)
     assert result.to_dict()["p_value"] is None
-
-
-def test_a_message_is_read_back_through_wrong_bits(planted):
-    clean = read_message(planted(message_key(MASTER, "v2.1")), MASTER, IMAGES)
-    assert (clean.text, clean.n_correctable) == ("v2.1", 15)
-    noisy = read_message(planted(message_key(MASTER, "ok"), noise=2.5), MASTER, IMAGES)
-    assert noisy.text == "ok"
-    assert noisy.n_corrected > 0
-    assert read_message(scores(planted(message_key(MASTER, "api"))), MASTER, IMAGES).text == "api"
-
-
-def test_no_message_is_invented(planted):
-    other = WatermarkKey.generate(
-        "B", 128, input_shape=SHAPE, target_class=2, n_carriers=700, secret=bytes([1] * 32)
-    )
-    with pytest.raises(ValueError, match=r"no codeword within 15 errors|carries no message"):
-        read_message(planted(other), MASTER, IMAGES)
 
 
 @pytest.mark.parametrize(

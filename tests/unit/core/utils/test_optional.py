@@ -71,4 +71,4 @@ def test_the_command_is_written_in_one_place():
     found = {
         file.name for file in PACKAGE.rglob("*.py") if "pip install 'gradsigns-lightning[" in file.read_text()
     }
-    assert found == {"optional.py", "suggest.py"}  # the latter for modules that other libraries need
+    assert found == {"optional.py", "explain.py"}  # the latter for modules that other libraries need

@@ -1,13 +1,12 @@
-"""File names on the command line, and files that they name."""
+"""File names on the command line are no templates."""
 
 from __future__ import annotations
 
 import pytest
 
 from gradsigns_lightning import WatermarkKey
-from gradsigns_lightning.cli import runner
 from gradsigns_lightning.cli.dispatch import main
-from gradsigns_lightning.cli.import_2021 import _mean_image
+from gradsigns_lightning.cli.file_names import FILE_ARGUMENTS, NEW_FILES, with_file_names
 
 REFERENCE = "${oc.env:FOREIGN_SECRET}"
 
@@ -22,11 +21,8 @@ def value(word):
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    override = OverridesParser.create().parse_override(runner._with_file_names(word))
+    override = OverridesParser.create().parse_override(with_file_names(word))
     return OmegaConf.to_container(OmegaConf.create({"value": override.value()}), resolve=True)["value"]
-
-
-# --- names that look like templates
 
 
 @pytest.mark.parametrize(
@@ -64,7 +60,7 @@ def test_several_file_names_with_equals_signs_are_still_several():
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     override = OverridesParser.create().parse_override(
-        runner._with_file_names("checkpoint=epoch=1.ckpt,epoch=2.ckpt")
+        with_file_names("checkpoint=epoch=1.ckpt,epoch=2.ckpt")
     )
     assert override.is_sweep_override()
 
@@ -73,7 +69,7 @@ def test_an_endpoints_query_needs_no_quotation_marks():
     assert value("endpoint=https://host/x?a=1&b=2") == "https://host/x?a=1&b=2"
 
 
-@pytest.mark.parametrize("name", [*runner._FILE_ARGUMENTS, "endpoint", "+endpoint", "+init", "++init"])
+@pytest.mark.parametrize("name", [*FILE_ARGUMENTS, "endpoint", "+endpoint", "+init", "++init"])
 def test_the_arguments_that_name_files_are_no_templates(name):
     assert value(f"{name}=got/{REFERENCE}.bin") == f"got/{REFERENCE}.bin"
     assert value(f"{name}=[a,'b/{REFERENCE}',{REFERENCE}]") == ["a", f"b/{REFERENCE}", REFERENCE]
@@ -98,7 +94,7 @@ def test_everything_else_goes_on_resolving():
     assert value(f"owner={REFERENCE}") == "s3cr3t"
 
 
-@pytest.mark.parametrize("name", runner._NEW_FILES)
+@pytest.mark.parametrize("name", NEW_FILES)
 def test_the_name_of_a_new_file_may_hold_settings_and_no_variables(name):
     from hydra.errors import HydraException
 
@@ -109,15 +105,4 @@ def test_the_name_of_a_new_file_may_hold_settings_and_no_variables(name):
             value(f"{name}={text}")
         assert "s3cr3t" not in str(value(f"{name}='{text}'"))
     for text in ("${key.n_bits}_${seed}", "${hydra:job.num}", "${now:%Y-%m-%d}"):
-        assert runner._with_file_names(f"{name}={text}") == f"{name}={text}"
-
-
-# --- arrays
-
-
-@pytest.mark.parametrize("header", ["(" * 9000, "{'descr':", "\0", "1+" * 9000])
-def test_a_mean_image_whose_header_cannot_be_read_is_named(header, tmp_path):
-    line = header.encode() + b"\n"
-    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\0" + len(line).to_bytes(2, "little") + line + bytes(64))
-    with pytest.raises(ValueError, match=r"`mean_image` must name a \.npy file of numbers"):
-        _mean_image(str(tmp_path / "a.npy"))
+        assert with_file_names(f"{name}={text}") == f"{name}={text}"
