@@ -15,9 +15,10 @@ from gradsigns_lightning.core.dose import parameters_of
 from gradsigns_lightning.core.engines import Engine
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective
+from gradsigns_lightning.core.opening import watermarker_of
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
 from gradsigns_lightning.core.settings import DEFAULTS, EmbeddingSettings
-from gradsigns_lightning.core.watermarker import Watermarker, watermarker_of
+from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.advice import warn_if_not_owned
 from gradsigns_lightning.integration.batches import images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible, check_distinct
