@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
-from os import PathLike
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,13 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradsigns_lightning.core.buffer import TargetBuffer
-from gradsigns_lightning.core.distributed import all_ranks_agree, global_mean
-from gradsigns_lightning.core.dose import Recognition, urgency
-from gradsigns_lightning.core.engines import check_engine, differentiated, make_engines
+from gradsigns_lightning.core.distributed import all_ranks_agree
+from gradsigns_lightning.core.embedding_pass import EmbeddingPass
+from gradsigns_lightning.core.engines import check_engine, make_engines
 from gradsigns_lightning.core.engines.checking import N_IMAGES
-from gradsigns_lightning.core.inputs import carrier_inputs
-from gradsigns_lightning.core.key import WatermarkKey, key_of
-from gradsigns_lightning.core.objective import make_objective
+from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.preflight import warn_of_lag, warn_of_scale
 from gradsigns_lightning.core.settings import DEFAULTS, EmbeddingSettings
 from gradsigns_lightning.core.signature import LogitsFn, SignatureProjector
@@ -53,16 +50,14 @@ class Watermarker:
         self.key = key
         self.settings = settings
         self.schedule = settings.make_schedule()
-        self.cadence = settings.make_cadence()
-        self.objective = make_objective(settings.objective, key)
-        self.objective.check_key(key)
+        self._pass = EmbeddingPass(key, settings)
+        self.cadence, self.objective = self._pass.cadence, self._pass.objective
         self.engines = make_engines(settings.engine)
         self.engine = self.engines[0]
         # With a carrier layer the inputs may have any shape; the layer's output is checked later.
         input_shape = key.input_shape if settings.carrier_layer is None else None
         self.buffer = TargetBuffer(settings.n_images, key.target_class, input_shape)
         self.is_prepared = False
-        self._projector: SignatureProjector | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -201,7 +196,7 @@ class Watermarker:
         if self.settings.carrier_layer is None:
             warn_of_scale(images, self.key)
         with frozen_statistics(module) as training, RunningMeans(training).followed():
-            inputs, logits_fn = self._carrier_inputs(module, logits_fn, images[:N_IMAGES])
+            inputs, logits_fn = self._pass.carrier_inputs(module, logits_fn, images[:N_IMAGES])
             for engine in [engine for engine in self.engines if engine.sharding_safe or not sharded]:
                 problem = check_engine(
                     engine, module, logits_fn, inputs, self.key.target_class, sharded=sharded
@@ -240,33 +235,18 @@ class Watermarker:
         images, valid = self.buffer.images, self.buffer.valid
         assert images is not None, "observe() comes before loss()"
         assert valid is not None, "observe() comes before loss()"
-        before = self.state.settled(self.cadence).starting_at(step)
-        found: list[EmbeddingState] = []
-
-        def objective(gradients: Tensor) -> Tensor:
-            value, after = self._objective_of(gradients, valid, before, world_size)
-            found.append(after)
-            return value
-
-        with frozen_statistics(module) as training:
-            means = RunningMeans(training)
-            inputs, logits_fn = self._carrier_inputs(module, logits_fn, images)
-            network = Recognition(logits_fn, self.key.target_class)
-            with means.followed():
-                embedded = self.engine.embed(module, network, inputs, self.key.target_class, objective)
-            state = replace(
-                found[-1], value=embedded.value, recognised=network.mean(valid, world_size=world_size)
-            )
-            length, is_held_back = self._length(state, self.strength_at(step=step, epoch=epoch))
-            if sharded:
-                state = replace(state, own_length=state.own_length.asking(length))
-                loss = embedded.surrogate * state.own_length.factor().to(embedded.surrogate.dtype)
-            else:
-                loss = differentiated(
-                    embedded.surrogate, module, length=length, world_size=world_size, means=means
-                )
-        self._before = self.state
-        self.state = state.having_embedded(loss.detach(), is_held_back=is_held_back)
+        loss, state = self._pass.loss(
+            module,
+            logits_fn,
+            self.engine,
+            images,
+            valid,
+            self.state.settled(self.cadence).starting_at(step),
+            strength=self.strength_at(step=step, epoch=epoch),
+            world_size=world_size,
+            sharded=sharded,
+        )
+        self._before, self.state = self.state, state
         return loss.nan_to_num(nan=0.0)
 
     def roll_back(self) -> None:
@@ -279,13 +259,7 @@ class Watermarker:
 
     def projector(self, device: torch.device, dtype: torch.dtype) -> SignatureProjector:
         """Return the key's tensors on ``device``, derived once."""
-        if (
-            self._projector is None
-            or self._projector.carriers.device != device
-            or self._projector.signs.dtype != dtype
-        ):
-            self._projector = SignatureProjector.from_key(self.key, device=device, dtype=dtype)
-        return self._projector
+        return self._pass.projector(device, dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain types and one tensor that reveals nothing of the key."""
@@ -298,68 +272,3 @@ class Watermarker:
     def _note_turns(self, turns: Turns) -> None:
         if turns is not self.state.turns:  # called in every batch, and one optimizer's turns seldom change
             self.state = replace(self.state, turns=turns)
-
-    def _carrier_inputs(
-        self, module: nn.Module, logits_fn: LogitsFn, images: Tensor
-    ) -> tuple[Tensor, LogitsFn]:
-        return carrier_inputs(module, logits_fn, images, self.key.input_shape, self.settings.carrier_layer)
-
-    def _objective_of(
-        self, gradients: Tensor, valid: Tensor, state: EmbeddingState, world_size: int
-    ) -> tuple[Tensor, EmbeddingState]:
-        """Return the objective of the input gradients, and the state with its findings.
-
-        Args:
-            gradients: input gradients of all images, shape ``(n, ...)``.
-            valid: which images count, shape ``(n,)``.
-            state: state before this step.
-            world_size: number of data-parallel ranks.
-        """
-        weights = valid.to(gradients.dtype)
-        projector = self.projector(gradients.device, gradients.dtype)
-        rows = projector.directions(gradients) if self.objective.of_directions else projector.raw(gradients)
-        mean = global_mean(weights @ rows, weights.sum(), world_size=world_size)
-        smoothed, state = state.smoothing(mean, self.settings.momentum)
-        carried = projector.carrier_gradient(smoothed)
-        margins = projector.signs * projector.project(carried.detach())
-        satisfied = self.objective.satisfied(carried.detach(), projector)
-        state = state.having_found(margins, asked=getattr(self.objective, "margin", 1.0), satisfied=satisfied)
-        # Without an image on any rank there is no gradient, and nothing to embed.
-        return self.objective(carried, projector) * (mean.detach() != 0).any(), state
-
-    def _length(self, state: EmbeddingState, strength: float) -> tuple[Tensor, Tensor | bool]:
-        """Return the length for the mark's gradient after a step's findings, and whether it is held back."""
-        assert state.recognised is not None
-        assert state.share is not None
-        times, is_held_back = urgency(
-            self.cadence,
-            state.factor,
-            recognised=state.recognised,
-            share=state.share,
-            interval=state.interval(self.cadence, min(state.factor, 1.0)),
-            asks_for_margin=hasattr(self.objective, "margin"),
-        )
-        return strength * times * state.task_gradient.length().to(state.recognised.device), is_held_back
-
-
-def watermarker_of(
-    key: WatermarkKey | Watermarker | str | PathLike[str], settings: EmbeddingSettings
-) -> Watermarker:
-    """Return the given watermarker, or one for the given key or key file.
-
-    Raises:
-        ValueError: settings are given together with a watermarker, which has its own; or the key cannot be
-            embedded with these settings.
-    """
-    if not isinstance(key, Watermarker):
-        return Watermarker(key_of(key), settings)
-    if given := [
-        field.name
-        for field in fields(settings)
-        if getattr(settings, field.name) != getattr(DEFAULTS, field.name)
-    ]:
-        raise ValueError(
-            f"`{given[0]}` must not be given together with a `Watermarker`, which has settings of its own: "
-            f"{key.settings}."
-        )
-    return key

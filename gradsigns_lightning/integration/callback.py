@@ -11,31 +11,27 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from gradsigns_lightning.core.dose import parameters_of
 from gradsigns_lightning.core.engines import Engine
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.objective import Objective
+from gradsigns_lightning.core.opening import watermarker_of
 from gradsigns_lightning.core.schedule import Cadence, StrengthSchedule
 from gradsigns_lightning.core.settings import DEFAULTS, EmbeddingSettings
-from gradsigns_lightning.core.watermarker import Watermarker, watermarker_of
+from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.advice import warn_if_not_owned
 from gradsigns_lightning.integration.batches import images_and_labels
 from gradsigns_lightning.integration.compat import check_compatible, check_distinct
 from gradsigns_lightning.integration.copies import LeavesNoKeyBehind
 from gradsigns_lightning.integration.early import EarlyWarnings
 from gradsigns_lightning.integration.end import FinalReading
-from gradsigns_lightning.integration.evaluations import Evaluations
 from gradsigns_lightning.integration.hooks import Hooks
-from gradsigns_lightning.integration.input_watch import InputWatch
 from gradsigns_lightning.integration.logging import log_margins, prepare_loggers
 from gradsigns_lightning.integration.merging import watch_merging
 from gradsigns_lightning.integration.published import published, warn_of_changes
 from gradsigns_lightning.integration.release import CHECKPOINT_ENTRY, STATE_PREFIX
-from gradsigns_lightning.integration.sharding import is_sharded
+from gradsigns_lightning.integration.signed_step import SignedStep
 from gradsigns_lightning.integration.standing import Standing
-from gradsigns_lightning.integration.step_patch import StepWrapper
 from gradsigns_lightning.integration.undeclared import callbacks_of
-from gradsigns_lightning.integration.unlogged import unlogged
 from gradsigns_lightning.integration.validation import ValidationMonitor
 
 if TYPE_CHECKING:
@@ -108,9 +104,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         self.brought = False  # whether a module brings it; copies of the module bring theirs
         self._monitor = ValidationMonitor(name, self.watermarker, n_val_images)
         self.reader = self._monitor.reader
-        self._wrapper = StepWrapper()
-        self._watch = InputWatch()
-        self._evaluations = Evaluations(self.watermarker)
+        self._signed_step = SignedStep(self.watermarker)
         self._early = EarlyWarnings(self.watermarker, name)
         self._end = FinalReading(name, self.reader, self.watermarker)
 
@@ -148,43 +142,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
         The step's first batch carries the whole term, times the number of accumulated batches by which
         Lightning divides, so that gradient accumulation changes nothing.
         """
-        marker, hooks, step = self.watermarker, self._hooks(pl_module), trainer.global_step
-        if marker.schedule.strength == 0:
-            return None
-        images, labels = hooks.extract(batch)
-        self._evaluations.begin(
-            images, step, only=pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1
-        )
-        if not marker.is_prepared:
-            self._watch = InputWatch(pl_module)
-            with self._watch.recording():
-                hooks.try_logits(images, batch)
-        with unlogged(pl_module):
-            loss = marker.step(
-                pl_module,
-                hooks.logits,
-                images,
-                labels,
-                step=step,
-                epoch=trainer.current_epoch,
-                world_size=trainer.world_size,
-                sharded=is_sharded(trainer),
-                optimizers=trainer.optimizers,
-            )
-        if loss is None or marker.state.value is None:
-            return None
-        self._evaluations.embedded(step)
-        pl_module.log(f"{self.name}/loss", marker.state.value, on_step=True, on_epoch=False)
-        return loss * trainer.accumulate_grad_batches if pl_module.automatic_optimization else loss
-
-    def _embedding_loss_before_step(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any
-    ) -> Tensor | None:
-        if not trainer.training:
-            return None  # a validation step that calls the training step
-        loss = self.embedding_loss(trainer, pl_module, batch)
-        self._watch.watch_the_step()
-        return loss
+        return self._signed_step.loss(trainer, self._hooks(pl_module), batch, name=self.name)
 
     @property
     def state_key(self) -> str:
@@ -225,18 +183,17 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `setup`, where the module is not yet on its device, wrapped for its strategy or restored.
-        self._unwrap()  # the last fit may have ended without a teardown
+        self._signed_step.stop()  # the last fit may have ended without a teardown
         self.watermarker.is_prepared = False
         self._monitor.start_fit()
-        self._evaluations.start()
+        self._signed_step.start()
         self._end.start()
         self._early.start()
         if self.watermarker.schedule.strength == 0:
             return
         check_compatible(trainer, pl_module, self.watermarker)
         if pl_module.automatic_optimization:
-            extra_loss = partial(self._embedding_loss_before_step, trainer, pl_module)
-            self._wrapper.wrap(pl_module, extra_loss, self._evaluations.roll_back)
+            self._signed_step.wrap(trainer, pl_module, self.embedding_loss)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -246,10 +203,9 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._watch.stop()
-        self.watermarker.close_batch()  # the next one may not call `watermark_loss`
+        self._signed_step.close_batch()
         self._early.after_batch(trainer, pl_module)
-        self._wrapper.renew()
+        self._signed_step.renew()
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -259,12 +215,7 @@ class GradSigns(LeavesNoKeyBehind, Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        self._evaluations.stepped()
-        # Here gradients are whole, unscaled and not clipped yet.
-        if self.watermarker.is_prepared:
-            which = next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
-            step, sharded = trainer.global_step, is_sharded(trainer)
-            self.watermarker.observe_gradients(which, parameters_of(optimizer), step=step, sharded=sharded)
+        self._signed_step.before_optimizer_step(trainer, optimizer)
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -309,26 +260,17 @@ class GradSigns(LeavesNoKeyBehind, Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._unwrap()
+        self._signed_step.stop()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # After an exception Lightning calls this and no teardown hook.
-        self._unwrap()
+        self._signed_step.stop()
         self._end.stop(trainer, exception)
 
     @override
     def _outside_a_fit(self) -> dict[str, Any]:
-        return {
-            "_wrapper": StepWrapper(),
-            "_watch": InputWatch(),
-            "_evaluations": Evaluations(self.watermarker),
-        }
+        return {"_signed_step": SignedStep(self.watermarker)}
 
     def _hooks(self, pl_module: LightningModule) -> Hooks:
         return Hooks(pl_module, self.images_and_labels, partial(self.logits, pl_module), self.watermarker)
-
-    def _unwrap(self) -> None:
-        self._evaluations.stop()
-        self._watch.stop()
-        self._wrapper.remove()

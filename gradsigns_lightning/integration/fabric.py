@@ -12,9 +12,10 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from gradsigns_lightning.core.dose import parameters_of
 from gradsigns_lightning.core.key import WatermarkKey
+from gradsigns_lightning.core.opening import watermarker_of
 from gradsigns_lightning.core.settings import EmbeddingSettings
 from gradsigns_lightning.core.signature import LogitsFn
-from gradsigns_lightning.core.watermarker import Watermarker, watermarker_of
+from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.integration.compat import check_module
 
 if TYPE_CHECKING:

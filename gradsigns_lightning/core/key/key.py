@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing.reduction import ForkingPickler
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,29 +17,25 @@ import numpy.typing as npt
 from gradsigns_lightning.core.key import file as keyfile
 from gradsigns_lightning.core.key.checks import (
     as_floats,
-    check_capacity,
     check_input_shape,
-    check_name,
-    check_statistics,
     warn_if_channels_last,
     warn_if_never_held,
 )
-from gradsigns_lightning.core.key.derivation import SECRET_BYTES, Derivation, Purpose, Secret, check_hidden
-from gradsigns_lightning.core.key.public import VERSIONS, arguments_of, as_json, context_of
+from gradsigns_lightning.core.key.derivation import SECRET_BYTES, Derivation, Purpose, Secret
+from gradsigns_lightning.core.key.parameters import KeyParameters, check_n_bits
+from gradsigns_lightning.core.key.public import arguments_of, context_of
 from gradsigns_lightning.core.key.reach import warn_if_never_owned
 from gradsigns_lightning.core.utils.canonical import canonical_json
-from gradsigns_lightning.core.utils.checks import check_choice, check_instance, check_int
+from gradsigns_lightning.core.utils.checks import check_choice, check_instance
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MIN_BITS, MAX_BITS = 8, 8192
 CARRIERS_PER_BIT = 6  # the ratio of the authors' released key (64 bits on 384 carriers)
-VERSION = 2  # of new keys; keys of version 1 can still be read
 
 
 @dataclass(frozen=True, repr=False)
-class WatermarkKey:
+class WatermarkKey(KeyParameters):
     """A key that signs the input gradients of one class (GradSigns, MLSys 2021, section 3).
 
     Make one with :meth:`generate`, keep it with :meth:`save`, read it back with :meth:`load`. Carriers,
@@ -68,32 +64,6 @@ class WatermarkKey:
         purpose: ``"owner"``, or for keys of copies ``"customer"`` (:func:`customer_key`) or ``"message"``
             (:func:`message_key`).
     """
-
-    owner: str
-    scope: str
-    n_bits: int
-    n_carriers: int
-    input_shape: tuple[int, ...]
-    target_class: int
-    input_mean: tuple[float, ...]
-    input_std: tuple[float, ...]
-    _payload: bytes = field(repr=False)
-    _secret: Secret = field(repr=False)
-    version: int = VERSION
-    purpose: Purpose = "owner"
-
-    def __post_init__(self) -> None:
-        check_choice("version", self.version, VERSIONS)
-        check_choice("purpose", self.purpose, get_args(Purpose) if self.version > 1 else ("owner",))
-        check_name("owner", self.owner, minimum=1)
-        check_name("scope", self.scope, minimum=0)
-        check_int("target_class", self.target_class, minimum=0, maximum=2**31 - 1)
-        check_input_shape(self.input_shape)
-        check_int("n_bits", self.n_bits, minimum=MIN_BITS, maximum=MAX_BITS)
-        check_capacity(self.n_bits, self.n_carriers, self.input_shape)
-        for name, values in (("input_mean", self.input_mean), ("input_std", self.input_std)):
-            check_statistics(name, values, n_channels=self.input_shape[0])
-        check_hidden(self._secret, self._payload, purpose=self.purpose, n_bits=self.n_bits)
 
     @classmethod
     def generate(
@@ -142,7 +112,7 @@ class WatermarkKey:
             (torch.Size([384]), torch.Size([64, 384]), torch.Size([64]))
         """
         shape = check_input_shape(input_shape)
-        check_int("n_bits", n_bits, minimum=MIN_BITS, maximum=MAX_BITS)
+        check_n_bits(n_bits)
         if n_carriers is None:
             n_carriers = min(CARRIERS_PER_BIT * n_bits, math.prod(shape))
         check_instance("payload", payload, (bytes, str, type(None)))
@@ -215,10 +185,6 @@ class WatermarkKey:
             "claim", canonical_json({"commitment": self.commitment, "signer": signer})
         )
 
-    def to_public_dict(self) -> dict[str, Any]:
-        """Return the parameters that are not secret, as plain JSON types."""
-        return as_json(self, self.version)
-
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write the key file (safetensors, mode 0600) in one atomic step.
 
@@ -268,14 +234,6 @@ class WatermarkKey:
         except TypeError as error:
             raise ValueError(f"`public` holds a value of the wrong type: {error}") from error
 
-    def reveal(self) -> dict[str, Any]:
-        """Return the whole key, including the secret, as plain JSON types; this is what proves a claim."""
-        return {
-            "public": self.to_public_dict(),
-            "payload": self._payload.hex(),
-            "secret": self._secret.reveal().hex(),
-        }
-
     def with_payload(self, payload: bytes | str) -> WatermarkKey:
         """Return the key with another payload, and so another signature; the rest stays the same.
 
@@ -313,11 +271,6 @@ class WatermarkKey:
             _payload=payload, purpose=purpose, _secret=self._derivation.copys_secret(purpose, payload)
         )
 
-    @property
-    def has_payload(self) -> bool:
-        """Whether the signature carries a payload, or is a copy's."""
-        return bool(self._payload) or self.purpose != "owner"
-
     def __repr__(self) -> str:
         return (
             f"WatermarkKey(owner={self.owner!r}, n_bits={self.n_bits}, n_carriers={self.n_carriers}, "
@@ -342,19 +295,6 @@ class WatermarkKey:
     def _derivation(self) -> Derivation:
         context = context_of(self.to_public_dict(), self.version)
         return Derivation.of(self._secret, purpose=self.purpose, context=context, version=self.version)
-
-    def __copy__(self) -> WatermarkKey:
-        return self
-
-    def __deepcopy__(self, memo: Any) -> WatermarkKey:
-        return self  # it is immutable
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "A WatermarkKey cannot be pickled, because the file would hold its secret (torch.save and "
-            "save_hyperparameters pickle too): save it with `key.save(path)`, and leave it out with "
-            "`save_hyperparameters(ignore=['key'])`."
-        )
 
 
 def _as_tensor(array: npt.NDArray[Any]) -> Tensor:

@@ -42,7 +42,7 @@ def test_spacing_marks_take_columns(mark, columns):
 def shown_rows(monkeypatch, rows, columns):
     printed = io.StringIO()
     terminal = Console(file=printed, force_terminal=True, width=columns, color_system=None)
-    monkeypatch.setattr(report, "Console", lambda **_: terminal)
+    monkeypatch.setattr(tables, "Console", lambda **_: terminal)
     tables.print_rows(rows, title="t")
     return printed.getvalue()
 
@@ -110,7 +110,7 @@ def test_no_message_goes_on_at_the_left_margin_of_a_terminal(tmp_path, kind):
 def test_a_long_name_leaves_room_for_the_verdict(monkeypatch, columns):
     printed = io.StringIO()
     terminal = Console(file=printed, force_terminal=True, width=columns, color_system=None)
-    monkeypatch.setattr(report, "Console", lambda **_: terminal)
+    monkeypatch.setattr(tables, "Console", lambda **_: terminal)
     name = "control " + "c" * 250
     tables.print_rows({"verdict": "not proven", "p-value": "0.25", name: "not proven"}, title="t")
     lines = printed.getvalue().splitlines()

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from gradsigns_lightning import Cadence, MarginObjective, PaperObjective, StrengthSchedule, WatermarkKey
 from gradsigns_lightning.core import EmbeddingSettings, EmbeddingState, Watermarker
 from gradsigns_lightning.core.distributed import global_mean
-from gradsigns_lightning.core.dose import OwnLength, TaskGradient
+from gradsigns_lightning.core.dose import OwnLength, TaskGradient, urgency
 from gradsigns_lightning.core.signature import SignatureProjector, input_gradients
 
 SHAPE = (1, 6, 6)
@@ -284,9 +284,8 @@ def test_models_of_other_dtypes(dtype):
 
 
 def test_momentum_holds_a_running_mean_but_differentiates_the_new_one():
-    watermarker, model = make(momentum=0.75, objective="paper"), network()
     seen = []
-    watermarker.objective = _Spy(seen)
+    watermarker, model = make(momentum=0.75, objective=_Spy(seen)), network()
     for step in range(2):
         watermarker.observe(*batch(seed=step), step=step)
         note(watermarker, 1.0, step=step)
@@ -499,14 +498,14 @@ def test_the_strength_grows_with_the_hurry(n_missing, times):
         ("margin", Cadence(80, max_hurry=8), 0.85, 8**0.75),
     ],
 )
-def test_the_dose_falls_with_what_is_missing(objective, cadence, share, times):
+def test_the_dose_falls_with_what_is_missing(monkeypatch, objective, cadence, share, times):
     watermarker, model = fed(objective=objective, cadence=cadence, strength=3.0), network()
     with torch.no_grad():
         model[-1].bias[KEY.target_class] += 20  # it knows the class
     watermarker.state = replace(watermarker.state, first_step=0, last_step=1000, factor=1 / 8)
-    length_of = watermarker._length
-    watermarker._length = lambda state, strength: length_of(
-        replace(state, share=torch.tensor(share)), strength
+    monkeypatch.setattr(
+        "gradsigns_lightning.core.embedding_pass.urgency",
+        lambda *arguments, **found: urgency(*arguments, **found | {"share": torch.tensor(share)}),
     )
     embed(watermarker, model, 1010).backward()
     assert float(length(model)) == pytest.approx(3.0 * times, rel=1e-4)

@@ -3,8 +3,6 @@
 import copy
 import json
 import math
-import subprocess
-import sys
 import time
 import warnings
 
@@ -19,9 +17,7 @@ from gradsigns_lightning import VerificationResult, WatermarkKey, verify, verify
 from gradsigns_lightning.core import signature
 from gradsigns_lightning.core.result import decide
 from gradsigns_lightning.core.statistics import log10_ownership_p_value, ownership_p_value
-from gradsigns_lightning.core.torch_state.memory import saved_bytes
 from gradsigns_lightning.models import SmallResNet
-from gradsigns_lightning.verification import white_box
 from gradsigns_lightning.verification.images import RawInputs
 
 SHAPE = (1, 6, 6)
@@ -517,59 +513,6 @@ def test_the_gradient_is_computed_once_for_all_keys():
         logits=lambda x: calls.append(len(x)) or model(x),
     )
     assert calls == [25, 25, 10]
-
-
-@pytest.mark.parametrize(("n_at_once", "sizes"), [(1000, [1, 60]), (25, [1, 25, 25, 10]), (0, [1] * 61)])
-def test_no_pass_keeps_more_than_is_allowed(monkeypatch, n_at_once, sizes):
-    model, calls, kept = network(), [], []
-    monkeypatch.setattr(
-        white_box, "saved_bytes", lambda *arguments: kept.append(saved_bytes(*arguments)) or kept[-1]
-    )
-    whole = verify(model, KEY, raw_images())
-    per_image = white_box._PEAK * kept[0] + white_box._COPIES * 8 * raw_images()[0].numel()
-    monkeypatch.setattr(white_box, "_MOST_BYTES", n_at_once * per_image)
-    pieces = verify(model, KEY, raw_images(), logits=lambda x: calls.append(len(x)) or model(x))
-    assert calls == sizes
-    assert (pieces.n_matches, pieces.recognised) == (whole.n_matches, whole.recognised)
-
-
-PEAK = """
-import re, torch
-from pathlib import Path
-from gradsigns_lightning import WatermarkKey, verify
-from gradsigns_lightning.verification import white_box
-from gradsigns_lightning.models import ViT
-
-def most():
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-
-white_box._MOST_BYTES = 1 << 29
-model = ViT((1, 32, 32), 2, patch_size=1, dim=32, depth=1, heads=8).eval()
-key = WatermarkKey.generate("A", 64, input_shape=(1, 32, 32), target_class=0)
-verify(model, key, torch.rand(1, 1, 32, 32))
-before = most()
-verify(model, key, torch.rand(16, 1, 32, 32))
-print((most() - before) / white_box._MOST_BYTES)
-"""
-
-
-def test_a_pass_takes_no_more_memory_than_is_allowed():
-    """Attention has the highest peak of memory relative to its saved tensors."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PEAK], capture_output=True, text=True, check=True, timeout=200
-    )
-    assert 0.2 < float(done.stdout) < 1.2
-
-
-def test_a_model_of_whole_batches_is_read_in_whole_batches():
-    model = network()
-
-    def logits(x):
-        if len(x) != 60:
-            raise RuntimeError("exported for 60 images")
-        return model(x)
-
-    assert verify(model, KEY, raw_images(), logits=logits) == verify(model, KEY, raw_images(), batch_size=60)
 
 
 def test_a_thousand_keys_cost_less_than_two_readings():
