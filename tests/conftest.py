@@ -122,7 +122,7 @@ class Authority:
 
 
 def _certificate(name, key, issuer, span, *, stamps):
-    """A certificate by ``issuer`` (a name and a key): an authority's, or if it ``stamps``, one for stamps only."""
+    """A certificate by ``issuer`` (name and key), an authority's or, if it ``stamps``, for stamps only."""
     now = datetime.now(timezone.utc)
     subject, by = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, issuer[0]))
     usage = dict.fromkeys(

@@ -58,7 +58,8 @@ def test_a_run_of_a_sweep_prints_one_line(capsys):
     assert main(["train", "-m", *words, "key=b32", "seed=0,1", "twin=true", "hydra.sweep.dir=sweep"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.strip() for line in lines].index("all runs") == 2
-    found = r"(not proven|owned|inconclusive), matching bits \d+ of 32, p-value \S+, accuracy \S+%, twin's accuracy \S+%"
+    verdict = "(not proven|owned|inconclusive)"
+    found = rf"{verdict}, matching bits \d+ of 32, p-value \S+, accuracy \S+%, twin's accuracy \S+%"
     for seed, line in enumerate(lines[:2]):
         assert re.fullmatch(rf"#{seed} seed={seed}: {found}", line)
     assert main(["train", *words, "key=b32", "hydra.run.dir=run"]) == 0
