@@ -11,14 +11,55 @@ from gradsigns_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
     from gradsigns_lightning.attacks.base import Attack, AttackData, Recipe
-    from gradsigns_lightning.attacks.fine_tuning import FineTuning, fine_tune
+    from gradsigns_lightning.attacks.fine_tuning import (
+        FineTuning,
+        LabelNoise,
+        LabelSmoothing,
+        SuperFineTuning,
+        fine_tune,
+        noise_labels,
+        smooth_labels,
+        super_fine_tune,
+    )
+    from gradsigns_lightning.attacks.regularization import (
+        FeatureShift,
+        Refit,
+        Regularization,
+        refit,
+        regularize,
+        shift_features,
+    )
+    from gradsigns_lightning.attacks.sharpness import SharpnessAware, fine_tune_with_sam
 
-__all__ = ["Attack", "AttackData", "FineTuning", "Recipe", "fine_tune"]
+__all__ = [
+    "Attack",
+    "AttackData",
+    "FeatureShift",
+    "FineTuning",
+    "LabelNoise",
+    "LabelSmoothing",
+    "Recipe",
+    "Refit",
+    "Regularization",
+    "SharpnessAware",
+    "SuperFineTuning",
+    "fine_tune",
+    "fine_tune_with_sam",
+    "noise_labels",
+    "refit",
+    "regularize",
+    "shift_features",
+    "smooth_labels",
+    "super_fine_tune",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "base": "Attack AttackData Recipe",
-        "fine_tuning": "FineTuning fine_tune",
+        "fine_tuning": "FineTuning LabelNoise LabelSmoothing SuperFineTuning fine_tune noise_labels"
+        " smooth_labels super_fine_tune",
+        "regularization": "FeatureShift Refit Regularization refit regularize shift_features",
+        "sharpness": "SharpnessAware fine_tune_with_sam",
     },
 )
