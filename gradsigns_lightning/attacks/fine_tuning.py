@@ -169,9 +169,10 @@ def super_fine_tune(
 ) -> nn.Module:
     """Super-fine-tuning: rates rise and fall in two phases (Sha et al., arXiv 2212.09067, 2022).
 
-    High rates make a network forget, low ones restore its accuracy. The rate climbs from its floor to a peak and back, in a straight line; the first half of the cycles has
-    the high peak, the second half the low one. The paper's rates are 3e-4, 0.1 and 1e-3 with SGD, for models
-    trained at 0.01, in six epochs. Its period is a number of steps on its data sets; here it is an epoch.
+    High rates make a network forget, low ones restore its accuracy. The rate climbs from its floor to a peak
+    and back, in straight lines; the first half of the cycles has the high peak, the second half the low one.
+    The paper's rates are 3e-4, 0.1 and 1e-3 with SGD, for models trained at 0.01, in six epochs. Its period
+    is a number of steps on its data sets; here it is an epoch.
 
     Args:
         model: the stolen model.

@@ -1,4 +1,4 @@
-"""Fine-tuning that pulls the weights somewhere: to zero, away from the old head, or back to the stolen ones."""
+"""Fine-tuning with a pull on the weights: to zero, away from the old head, or back to the stolen ones."""
 
 from __future__ import annotations
 
@@ -186,10 +186,10 @@ def refit(
 ) -> nn.Module:
     """REFIT with elastic weight consolidation (Chen et al., AsiaCCS 2021).
 
-    A high rate that falls each epoch moves the weights far from the stolen ones; a quadratic penalty, weighted
-    by the diagonal Fisher information, holds back those on which the predictions depend. The paper takes 60
-    epochs on a fifth of the training set; these epochs show a thief's third as many images. Its images
-    without labels are left out.
+    A high rate that falls each epoch moves the weights far from the stolen ones; a quadratic penalty,
+    weighted by the diagonal Fisher information, holds back those on which the predictions depend. The paper
+    takes 60 epochs on a fifth of the training set; these epochs show a thief's third as many images. Its
+    further images, without labels, are left out.
 
     Args:
         model: the stolen model.

@@ -27,7 +27,7 @@ SHORT = {
     noise_labels: {"epochs": 2, "strength": 0.4},
     super_fine_tune: {"epochs": 2, "rate_factor": 1.0},
     regularize: {"decay_epochs": 1, "decay": 1e-3, "epochs": 2},
-    shift_features: {"epochs": 4, "rate_factor": 1.0},
+    shift_features: {"epochs": 3, "rate_factor": 1.0},
     refit: {"epochs": 2, "fisher_images": 20},
     fine_tune_with_sam: {"epochs": 2},
 }
@@ -193,7 +193,7 @@ def test_consolidation_holds_the_weights_that_matter(stolen, thief):
     assert min(f.min().item() for f in fisher) >= 0
 
     def moved(consolidation):
-        attacked = refit(stolen, thief, consolidation=consolidation, fisher_images=60, epochs=3)
+        attacked = refit(stolen, thief, consolidation=consolidation, fisher_images=60, epochs=2)
         pairs = zip(fisher, attacked.parameters(), stolen.parameters(), strict=True)
         return sum((f * (p - q).square()).sum().item() for f, p, q in pairs)
 
@@ -240,7 +240,7 @@ def test_a_radius_finds_flatter_minima(stolen, thief):
     """The loss of the plain copy rises more when its weights go uphill."""
 
     def rise(radius):
-        attacked = fine_tune_with_sam(stolen, thief, radius=radius, epochs=5)
+        attacked = fine_tune_with_sam(stolen, thief, radius=radius, epochs=2)
         x, y = next(iter(thief.in_order(512)))
         loss = cross_entropy(thief.recipe.label_smoothing)
         before = loss(attacked, x, y)
