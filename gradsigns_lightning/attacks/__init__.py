@@ -11,6 +11,14 @@ from gradsigns_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
     from gradsigns_lightning.attacks.base import Attack, AttackData, Recipe
+    from gradsigns_lightning.attacks.cleansing import (
+        Laundering,
+        TriggerPruning,
+        TriggerUnlearning,
+        launder,
+        prune_trigger,
+        unlearn_trigger,
+    )
     from gradsigns_lightning.attacks.fine_tuning import (
         FineTuning,
         LabelNoise,
@@ -29,37 +37,59 @@ if TYPE_CHECKING:
         regularize,
         shift_features,
     )
+    from gradsigns_lightning.attacks.repair import (
+        AdversarialTraining,
+        AttentionDistillation,
+        distill_attention,
+        train_adversarially,
+    )
     from gradsigns_lightning.attacks.sharpness import SharpnessAware, fine_tune_with_sam
+    from gradsigns_lightning.attacks.unlearning import AdversarialUnlearning, unlearn_adversarially
 
 __all__ = [
+    "AdversarialTraining",
+    "AdversarialUnlearning",
     "Attack",
     "AttackData",
+    "AttentionDistillation",
     "FeatureShift",
     "FineTuning",
     "LabelNoise",
     "LabelSmoothing",
+    "Laundering",
     "Recipe",
     "Refit",
     "Regularization",
     "SharpnessAware",
     "SuperFineTuning",
+    "TriggerPruning",
+    "TriggerUnlearning",
+    "distill_attention",
     "fine_tune",
     "fine_tune_with_sam",
+    "launder",
     "noise_labels",
+    "prune_trigger",
     "refit",
     "regularize",
     "shift_features",
     "smooth_labels",
     "super_fine_tune",
+    "train_adversarially",
+    "unlearn_adversarially",
+    "unlearn_trigger",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "base": "Attack AttackData Recipe",
+        "cleansing": "Laundering TriggerPruning TriggerUnlearning launder prune_trigger unlearn_trigger",
         "fine_tuning": "FineTuning LabelNoise LabelSmoothing SuperFineTuning fine_tune noise_labels"
         " smooth_labels super_fine_tune",
         "regularization": "FeatureShift Refit Regularization refit regularize shift_features",
+        "repair": "AdversarialTraining AttentionDistillation distill_attention train_adversarially",
         "sharpness": "SharpnessAware fine_tune_with_sam",
+        "unlearning": "AdversarialUnlearning unlearn_adversarially",
     },
 )
