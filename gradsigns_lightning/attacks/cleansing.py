@@ -149,8 +149,8 @@ def launder(
     model: nn.Module,
     data: AttackData,
     *,
-    linear_threshold: float = 0.2,
-    conv_threshold: float = 0.5,
+    linear_threshold: float = 0.8,
+    conv_threshold: float = 2.0,
     penalty: float = 0.01,
     search_steps: int = 240,
     refine_steps: int = 400,
@@ -162,9 +162,9 @@ def launder(
     """Neural laundering: reset neurons that a found trigger excites, then retrain (Aiken et al., 2020).
 
     The trigger is that of :func:`unlearn_trigger`. The rise of a neuron is measured in units of the standard
-    deviation that it has over clean images, so that thresholds mean the same in every network (the paper's
-    are in raw activations). A reset channel has weights and bias zero. Every image then comes with and
-    without the trigger, under the label that the stolen model gives without.
+    deviation that it has over clean images, so that thresholds mean the same in every network; the toolbox's
+    0.2 and 0.5 are in raw activations, and these keep their ratio. A reset channel has weights and bias zero.
+    Every image then comes with and without the trigger, under the label that the stolen model gives without.
 
     Args:
         model: the stolen model.
@@ -337,8 +337,8 @@ class Laundering(Attack):
 
     function = staticmethod(launder)
 
-    linear_threshold: float = 0.2
-    conv_threshold: float = 0.5
+    linear_threshold: float = 0.8
+    conv_threshold: float = 2.0
     penalty: float = 0.01
     search_steps: int = 240
     refine_steps: int = 400
