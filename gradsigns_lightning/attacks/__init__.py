@@ -44,7 +44,12 @@ if TYPE_CHECKING:
         train_adversarially,
     )
     from gradsigns_lightning.attacks.sharpness import SharpnessAware, fine_tune_with_sam
-    from gradsigns_lightning.attacks.unlearning import AdversarialUnlearning, unlearn_adversarially
+    from gradsigns_lightning.attacks.unlearning import (
+        AdversarialUnlearning,
+        BoundaryReshaping,
+        reshape_boundaries,
+        unlearn_adversarially,
+    )
 
 __all__ = [
     "AdversarialTraining",
@@ -52,6 +57,7 @@ __all__ = [
     "Attack",
     "AttackData",
     "AttentionDistillation",
+    "BoundaryReshaping",
     "FeatureShift",
     "FineTuning",
     "LabelNoise",
@@ -72,6 +78,7 @@ __all__ = [
     "prune_trigger",
     "refit",
     "regularize",
+    "reshape_boundaries",
     "shift_features",
     "smooth_labels",
     "super_fine_tune",
@@ -90,6 +97,6 @@ __getattr__, __dir__ = lazy_names(
         "regularization": "FeatureShift Refit Regularization refit regularize shift_features",
         "repair": "AdversarialTraining AttentionDistillation distill_attention train_adversarially",
         "sharpness": "SharpnessAware fine_tune_with_sam",
-        "unlearning": "AdversarialUnlearning unlearn_adversarially",
+        "unlearning": "AdversarialUnlearning BoundaryReshaping reshape_boundaries unlearn_adversarially",
     },
 )

@@ -76,7 +76,7 @@ def train_adversarially(
         made = [adversarial(attacked, taught, x, y, radius, step, n_steps) for radius in radii]
         return torch.cat([x[:0], *made]), y.repeat(len(radii))
 
-    batches = _Enriched(taught, make, seed)
+    batches = Enriched(taught, make, seed)
     return train(attacked, taught, recipe, batches=batches, observe=observe, seed=seed)
 
 
@@ -105,7 +105,7 @@ def adversarial(
     return torch.cat(made)
 
 
-class _Enriched:
+class Enriched:
     """An epoch's batches, with more images spread evenly over them.
 
     Args:

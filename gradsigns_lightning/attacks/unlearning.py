@@ -1,4 +1,4 @@
-"""Unlearning of a perturbation that all images share."""
+"""Unlearning of perturbations: one that all images share, or each image's own."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from gradsigns_lightning.attacks.base import (
     Observe,
     copied,
     device_of,
+    fetch,
     observed,
     seeded,
 )
-from gradsigns_lightning.attacks.training import make_optimizer
+from gradsigns_lightning.attacks.fine_tuning import with_labels
+from gradsigns_lightning.attacks.repair import Enriched
+from gradsigns_lightning.attacks.training import make_optimizer, train
 from gradsigns_lightning.core.torch_state.contexts import twice_differentiable_kernels
-from gradsigns_lightning.core.utils.checks import check_int
+from gradsigns_lightning.core.utils.checks import check_int, check_number
+from gradsigns_lightning.data.sources import Batch
 
 # Of the released code: step sizes in raw pixels, the penalty, the share of images that are perturbed.
 ASCENT_STEP, FIXED_POINT_STEP, PENALTY, PERTURBED = 10.0, 0.1, 1e-3, 0.01
@@ -144,6 +148,93 @@ def _some(x: Tensor) -> Tensor:
     carry = torch.zeros(len(x), 1, 1, 1, device=x.device)
     carry[torch.randperm(len(x))[:n].to(x.device)] = 1
     return carry
+
+
+def reshape_boundaries(
+    model: nn.Module,
+    data: AttackData,
+    *,
+    radius: float = 0.15,
+    share: float = 0.25,
+    epochs: int = 3,
+    rate_factor: float = 0.1,
+    tuning_epochs: int = 15,
+    tuning_factor: float = 1e-3,
+    labels: str = "true",
+    seed: int = 0,
+    observe: Observe | None = None,
+) -> nn.Module:
+    """WRK, the part that reshapes decision boundaries (Xiao et al., AAAI 2026, arXiv 2511.07947).
+
+    Some images go one signed step towards a random class and are given random wrong labels; the network is
+    trained on them beside the others, then fine-tuned at a very low rate. This follows the released code for
+    marks in which it finds no trigger. That code has no feature-shift regularization, and gives wrong labels
+    of all classes but the first, which is its benchmarks' target.
+
+    Args:
+        model: the stolen model.
+        data: what the thief has.
+        radius: of the step, in raw ``[0, 1]`` units, >= 0.
+        share: share of the images that is moved, in [0, 1].
+        epochs: epochs with the moved images, >= 1.
+        rate_factor: learning rate with them, in units of the one of a training from scratch.
+        tuning_epochs: epochs of the fine-tuning, >= 1.
+        tuning_factor: learning rate of the fine-tuning, likewise.
+        labels: of the others, ``"true"``, or ``"predicted"`` for what the stolen model says.
+        seed: of images, classes, labels and batches.
+        observe: is shown the model after each epoch of both.
+
+    Returns:
+        The trained copy.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+    check_number("radius", radius, minimum=0)
+    check_number("share", share, minimum=0, maximum=1)
+    reshaping, tuning = (
+        data.recipe.scaled(epochs, rate_factor),
+        data.recipe.scaled(tuning_epochs, tuning_factor),
+    )
+    taught, attacked = with_labels(model, data, labels), copied(model)
+    with seeded(seed, attacked):
+        moved = moved_to_others(attacked, taught, round(share * data.n_images), radius)
+    batches = Enriched(taught, lambda: moved, seed)
+    train(attacked, taught, reshaping, batches=batches, observe=observe, seed=seed)
+    shown = None if observe is None else lambda dose, seen: observe(epochs + dose, seen)
+    return train(attacked, taught, tuning, observe=shown, seed=seed + 1)
+
+
+def moved_to_others(model: nn.Module, data: AttackData, n: int, radius: float) -> Batch:
+    """Return random images, one step nearer to random classes, with random wrong labels; on the CPU."""
+    device, order = device_of(model), torch.randperm(data.n_images)[:n]
+    towards, off = torch.randint(data.n_classes, (n,)), torch.randint(1, data.n_classes, (n,))
+    images, labels = [], []
+    for part, goals in zip(order.split(512), towards.split(512), strict=True):
+        x, y = fetch(data.clean, part.tolist())
+        pixels = data.raw(x.to(device)).requires_grad_(True)
+        score = model(data.normalized(pixels)).gather(1, goals.to(device)[:, None]).sum()
+        (slope,) = torch.autograd.grad(score, pixels)
+        step = (pixels + radius * slope.sign()).detach().clamp(0, 1)
+        images.append(data.normalized(step).cpu())
+        labels.append(y)
+    return torch.cat(images), (torch.cat(labels) + off) % data.n_classes
+
+
+@dataclass(frozen=True)
+class BoundaryReshaping(Attack):
+    """WRK's boundary reshaping; see :func:`reshape_boundaries`."""
+
+    function = staticmethod(reshape_boundaries)
+
+    radius: float = 0.15
+    share: float = 0.25
+    epochs: int = 3
+    rate_factor: float = 0.1
+    tuning_epochs: int = 15
+    tuning_factor: float = 1e-3
+    labels: str = "true"
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from gradsigns_lightning.attacks import (
     distill_attention,
     launder,
     prune_trigger,
+    reshape_boundaries,
     train_adversarially,
     unlearn_adversarially,
     unlearn_trigger,
@@ -21,13 +22,14 @@ from gradsigns_lightning.attacks.base import copied, fetch
 from gradsigns_lightning.attacks.cleansing import Trigger, find_trigger, rises
 from gradsigns_lightning.attacks.repair import adversarial, attention, ends_of_resolutions
 from gradsigns_lightning.attacks.training import train
-from gradsigns_lightning.attacks.unlearning import hypergradient, shared_perturbation
+from gradsigns_lightning.attacks.unlearning import hypergradient, moved_to_others, shared_perturbation
 
 SEARCH = {"search_steps": 20, "refine_steps": 40}
 SHORT = {
     train_adversarially: {"radii": (0.1,), "n_steps": 3, "n_images": 50, "step": 0.05, "epochs": 1},
     distill_attention: {"teacher_epochs": 1, "epochs": 1},
     unlearn_adversarially: {"rounds": 1, "fixed_points": 2},
+    reshape_boundaries: {"epochs": 1, "tuning_epochs": 1},
     unlearn_trigger: {"search_steps": 2, "refine_steps": 2, "epochs": 1},
     prune_trigger: {"search_steps": 2, "refine_steps": 2},
     launder: {"search_steps": 2, "refine_steps": 2, "epochs": 2},
@@ -97,6 +99,8 @@ def test_a_copy_is_attacked_and_all_else_stays(attack, stolen, thief, judge):
         (distill_attention, {"betas": (-1.0,)}),
         (unlearn_adversarially, {"rounds": 0}),
         (unlearn_adversarially, {"fixed_points": 0}),
+        (reshape_boundaries, {"radius": -1.0}),
+        (reshape_boundaries, {"share": 2.0}),
         (unlearn_trigger, {"share": 1.5}),
         (prune_trigger, {"ratio": 1.5}),
         (prune_trigger, {"search_steps": 0}),
@@ -271,3 +275,23 @@ def test_the_shared_perturbation_is_unlearnt(stolen, thief):
     assert loss(stolen, change) > 5 * loss(stolen, 0 * change)
     repaired = unlearn_adversarially(stolen, thief, rounds=2, fixed_points=2, rate_factor=1.0)
     assert loss(repaired, change) < 0.7 * loss(stolen, change)
+
+
+def test_images_move_towards_others_and_are_learnt_with_wrong_labels(stolen, thief):
+    torch.manual_seed(0)
+    x, wrong = moved_to_others(stolen, thief, 100, 0.15)
+    torch.manual_seed(0)
+    order = torch.randperm(thief.n_images)[:100]
+    before, y = fetch(thief.clean, order.tolist())
+    towards = torch.randint(10, (100,))
+    changed = (thief.raw(x) - thief.raw(before)).abs()
+    assert changed.max() <= 0.15 + 1e-5
+    assert (wrong != y).all()
+    assert set(wrong.tolist()) == set(range(10))
+    with torch.no_grad():
+        nearer = stolen(x).gather(1, towards[:, None]) - stolen(before).gather(1, towards[:, None])
+    assert (nearer > 0).float().mean() > 0.9
+    attacked = reshape_boundaries(stolen, thief, epochs=2, tuning_epochs=1, rate_factor=1.0)
+    with torch.no_grad():
+        losses = [F.cross_entropy(model(x), wrong).item() for model in (stolen, attacked)]
+    assert losses[1] < losses[0] - 0.5
