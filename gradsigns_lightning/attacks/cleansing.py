@@ -280,15 +280,15 @@ def _features(model: nn.Module, head: nn.Module, x: Tensor) -> Tensor:
     return taken[-1].flatten(0, -2).mean(0)
 
 
-def rises(model: nn.Module, clean: Tensor, stamped: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
+def rises(model: nn.Module, clean: Tensor, stamped: Tensor) -> Iterator[tuple[nn.Conv2d | nn.Linear, Tensor]]:
     """Yield the convolutions and linear layers, and by how much a trigger raises each of their channels.
 
     That is the difference of the mean outputs at the position where it is largest, in units of the standard
     deviation over clean images and positions.
     """
-    seen: dict[nn.Module, list[Tensor]] = {}
+    seen: dict[nn.Conv2d | nn.Linear, list[Tensor]] = {}
 
-    def note(layer: nn.Module, inputs: object, output: Tensor) -> None:
+    def note(layer: nn.Conv2d | nn.Linear, inputs: object, output: Tensor) -> None:
         channels = output.flatten(2) if isinstance(layer, nn.Conv2d) else output.movedim(-1, 1)
         channels = channels.reshape(len(channels), channels.shape[1], -1)
         seen.setdefault(layer, []).extend((channels.mean(0), channels.std((0, 2))))

@@ -90,7 +90,7 @@ def adversarial(
     device, was_training = device_of(model), [(m, m.training) for m in model.modules()]
     model.eval()
     made = []
-    for images, labels in zip(x.split(512), y.split(512), strict=True):
+    for images, labels in zip(torch.split(x, 512), torch.split(y, 512), strict=True):
         start = data.raw(images.to(device))
         pixels = start.clone()
         for _ in range(n_steps):
@@ -140,8 +140,9 @@ def distill_attention(
     """NAD, neural attention distillation (Li et al., ICLR 2021).
 
     A fine-tuned copy is the teacher: the stolen model learns the labels, and where the teacher looks, which
-    is the sum over channels of squared features at the end of each resolution of the network. The paper takes
-    10 epochs for each of the two, on a twentieth of the training set.
+    is the sum over channels of squared features at the end of each resolution of the network (of a vision
+    transformer, its patch embedding alone). The paper takes 10 epochs for each of the two, on a twentieth of
+    the training set.
 
     Args:
         model: the stolen model.

@@ -210,7 +210,7 @@ def moved_to_others(model: nn.Module, data: AttackData, n: int, radius: float) -
     device, order = device_of(model), torch.randperm(data.n_images)[:n]
     towards, off = torch.randint(data.n_classes, (n,)), torch.randint(1, data.n_classes, (n,))
     images, labels = [], []
-    for part, goals in zip(order.split(512), towards.split(512), strict=True):
+    for part, goals in zip(torch.split(order, 512), torch.split(towards, 512), strict=True):
         x, y = fetch(data.clean, part.tolist())
         pixels = data.raw(x.to(device)).requires_grad_(True)
         score = model(data.normalized(pixels)).gather(1, goals.to(device)[:, None]).sum()

@@ -23,6 +23,7 @@ from gradsigns_lightning.attacks.cleansing import Trigger, find_trigger, rises
 from gradsigns_lightning.attacks.repair import adversarial, attention, ends_of_resolutions
 from gradsigns_lightning.attacks.training import train
 from gradsigns_lightning.attacks.unlearning import hypergradient, moved_to_others, shared_perturbation
+from gradsigns_lightning.models import MLP, ViT
 
 SEARCH = {"search_steps": 20, "refine_steps": 40}
 SHORT = {
@@ -87,6 +88,20 @@ def test_a_copy_is_attacked_and_all_else_stays(attack, stolen, thief, judge):
     assert doses == sorted(set(doses))
     assert doses
     assert torch.equal(weights(attack(stolen, thief, **SHORT[attack])), weights(attacked))
+
+
+@pytest.mark.parametrize(
+    "network", [MLP((1, 8, 8), 10, (16,)), ViT((1, 8, 8), 10, patch_size=4, dim=8, heads=2)]
+)
+@pytest.mark.parametrize(
+    "attack",
+    [attack for attack in SHORT if attack is not distill_attention],
+    ids=lambda attack: attack.__name__,
+)
+def test_networks_without_convolutions_and_batch_norm_are_attacked(attack, network, thief):
+    attacked = attack(network, thief.part(torch.arange(64)), **SHORT[attack])
+    assert weights(attacked).isfinite().all()
+    assert not torch.equal(weights(attacked), weights(network))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from gradsigns_lightning.attacks.base import predictions
 from gradsigns_lightning.attacks.regularization import Best, fisher_information, split
 from gradsigns_lightning.attacks.sharpness import sharpness_aware, uphill
 from gradsigns_lightning.attacks.training import cross_entropy, train
+from gradsigns_lightning.models import MLP, ViT
 
 SHORT = {
     smooth_labels: {"epochs": 2},
@@ -58,6 +59,16 @@ def test_a_copy_is_attacked_and_all_else_stays(attack, stolen, thief, judge):
     assert len(doses) == SHORT[attack]["epochs"] + SHORT[attack].get("decay_epochs", 0)
     again = attack(stolen, thief, **SHORT[attack])
     assert torch.equal(weights(again), weights(attacked))  # seeded; watching changes nothing
+
+
+@pytest.mark.parametrize(
+    "network", [MLP((1, 8, 8), 10, (16,)), ViT((1, 8, 8), 10, patch_size=4, dim=8, heads=2)]
+)
+@pytest.mark.parametrize("attack", SHORT, ids=lambda attack: attack.__name__)
+def test_networks_without_convolutions_and_batch_norm_are_attacked(attack, network, thief):
+    attacked = attack(network, thief.part(torch.arange(64)), **SHORT[attack])
+    assert weights(attacked).isfinite().all()
+    assert not torch.equal(weights(attacked), weights(network))
 
 
 @pytest.mark.parametrize(
