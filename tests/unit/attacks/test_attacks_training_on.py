@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -177,6 +178,15 @@ def test_held_out_images_are_not_trained_on(thief):
         split(thief.part(torch.arange(1)), seed=0)
 
 
+def test_a_part_of_images_that_are_read_one_by_one(thief):
+    pairs = [(torch.full((1, 8, 8), float(i)), i % 10) for i in range(20)]
+    whole = replace(thief, train=pairs, clean=pairs)
+    x, y = next(iter(whole.part(torch.tensor([13, 4])).in_order()))
+    assert (x.amax((1, 2, 3)).tolist(), y.tolist()) == ([13, 4], [3, 4])
+    x, y = next(iter(whole.relabelled(torch.arange(20)).part(torch.tensor([13, 4])).in_order()))
+    assert (x.amax((1, 2, 3)).tolist(), y.tolist()) == ([13, 4], [13, 4])
+
+
 def test_the_lowest_loss_is_kept(stolen, thief):
     best = Best(stolen, thief, patience=2)
     assert not best.is_last()
@@ -251,7 +261,7 @@ def test_a_radius_finds_flatter_minima(stolen, thief):
     """The loss of the plain copy rises more when its weights go uphill."""
 
     def rise(radius):
-        attacked = fine_tune_with_sam(stolen, thief, radius=radius, epochs=2)
+        attacked = fine_tune_with_sam(stolen, thief, radius=radius, epochs=3)
         x, y = next(iter(thief.in_order(512)))
         loss = cross_entropy(thief.recipe.label_smoothing)
         before = loss(attacked, x, y)
@@ -259,4 +269,4 @@ def test_a_radius_finds_flatter_minima(stolen, thief):
         with uphill(list(attacked.parameters()), 1.0), torch.no_grad():
             return (loss(attacked, x, y) - before).item()
 
-    assert rise(2.0) < 0.7 * rise(0.0)
+    assert rise(2.0) < 0.8 * rise(0.0)
