@@ -57,6 +57,11 @@ class Recipe:
         check_choice("schedule", self.schedule, SCHEDULES)
         check_number("label_smoothing", self.label_smoothing, minimum=0, maximum=1)
 
+    def scaled(self, epochs: int, rate_factor: float) -> Recipe:
+        """Return this recipe with other epochs, at a rate that is a multiple of its own."""
+        rate = self.rate * check_number("rate_factor", rate_factor, minimum=0)
+        return replace(self, epochs=epochs, rate=rate)
+
 
 @dataclass(frozen=True)
 class AttackData:
@@ -140,6 +145,10 @@ class AttackData:
         """Return the same images with other targets, indices ``(n,)`` or probabilities ``(n, n_classes)``."""
         return replace(self, train=Relabelled(self.train, targets), clean=Relabelled(self.clean, targets))
 
+    def part(self, index: Tensor) -> AttackData:
+        """Return the images at these positions ``(m,)``."""
+        return replace(self, train=Part(self.train, index), clean=Part(self.clean, index))
+
     def _loader(
         self, images: Dataset[Batch], batch_size: int | None, *, shuffle: bool, seed: int = 0
     ) -> DataLoader[Batch]:
@@ -173,10 +182,38 @@ class Relabelled(Dataset[Batch]):
 
     def __getitems__(self, items: Sequence[int]) -> Batch:
         """Return the batch of these images and their targets."""
-        if hasattr(self._images, "__getitems__"):
-            return self._images.__getitems__(items)[0], self._targets[torch.as_tensor(items)]
-        batch: Batch = default_collate([self[item] for item in items])
+        return fetch(self._images, items)[0], self._targets[torch.as_tensor(items)]
+
+
+class Part(Dataset[Batch]):
+    """Some of the images.
+
+    Args:
+        images: all of them.
+        index: positions ``(m,)``.
+    """
+
+    def __init__(self, images: Dataset[Batch], index: Tensor) -> None:
+        self._images, self._index = images, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, item: int) -> Batch:
+        return self._images[int(self._index[item])]
+
+    def __getitems__(self, items: Sequence[int]) -> Batch:
+        """Return the batch of these images and their targets."""
+        return fetch(self._images, self._index[torch.as_tensor(items)].tolist())
+
+
+def fetch(images: Dataset[Batch], items: Sequence[int]) -> Batch:
+    """Return the images and targets at these positions as one batch."""
+    if hasattr(images, "__getitems__"):
+        batch: Batch = images.__getitems__(items)
         return batch
+    collated: Batch = default_collate([images[item] for item in items])
+    return collated
 
 
 class Attack:

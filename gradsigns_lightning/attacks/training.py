@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 
 from gradsigns_lightning.attacks.base import AttackData, Observe, Recipe, device_of, observed, seeded
@@ -28,6 +28,8 @@ def train(
     frozen: Iterable[nn.Module] = (),
     before_step: Callable[[int], None] | None = None,
     after_step: Callable[[int], None] | None = None,
+    rate_at: Callable[[float], float] | None = None,
+    stop: Callable[[], bool] | None = None,
     observe: Observe | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -44,6 +46,9 @@ def train(
         frozen: modules that stay in evaluation mode.
         before_step: is called with the number of optimizer steps so far when a step's gradients are there.
         after_step: is called with the number of optimizer steps so far after each.
+        rate_at: gives the rate, as a share of the recipe's, at a share of the steps, in [0, 1]; it takes the
+            place of the recipe's schedule.
+        stop: is asked after each epoch whether this was the last one.
         observe: is shown the model after each epoch; the dose is the number of epochs.
         seed: of batches, dropout and augmentation.
     """
@@ -52,7 +57,7 @@ def train(
     batches = data.batches(recipe.batch_size, seed=seed) if batches is None else batches
     chosen = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
     optimizer = make_optimizer(chosen, recipe)
-    schedule = make_schedule(optimizer, recipe, recipe.epochs * _length(batches))
+    schedule = make_schedule(optimizer, recipe, recipe.epochs * _length(batches), rate_at)
     with seeded(seed, model):
         for epoch in range(recipe.epochs):
             _train_mode(model, frozen)
@@ -67,6 +72,8 @@ def train(
                 if after_step is not None:
                     after_step(step)
             observed(observe, epoch + 1, model)
+            if stop is not None and stop():
+                break
     return model.eval()
 
 
@@ -82,8 +89,12 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> Optimi
     return torch.optim.AdamW(parameters, recipe.rate, weight_decay=recipe.weight_decay)
 
 
-def make_schedule(optimizer: Optimizer, recipe: Recipe, n_steps: int) -> LRScheduler:
-    """Return the recipe's schedule over ``n_steps`` optimizer steps."""
+def make_schedule(
+    optimizer: Optimizer, recipe: Recipe, n_steps: int, rate_at: Callable[[float], float] | None = None
+) -> LRScheduler:
+    """Return the recipe's schedule over ``n_steps`` optimizer steps, or the one that ``rate_at`` gives."""
+    if rate_at is not None:
+        return LambdaLR(optimizer, lambda step: rate_at(step / n_steps))
     if recipe.schedule == "onecycle":
         return OneCycleLR(optimizer, recipe.rate, total_steps=n_steps + 1)
     if recipe.schedule == "cosine":
