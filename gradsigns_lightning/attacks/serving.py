@@ -1,0 +1,95 @@
+"""A stolen model behind the thief's own API, which changes what goes in or what comes out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from gradsigns_lightning.attacks.base import AttackData, Observe, copied, observed
+
+Filter = Callable[[Tensor], Tensor]  # from raw pixels (n, C, H, W) in [0, 1] to such
+Answer = Callable[[Tensor, Tensor], Tensor]  # from probabilities (n, n_classes) and raw pixels to scores
+
+
+class Served(nn.Module):
+    """A model with what an API does to images before it, and to its probabilities behind it.
+
+    Args:
+        model: maps normalized inputs to logits; a submodule.
+        data: knows the normalization.
+        image_filter: is given raw pixels; a submodule if it is a module. By default they stay.
+        answer: is given the model's probabilities and the raw pixels as they came; by default logits come
+            out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: AttackData,
+        *,
+        image_filter: Filter | None = None,
+        answer: Answer | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.image_filter, self.answer = model, image_filter, answer
+        for name, value in (("input_mean", data.input_mean), ("input_std", data.input_std)):
+            self.register_buffer(name, torch.tensor(value).view(1, -1, 1, 1), persistent=False)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, or scores as the API tells them, of normalized inputs ``(n, C, H, W)``."""
+        mean, std = self.input_mean.to(x), self.input_std.to(x)
+        pixels = x * std + mean
+        if self.image_filter is not None:
+            x = (self.image_filter(pixels).to(x) - mean) / std
+        logits: Tensor = self.model(x)
+        return logits if self.answer is None else self.answer(logits.softmax(1), pixels)
+
+
+def served(
+    model: nn.Module,
+    data: AttackData,
+    *,
+    observe: Observe | None,
+    filters: Mapping[float, Filter] | None = None,
+    answers: Mapping[float, Answer] | None = None,
+) -> Served:
+    """Return a copy of a model behind the last filter or answer, after all of them were shown.
+
+    Args:
+        model: the stolen model.
+        data: what the thief has.
+        observe: is shown the served model at each dose.
+        filters: filters of images by their dose, ascending.
+        answers: the same of answers.
+    """
+    copy = copied(model)
+    doses = dict.fromkeys((*(filters or {}), *(answers or {})))
+    apis = {
+        dose: Served(copy, data, image_filter=(filters or {}).get(dose), answer=(answers or {}).get(dose))
+        for dose in doses
+    }
+    for dose, api in apis.items():
+        observed(observe, dose, api)
+    return list(apis.values())[-1]
+
+
+def drawn(pixels: Tensor, seed: int, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+    """Return random numbers for each image, which are always the same for the same image and seed.
+
+    So that whoever asks about an image again learns nothing new, and does not average the numbers out; and
+    readers that put random generators back where they were do not meet the same numbers at every image.
+
+    Args:
+        pixels: the images, shape ``(n, C, H, W)``.
+        seed: of the thief.
+        draw: draws for one image, on the CPU.
+    """
+    rows = []
+    for image in pixels.detach().to("cpu", torch.float32):
+        digest = hashlib.blake2b(image.contiguous().numpy().tobytes() + str(seed).encode(), digest_size=7)
+        rows.append(draw(torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big"))))
+    return torch.stack(rows).to(pixels.device)
