@@ -252,7 +252,7 @@ def _reshaped(name: str, node: fx.Node, module: Any, value: _Value) -> _Value | 
     elif name == "flatten":
         flattened = (arguments.get("start_dim", rest[0] if rest else 0), len(rest) < 2) == (1, True)
     else:
-        flattened = name in ("view", "reshape") and len(rest) == 2 and rest[1] == -1
+        flattened = name in ("view", "reshape") and rest[1:] == (-1,)
     return replace(value, is_map=False, is_flat=value.is_map or value.is_flat) if flattened else None
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradsigns_lightning.attacks.base import Attack, AttackData, Observe
-from gradsigns_lightning.attacks.serving import drawn, served
-from gradsigns_lightning.core.utils.checks import check_choice, check_int, check_number
+from gradsigns_lightning.attacks.serving import check_positive, drawn, served
+from gradsigns_lightning.core.utils.checks import check_choice, check_int
 from gradsigns_lightning.core.utils.optional import require
 
 SMOOTHINGS = ("gaussian", "mean", "median")
@@ -150,7 +150,7 @@ def smooth_inputs(
     check_choice("smoothing", smoothing, SMOOTHINGS)
     if not check_int("kernel_size", kernel_size, minimum=1) % 2:
         raise ValueError(f"`kernel_size` must be odd, got {kernel_size}.")
-    check_number("std", std, minimum=1e-3)
+    check_positive("std", std)
     require("kornia.filters", extra="attacks")
     if smoothing == "gaussian":
         stds = [*(s for s in (0.5, 0.6, 0.7) if s < std), std]
@@ -195,7 +195,7 @@ def add_input_noise(
     Raises:
         ValueError: ``std`` is out of range.
     """
-    check_number("std", std, minimum=1e-6)
+    check_positive("std", std)
     stds = [*(s for s in (0.01, 0.03, 0.05, 0.1) if s < std), std]
     filters = {s: partial(_noisy, std=s, seed=seed) for s in stds}
     return served(model, data, observe=observe, filters=filters)
@@ -253,7 +253,7 @@ def _binned(pixels: Tensor, *, n_bins: int) -> Tensor:
 
 
 def _squeezed(pixels: Tensor, *, bit_depth: int) -> Tensor:
-    largest = 2**bit_depth - 1
+    largest = (1 << bit_depth) - 1
     return (pixels.clamp(0, 1) * largest).round() / largest
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from gradsigns_lightning.attacks.base import Attack, AttackData, Observe, copied, observed
-from gradsigns_lightning.attacks.channels import NORMS, check_preserved, traced
+from gradsigns_lightning.attacks.channels import NORMS, check_preserved, put, traced
 
 _LINEAR = (nn.Conv2d, nn.Linear)
 
@@ -151,15 +151,19 @@ def _linear_layers(model: nn.Module) -> list[str]:
 def _in_a_row(model: nn.Module, kinds: tuple[type, ...]) -> Iterator[tuple[str, str]]:
     """Return layers that are called once, and the modules of some kinds that alone read their output."""
     graph, modules = traced(model), dict(model.named_modules())
-    calls = [node for node in graph.nodes if node.op == "call_module"]
+    calls: list[Any] = [node for node in graph.nodes if node.op == "call_module"]
     n_calls = Counter(modules[str(node.target)] for node in calls)
-    for node in calls:
-        module, before = modules[str(node.target)], node.args[0] if node.args else None
-        if not isinstance(module, kinds) or before not in calls or len(before.users) > 1:
+    for before in calls:
+        after: Any = next(iter(before.users), None)
+        if len(before.users) != 1 or after not in calls:
             continue
-        layer = modules[str(before.target)]
-        if isinstance(layer, _LINEAR) and n_calls[layer] == n_calls[module] == 1:
-            yield str(before.target), str(node.target)
+        layer, module = modules[str(before.target)], modules[str(after.target)]
+        if (
+            isinstance(layer, _LINEAR)
+            and isinstance(module, kinds)
+            and n_calls[layer] == n_calls[module] == 1
+        ):
+            yield str(before.target), str(after.target)
 
 
 def _can_fold(model: nn.Module, before: str, norm: str) -> bool:
@@ -186,7 +190,7 @@ def _is_matrix(conv: nn.Module) -> bool:
 
 
 def _matrix(layer: nn.Module) -> Tensor:
-    weight: Tensor = layer.weight.detach()  # type: ignore[assignment,operator]
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     return weight.flatten(1)
 
 
@@ -207,6 +211,7 @@ def _square(layer: Any, matrix: Tensor) -> nn.Module:
     """Return a layer that multiplies the channels of the outputs of ``layer`` by a square matrix."""
     n, like = len(matrix), {"device": layer.weight.device, "dtype": layer.weight.dtype}
     kind, sizes = (nn.Conv2d, (n, n, 1)) if isinstance(layer, nn.Conv2d) else (nn.Linear, (n, n))
-    square: Any = nn.utils.skip_init(kind, *sizes, bias=False, **like)  # which would draw random numbers
-    square.weight = nn.Parameter(matrix.to(square.weight).view_as(square.weight))
+    empty: Any = nn.utils.skip_init  # a plain layer would draw random numbers
+    square: nn.Module = empty(kind, *sizes, bias=False, **like)
+    put(square, "weight", matrix.view(square.weight.shape))  # type: ignore[arg-type]
     return square

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradsigns_lightning.attacks.base import Attack, AttackData, Observe, copied
-from gradsigns_lightning.attacks.serving import drawn, served
+from gradsigns_lightning.attacks.serving import check_positive, drawn, served
 from gradsigns_lightning.attacks.training import train
 from gradsigns_lightning.core.utils.checks import check_number
 
@@ -39,7 +39,7 @@ def occlude_inputs(
     Raises:
         ValueError: ``share`` is out of range.
     """
-    check_number("share", share, minimum=1e-6, maximum=1)
+    check_positive("share", share, maximum=1)
     filters = {part * share: partial(_covered, share=part * share, seed=seed) for part in (0.25, 0.5, 1)}
     return served(model, data, observe=observe, filters=filters)
 
@@ -83,7 +83,7 @@ def train_on_occlusions(
     Raises:
         ValueError: a setting is out of range.
     """
-    check_number("share", share, minimum=1e-6, maximum=1)
+    check_positive("share", share, maximum=1)
     rate = data.recipe.rate * check_number("rate_factor", rate_factor, minimum=0)
 
     def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:

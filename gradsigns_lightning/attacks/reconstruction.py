@@ -39,7 +39,8 @@ class AutoEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the reconstruction of raw pixels ``(n, C, H, W)`` in [0, 1]."""
         code = F.interpolate(self.encode(pixels), size=pixels.shape[2:])
-        return self.decode(code).sigmoid()
+        reconstruction: Tensor = self.decode(code).sigmoid()
+        return reconstruction
 
 
 def reconstruct_inputs(

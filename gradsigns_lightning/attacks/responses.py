@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradsigns_lightning.attacks.base import Attack, AttackData, Observe, copied, observed
-from gradsigns_lightning.attacks.serving import Served, drawn, served
-from gradsigns_lightning.core.utils.checks import check_int, check_number
+from gradsigns_lightning.attacks.serving import Served, check_positive, drawn, served
+from gradsigns_lightning.core.utils.checks import check_int
 
 _LEAST_GAP = 1e-5  # between scores whose order is kept: that of the authors' code
 _MOST_AT_ONCE = 1024  # noisy copies
@@ -235,24 +235,16 @@ class Voting(Served):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the share of votes ``(n, n_classes)`` for each class."""
-        pixels = x * self.input_std.to(x) + self.input_mean.to(x)
         chunk = max(1, _MOST_AT_ONCE // self.n_votes)
-        pairs = zip(x.split(chunk), pixels.split(chunk), strict=True)
-        return torch.cat([self._votes(inputs, images) for inputs, images in pairs])
+        return torch.cat([self._votes(x[start : start + chunk]) for start in range(0, len(x), chunk)])
 
-    def _votes(self, x: Tensor, pixels: Tensor) -> Tensor:
+    def _votes(self, x: Tensor) -> Tensor:
         shape = (self.n_votes, *x.shape[1:])
-        noise = drawn(pixels, self.seed, lambda random: torch.randn(shape, generator=random))
+        noise = drawn(self.raw(x), self.seed, lambda random: torch.randn(shape, generator=random))
         noisy = x[:, None] + self.sigma * noise.to(x) / self.input_std.to(x)
         logits = self.model(noisy.flatten(0, 1))
         votes = F.one_hot(logits.argmax(1), logits.shape[1]).view(len(x), self.n_votes, -1)
         return votes.to(x).mean(1)
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise a ``ValueError`` unless a setting is a number above 0."""
-    if not check_number(name, value, minimum=0):
-        raise ValueError(f"`{name}` must be > 0, got 0.")
 
 
 def _rounded(probabilities: Tensor, _: Tensor, *, decimals: int) -> Tensor:

@@ -183,7 +183,7 @@ def _done(
 
 def _columns(module: nn.Module, n_channels: int) -> Tensor:
     """Return a layer's weight with its input channels on axis 1, whatever each has of it on axis 2."""
-    weight: Tensor = module.weight.detach()  # type: ignore[assignment,operator]
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
     return weight.reshape(len(weight), n_channels, -1)
 
 
@@ -252,4 +252,4 @@ def _resize(group: ChannelGroup, n_channels: int) -> None:
         if isinstance(module, nn.Conv2d):
             module.in_channels = n_channels
         else:
-            module.in_features = module.weight.shape[1]  # type: ignore[assignment,index,union-attr]
+            module.in_features = module.weight.shape[1]  # type: ignore[assignment,index]

@@ -35,10 +35,10 @@ def torchscript_round_trip(
     """
     with _converting(model, "TorchScript"):
         source = copied(model).requires_grad_(False)
-        program = torch.jit.freeze(torch.jit.trace(source, _example(model, data), check_trace=False))
-        file = io.BytesIO()
-        torch.jit.save(program, file)
-        loaded = torch.jit.load(io.BytesIO(file.getvalue()), map_location=device_of(model))
+        jit: Any = torch.jit
+        program, file = jit.freeze(jit.trace(source, _example(model, data), check_trace=False)), io.BytesIO()
+        jit.save(program, file)
+        loaded = jit.load(io.BytesIO(file.getvalue()), map_location=device_of(model))
     return _done(model, _Program(loaded), data, observe)
 
 
@@ -161,7 +161,8 @@ class _Program(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of inputs ``(n, C, H, W)``."""
-        return self.program(x)
+        logits: Tensor = self.program(x)
+        return logits
 
 
 @contextmanager
@@ -184,7 +185,8 @@ def _converting(model: nn.Module, form: str) -> Iterator[None]:
 
 def _example(model: nn.Module, data: AttackData) -> Tensor:
     """Return two of the thief's images: a batch of one would be taken for all that there is."""
-    return next(iter(data.in_order(2)))[0].to(device_of(model))
+    images: Tensor = next(iter(data.in_order(2)))[0]
+    return images.to(device_of(model))
 
 
 def _done(model: nn.Module, program: nn.Module, data: AttackData, observe: Observe | None) -> nn.Module:

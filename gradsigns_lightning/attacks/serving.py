@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from gradsigns_lightning.attacks.base import AttackData, Observe, copied, observed
+from gradsigns_lightning.core.utils.checks import check_number
 
 Filter = Callable[[Tensor], Tensor]  # from raw pixels (n, C, H, W) in [0, 1] to such
 Answer = Callable[[Tensor, Tensor], Tensor]  # from probabilities (n, n_classes) and raw pixels to scores
@@ -24,6 +26,9 @@ class Served(nn.Module):
         answer: is given the model's probabilities and the raw pixels as they came; by default logits come
             out.
     """
+
+    input_mean: Tensor
+    input_std: Tensor
 
     def __init__(
         self,
@@ -41,12 +46,15 @@ class Served(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, or scores as the API tells them, of normalized inputs ``(n, C, H, W)``."""
-        mean, std = self.input_mean.to(x), self.input_std.to(x)
-        pixels = x * std + mean
+        pixels = self.raw(x)
         if self.image_filter is not None:
-            x = (self.image_filter(pixels).to(x) - mean) / std
+            x = (self.image_filter(pixels).to(x) - self.input_mean.to(x)) / self.input_std.to(x)
         logits: Tensor = self.model(x)
         return logits if self.answer is None else self.answer(logits.softmax(1), pixels)
+
+    def raw(self, x: Tensor) -> Tensor:
+        """Return normalized inputs as raw pixels."""
+        return x * self.input_std.to(x) + self.input_mean.to(x)
 
 
 def served(
@@ -93,3 +101,9 @@ def drawn(pixels: Tensor, seed: int, draw: Callable[[torch.Generator], Tensor]) 
         digest = hashlib.blake2b(image.contiguous().numpy().tobytes() + str(seed).encode(), digest_size=7)
         rows.append(draw(torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big"))))
     return torch.stack(rows).to(pixels.device)
+
+
+def check_positive(name: str, value: float, *, maximum: float = math.inf) -> None:
+    """Raise a ``ValueError`` unless a setting is a number above 0, and at most ``maximum``."""
+    if not check_number(name, value, minimum=0, maximum=maximum):
+        raise ValueError(f"`{name}` must be > 0, got 0.")

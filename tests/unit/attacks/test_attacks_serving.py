@@ -245,15 +245,24 @@ def test_an_auto_encoder_learns_to_reconstruct(stolen, thief, pixels, judge):
     assert errors[-1] < 0.2 * pixels.var()
 
 
-def test_training_on_covers_makes_them_harmless(stolen, thief, inputs):
-    covered = occlude_inputs(stolen, thief, share=0.6, seed=5).image_filter(thief.raw(inputs))
-    trained = attacks.OcclusionTraining(share=0.6, epochs=2)(stolen, thief)
-    with torch.no_grad():
-        clean = stolen(inputs).argmax(1)
-        before, after = (
-            (net(thief.normalized(covered)).argmax(1) == clean).float().mean() for net in (stolen, trained)
-        )
-    assert after > before + 0.03
+def test_each_batch_is_trained_on_with_and_without_covers(stolen, thief):
+    batches = []
+    stolen.register_forward_pre_hook(lambda module, inputs: batches.append(thief.raw(inputs[0].detach())))
+    attacks.OcclusionTraining(epochs=1, share=0.25)(stolen, thief)
+    plain, covered = batches[0].chunk(2)
+    changed = (plain - covered).abs().amax(1) > 1e-4
+    assert changed.flatten(1).any(1).float().mean() > 0.9
+    assert changed.any(2).sum(1).max() <= 4
+    assert covered.min() >= 0
+    others = [(batch.chunk(2)[0] - batch.chunk(2)[1]).abs().amax(1) > 1e-4 for batch in batches[1:3]]
+    assert not torch.equal(others[0], others[1])
+
+
+def test_a_mark_survives_little_training_on_covers_and_not_much(stolen, thief, judge):
+    little = attacks.OcclusionTraining(epochs=1, rate_factor=0.03)(stolen, thief)
+    much = attacks.OcclusionTraining(epochs=2, rate_factor=3.0)(stolen, thief)
+    assert judge.log10_p_value(little) < -5
+    assert judge.log10_p_value(much) > -3
 
 
 # --- answers
