@@ -233,6 +233,11 @@ class Voting(Served):
         super().__init__(model, data)
         self.sigma, self.n_votes, self.seed = sigma, n_votes, seed
 
+    @property
+    def tells_probabilities(self) -> bool:
+        """Whether the answers are probabilities already, not logits: always."""
+        return True
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the share of votes ``(n, n_classes)`` for each class."""
         chunk = max(1, _MOST_AT_ONCE // self.n_votes)

@@ -20,11 +20,11 @@ class Served(nn.Module):
     """A model with what an API does to images before it, and to its probabilities behind it.
 
     Args:
-        model: maps normalized inputs to logits; a submodule.
+        model: maps normalized inputs to logits, or is such an API itself; a submodule.
         data: knows the normalization.
         image_filter: is given raw pixels; a submodule if it is a module. By default they stay.
-        answer: is given the model's probabilities and the raw pixels as they came; by default logits come
-            out.
+        answer: is given the model's probabilities and the raw pixels as they came; by default the model's own
+            answers come out.
     """
 
     input_mean: Tensor
@@ -49,8 +49,15 @@ class Served(nn.Module):
         pixels = self.raw(x)
         if self.image_filter is not None:
             x = (self.image_filter(pixels).to(x) - self.input_mean.to(x)) / self.input_std.to(x)
-        logits: Tensor = self.model(x)
-        return logits if self.answer is None else self.answer(logits.softmax(1), pixels)
+        scores: Tensor = self.model(x)
+        if self.answer is None:
+            return scores
+        return self.answer(scores if _tells_probabilities(self.model) else scores.softmax(1), pixels)
+
+    @property
+    def tells_probabilities(self) -> bool:
+        """Whether the answers are probabilities already, not logits."""
+        return self.answer is not None or _tells_probabilities(self.model)
 
     def raw(self, x: Tensor) -> Tensor:
         """Return normalized inputs as raw pixels."""
@@ -83,6 +90,10 @@ def served(
     for dose, api in apis.items():
         observed(observe, dose, api)
     return list(apis.values())[-1]
+
+
+def _tells_probabilities(model: nn.Module) -> bool:
+    return isinstance(model, Served) and model.tells_probabilities
 
 
 def drawn(pixels: Tensor, seed: int, draw: Callable[[torch.Generator], Tensor]) -> Tensor:

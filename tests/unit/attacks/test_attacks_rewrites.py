@@ -145,6 +145,30 @@ def test_networks_of_all_kinds_keep_their_function(thief, attack, make):
     assert changed(model, attacked) > 0.1
 
 
+@pytest.mark.parametrize("attack", [attacks.TorchScriptRoundTrip(), attacks.OnnxRoundTrip()], ids=name)
+def test_networks_of_all_kinds_come_back(thief, attack):
+    torch.manual_seed(0)
+    vit = ViT((1, 8, 8), 10, patch_size=2, dim=16, depth=2, heads=2)
+    for model in (shaken(ResNet20(1, 10)), vit, shaken(Mixed())):
+        torch.testing.assert_close(logits(attack(model, thief)), logits(model), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "attack", [attacks.NeuronPermutation(), attacks.NeuronRescaling(), attacks.LayerInsertion()], ids=name
+)
+def test_a_mark_in_the_weights_is_gone(stolen, thief, attack):
+    """Read the bits as Uchida et al. (ICMR 2017) do; they would be the mark of a network that carries one."""
+
+    def bits(model):
+        layer = model.blocks[0].residual[3]
+        layer = layer[0] if isinstance(layer, nn.Sequential) else layer
+        weights = layer.weight.detach().mean(0).flatten()
+        projection = torch.randn(256, 144, generator=torch.Generator().manual_seed(0))
+        return projection @ weights > 0
+
+    assert (bits(attack(stolen, thief)) == bits(stolen)).float().mean() < 0.8
+
+
 def test_channels_that_a_shortcut_ties_are_one_group(stolen):
     groups = channel_groups(stolen)
     assert sorted(group.n_channels for group in groups) == [16, 16, 32, 32, 64, 64]

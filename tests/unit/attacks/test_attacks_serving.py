@@ -138,6 +138,16 @@ def test_answers_keep_the_predictions(stolen, thief, inputs):
             assert torch.equal(attack(stolen, thief)(inputs).argmax(1), expected)
 
 
+def test_apis_can_be_put_behind_each_other(stolen, thief, inputs):
+    noisy = attacks.InputNoising()(stolen, thief)
+    chain = attacks.TopK(k=2)(attacks.InputFlipping()(attacks.ScoreRounding()(noisy, thief), thief), thief)
+    with torch.no_grad():
+        expected = noisy(inputs.flip(3)).double().softmax(1).round(decimals=2)
+        torch.testing.assert_close(chain(inputs).topk(2).values, expected.topk(2).values)
+        votes = attacks.RandomizedSmoothing(n_votes=5)(stolen, thief)
+        assert torch.equal(attacks.TopK(k=10)(votes, thief)(inputs), votes(inputs))
+
+
 # --- filters
 
 
