@@ -20,6 +20,7 @@ _LAYERS = (nn.Conv2d, nn.Linear, *NORMS)
 # Operations by their names without underscores, which are those of modules, functions and methods alike.
 _POOLS = frozenset(("maxpool2d", "avgpool2d", "adaptiveavgpool2d", "adaptivemaxpool2d"))
 _HOMOGENEOUS = _POOLS | {"relu", "leakyrelu", "identity", "dropout", "dropout2d", "contiguous", "clone"}
+_ONE_SIDED = frozenset(("relu", "leakyrelu", "maxpool2d", "adaptivemaxpool2d"))  # keep no negative factors
 _SATURATING = frozenset(("relu6", "sigmoid", "tanh", "hardswish", "hardtanh", "hardsigmoid"))
 _ELEMENTWISE = _HOMOGENEOUS | _SATURATING | {"gelu", "silu", "mish", "elu", "selu", "softplus"}
 _ADDS, _PRODUCTS = frozenset(("add", "iadd")), frozenset(("mul", "imul"))
@@ -32,6 +33,8 @@ class ChannelGroup:
 
     Attributes:
         n_channels: how many they are.
+        is_linear: whether nothing but linear operations is between the layers, which keep negative factors,
+            too. Known of homogeneous groups only.
         makers: layers of which each output is a channel.
         norms: layers that work on each channel by itself: batch and layer normalization, depthwise
             convolutions.
@@ -40,6 +43,7 @@ class ChannelGroup:
     """
 
     n_channels: int
+    is_linear: bool = True
     makers: list[nn.Module] = field(default_factory=list)
     norms: list[nn.Module] = field(default_factory=list)
     readers: list[nn.Module] = field(default_factory=list)
@@ -125,6 +129,7 @@ class _Walk:
         self._groups: list[ChannelGroup] = []
         self._parents: list[int] = []
         self._fixed: set[int] = set()
+        self._one_sided: set[int] = set()
         self._values: dict[fx.Node, _Value | None] = {}
         self._seen: dict[Any, tuple[_Value | None, _Value | None]] = {}
 
@@ -138,6 +143,8 @@ class _Walk:
             result = self._layer(module, inputs[0])
         elif name in (_HOMOGENEOUS if self._homogeneous else _ELEMENTWISE):
             result = inputs[0] if inputs else None
+            if name in _ONE_SIDED and result is not None:
+                self._one_sided.add(result.group)
         elif name in _ADDS or (name in _PRODUCTS and not self._homogeneous):
             result = self._joined(inputs, n_terms=len(node.args))
         elif (
@@ -154,6 +161,7 @@ class _Walk:
         for number, group in enumerate(self._groups):
             root = self._root(number)
             whole = merged.setdefault(root, ChannelGroup(group.n_channels))
+            whole.is_linear &= number not in self._one_sided
             for kind in ("makers", "norms", "readers"):
                 known = getattr(whole, kind)
                 known += [module for module in getattr(group, kind) if not any(module is k for k in known)]

@@ -76,14 +76,14 @@ def rescale_neurons(
 ) -> nn.Module:
     """Multiply channels by factors that the next layer takes back (Yan et al., arXiv 2205.00199, 2022).
 
-    ReLU keeps positive factors; batch normalization absorbs those of its inputs in its statistics and
-    weights.
+    ReLU keeps positive factors; batch normalization absorbs any of its inputs' in its statistics and weights,
+    so these change their sign at random as well: the paper's scaling and sign flipping.
 
     Args:
         model: the stolen model, which torch.fx must be able to trace.
         data: what the thief has.
         spread: the factors' logarithms are uniform between those of ``1 / spread`` and ``spread``, >= 1; the
-            paper leaves the range open.
+            default is this project's.
         seed: of the factors.
         observe: is shown the model; the dose is ``spread``.
 
@@ -95,6 +95,8 @@ def rescale_neurons(
     for group in _groups(attacked, homogeneous=True):
         exponents = 2 * torch.rand(group.n_channels, generator=random, dtype=torch.float64) - 1
         factors = (exponents * math.log(spread)).exp()
+        if group.is_linear:
+            factors *= 2 * torch.randint(2, (group.n_channels,), generator=random) - 1
         for module in group.makers:
             for name in per_channel(module).keys() & {"weight", "bias"}:
                 _scale(module, name, factors)

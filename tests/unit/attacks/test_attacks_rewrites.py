@@ -194,6 +194,16 @@ def test_factors_reach_the_spread(thief):
     assert 0.01 <= factors.min() < 1 / 30
 
 
+def test_signs_flip_where_normalization_follows_and_nowhere_else(stolen, thief):
+    attacked = rescale_neurons(stolen, thief)
+    flipped = (attacked.stem[0].weight * stolen.stem[0].weight).flatten(1).sum(1) < 0
+    assert 0 < flipped.sum() < 16
+    assert (attacked.blocks[0].residual[1].bias * stolen.blocks[0].residual[1].bias >= 0).all()
+    torch.manual_seed(0)
+    model = MLP((1, 8, 8), 10, (64,))
+    assert (rescale_neurons(model, thief).layers[1].bias / model.layers[1].bias > 0).all()
+
+
 def test_dummies_are_as_many_as_told_and_say_so(stolen, thief):
     grown = add_dummy_neurons(stolen, thief, share=0.5)
     assert (grown.stem[0].out_channels, grown.stem[1].num_features, grown.head.in_features) == (24, 24, 96)
