@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -34,8 +35,8 @@ class Eaaw:
     - The rate falls with a cosine instead of by ten every tenth epoch.
     - The metric is the label's log-odds instead of its logit, so that probabilities tell the same as logits;
       for an API that gives labels alone it is 1 or 0, as there.
-    - Triggers are uniform instead of normal noise, whose pixels an API would clip: half of them would be
-      black, and a black block that is masked tells nothing.
+    - Triggers are noise with labels in turn, the README's example; uniform instead of normal, whose pixels an
+      API would clip: half of them would be black, and a black block that is masked tells nothing.
     - ``n_bits`` is 256 there by default; 64 fits images of 8 x 8.
 
     A mark is proven by the p-value of the matching bits, which are uniform and fixed beforehand; the paper's
@@ -111,8 +112,9 @@ class _Secret:
         pixels = torch.rand(scheme.n_triggers, *shape, generator=generator)
         self.bits = torch.randint(0, 2, (n,), generator=generator)
         self.labels = torch.arange(scheme.n_triggers) % owner.data.n_classes
-        self.triggers = owner.images.normalized(pixels)
-        self.masked = [owner.images.normalized(one * masks[:, None]) for one in pixels]
+        normalized = owner.images.normalized
+        self.triggers = normalized(pixels)
+        self.masked = [normalized(one * masks[:, None]) for one in pixels]
         self.operator = ridge_operator(n, scheme.ridge)
 
     def attribution(self, model: nn.Module) -> Tensor:
@@ -128,7 +130,7 @@ class _Secret:
         return self.operator @ mean
 
     @torch.no_grad()
-    def _odds(self, model: nn.Module) -> Iterator[np.ndarray]:
+    def _odds(self, model: nn.Module) -> Iterator[npt.NDArray[np.float64]]:
         for images, label in zip(self.masked, self.labels, strict=True):
             parser = ResponseParser(int(label))
             yield parser.log_odds(parser.array(model(images.to(device_of(model))), len(images)))

@@ -21,7 +21,7 @@ def owner():
     data = Digits(batch_size=64)
     data.setup()
 
-    def of(seed=0, *, epochs=12, network=NETWORK):
+    def of(seed=0, *, epochs=8, network=NETWORK):
         return Owner({"model": network, "seed": seed}, data, Recipe(epochs=epochs, batch_size=64), 1e-9, 1000)
 
     return of
