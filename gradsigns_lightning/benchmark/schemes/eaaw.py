@@ -171,7 +171,9 @@ def block_masks(n_blocks: int, size: tuple[int, int]) -> Tensor:
 def ridge_operator(n_blocks: int, ridge: float) -> Tensor:
     """Return the matrix that maps a metric of the masked images to each block's weight, in float64."""
     kept = 1 - torch.eye(n_blocks, dtype=torch.float64)
-    return torch.linalg.solve(kept.T @ kept + ridge * torch.eye(n_blocks, dtype=torch.float64), kept.T)
+    penalty = ridge * torch.eye(n_blocks, dtype=torch.float64)
+    operator: Tensor = torch.linalg.solve(kept.T @ kept + penalty, kept.T)
+    return operator
 
 
 def independence_p_value(read: Tensor, bits: Tensor) -> float:

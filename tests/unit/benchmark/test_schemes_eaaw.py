@@ -110,7 +110,7 @@ def test_each_pixel_lies_in_one_block(n_blocks, size):
 def test_the_regression_is_ridge():
     metric = np.random.default_rng(0).normal(size=25)
     fitted = Ridge(alpha=1e-3, fit_intercept=False, solver="cholesky").fit(1 - np.eye(25), metric)
-    np.testing.assert_allclose(ridge_operator(25, 1e-3) @ metric, fitted.coef_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(ridge_operator(25, 1e-3).numpy() @ metric, fitted.coef_, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
@@ -133,9 +133,9 @@ def test_there_is_no_table_where_all_bits_are_equal():
     ("settings", "error", "message"),
     [
         ({"n_bits": 60}, ValueError, "`n_bits` must be a square number, got 60"),
-        ({"n_bits": 1}, ValueError, "`n_bits` must be >= 4"),
-        ({"n_triggers": 0}, ValueError, "`n_triggers` must be >= 1"),
-        ({"rate": -1.0}, ValueError, "`rate` must be >= 0"),
+        ({"n_bits": 1}, ValueError, "`n_bits` must be an integer >= 4"),
+        ({"n_triggers": 0}, ValueError, "`n_triggers` must be an integer >= 1"),
+        ({"rate": -1.0}, ValueError, "`rate` must be a finite number >= 0"),
         ({"margin": "wide"}, TypeError, "`margin` must be"),
     ],
 )
