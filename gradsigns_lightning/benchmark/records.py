@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradsigns_lightning.core.result import verdict_of
+from gradsigns_lightning.core.result import readable, verdict_of
 from gradsigns_lightning.core.statistics import log10_ownership_p_value
 
 MOST_ACCURACY_LOST = 0.05  # of the Watermark-Robustness-Toolbox (Lukas et al., IEEE S&P 2022)
@@ -27,6 +27,7 @@ class Reading:
             normal for a model that is not signed with the key; NaN where only hard bits are known.
         verdict: ``"owned"``, ``"not_proven"`` or ``"inconclusive"``.
         n_queries: images that the model was queried with.
+        own_p_value: p-value by the test of the scheme's own paper; NaN where it has none.
     """
 
     n_bits: int
@@ -36,6 +37,7 @@ class Reading:
     w: float
     verdict: str
     n_queries: int
+    own_p_value: float = math.nan
 
     @property
     def proven(self) -> bool:
@@ -111,11 +113,12 @@ def bits_reading(signed: Tensor, *, n_queries: int, alpha: float, w: float) -> R
     """Return what values for each bit say, which are positive where they agree with the owner's.
 
     Args:
-        signed: shape ``(n,)``; exact zeros are erasures.
+        signed: shape ``(n,)``; exact zeros are erasures, and all are where one is not finite.
         n_queries: images that the model was queried with.
         alpha: significance level of the verdict.
         w: weighted agreement.
     """
+    signed = readable(signed)
     n_decided, n_matches = int((signed != 0).sum()), int((signed > 0).sum())
     log10_p = log10_ownership_p_value(n_matches, n_decided) if n_decided else math.nan
     verdict = verdict_of(10**log10_p, alpha)

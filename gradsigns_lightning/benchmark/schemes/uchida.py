@@ -86,7 +86,8 @@ class _Reader:
     def read_weights(self, model: nn.Module) -> Reading:
         """Read the bits, which are lost where the layer has another name or size."""
         weight = dict(model.named_parameters()).get(self.secret.layer)
-        if weight is None or _mean_filter(model, self.secret.layer).numel() != self.secret.matrix.shape[1]:
+        n_outputs, fan_in = (0, 0) if weight is None or weight.ndim < 2 else weight.flatten(1).shape
+        if not n_outputs or fan_in != self.secret.matrix.shape[1]:
             return self.read_responses(model)
         signed = (2 * self.secret.bits - 1) * self.secret.project(model).double().cpu()
         return bits_reading(signed, n_queries=0, alpha=self.alpha, w=weighted_agreement(signed))

@@ -129,6 +129,7 @@ SCHEMES = {
     "gradsigns": ["scheme=gradsigns"],
     "uchida": ["scheme=uchida", "scheme.n_bits=64"],
     "adi": ["scheme=adi", "scheme.n_triggers=60"],
+    "eaaw": ["scheme=eaaw"],
     "unmarked": ["scheme=unmarked"],
 }
 
