@@ -34,3 +34,11 @@ def test_a_class_has_the_settings_and_defaults_of_its_function():
             if parameter.kind is parameter.KEYWORD_ONLY and name != "observe"
         }
         assert {entry.name: entry.default for entry in fields(kind)} == by_function, kind.__name__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_configuration_stands_in_the_document(name):
+    page = (Path(__file__).parents[3] / "docs" / "attacks.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    stem, _, variant = name.rpartition("_")
+    assert any(f"`{name}`" in row or (f"`{stem}`" in row and f"`_{variant}`" in row) for row in rows)
