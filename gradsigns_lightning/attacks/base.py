@@ -16,6 +16,7 @@ from gradsigns_lightning.core.utils.checks import check_int, check_number
 from gradsigns_lightning.data.sources import Batch, keep_batch
 
 if TYPE_CHECKING:
+    from gradsigns_lightning.attacks.own_marks import MakeMark
     from gradsigns_lightning.data.base import ImageDataModule
 
 THIEF_SHARE, THIEF_SEED = 1 / 3, 1337  # of the Watermark-Robustness-Toolbox (Lukas et al., IEEE S&P 2022)
@@ -65,6 +66,7 @@ class AttackData:
         input_std: its standard deviation, likewise.
         recipe: how networks of this kind are trained.
         num_workers: worker processes of each loader.
+        make_mark: makes a mark of the thief's own, for attacks that embed one; None if they have none.
     """
 
     train: Dataset[Batch]
@@ -74,6 +76,7 @@ class AttackData:
     input_std: tuple[float, ...]
     recipe: Recipe = field(default_factory=Recipe)
     num_workers: int = 0
+    make_mark: MakeMark | None = None
 
     @classmethod
     def of(

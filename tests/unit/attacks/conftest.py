@@ -13,7 +13,15 @@ from gradsigns_lightning.attacks.base import AttackData, Recipe
 from gradsigns_lightning.data import Digits
 from gradsigns_lightning.models import Classifier, SmallResNet
 
-KEY = WatermarkKey.generate("Acme", 32, input_shape=(1, 8, 8), target_class=3, secret=bytes(32))
+KEY = WatermarkKey.generate(
+    "Acme",
+    32,
+    input_shape=(1, 8, 8),
+    target_class=3,
+    input_mean=(0.305,),  # of `Digits`
+    input_std=(0.376,),
+    secret=bytes(32),
+)
 RECIPE = Recipe(rate=3e-3, epochs=16, batch_size=32)
 
 
