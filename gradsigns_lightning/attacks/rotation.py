@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradsigns_lightning.attacks.base import Attack, AttackData, Observe, copied, seeded
+from gradsigns_lightning.attacks.base import Attack, AttackData, Observe, copied
 from gradsigns_lightning.attacks.class_gradients import (
     ClassImages,
     View,
@@ -18,6 +17,7 @@ from gradsigns_lightning.attacks.class_gradients import (
     views_of,
 )
 from gradsigns_lightning.attacks.training import train
+from gradsigns_lightning.attacks.twins import train_twin
 from gradsigns_lightning.core.utils.checks import check_int, check_number
 
 
@@ -37,95 +37,151 @@ def rotate(
     seed: int = 0,
     observe: Observe | None = None,
 ) -> nn.Module:
+    """Fine-tune, and turn mean input gradients away from what they were: ``relu(cos(u, u0))`` (adaptive; this project).
+
+    A mark of this project stands in the mean direction u of a class's input gradients. The thief, who knows
+    no key, needs none: a network has many more directions that serve as well. In every ``every_n_steps``-th
+    step the task's gradient is joined by the penalty's, ``strength`` times as long as it times the mean of
+    the cosines that are left, so that the push ends where the old direction is gone.
+
+    Args:
+        model: the stolen model; its operations must have second derivatives.
+        data: what the thief has.
+        target: whose gradients: ``"class"`` (of one class), ``"classes"`` (of each class), ``"pairs"`` (over
+            the images of each class, towards each class) or ``"mixtures"`` (over the images of each class, of
+            random mixtures of logits).
+        target_class: the class of ``"class"``.
+        strength: length of the penalty's gradient, in lengths of the task's, where nothing is turned yet; >= 0.
+        every_n_steps: optimizer steps from one push to the next, >= 1.
+        n_views: most mean gradients that one push turns, drawn at random, >= 1.
+        n_images: images for each, >= 1.
+        twin: leave out of u0 what the thief's own unmarked network has of it, which is trained from scratch.
+        epochs: epochs, >= 1.
+        rate_factor: learning rate, in units of the one of a training from scratch, > 0.
+        seed: of batches, choices and the twin.
+        observe: is shown the model after each epoch.
+
+    Returns:
+        The trained copy.
+
+    Raises:
+        ValueError: a setting is out of range, or the thief has no image of a class.
+    """
     views = views_of(target, target_class, data.n_classes, seed=seed)
     recipe = replace(
         data.recipe,
         epochs=epochs,
         rate=data.recipe.rate * check_number("rate_factor", rate_factor, minimum=0),
     )
-    attacked, images = copied(model), ClassImages(data, seed=seed)
-    from_scratch = train(reinitialized(model, seed=seed), data, data.recipe, seed=seed) if twin else None
-    turning = _Turning(
-        attacked,
-        images,
-        views,
-        data,
-        References(copied(model), images, data, from_scratch),
-        check_number("strength", strength, minimum=0),
-        check_int("n_images", n_images, minimum=1),
-        check_int("n_views", n_views, minimum=1),
-        check_int("every_n_steps", every_n_steps, minimum=1),
-        torch.Generator().manual_seed(seed),
-    )
-    return train(attacked, data, recipe, before_step=turning, observe=observe, seed=seed)
+    dose = Dose(strength, every_n_steps, n_views, n_images)
+    images = ClassImages(data, seed=seed)
+    usual = train_twin(model, data, seed=seed) if twin else None
+    origin = _Origin(copied(model), usual, images, data)
+    attacked = copied(model)
+    push = _Push(attacked, views, origin, images, data, dose, seed=seed)
+    return train(attacked, data, recipe, before_step=push, observe=observe, seed=seed)
 
 
-class References:
-    """The views' directions in the stolen model, each computed when it is first asked for."""
+@dataclass(frozen=True)
+class Rotation(Attack):
+    """Rotation; see :func:`rotate`."""
 
-    def __init__(self, stolen, images, data, twin=None):
-        self._stolen, self._images, self._data, self._twin = stolen, images, data, twin
+    function = staticmethod(rotate)
+
+    target: str = "class"
+    target_class: int = 0
+    strength: float = 3.0
+    every_n_steps: int = 5
+    n_views: int = 10
+    n_images: int = 32
+    twin: bool = False
+    epochs: int = 5
+    rate_factor: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Dose:
+    """How hard and how often is pushed; see :func:`rotate`."""
+
+    strength: float
+    every_n_steps: int
+    n_views: int
+    n_images: int
+
+    def __post_init__(self) -> None:
+        check_number("strength", self.strength, minimum=0)
+        check_int("every_n_steps", self.every_n_steps, minimum=1)
+        check_int("n_views", self.n_views, minimum=1)
+        check_int("n_images", self.n_images, minimum=1)
+
+
+class _Origin:
+    """The views' mean directions in the stolen model, less the twin's; each is computed when first asked for."""
+
+    def __init__(
+        self, stolen: nn.Module, twin: nn.Module | None, images: ClassImages, data: AttackData
+    ) -> None:
+        self._stolen, self._twin, self._images, self._data = stolen, twin, images, data
         self._known: dict[View, Tensor] = {}
 
     def __getitem__(self, view: View) -> Tensor:
         if view not in self._known:
-            own = F.normalize(mean_direction(self._stolen, self._images, view, self._data), dim=0)
-            if self._twin is not None:
-                usual = F.normalize(mean_direction(self._twin, self._images, view, self._data), dim=0)
-                own = F.normalize(own - (own @ usual) * usual, dim=0)
-            self._known[view] = own
+            self._known[view] = self._direction(view)
         return self._known[view]
 
+    def _direction(self, view: View) -> Tensor:
+        own = mean_direction(self._stolen, self._images, view, self._data)
+        if self._twin is None:
+            return own
+        usual = F.normalize(mean_direction(self._twin, self._images, view, self._data), dim=0)
+        return own - (own @ usual) * usual
 
-MODE = "rel"
-PLAIN = False
 
+class _Push:
+    """Adds the penalty's gradient to that of the task, right before a step is taken."""
 
-@dataclass
-class _Turning:
-    model: nn.Module
-    images: ClassImages
-    views: Sequence[View]
-    data: AttackData
-    references: References
-    strength: float
-    n_images: int
-    n_views: int
-    every_n_steps: int
-    generator: torch.Generator
+    def __init__(
+        self,
+        model: nn.Module,
+        views: list[View],
+        origin: _Origin,
+        images: ClassImages,
+        data: AttackData,
+        dose: Dose,
+        *,
+        seed: int,
+    ) -> None:
+        self._model, self._views, self._origin = model, views, origin
+        self._images, self._data, self._dose = images, data, dose
+        self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, step: int) -> None:
-        if step % self.every_n_steps:
+        if step % self._dose.every_n_steps:
             return
-        chosen = torch.randperm(len(self.views), generator=self.generator)[: self.n_views]
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        total = [torch.zeros_like(p) for p in parameters]
-        for item in chosen.tolist():
-            view = self.views[item]
-            inputs = self.images.of(view.images, self.n_images, augmented=True)
-            mean = directions(self.model, inputs, view, self.data, create_graph=True).mean(0)
-            penalty = F.relu(F.cosine_similarity(mean, self.references[view], dim=0))
-            for sum_, part in zip(total, torch.autograd.grad(penalty, parameters, allow_unused=True)):
-                if part is not None:
-                    sum_ += part
-        factor = self.strength
-        if MODE == "rel":
-            own = sum(t.square().sum() for t in total).sqrt()
-            task = sum(p.grad.square().sum() for p in parameters).sqrt()
-            factor = self.strength * task / own.clamp(min=1e-12)
-        for p, t in zip(parameters, total):
-            p.grad += factor * t
+        parameters = [p for p in self._model.parameters() if p.grad is not None]
+        pushes = [torch.zeros_like(p) for p in parameters]
+        drawn = torch.randperm(len(self._views), generator=self._generator)[: self._dose.n_views].tolist()
+        left = 0.0
+        for view in (self._views[number] for number in drawn):
+            cosine = F.relu(self._cosine(view))
+            left += float(cosine.detach()) / len(drawn)
+            # One view's graph at a time is in memory.
+            for push, part in zip(
+                pushes, torch.autograd.grad(cosine, parameters, allow_unused=True), strict=True
+            ):
+                push += 0 if part is None else part
+        task = _length([p.grad for p in parameters if p.grad is not None])
+        factor = self._dose.strength * left * task / _length(pushes).clamp(min=1e-12)
+        for parameter, push in zip(parameters, pushes, strict=True):
+            assert parameter.grad is not None
+            parameter.grad += factor * push
+
+    def _cosine(self, view: View) -> Tensor:
+        inputs = self._images.of(view.images, self._dose.n_images, augmented=True)
+        mean = directions(self._model, inputs, view, self._data, create_graph=True).mean(0)
+        return F.cosine_similarity(mean, self._origin[view], dim=0)
 
 
-def reinitialized(model: nn.Module, *, seed: int = 0) -> nn.Module:
-    fresh = copied(model)
-    with seeded(seed, fresh), torch.no_grad():
-        reached: set[int] = set()
-        for module in fresh.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-                reached |= {id(p) for p in module.parameters(recurse=False)}
-        for p in fresh.parameters():
-            if id(p) not in reached and p.ndim > 1:
-                p.normal_(std=0.02)
-    return fresh
+def _length(gradients: list[Tensor]) -> Tensor:
+    return torch.stack([gradient.norm() for gradient in gradients]).norm()
