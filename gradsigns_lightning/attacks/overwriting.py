@@ -9,8 +9,9 @@ from itertools import count
 from torch import Tensor, nn
 
 from gradsigns_lightning.attacks.base import Attack, AttackData, Observe, copied
+from gradsigns_lightning.attacks.class_gradients import views_of
 from gradsigns_lightning.attacks.own_marks import OwnMark
-from gradsigns_lightning.attacks.rotation import rotate
+from gradsigns_lightning.attacks.rotation import Dose, turn_away
 from gradsigns_lightning.attacks.training import cross_entropy, train
 from gradsigns_lightning.core.utils.checks import check_choice, check_int, check_number
 
@@ -83,6 +84,87 @@ class Overwriting(Attack):
     target_class: int = 0
     n_marks: int = 1
     epochs: int = 5
+    rate_factor: float = 1.0
+    seed: int = 0
+
+
+def flush(
+    model: nn.Module,
+    data: AttackData,
+    *,
+    classes: str = "target",
+    target_class: int = 0,
+    n_marks: int = 1,
+    epochs: int = 3,
+    unlearning_epochs: int = 2,
+    strength: float = 3.0,
+    every_n_steps: int = 5,
+    rate_factor: float = 1.0,
+    seed: int = 0,
+    observe: Observe | None = None,
+) -> nn.Module:
+    """Embed marks of the thief's own, then unlearn them, and with them what they stand on (adaptive; this project).
+
+    :func:`overwrite`, then turn the gradients away both from what they were in the stolen model and from what
+    the own marks have made of them. From the latter alone, they turn back to the owner's mark (measured).
+
+    Args:
+        model: the stolen model.
+        data: what the thief has; its ``make_mark`` makes the marks.
+        classes: as in :func:`overwrite`.
+        target_class: the class of ``"target"``.
+        n_marks: marks in each of these classes, >= 1.
+        epochs: epochs of embedding, >= 1.
+        unlearning_epochs: epochs of unlearning, >= 1.
+        strength: of unlearning, as in :func:`rotate`.
+        every_n_steps: of unlearning, as in :func:`rotate`.
+        rate_factor: learning rate, in units of the one of a training from scratch, > 0.
+        seed: of batches.
+        observe: is shown the model after each epoch of either kind.
+
+    Returns:
+        The trained copy.
+
+    Raises:
+        ValueError: a setting is out of range, or ``data`` has no ``make_mark``.
+    """
+    check_int("unlearning_epochs", unlearning_epochs, minimum=1)
+    marked = overwrite(
+        model,
+        data,
+        classes=classes,
+        target_class=target_class,
+        n_marks=n_marks,
+        epochs=epochs,
+        rate_factor=rate_factor,
+        seed=seed,
+        observe=observe,
+    )
+    return turn_away(
+        marked,
+        data,
+        [model, marked],
+        views_of("classes" if classes == "all" else "class", target_class, data.n_classes),
+        Dose(strength, every_n_steps),
+        replace(data.recipe, epochs=unlearning_epochs, rate=data.recipe.rate * rate_factor),
+        observe=None if observe is None else lambda dose, turned: observe(epochs + dose, turned),
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class Flushing(Attack):
+    """Own marks, embedded and unlearned; see :func:`flush`."""
+
+    function = staticmethod(flush)
+
+    classes: str = "target"
+    target_class: int = 0
+    n_marks: int = 1
+    epochs: int = 3
+    unlearning_epochs: int = 2
+    strength: float = 3.0
+    every_n_steps: int = 5
     rate_factor: float = 1.0
     seed: int = 0
 

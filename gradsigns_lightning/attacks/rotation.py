@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradsigns_lightning.attacks.base import Attack, AttackData, Observe, copied
+from gradsigns_lightning.attacks.base import Attack, AttackData, Observe, Recipe, copied
 from gradsigns_lightning.attacks.class_gradients import (
     ClassImages,
     View,
@@ -67,19 +68,22 @@ def rotate(
     Raises:
         ValueError: a setting is out of range, or the thief has no image of a class.
     """
-    views = views_of(target, target_class, data.n_classes, seed=seed)
-    recipe = replace(
-        data.recipe,
-        epochs=epochs,
-        rate=data.recipe.rate * check_number("rate_factor", rate_factor, minimum=0),
-    )
-    dose = Dose(strength, every_n_steps, n_views, n_images)
-    images = ClassImages(data, seed=seed)
     usual = train_twin(model, data, seed=seed) if twin else None
-    origin = _Origin(copied(model), usual, images, data)
-    attacked = copied(model)
-    push = _Push(attacked, views, origin, images, data, dose, seed=seed)
-    return train(attacked, data, recipe, before_step=push, observe=observe, seed=seed)
+    return turn_away(
+        model,
+        data,
+        [model],
+        views_of(target, target_class, data.n_classes, seed=seed),
+        Dose(strength, every_n_steps, n_views, n_images),
+        replace(
+            data.recipe,
+            epochs=epochs,
+            rate=data.recipe.rate * check_number("rate_factor", rate_factor, minimum=0),
+        ),
+        usual=usual,
+        observe=observe,
+        seed=seed,
+    )
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,8 @@ class Dose:
 
     strength: float
     every_n_steps: int
-    n_views: int
-    n_images: int
+    n_views: int = 10
+    n_images: int = 32
 
     def __post_init__(self) -> None:
         check_number("strength", self.strength, minimum=0)
@@ -116,13 +120,44 @@ class Dose:
         check_int("n_images", self.n_images, minimum=1)
 
 
+def turn_away(
+    model: nn.Module,
+    data: AttackData,
+    origins: Sequence[nn.Module],
+    views: Sequence[View],
+    dose: Dose,
+    recipe: Recipe,
+    *,
+    usual: nn.Module | None = None,
+    observe: Observe | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Fine-tune a copy of ``model``, and turn its views away from what they are in each of ``origins``.
+
+    Args:
+        model: from where the training goes on.
+        data: what the thief has.
+        origins: networks whose directions are to be left.
+        views: whose mean gradients are turned.
+        dose: how hard and how often.
+        recipe: of the training.
+        usual: an unmarked network, whose directions may stay.
+        observe: is shown the model after each epoch.
+        seed: of batches and choices.
+    """
+    images, attacked = ClassImages(data, seed=seed), copied(model)
+    directions_left = [_Origin(copied(origin), usual, images, data) for origin in origins]
+    push = _Push(attacked, views, directions_left, images, data, dose, seed=seed)
+    return train(attacked, data, recipe, before_step=push, observe=observe, seed=seed)
+
+
 class _Origin:
-    """The views' mean directions in the stolen model, less the twin's; each is computed when first asked for."""
+    """The views' mean directions in a network, less the usual one's; each is computed when first asked for."""
 
     def __init__(
-        self, stolen: nn.Module, twin: nn.Module | None, images: ClassImages, data: AttackData
+        self, model: nn.Module, usual: nn.Module | None, images: ClassImages, data: AttackData
     ) -> None:
-        self._stolen, self._twin, self._images, self._data = stolen, twin, images, data
+        self._model, self._usual, self._images, self._data = model, usual, images, data
         self._known: dict[View, Tensor] = {}
 
     def __getitem__(self, view: View) -> Tensor:
@@ -131,10 +166,10 @@ class _Origin:
         return self._known[view]
 
     def _direction(self, view: View) -> Tensor:
-        own = mean_direction(self._stolen, self._images, view, self._data)
-        if self._twin is None:
+        own = mean_direction(self._model, self._images, view, self._data)
+        if self._usual is None:
             return own
-        usual = F.normalize(mean_direction(self._twin, self._images, view, self._data), dim=0)
+        usual = F.normalize(mean_direction(self._usual, self._images, view, self._data), dim=0)
         return own - (own @ usual) * usual
 
 
@@ -144,15 +179,15 @@ class _Push:
     def __init__(
         self,
         model: nn.Module,
-        views: list[View],
-        origin: _Origin,
+        views: Sequence[View],
+        origins: Sequence[_Origin],
         images: ClassImages,
         data: AttackData,
         dose: Dose,
         *,
         seed: int,
     ) -> None:
-        self._model, self._views, self._origin = model, views, origin
+        self._model, self._views, self._origins = model, views, origins
         self._images, self._data, self._dose = images, data, dose
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -164,7 +199,7 @@ class _Push:
         drawn = torch.randperm(len(self._views), generator=self._generator)[: self._dose.n_views].tolist()
         left = 0.0
         for view in (self._views[number] for number in drawn):
-            cosine = F.relu(self._cosine(view))
+            cosine = self._cosine(view)
             left += float(cosine.detach()) / len(drawn)
             # One view's graph at a time is in memory.
             for push, part in zip(
@@ -180,7 +215,8 @@ class _Push:
     def _cosine(self, view: View) -> Tensor:
         inputs = self._images.of(view.images, self._dose.n_images, augmented=True)
         mean = directions(self._model, inputs, view, self._data, create_graph=True).mean(0)
-        return F.cosine_similarity(mean, self._origin[view], dim=0)
+        cosines = [F.cosine_similarity(mean, origin[view], dim=0) for origin in self._origins]
+        return F.relu(torch.stack(cosines)).mean()
 
 
 def _length(gradients: list[Tensor]) -> Tensor:
