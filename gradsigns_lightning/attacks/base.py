@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 from gradsigns_lightning.core.utils.checks import check_int, check_number
 from gradsigns_lightning.data.sources import Batch, keep_batch
 
@@ -233,12 +234,9 @@ def last_layer(model: nn.Module) -> nn.Linear:
 @torch.no_grad()
 def predictions(model: nn.Module, data: AttackData) -> Tensor:
     """Return the logits ``(n, n_classes)`` for the thief's images, in order and not augmented, on the CPU."""
-    device, was_training = device_of(model), model.training
-    model.eval()
-    try:
+    device = device_of(model)
+    with frozen_statistics(model):
         return torch.cat([model(x.to(device)).float().cpu() for x, _ in data.in_order()])
-    finally:
-        model.train(was_training)
 
 
 @contextmanager

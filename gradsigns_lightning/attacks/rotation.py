@@ -216,7 +216,7 @@ class _Push:
         inputs = self._images.of(view.images, self._dose.n_images, augmented=True)
         mean = directions(self._model, inputs, view, self._data, create_graph=True).mean(0)
         cosines = [F.cosine_similarity(mean, origin[view], dim=0) for origin in self._origins]
-        return F.relu(torch.stack(cosines)).mean()
+        return torch.stack(cosines).abs().mean()
 
 
 def _length(gradients: list[Tensor]) -> Tensor:
