@@ -14,7 +14,10 @@ from gradsigns_lightning.core.utils.checks import check_instance
 def chain(
     model: nn.Module, data: AttackData, *, attacks: Sequence[Attack] = (), observe: Observe | None = None
 ) -> nn.Module:
-    """Attack one after the other, each what the one before has left (combined attacks of Lukas et al., IEEE S&P 2022).
+    """Attack one after the other: the combined attacks of Lukas et al. (IEEE S&P 2022).
+
+    A rotation starts from the gradients that it finds: after another one it turns them back to the owner's
+    mark (measured), so that a chain should have one at most.
 
     Args:
         model: the stolen model.

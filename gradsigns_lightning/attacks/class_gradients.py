@@ -32,9 +32,9 @@ def views_of(target: str, target_class: int, n_classes: int, *, seed: int = 0) -
     """Return the views that a thief suspects.
 
     Args:
-        target: ``"class"`` (one class), ``"classes"`` (each towards itself), ``"pairs"`` (each class's images,
-            towards each class) or ``"mixtures"`` (each class's images, as many normal random mixtures of
-            logits as there are classes).
+        target: ``"class"`` (one class), ``"classes"`` (each towards itself), ``"pairs"`` (each class's
+            images, towards each class) or ``"mixtures"`` (each class's images, as many normal random mixtures
+            of logits as there are classes).
         target_class: the class of ``"class"``.
         n_classes: number of classes.
         seed: of the mixtures.
@@ -85,7 +85,7 @@ class ClassImages:
 def directions(
     model: nn.Module, inputs: Tensor, view: View, data: AttackData, *, create_graph: bool = False
 ) -> Tensor:
-    """Return every image's raw-pixel gradient at unit length, ``(n, C*H*W)``, as this project's readers take it.
+    """Return every image's raw-pixel gradient at unit length, ``(n, C*H*W)``, as this project's readers do.
 
     Of ``log((1 - p) / p)`` instead of ``-log p``: that has the same direction, and does not vanish where the
     network is sure.

@@ -29,7 +29,9 @@ def rotate_suspect(
     seed: int = 0,
     observe: Observe | None = None,
 ) -> nn.Module:
-    """Find the class that carries the mark by :func:`suspect_class`, then :func:`rotate` it (adaptive; this project).
+    """Find the class that carries the mark, then turn its gradient (adaptive; this project).
+
+    The class is that of :func:`suspect_class`, the rest is :func:`rotate`.
 
     Args:
         model: the stolen model; its operations must have second derivatives.
@@ -95,8 +97,8 @@ def suspect_class(
         seed: of the choice of images and of the twin.
 
     Returns:
-        The class, and its z-score: how far its :func:`concentrations` lies above the median of all classes, in
-        standard deviations, estimated by the median absolute deviation.
+        The class, and its z-score: how far its :func:`concentrations` lies above the median of all classes,
+        in standard deviations, estimated by the median absolute deviation.
 
     Raises:
         ValueError: the thief has no two images of a class.
@@ -111,7 +113,9 @@ def suspect_class(
 
 
 def concentrations(model: nn.Module, data: AttackData, images: ClassImages, *, n_images: int) -> Tensor:
-    """Return how far the input gradients of each class's images agree, ``(n_classes,)``: their mean cosine, pair by pair.
+    """Return how far the input gradients of each class's images agree: their mean cosine, ``(n_classes,)``.
+
+    The mean is over pairs of different images.
 
     Raises:
         ValueError: ``n_images`` is below 2, or the thief has no two images of a class.

@@ -25,10 +25,11 @@ from gradsigns_lightning.core.utils.checks import check_int, check_number
 def saturate(
     model: nn.Module, data: AttackData, *, factor: float = 1000.0, observe: Observe | None = None
 ) -> nn.Module:
-    """Scale the logits up until the softmax is saturated (Carlini and Wagner, IEEE S&P 2017, section IV).
+    """Scale the logits up until the softmax is saturated (Carlini and Wagner, IEEE S&P 2017).
 
     They found that this is all that defensive distillation hides: in floating point, the gradient of a loss
-    whose probability is exactly 1 is exactly 0. The classes that are predicted stay the same.
+    whose probability is exactly 1 is exactly 0. The classes that are predicted stay the same. A reader that
+    takes the gradient of ``log((1 - p) / p)`` is not fooled: it has the same direction, and does not vanish.
 
     Args:
         model: the stolen model, whose last linear layer makes the logits.
@@ -76,7 +77,7 @@ def distill_defensively(
     seed: int = 0,
     observe: Observe | None = None,
 ) -> nn.Module:
-    """Train at a high temperature, distill at it, and use the network without (Papernot et al., IEEE S&P 2016).
+    """Train and distill at a high temperature, and use the network without (Papernot et al., IEEE S&P 2016).
 
     Teacher and student both go on from the stolen model, where the paper trains both from scratch; its
     temperature of 100 is the one that hides gradients best.
@@ -123,9 +124,9 @@ class DefensiveDistillation(Attack):
 def shatter(
     model: nn.Module, data: AttackData, *, bits: int = 8, observe: Observe | None = None
 ) -> nn.Module:
-    """Round the input, so that its gradient is zero everywhere (Athalye et al., ICML 2018: shattered gradients).
+    """Round the input, so that its gradient is zero: shattered gradients (Athalye et al., ICML 2018).
 
-    Images of ``bits`` bits are classified as before.
+    Images of ``bits`` bits are classified as before. A judge who looks at the network sees the rounding.
 
     Args:
         model: the stolen model.

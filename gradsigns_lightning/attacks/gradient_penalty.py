@@ -23,10 +23,11 @@ def penalize_gradients(
     seed: int = 0,
     observe: Observe | None = None,
 ) -> nn.Module:
-    """Fine-tune with a penalty on the length of input gradients: double backpropagation (Drucker and LeCun, 1992).
+    """Fine-tune with a penalty on the length of input gradients: double backpropagation.
 
-    Ross and Doshi-Velez (AAAI 2018) take it as a defence against adversarial examples. Here each image's
-    gradient is that of its own loss, with respect to the normalized input, in the training's own forward pass.
+    By Drucker and LeCun (IEEE Transactions on Neural Networks, 1992); Ross and Doshi-Velez (AAAI 2018) take
+    it as a defence against adversarial examples. The gradient is that of the training's own loss, with label
+    smoothing, by the normalized input, in the same forward pass.
 
     Args:
         model: the stolen model; its operations must have second derivatives.

@@ -30,7 +30,9 @@ def overwrite(
     seed: int = 0,
     observe: Observe | None = None,
 ) -> nn.Module:
-    """Embed marks with keys of the thief's own (Uchida et al., ICMR 2017, section 4; Lukas et al., IEEE S&P 2022).
+    """Embed marks with keys of the thief's own: overwriting (Wang and Kerschbaum, ICASSP 2019).
+
+    The marks take turns, so that a step embeds one at most; how strongly is up to who makes them.
 
     Args:
         model: the stolen model.
@@ -103,7 +105,7 @@ def flush(
     seed: int = 0,
     observe: Observe | None = None,
 ) -> nn.Module:
-    """Embed marks of the thief's own, then unlearn them, and with them what they stand on (adaptive; this project).
+    """Embed marks of the thief's own, then unlearn them and what was there before (adaptive; this project).
 
     :func:`overwrite`, then turn the gradients away both from what they were in the stolen model and from what
     the own marks have made of them. From the latter alone, they turn back to the owner's mark (measured).

@@ -38,12 +38,13 @@ def rotate(
     seed: int = 0,
     observe: Observe | None = None,
 ) -> nn.Module:
-    """Fine-tune, and turn mean input gradients away from what they were: ``relu(cos(u, u0))`` (adaptive; this project).
+    """Fine-tune, and turn mean input gradients away from what they were (adaptive; this project).
 
-    A mark of this project stands in the mean direction u of a class's input gradients. The thief, who knows
-    no key, needs none: a network has many more directions that serve as well. In every ``every_n_steps``-th
-    step the task's gradient is joined by the penalty's, ``strength`` times as long as it times the mean of
-    the cosines that are left, so that the push ends where the old direction is gone.
+    A mark of this project stands in the mean direction u of a class's input gradients. The thief needs no
+    key: many other directions serve as well. In every ``every_n_steps``-th step the gradient of the penalty
+    ``|cos(u, u0)|`` joins that of the task, ``strength`` times as long, times the mean penalty that is left,
+    so that the push ends where the old direction is gone. (With ``relu(cos)`` it overshoots: the mark comes
+    out inverted, which a two-sided test would read.)
 
     Args:
         model: the stolen model; its operations must have second derivatives.
@@ -52,7 +53,8 @@ def rotate(
             the images of each class, towards each class) or ``"mixtures"`` (over the images of each class, of
             random mixtures of logits).
         target_class: the class of ``"class"``.
-        strength: length of the penalty's gradient, in lengths of the task's, where nothing is turned yet; >= 0.
+        strength: length of the penalty's gradient, in lengths of the task's, where nothing is turned yet,
+            >= 0.
         every_n_steps: optimizer steps from one push to the next, >= 1.
         n_views: most mean gradients that one push turns, drawn at random, >= 1.
         n_images: images for each, >= 1.
@@ -152,7 +154,7 @@ def turn_away(
 
 
 class _Origin:
-    """The views' mean directions in a network, less the usual one's; each is computed when first asked for."""
+    """The views' mean directions in a network, less the usual one's; each is computed when asked for."""
 
     def __init__(
         self, model: nn.Module, usual: nn.Module | None, images: ClassImages, data: AttackData

@@ -10,7 +10,7 @@ from gradsigns_lightning.attacks.class_gradients import ClassImages, View, mean_
 
 
 def gradients(model, thief):
-    """Return the input gradients of the loss, as a reader without log-odds takes them, in single precision."""
+    """Return the input gradients of the loss itself, which are not those of the log-odds."""
     x, y = next(iter(thief.in_order()))
     leaf = x.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -6,15 +8,19 @@ from gradsigns_lightning.attacks import fine_tune, penalize_gradients
 
 
 def gradient_length(model, thief):
-    x, y = next(iter(thief.in_order()))
+    """Return the mean length of the input gradients as they are penalized, in training mode."""
+    x, y = next(iter(thief.in_order(128)))
     leaf = x.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf)
-    return gradient.flatten(1).norm(dim=1).mean().item()
+    loss = nn.functional.cross_entropy(
+        copy.deepcopy(model).train()(leaf), y, reduction="sum", label_smoothing=0.1
+    )
+    return torch.autograd.grad(loss, leaf)[0].flatten(1).norm(dim=1).mean().item()
 
 
-def test_the_input_gradients_shrink(stolen, thief, judge):
-    without, penalized = fine_tune(stolen, thief), penalize_gradients(stolen, thief, strength=5.0)
+def test_the_input_gradients_shrink_and_the_mark_goes(stolen, thief, judge):
+    without, penalized = fine_tune(stolen, thief), penalize_gradients(stolen, thief, strength=10.0)
     assert gradient_length(penalized, thief) < 0.8 * gradient_length(without, thief)
+    assert judge.log10_p_value(penalized) > judge.log10_p_value(without) + 2
     assert judge.accuracy(penalized) > 0.9
 
 

@@ -27,6 +27,7 @@ from gradsigns_lightning.attacks.class_gradients import (
     mean_direction,
     views_of,
 )
+from gradsigns_lightning.models import ViT
 
 SHORT = {"epochs": 1, "rate_factor": 0.3}
 ADAPTIVE = [
@@ -95,11 +96,31 @@ def test_what_a_twin_has_of_the_gradient_may_stay(stolen, thief, judge):
     assert judge.accuracy(turned) > judge.accuracy(stolen) - 0.05
 
 
-def test_networks_without_batch_norm_are_turned_too(thief):
+@pytest.mark.parametrize("kind", ["mlp", "vit"])
+def test_networks_without_batch_norm_are_turned_too(thief, kind):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
-    turned = rotate(network, thief, target="pairs", n_views=3, every_n_steps=1, epochs=1)
-    assert not torch.equal(turned[1].weight, network[1].weight)
+    network = (
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+        if kind == "mlp"
+        else ViT((1, 8, 8), 10, patch_size=4, dim=8, depth=1, heads=2)
+    )
+    settings = {"target": "pairs", "n_views": 3, "every_n_steps": 1, "epochs": 1}
+    without, turned = (rotate(network, thief, strength=s, **settings) for s in (0.0, 3.0))
+    views, images = views_of("pairs", 0, 10), ClassImages(thief)
+
+    def left(model):
+        return np.mean(
+            [
+                torch.cosine_similarity(
+                    *(mean_direction(m, images, v, thief) for m in (model, network)), dim=0
+                )
+                .abs()
+                .item()
+                for v in views[::10]
+            ]
+        )
+
+    assert left(turned) < left(without)
 
 
 def test_directions_are_those_of_the_loss_also_where_its_gradient_underflows(stolen, thief):
