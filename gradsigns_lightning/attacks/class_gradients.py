@@ -116,9 +116,8 @@ def mean_direction(
 ) -> Tensor:
     """Return the mean of :func:`directions` over the thief's images of the view's class, ``(C*H*W,)``."""
     inputs = images.of(view.images, n_images)
-    total = sum(directions(model, part, view, data).sum(0) for part in inputs.split(128))
-    assert isinstance(total, Tensor)
-    return total / len(inputs)
+    sums = [directions(model, part, view, data).sum(0) for part in torch.split(inputs, 128)]
+    return torch.stack(sums).sum(0) / len(inputs)
 
 
 def _score(logits: Tensor, towards: int | Tensor) -> Tensor:

@@ -132,5 +132,7 @@ def _mean_cosine(model: nn.Module, data: AttackData, inputs: Tensor, class_index
     if n < 2:
         raise ValueError(f"`data` must have two images of class {class_index}, got one.")
     view = View(class_index, class_index)
-    total = torch.stack([directions(model, part, view, data).sum(0) for part in inputs.split(128)]).sum(0)
+    total = torch.stack(
+        [directions(model, part, view, data).sum(0) for part in torch.split(inputs, 128)]
+    ).sum(0)
     return float((total @ total - n) / (n * (n - 1)))

@@ -158,6 +158,9 @@ class Shattering(Attack):
 class _Rounding(nn.Module):
     """Rounds normalized inputs to so many bits of a raw pixel."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, data: AttackData, bits: int) -> None:
         super().__init__()
         self.levels = 2**bits - 1

@@ -222,4 +222,5 @@ class _Push:
 
 
 def _length(gradients: list[Tensor]) -> Tensor:
-    return torch.stack([gradient.norm() for gradient in gradients]).norm()
+    length: Tensor = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    return length

@@ -24,8 +24,9 @@ def with_random_weights(model: nn.Module, *, seed: int = 0) -> nn.Module:
     drawn: set[int] = set()
     with seeded(seed, fresh), torch.no_grad():
         for module in fresh.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
                 drawn |= {id(p) for p in module.parameters(recurse=False)}
         for parameter in fresh.parameters():
             if id(parameter) not in drawn and parameter.ndim > 1:

@@ -104,7 +104,7 @@ def test_networks_without_batch_norm_are_turned_too(thief, kind):
         if kind == "mlp"
         else ViT((1, 8, 8), 10, patch_size=4, dim=8, depth=1, heads=2)
     )
-    settings = {"target": "classes", "every_n_steps": 1, "epochs": 3}
+    settings = {"target": "classes", "every_n_steps": 1, "n_views": 5, "epochs": 3}
     without, turned = (rotate(network, thief, strength=s, **settings) for s in (0.0, 3.0))
     images = ClassImages(thief)
 
