@@ -21,6 +21,10 @@ if TYPE_CHECKING:
         AttackData,
         Recipe,
     )
+    from gradsigns_lightning.attacks.chaining import (
+        Chain,
+        chain,
+    )
     from gradsigns_lightning.attacks.cleansing import (
         Laundering,
         TriggerPruning,
@@ -28,6 +32,11 @@ if TYPE_CHECKING:
         launder,
         prune_trigger,
         unlearn_trigger,
+    )
+    from gradsigns_lightning.attacks.detection import (
+        SuspectRotation,
+        rotate_suspect,
+        suspect_class,
     )
     from gradsigns_lightning.attacks.fine_pruning import (
         FinePruning,
@@ -42,6 +51,18 @@ if TYPE_CHECKING:
         noise_labels,
         smooth_labels,
         super_fine_tune,
+    )
+    from gradsigns_lightning.attacks.gradient_masking import (
+        DefensiveDistillation,
+        Saturation,
+        Shattering,
+        distill_defensively,
+        saturate,
+        shatter,
+    )
+    from gradsigns_lightning.attacks.gradient_penalty import (
+        GradientPenalty,
+        penalize_gradients,
     )
     from gradsigns_lightning.attacks.inputs import (
         FeatureSqueezing,
@@ -86,6 +107,16 @@ if TYPE_CHECKING:
         OcclusionTraining,
         occlude_inputs,
         train_on_occlusions,
+    )
+    from gradsigns_lightning.attacks.overwriting import (
+        Flushing,
+        Overwriting,
+        flush,
+        overwrite,
+    )
+    from gradsigns_lightning.attacks.own_marks import (
+        MakeMark,
+        OwnMark,
     )
     from gradsigns_lightning.attacks.pruning import (
         ChannelPruning,
@@ -139,6 +170,10 @@ if TYPE_CHECKING:
         permute_neurons,
         rescale_neurons,
     )
+    from gradsigns_lightning.attacks.rotation import (
+        Rotation,
+        rotate,
+    )
     from gradsigns_lightning.attacks.round_trips import (
         ExportRoundTrip,
         OnnxRoundTrip,
@@ -167,14 +202,18 @@ __all__ = [
     "AttentionDistillation",
     "BatchNormFolding",
     "BoundaryReshaping",
+    "Chain",
     "ChannelPruning",
     "CheckpointAveraging",
+    "DefensiveDistillation",
     "DummyNeurons",
     "ExportRoundTrip",
     "FeatureShift",
     "FeatureSqueezing",
     "FinePruning",
     "FineTuning",
+    "Flushing",
+    "GradientPenalty",
     "InputFlipping",
     "InputNoising",
     "InputOcclusion",
@@ -190,11 +229,14 @@ __all__ = [
     "LayerFusion",
     "LayerInsertion",
     "LipschitzPruning",
+    "MakeMark",
     "ModeConnectivity",
     "NeuronPermutation",
     "NeuronRescaling",
     "OcclusionTraining",
     "OnnxRoundTrip",
+    "Overwriting",
+    "OwnMark",
     "Pruning",
     "Quantization",
     "RandomizedSmoothing",
@@ -202,11 +244,15 @@ __all__ = [
     "ReconstructiveNeuronPruning",
     "Refit",
     "Regularization",
+    "Rotation",
+    "Saturation",
     "ScoreNoise",
     "ScorePerturbation",
     "ScoreRounding",
     "SharpnessAware",
+    "Shattering",
     "SuperFineTuning",
+    "SuspectRotation",
     "TopK",
     "TorchScriptRoundTrip",
     "TriggerPruning",
@@ -218,14 +264,17 @@ __all__ = [
     "add_score_noise",
     "add_weight_noise",
     "average_checkpoints",
+    "chain",
     "compress_inputs",
     "connect_modes",
     "distill_attention",
+    "distill_defensively",
     "export_round_trip",
     "fine_prune",
     "fine_tune",
     "fine_tune_with_sam",
     "flip_inputs",
+    "flush",
     "fold_batch_norm",
     "fuse_layers",
     "insert_layers",
@@ -234,6 +283,8 @@ __all__ = [
     "noise_labels",
     "occlude_inputs",
     "onnx_round_trip",
+    "overwrite",
+    "penalize_gradients",
     "permute_neurons",
     "perturb_scores",
     "prune",
@@ -250,7 +301,11 @@ __all__ = [
     "regularize",
     "rescale_neurons",
     "reshape_boundaries",
+    "rotate",
+    "rotate_suspect",
     "round_scores",
+    "saturate",
+    "shatter",
     "shift_features",
     "shift_weights",
     "smooth_inputs",
@@ -258,6 +313,7 @@ __all__ = [
     "smooth_randomly",
     "squeeze_features",
     "super_fine_tune",
+    "suspect_class",
     "tell_labels_only",
     "torchscript_round_trip",
     "train_adversarially",
@@ -271,10 +327,15 @@ __getattr__, __dir__ = lazy_names(
     {
         "averaging": "CheckpointAveraging ModeConnectivity average_checkpoints connect_modes",
         "base": "Attack AttackData Recipe",
+        "chaining": "Chain chain",
         "cleansing": "Laundering TriggerPruning TriggerUnlearning launder prune_trigger unlearn_trigger",
+        "detection": "SuspectRotation rotate_suspect suspect_class",
         "fine_pruning": "FinePruning fine_prune",
         "fine_tuning": "FineTuning LabelNoise LabelSmoothing SuperFineTuning fine_tune noise_labels "
         "smooth_labels super_fine_tune",
+        "gradient_masking": "DefensiveDistillation Saturation Shattering distill_defensively saturate "
+        "shatter",
+        "gradient_penalty": "GradientPenalty penalize_gradients",
         "inputs": "FeatureSqueezing InputFlipping InputNoising InputQuantization InputSmoothing "
         "JpegCompression add_input_noise compress_inputs flip_inputs quantize_inputs "
         "smooth_inputs squeeze_features",
@@ -285,6 +346,8 @@ __getattr__, __dir__ = lazy_names(
         "prune_reconstructively",
         "noise": "WeightNoise WeightShifting add_weight_noise shift_weights",
         "occlusion": "InputOcclusion OcclusionTraining occlude_inputs train_on_occlusions",
+        "overwriting": "Flushing Overwriting flush overwrite",
+        "own_marks": "MakeMark OwnMark",
         "pruning": "ChannelPruning Pruning prune prune_channels",
         "quantization": "Int8 Quantization quantize quantize_int8",
         "reconstruction": "InputReconstruction reconstruct_inputs",
@@ -295,6 +358,7 @@ __getattr__, __dir__ = lazy_names(
         "smooth_randomly tell_labels_only",
         "rewrites": "DummyNeurons NeuronPermutation NeuronRescaling add_dummy_neurons "
         "permute_neurons rescale_neurons",
+        "rotation": "Rotation rotate",
         "round_trips": "ExportRoundTrip OnnxRoundTrip TorchScriptRoundTrip export_round_trip "
         "onnx_round_trip torchscript_round_trip",
         "sharpness": "SharpnessAware fine_tune_with_sam",

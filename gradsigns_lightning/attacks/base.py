@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from gradsigns_lightning.core.torch_state.contexts import frozen_statistics
 from gradsigns_lightning.core.utils.checks import check_choice, check_int, check_number
 from gradsigns_lightning.data.sources import Batch, keep_batch
 
 if TYPE_CHECKING:
+    from gradsigns_lightning.attacks.own_marks import MakeMark
     from gradsigns_lightning.data.base import ImageDataModule
 
 THIEF_SHARE, THIEF_SEED = 1 / 3, 1337  # of the Watermark-Robustness-Toolbox (Lukas et al., IEEE S&P 2022)
@@ -76,6 +78,7 @@ class AttackData:
         input_std: its standard deviation, likewise.
         recipe: how networks of this kind are trained.
         num_workers: worker processes of each loader.
+        make_mark: makes a mark of the thief's own, for attacks that embed one; None if they have none.
     """
 
     train: Dataset[Batch]
@@ -85,6 +88,7 @@ class AttackData:
     input_std: tuple[float, ...]
     recipe: Recipe = field(default_factory=Recipe)
     num_workers: int = 0
+    make_mark: MakeMark | None = None
 
     @classmethod
     def of(
@@ -273,12 +277,9 @@ def last_layer(model: nn.Module) -> nn.Linear:
 @torch.no_grad()
 def predictions(model: nn.Module, data: AttackData) -> Tensor:
     """Return the logits ``(n, n_classes)`` for the thief's images, in order and not augmented, on the CPU."""
-    device, was_training = device_of(model), model.training
-    model.eval()
-    try:
+    device = device_of(model)
+    with frozen_statistics(model):
         return torch.cat([model(x.to(device)).float().cpu() for x, _ in data.in_order()])
-    finally:
-        model.train(was_training)
 
 
 @contextmanager

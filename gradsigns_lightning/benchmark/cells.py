@@ -22,10 +22,11 @@ from filelock import FileLock
 from torch import nn
 
 from gradsigns_lightning import __version__
-from gradsigns_lightning.attacks.base import Attack, AttackData
+from gradsigns_lightning.attacks.base import Attack
 from gradsigns_lightning.benchmark.measuring import Judge, attacked
 from gradsigns_lightning.benchmark.records import AttackRecord
 from gradsigns_lightning.benchmark.schemes.base import Owner, Scheme
+from gradsigns_lightning.benchmark.thieves import thief_of
 from gradsigns_lightning.core.utils.files import atomic_write
 from gradsigns_lightning.runs.build import build
 from gradsigns_lightning.runs.own import build_data, build_network
@@ -129,7 +130,8 @@ def _measured(
     settings: dict[str, Any], owner: Owner, scheme: Scheme, attack: Attack, folder: Path
 ) -> AttackRecord:
     model = _model(settings, owner, scheme, folder / "models")
-    thief = AttackData.of(owner.data, owner.recipe, share=settings["share"])
+    n_bits = settings["key"]["n_bits"]
+    thief = thief_of(owner.data, owner.recipe, share=settings["share"], n_bits=n_bits)
     judge = Judge(scheme.reader(owner), owner.data.test_dataloader())
     device = (
         "cuda" if torch.cuda.is_available() and settings["trainer"].get("accelerator") != "cpu" else "cpu"

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from gradsigns_lightning.attacks import AttackData
 from gradsigns_lightning.attacks.base import Attack
 from gradsigns_lightning.benchmark import AttackRecord, Judge, KeyReader, Point, attacked
+from gradsigns_lightning.benchmark.thieves import thief_of
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.tables import as_sentence, check_json_path, print_rows, write_json
 from gradsigns_lightning.core.result import bits_in_words
@@ -38,7 +38,8 @@ def run(config: Any) -> Outcome:
     data = suspect_data(settings, stolen.data_name)
     data.setup()
     with options({name: f"recipe.{name}" for name in settings["recipe"]} | {"share": "share"}):
-        thief = AttackData.of(data, build(settings["recipe"], option="recipe"), share=settings["share"])
+        recipe = build(settings["recipe"], option="recipe")
+        thief = thief_of(data, recipe, share=settings["share"], n_bits=key.n_bits)
     images = data.raw_images("test", key.target_class)
     reader = KeyReader(key, images, alpha=settings["alpha"], max_queries=settings["max_queries"])
     judge = Judge(reader, data.test_dataloader())

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +11,14 @@ from lightning.pytorch import Trainer, seed_everything
 
 from gradsigns_lightning import GradSigns, WatermarkKey, verify
 from gradsigns_lightning.attacks.base import AttackData, Recipe
+from gradsigns_lightning.core.settings import EmbeddingSettings
+from gradsigns_lightning.core.watermarker import Watermarker
 from gradsigns_lightning.data import Digits
 from gradsigns_lightning.models import Classifier, SmallResNet
 
-KEY = WatermarkKey.generate("Acme", 32, input_shape=(1, 8, 8), target_class=3, secret=bytes(32))
+# Normalized as `Digits` does, or the judge would show the network other images than it was trained on.
+KIND = {"n_bits": 32, "input_shape": (1, 8, 8), "input_mean": 0.305, "input_std": 0.376}
+KEY = WatermarkKey.generate("Acme", target_class=3, secret=bytes(32), **KIND)
 RECIPE = Recipe(rate=3e-3, epochs=16, batch_size=32)
 
 
@@ -63,6 +68,27 @@ def thief(digits):
     return AttackData.of(digits, RECIPE)
 
 
+class OwnMark:
+    """A mark with a key of the thief's own."""
+
+    def __init__(self, target_class, number):
+        secret = bytes([1 + target_class, 1 + number] * 16)
+        self.key = WatermarkKey.generate("Thief", target_class=target_class, secret=secret, **KIND)
+        self.watermarker = Watermarker(self.key, EmbeddingSettings(strength=5.0, cadence=1))
+
+    def loss(self, model, x, y, step):
+        return self.watermarker.step(model, model, x, y, step=step)
+
+    def before_step(self, parameters, step):
+        self.watermarker.observe_gradients(0, parameters, step=step)
+
+
+@pytest.fixture(scope="session")
+def armed(thief):
+    """What a thief has who can embed marks of their own."""
+    return replace(thief, make_mark=OwnMark)
+
+
 @pytest.fixture(scope="session")
 def judge(digits):
     """Return what reads a model: ``accuracy``, ``verify`` with the key, and ``log10_p_value``."""
@@ -74,10 +100,10 @@ def judge(digits):
     def accuracy(model):
         return (model.eval()((images - mean) / std).argmax(1) == labels).float().mean().item()
 
-    def read(model):
+    def read(model, key=KEY):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return verify(model, KEY, natural)
+            return verify(model, key, natural)
 
     return SimpleNamespace(
         accuracy=accuracy, verify=read, log10_p_value=lambda model: read(model).log10_p_value
