@@ -122,7 +122,7 @@ def test_networks_without_convolutions_and_batch_norm_are_attacked(attack, netwo
         (launder, {"conv_threshold": -1.0}),
         (launder, {"penalty": -1.0}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_settings_are_checked(attack, setting, stolen, thief):
     settings = {**SHORT[attack], **setting}

@@ -88,7 +88,7 @@ def test_networks_without_convolutions_and_batch_norm_are_attacked(attack, netwo
         (fine_tune_with_sam, {"radius": -1.0}),
         (fine_tune_with_sam, {"rate_factor": -1.0}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_settings_are_checked(attack, setting, stolen, thief):
     with pytest.raises(ValueError, match=rf"`{next(iter(setting))}` must be"):
