@@ -46,7 +46,7 @@ EXAMPLES = {
     "benchmark": (
         "experiment=demo attack=rtal",
         "-m experiment=demo attack=ftal,ftll,rtal,rtll seed=0,1,2",
-        "-m experiment=fashion_mnist 'attack=glob(*)' seed=0,1,2 hydra/launcher=joblib",
+        "-m experiment=fashion_mnist scheme=gradsigns,uchida attack=ftal,prune_90 hydra/launcher=joblib",
     ),
     "report": (
         "out=survival.md",
