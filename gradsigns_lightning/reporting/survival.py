@@ -138,12 +138,12 @@ def _groups(cells: Sequence[CellRecord]) -> Mapping[str, Group]:
 
 
 def _before(cells: Sequence[CellRecord], scheme: str) -> str:
-    """Return what the scheme's models show, each seed once."""
-    by_seed = {
-        cell.names["seed"]: cell.record.before
-        for cell in cells
-        if cell.record is not None and cell.names["scheme"] == scheme and cell.record.kind == "model"
-    }
+    """Return what the scheme's models show, each seed once; from their weights if any cell reads those."""
+    of_scheme = [cell for cell in cells if cell.record is not None and cell.names["scheme"] == scheme]
+    by_seed: dict[object, Point] = {}
+    for cell in sorted(of_scheme, key=lambda cell: cell.record is not None and cell.record.kind == "model"):
+        assert cell.record is not None
+        by_seed[cell.names["seed"]] = cell.record.before
     if not by_seed:
         return ""
     points = list(by_seed.values())

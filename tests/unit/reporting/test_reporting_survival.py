@@ -52,6 +52,18 @@ def test_a_mark_that_was_never_there_is_neither_lost_nor_kept():
     assert rows(page)["ftal"] == ["⚪ -0.5; +0.0"]
 
 
+@pytest.mark.parametrize("kinds", [("responses",), ("responses", "model"), ("model", "responses")])
+def test_models_are_shown_as_their_weights_read_where_those_were_read(kinds):
+    found = []
+    for kind in kinds:
+        before = Point(0, 0.9, PROVEN if kind == "model" else GONE)
+        names = {"scheme": "ours", "attack": kind, "seed": 0, "data": "digits", "model": "mlp"}
+        record = AttackRecord("X", {}, kind, before, before, (), 1.0, 300)
+        found.append(CellRecord(kind, names, "done", record, None, 1.0))
+    expected = "-38.5" if "model" in kinds else "-0.5"
+    assert rows(survival_page(found))["before any attack"] == [f"{expected}; accuracy 90.0 %"]
+
+
 def test_what_crashed_is_told_with_its_reason():
     page = survival_page(CELLS, command="gradsigns benchmark -m")
     assert "attack jpeg, seed 0, data digits, model mlp: crashed, RuntimeError: out of memory" in page
