@@ -80,12 +80,12 @@ class Authority:
             if name in sha1:  # openssl still does it
                 by = f"-CA {issuer[0]}.pem -CAkey {issuer[0]}.key" if issuer else f"-signkey {name}.key"
                 self._openssl(
-                    f"x509 -x509toreq -in {name}.pem -signkey {name}.key -copy_extensions copyall "
-                    f"-out {name}.csr"
+                    f"x509 -x509toreq -in {name}.pem -signkey {name}.key -copy_extensions copyall -out "
+                    f"{name}.csr"
                 )
                 self._openssl(
-                    f"x509 -req -in {name}.csr {by} -sha1 -copy_extensions copyall -set_serial 7 "
-                    f"-out {name}.new"
+                    f"x509 -req -in {name}.csr {by} -sha1 -copy_extensions copyall -set_serial 7 -out "
+                    f"{name}.new"
                 )
                 (folder / f"{name}.new").replace(folder / f"{name}.pem")
             issuer = (name, key)

@@ -337,8 +337,8 @@ __getattr__, __dir__ = lazy_names(
         "shatter",
         "gradient_penalty": "GradientPenalty penalize_gradients",
         "inputs": "FeatureSqueezing InputFlipping InputNoising InputQuantization InputSmoothing "
-        "JpegCompression add_input_noise compress_inputs flip_inputs quantize_inputs "
-        "smooth_inputs squeeze_features",
+        "JpegCompression add_input_noise compress_inputs flip_inputs quantize_inputs smooth_inputs "
+        "squeeze_features",
         "layer_rewrites": "BatchNormFolding LayerFusion LayerInsertion fold_batch_norm fuse_layers "
         "insert_layers",
         "lipschitz_pruning": "LipschitzPruning prune_lipschitz",
@@ -354,8 +354,7 @@ __getattr__, __dir__ = lazy_names(
         "regularization": "FeatureShift Refit Regularization refit regularize shift_features",
         "repair": "AdversarialTraining AttentionDistillation distill_attention train_adversarially",
         "responses": "LabelsOnly RandomizedSmoothing ScoreNoise ScorePerturbation ScoreRounding "
-        "TopK add_score_noise name_best_classes perturb_scores round_scores "
-        "smooth_randomly tell_labels_only",
+        "TopK add_score_noise name_best_classes perturb_scores round_scores smooth_randomly tell_labels_only",
         "rewrites": "DummyNeurons NeuronPermutation NeuronRescaling add_dummy_neurons "
         "permute_neurons rescale_neurons",
         "rotation": "Rotation rotate",

@@ -37,8 +37,8 @@ def fold_batch_norm(model: nn.Module, data: AttackData, *, observe: Observe | No
     pairs = [(a, b) for a, b in _in_a_row(attacked, NORMS) if _can_fold(attacked, a, b)]
     if not pairs:
         raise ValueError(
-            f"`model` must have batch normalization behind a convolution or linear layer, "
-            f"got {type(model).__name__}."
+            "`model` must have batch normalization behind a convolution or linear layer, got "
+            f"{type(model).__name__}."
         )
     for before, norm in pairs:
         layer, folded = attacked.get_submodule(before), attacked.get_submodule(norm)

@@ -83,8 +83,8 @@ def _normalized_convolutions(model: nn.Module) -> list[tuple[Convolution, BatchN
     ]
     if not pairs:
         raise ValueError(
-            "`model` must have a batch normalization with scales after a convolution; "
-            f"found none in {type(model).__name__}."
+            "`model` must have a batch normalization with scales after a convolution; found none in "
+            f"{type(model).__name__}."
         )
     return pairs
 

@@ -85,8 +85,8 @@ def _unknown_option(error: Any) -> str:
     group, _, option = missing.rpartition("/")
     if group == "hydra/launcher" and option == "joblib":
         return (
-            "`hydra/launcher=joblib` needs a package that is not installed: "
-            "pip install 'gradsigns-lightning[sweep]'."
+            "`hydra/launcher=joblib` needs a package that is not installed: pip install "
+            "'gradsigns-lightning[sweep]'."
         )
     if not options:
         return _first_line(error)

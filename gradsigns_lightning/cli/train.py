@@ -98,9 +98,9 @@ def _own_network(settings: dict[str, Any], checkpoint: str) -> str:
         return ""
     arguments = f"{short_path(checkpoint)!r}, net=..., n_classes={settings['data']['n_classes']}"
     return (
-        f"{settings['model']['_target_']} is not a network of this package or torchvision, so "
-        "`gradsigns verify checkpoint=` cannot build it. In Python: "
-        f"model = gradsigns_lightning.models.Classifier.load_from_checkpoint({arguments}); "
+        f"{settings['model']['_target_']} is not a network of this package or torchvision, so `gradsigns "
+        "verify checkpoint=` cannot build it. In Python: model = "
+        f"gradsigns_lightning.models.Classifier.load_from_checkpoint({arguments}); "
         "gradsigns_lightning.verify(model, key, images)."
     )
 

@@ -208,8 +208,8 @@ class ImageDataModule(LightningDataModule, ABC):
         labels = source.labels
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.n_classes:
             raise ValueError(
-                f"`n_classes` is {self.n_classes}, so labels must be in [0, {self.n_classes - 1}], "
-                f"but the {split} images have labels {int(labels.min())} ... {int(labels.max())}."
+                f"`n_classes` is {self.n_classes}, so labels must be in [0, {self.n_classes - 1}], but the "
+                f"{split} images have labels {int(labels.min())} ... {int(labels.max())}."
             )
         self._sources[split] = source
 

@@ -50,8 +50,8 @@ class FolderDataModule(ImageDataModule):
     ) -> None:
         if n_classes is not None and n_classes != len(classes):
             raise ValueError(
-                f"`n_classes` must be {len(classes)}, the number of classes found in {root}, "
-                f"got {n_classes!r}."
+                f"`n_classes` must be {len(classes)}, the number of classes found in {root}, got "
+                f"{n_classes!r}."
             )
         self.image_size = _image_size(image_size)
         super().__init__(input_shape=(3, *self.image_size), n_classes=len(classes), root=root, **kwargs)

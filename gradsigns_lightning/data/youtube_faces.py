@@ -94,8 +94,8 @@ def _videos_by_person(root: Path) -> dict[str, list[Path]]:
     folder = root / _FOLDER
     if not folder.is_dir():
         raise error_about(folder)(
-            f"`root` must hold {_FOLDER}/<person>/<video>/<video>.<frame>.jpg, got root={root}. "
-            "Ask the authors of the data set for the aligned frames and unpack them there."
+            f"`root` must hold {_FOLDER}/<person>/<video>/<video>.<frame>.jpg, got root={root}. Ask the "
+            "authors of the data set for the aligned frames and unpack them there."
         )
     videos = {person.name: sorted(subfolders(person), key=_natural) for person in subfolders(folder)}
     several = {name: found for name, found in videos.items() if len(found) >= 2}

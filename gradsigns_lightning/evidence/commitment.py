@@ -99,8 +99,8 @@ def _check_format(content: Any) -> None:
     if isinstance(content, dict) and content.get("format") == _FORMER:
         raise ValueError(
             f"`commitment` has format {_FORMER!r}, which anybody could copy into a file of their own and "
-            f"have stamped; this release reads {_FORMAT!r}. Commit to the same keys again with "
-            "`gradsigns commit`, and have that file time-stamped."
+            f"have stamped; this release reads {_FORMAT!r}. Commit to the same keys again with `gradsigns "
+            "commit`, and have that file time-stamped."
         )
 
 

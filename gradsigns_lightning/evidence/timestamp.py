@@ -131,8 +131,8 @@ def _check_strength(signed_data: Any, trusted: Sequence[x509.Certificate], time:
     if weak:
         names = ", ".join(_STRONG_DIGESTS.values())
         raise ValueError(
-            f"it must be signed with {names}, not with the digest algorithm {min(weak)} (SHA-1 "
-            f"is 1.3.14.3.2.26)"
+            f"it must be signed with {names}, not with the digest algorithm {min(weak)} (SHA-1 is "
+            "1.3.14.3.2.26)"
         )
     embedded = [x509.load_der_x509_certificate(data) for data in signed_data.certificates]
     (info,) = signed_data.signer_infos

@@ -197,8 +197,8 @@ class JsonTemplate:
     def _index(self, name: Any) -> int:
         if str(name) not in self._classes:
             raise ValueError(
-                f"the service answers {str(name)[:40]!r}, which is not one of the "
-                f"{len(self._classes)} `classes`"
+                f"the service answers {str(name)[:40]!r}, which is not one of the {len(self._classes)} "
+                "`classes`"
             )
         return self._classes[str(name)]
 

@@ -96,8 +96,8 @@ def description_of(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
     stated = mapping(description, "description")
     if type(stated.get("format")) is not int or stated["format"] != FORMAT:
         raise ValueError(
-            f"`checkpoint`: {str(path)!r} has format {shown(stated.get('format'))}, "
-            f"this release reads {FORMAT}."
+            f"`checkpoint`: {str(path)!r} has format {shown(stated.get('format'))}, this release reads "
+            f"{FORMAT}."
         )
     return {"model": stated.get("model"), "data": _data(stated.get("data"))}
 

@@ -57,8 +57,8 @@ def check_raw_images(images: Tensor, key: SignatureKey) -> None:
     low, high = (float(v) for v in images.detach().aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(
-            f"`images` must be raw pixels in [0, 1] (before any normalization), got values from {low:g} "
-            f"to {high:g}."
+            f"`images` must be raw pixels in [0, 1] (before any normalization), got values from {low:g} to "
+            f"{high:g}."
         )
 
 

@@ -48,8 +48,7 @@ SIGNATURES = {
     ),
     WatermarkKey.generate: (
         "owner, n_bits=128, *, input_shape, target_class, n_carriers=None, payload=None, input_mean=0.0, "
-        "input_std=1.0, "
-        "scope='', secret=None"
+        "input_std=1.0, scope='', secret=None"
     ),
     WatermarkKey.load: "path",
     strip: "checkpoint, out, *, overwrite=False",
@@ -63,18 +62,16 @@ SIGNATURES = {
     verify_many: "model, keys, images, *, alpha=1e-09, batch_size=None, logits=None, carrier_layer=None",
     verify_api: (
         "predict, key, images, *, max_queries=1000, alpha=1e-09, estimator='groups', answers=None, "
-        "alignments=('identity',), "
-        "batch_size=32, journal=None"
+        "alignments=('identity',), batch_size=32, journal=None"
     ),
     VerificationResult: (
         "n_bits, n_matches, n_erasures, bit_error_rate, p_value, log10_p_value, margin, n_queries, alpha, "
-        "verdict, commitment, "
-        "recognised, free_bits"
+        "verdict, commitment, recognised, free_bits"
     ),
     ApiVerificationResult: (
         "n_bits, n_matches, n_erasures, bit_error_rate, p_value, log10_p_value, margin, n_queries, alpha, "
-        "verdict, commitment, "
-        "recognised, free_bits, answers, estimator, alignment, step, n_images, n_looks, stopped"
+        "verdict, commitment, recognised, free_bits, answers, estimator, alignment, step, n_images, "
+        "n_looks, stopped"
     ),
 }
 

@@ -21,8 +21,8 @@ def check_name(name: str, value: Any, *, minimum: int) -> None:
     check_instance(name, value, str)
     if not minimum <= len(value) <= 256 or value != unicodedata.normalize("NFC", value):
         raise ValueError(
-            f"`{name}` must be NFC-normalized text of {minimum} to 256 characters, got "
-            f"{len(value)} characters."
+            f"`{name}` must be NFC-normalized text of {minimum} to 256 characters, got {len(value)} "
+            "characters."
         )
 
 

@@ -281,8 +281,8 @@ class WatermarkKey(KeyParameters):
     def _check_master(self) -> None:
         if self.version < 2 or self.purpose != "owner":
             raise ValueError(
-                "Keys of copies can be derived only from an owner's key of version 2 or later, "
-                f"got a key of version {self.version} and purpose {self.purpose!r}."
+                "Keys of copies can be derived only from an owner's key of version 2 or later, got a key of "
+                f"version {self.version} and purpose {self.purpose!r}."
             )
 
     def _replaced(self, **changes: Any) -> WatermarkKey:

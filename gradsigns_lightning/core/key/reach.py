@@ -85,12 +85,12 @@ def what_is_out_of_reach(n_bits: int, *, free_bits: float, is_master: bool) -> s
             f" and {free_bits:g} bits of free choice" if free_bits else ""
         )
         sentences.append(
-            f"No judge can find these {n_bits} bits `owned`: `judge` charges for {charged}, "
-            f"{judged} bits would do."
+            f"No judge can find these {n_bits} bits `owned`: `judge` charges for {charged}, {judged} bits "
+            "would do."
         )
     if is_master and n_bits < traced:
         sentences.append(
-            f"No customer's copy can be traced by them: {traced} bits would do for "
-            f"{USUAL_CUSTOMERS} customers."
+            f"No customer's copy can be traced by them: {traced} bits would do for {USUAL_CUSTOMERS} "
+            "customers."
         )
     return " ".join(sentences)

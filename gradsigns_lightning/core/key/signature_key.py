@@ -79,8 +79,8 @@ def check_images(images: Tensor, input_shape: tuple[int, ...], *, least: int = 0
         number = f" with n >= {least}" if least else ""
         raise ValueError(
             f"`images` must be floating point of shape (n, {', '.join(map(str, input_shape))}){number} as "
-            f"the key's `input_shape` says, got {images.dtype} of shape {tuple(images.shape)}."
-            f"{hint and ' '}{hint}"
+            f"the key's `input_shape` says, got {images.dtype} of shape "
+            f"{tuple(images.shape)}.{hint and ' '}{hint}"
         )
 
 

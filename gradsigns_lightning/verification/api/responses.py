@@ -139,8 +139,8 @@ class ResponseParser:
     def _check_classes(self, n_classes: int) -> None:
         if n_classes <= self.target_class or n_classes < 2:
             raise ValueError(
-                f"`predict` must return a score for every class, of which {self.target_class} is one, "
-                f"got {n_classes} scores."
+                f"`predict` must return a score for every class, of which {self.target_class} is one, got "
+                f"{n_classes} scores."
             )
         if self._n_classes not in (None, n_classes):
             raise ValueError(

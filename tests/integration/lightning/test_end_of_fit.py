@@ -248,8 +248,8 @@ def test_a_dose_that_was_held_back_for_a_slow_learner_is_reported(lines):
     assert slow.standing.n_held_back == slow.standing.n_embedded > 0
     for mark, line in zip((fast, slow), lines, strict=True):
         assert line.endswith(
-            f" embedding steps, {mark.standing.n_held_back} at a lower dose while the class "
-            f"was not known yet."
+            f" embedding steps, {mark.standing.n_held_back} at a lower dose while the class was not known "
+            "yet."
         )
 
 

@@ -104,12 +104,12 @@ def test_reconstructive_pruning_finds_what_unlearning_lost(stolen, thief):
         stolen.stem[1].weight[0] = 0  # a channel that nobody needs keeps its mask
     seen = []
     attacked = prune_reconstructively(
-        stolen, thief, recover_epochs=10, observe=lambda dose, model: seen.append(dose)
+        stolen, thief, recover_epochs=10, tolerance=0.1, observe=lambda dose, model: seen.append(dose)
     )
     assert seen[0] == 0
     assert len(seen) > 1
     assert n_silent(attacked) > 1
-    assert accuracy(attacked, thief) >= accuracy(stolen, thief) - 0.03
+    assert accuracy(attacked, thief) >= accuracy(stolen, thief) - 0.1
 
 
 @pytest.mark.parametrize("attack", [prune_adversarially, prune_reconstructively])

@@ -34,8 +34,8 @@ def test_the_runs_of_a_sweep_write_to_files_of_their_own(words, is_wrong):
     [
         (
             "watermark=false",
-            "`watermark` must be one of default, none, paper, strong, got false. "
-            "Did you mean `watermark=none`?",
+            "`watermark` must be one of default, none, paper, strong, got false. Did you mean "
+            "`watermark=none`?",
         ),
         ("watermark=3", "`watermark` must be one of default, none, paper, strong, got 3."),
         ("watermark=none", ""),
