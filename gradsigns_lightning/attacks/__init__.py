@@ -29,6 +29,18 @@ if TYPE_CHECKING:
         prune_trigger,
         unlearn_trigger,
     )
+    from gradsigns_lightning.attacks.ensembles import (
+        EnsembleExtraction,
+        extract_ensemble,
+    )
+    from gradsigns_lightning.attacks.extraction import (
+        AdversarialExtraction,
+        Distillation,
+        Retraining,
+        distill,
+        extract_adversarially,
+        retrain,
+    )
     from gradsigns_lightning.attacks.fine_pruning import (
         FinePruning,
         fine_prune,
@@ -151,6 +163,10 @@ if TYPE_CHECKING:
         SharpnessAware,
         fine_tune_with_sam,
     )
+    from gradsigns_lightning.attacks.transfer import (
+        RotationTransfer,
+        transfer_to_rotations,
+    )
     from gradsigns_lightning.attacks.unlearning import (
         AdversarialUnlearning,
         BoundaryReshaping,
@@ -159,6 +175,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AdversarialExtraction",
     "AdversarialNeuronPruning",
     "AdversarialTraining",
     "AdversarialUnlearning",
@@ -169,7 +186,9 @@ __all__ = [
     "BoundaryReshaping",
     "ChannelPruning",
     "CheckpointAveraging",
+    "Distillation",
     "DummyNeurons",
+    "EnsembleExtraction",
     "ExportRoundTrip",
     "FeatureShift",
     "FeatureSqueezing",
@@ -202,6 +221,8 @@ __all__ = [
     "ReconstructiveNeuronPruning",
     "Refit",
     "Regularization",
+    "Retraining",
+    "RotationTransfer",
     "ScoreNoise",
     "ScorePerturbation",
     "ScoreRounding",
@@ -220,8 +241,11 @@ __all__ = [
     "average_checkpoints",
     "compress_inputs",
     "connect_modes",
+    "distill",
     "distill_attention",
     "export_round_trip",
+    "extract_adversarially",
+    "extract_ensemble",
     "fine_prune",
     "fine_tune",
     "fine_tune_with_sam",
@@ -250,6 +274,7 @@ __all__ = [
     "regularize",
     "rescale_neurons",
     "reshape_boundaries",
+    "retrain",
     "round_scores",
     "shift_features",
     "shift_weights",
@@ -262,6 +287,7 @@ __all__ = [
     "torchscript_round_trip",
     "train_adversarially",
     "train_on_occlusions",
+    "transfer_to_rotations",
     "unlearn_adversarially",
     "unlearn_trigger",
 ]
@@ -272,6 +298,8 @@ __getattr__, __dir__ = lazy_names(
         "averaging": "CheckpointAveraging ModeConnectivity average_checkpoints connect_modes",
         "base": "Attack AttackData Recipe",
         "cleansing": "Laundering TriggerPruning TriggerUnlearning launder prune_trigger unlearn_trigger",
+        "ensembles": "EnsembleExtraction extract_ensemble",
+        "extraction": "AdversarialExtraction Distillation Retraining distill extract_adversarially retrain",
         "fine_pruning": "FinePruning fine_prune",
         "fine_tuning": "FineTuning LabelNoise LabelSmoothing SuperFineTuning fine_tune noise_labels "
         "smooth_labels super_fine_tune",
@@ -298,6 +326,7 @@ __getattr__, __dir__ = lazy_names(
         "round_trips": "ExportRoundTrip OnnxRoundTrip TorchScriptRoundTrip export_round_trip "
         "onnx_round_trip torchscript_round_trip",
         "sharpness": "SharpnessAware fine_tune_with_sam",
+        "transfer": "RotationTransfer transfer_to_rotations",
         "unlearning": "AdversarialUnlearning BoundaryReshaping reshape_boundaries unlearn_adversarially",
     },
 )
