@@ -38,6 +38,18 @@ if TYPE_CHECKING:
         rotate_suspect,
         suspect_class,
     )
+    from gradsigns_lightning.attacks.ensembles import (
+        EnsembleExtraction,
+        extract_ensemble,
+    )
+    from gradsigns_lightning.attacks.extraction import (
+        AdversarialExtraction,
+        Distillation,
+        Retraining,
+        distill,
+        extract_adversarially,
+        retrain,
+    )
     from gradsigns_lightning.attacks.fine_pruning import (
         FinePruning,
         fine_prune,
@@ -186,6 +198,10 @@ if TYPE_CHECKING:
         SharpnessAware,
         fine_tune_with_sam,
     )
+    from gradsigns_lightning.attacks.transfer import (
+        RotationTransfer,
+        transfer_to_rotations,
+    )
     from gradsigns_lightning.attacks.unlearning import (
         AdversarialUnlearning,
         BoundaryReshaping,
@@ -194,6 +210,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AdversarialExtraction",
     "AdversarialNeuronPruning",
     "AdversarialTraining",
     "AdversarialUnlearning",
@@ -206,7 +223,9 @@ __all__ = [
     "ChannelPruning",
     "CheckpointAveraging",
     "DefensiveDistillation",
+    "Distillation",
     "DummyNeurons",
+    "EnsembleExtraction",
     "ExportRoundTrip",
     "FeatureShift",
     "FeatureSqueezing",
@@ -244,7 +263,9 @@ __all__ = [
     "ReconstructiveNeuronPruning",
     "Refit",
     "Regularization",
+    "Retraining",
     "Rotation",
+    "RotationTransfer",
     "Saturation",
     "ScoreNoise",
     "ScorePerturbation",
@@ -267,9 +288,12 @@ __all__ = [
     "chain",
     "compress_inputs",
     "connect_modes",
+    "distill",
     "distill_attention",
     "distill_defensively",
     "export_round_trip",
+    "extract_adversarially",
+    "extract_ensemble",
     "fine_prune",
     "fine_tune",
     "fine_tune_with_sam",
@@ -301,6 +325,7 @@ __all__ = [
     "regularize",
     "rescale_neurons",
     "reshape_boundaries",
+    "retrain",
     "rotate",
     "rotate_suspect",
     "round_scores",
@@ -318,6 +343,7 @@ __all__ = [
     "torchscript_round_trip",
     "train_adversarially",
     "train_on_occlusions",
+    "transfer_to_rotations",
     "unlearn_adversarially",
     "unlearn_trigger",
 ]
@@ -330,6 +356,8 @@ __getattr__, __dir__ = lazy_names(
         "chaining": "Chain chain",
         "cleansing": "Laundering TriggerPruning TriggerUnlearning launder prune_trigger unlearn_trigger",
         "detection": "SuspectRotation rotate_suspect suspect_class",
+        "ensembles": "EnsembleExtraction extract_ensemble",
+        "extraction": "AdversarialExtraction Distillation Retraining distill extract_adversarially retrain",
         "fine_pruning": "FinePruning fine_prune",
         "fine_tuning": "FineTuning LabelNoise LabelSmoothing SuperFineTuning fine_tune noise_labels "
         "smooth_labels super_fine_tune",
@@ -337,8 +365,8 @@ __getattr__, __dir__ = lazy_names(
         "shatter",
         "gradient_penalty": "GradientPenalty penalize_gradients",
         "inputs": "FeatureSqueezing InputFlipping InputNoising InputQuantization InputSmoothing "
-        "JpegCompression add_input_noise compress_inputs flip_inputs quantize_inputs smooth_inputs "
-        "squeeze_features",
+        "JpegCompression add_input_noise compress_inputs flip_inputs quantize_inputs "
+        "smooth_inputs squeeze_features",
         "layer_rewrites": "BatchNormFolding LayerFusion LayerInsertion fold_batch_norm fuse_layers "
         "insert_layers",
         "lipschitz_pruning": "LipschitzPruning prune_lipschitz",
@@ -354,13 +382,15 @@ __getattr__, __dir__ = lazy_names(
         "regularization": "FeatureShift Refit Regularization refit regularize shift_features",
         "repair": "AdversarialTraining AttentionDistillation distill_attention train_adversarially",
         "responses": "LabelsOnly RandomizedSmoothing ScoreNoise ScorePerturbation ScoreRounding "
-        "TopK add_score_noise name_best_classes perturb_scores round_scores smooth_randomly tell_labels_only",
+        "TopK add_score_noise name_best_classes perturb_scores round_scores "
+        "smooth_randomly tell_labels_only",
         "rewrites": "DummyNeurons NeuronPermutation NeuronRescaling add_dummy_neurons "
         "permute_neurons rescale_neurons",
         "rotation": "Rotation rotate",
         "round_trips": "ExportRoundTrip OnnxRoundTrip TorchScriptRoundTrip export_round_trip "
         "onnx_round_trip torchscript_round_trip",
         "sharpness": "SharpnessAware fine_tune_with_sam",
+        "transfer": "RotationTransfer transfer_to_rotations",
         "unlearning": "AdversarialUnlearning BoundaryReshaping reshape_boundaries unlearn_adversarially",
     },
 )

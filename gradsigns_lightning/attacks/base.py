@@ -156,10 +156,13 @@ class AttackData:
     def _loader(
         self, images: Dataset[Batch], batch_size: int | None, *, shuffle: bool, seed: int = 0
     ) -> DataLoader[Batch]:
+        size = batch_size or self.recipe.batch_size
         return DataLoader(
             images,
-            batch_size=batch_size or self.recipe.batch_size,
+            batch_size=size,
             shuffle=shuffle,
+            # Batch normalization cannot train on a single image.
+            drop_last=shuffle and self.n_images % size == 1 < self.n_images,
             # Also where nothing is shuffled, or each loop would take a number from the caller's generator.
             generator=torch.Generator().manual_seed(seed),
             num_workers=self.num_workers,

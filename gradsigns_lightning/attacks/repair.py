@@ -74,7 +74,7 @@ def train_adversarially(
     def make() -> Batch:
         x, y = fetch(taught.clean, torch.randperm(taught.n_images)[:n_images].tolist())
         made = [adversarial(attacked, taught, x, y, radius, step, n_steps) for radius in radii]
-        return torch.cat([x[:0], *made]), y.repeat(len(radii))
+        return torch.cat([x[:0], *made]), torch.cat([y[:0], *(y for _ in radii)])
 
     batches = Enriched(taught, make, seed)
     return train(attacked, taught, recipe, batches=batches, observe=observe, seed=seed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from gradsigns_lightning.benchmark.schemes.base import Owner, Scheme
 from gradsigns_lightning.benchmark.thieves import thief_of
 from gradsigns_lightning.core.utils.files import atomic_write
 from gradsigns_lightning.runs.build import build
+from gradsigns_lightning.runs.options import options
 from gradsigns_lightning.runs.own import build_data, build_network
 
 # What decides the weights; the rest of the settings says how they are attacked and read.
@@ -37,7 +39,10 @@ _OF_TRAINING = (
     *("scheme", "key", "watermark", "recipe"),
 )
 _OF_ATTACK = ("attack", "share", "max_queries", "alpha")
-_NO_MATTER = ("root", "num_workers", "accelerator", "devices")  # where it ran, not what
+_NO_MATTER = ("num_workers", "accelerator")  # where it ran, not what
+_SAME_ANYWHERE = ("CIFAR10", "Digits", "FashionMNIST", "MNIST", "SVHN")  # wherever the files lie
+_SHIPPED = tuple(f"gradsigns_lightning.data.{name}" for name in _SAME_ANYWHERE)
+_VERSION = 1  # of what a cell means; raise it when schemes or attacks change
 
 
 @dataclass(frozen=True)
@@ -80,49 +85,86 @@ def run_cell(
         settings: resolved configuration of ``gradsigns benchmark``.
         names: what its parts are called in tables.
         folder: where records and models are kept.
-        retry: whether a cell that crashed is tried again.
+        retry: whether a cell that crashed or was refused is tried again.
 
     Raises:
-        ValueError: a setting is out of range. What goes wrong later is the cell's record.
+        ValueError: a setting is out of range, or the folder cannot be written to.
+        ImportError: an extra is missing. Whatever else goes wrong is the cell's record.
     """
     cell = digest(settings, (*_OF_TRAINING, *_OF_ATTACK))
+    for part in ("cells", "models"):
+        _make_folder(folder / part)
     file = folder / "cells" / f"{cell}.json"
-    if file.is_file():
-        kept = CellRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        if kept.status != "crashed" or not retry:
-            return kept
+    kept = _kept(file)
+    if kept is not None and (kept.status == "done" or not retry):
+        return kept
     parts = _parts(settings)
     begun = time.monotonic()
     status, record, error = "done", None, None
     try:
         record = _measured(settings, *parts, folder)
+    except ImportError:  # an extra is missing, which a command says
+        raise
     except ValueError as refusal:
+        if not str(refusal).startswith("`model` must"):
+            raise
         status, error = "refused", str(refusal)
     except Exception:
         status, error = "crashed", "".join(traceback.format_exc().splitlines(keepends=True)[-12:])
     found = CellRecord(cell, names, status, record, error, time.monotonic() - begun)
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found.to_dict(), allow_nan=False, indent=1)
     atomic_write(file, text.encode(), argument="folder", overwrite=True)
     return found
 
 
+def _kept(file: Path) -> CellRecord | None:
+    """Return the record in a file; None if there is none, or none that can be read."""
+    try:
+        return _read(file)
+    except (OSError, ValueError):
+        return None
+
+
+def _read(file: Path) -> CellRecord:
+    try:
+        return CellRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"`folder` must hold records of `gradsigns benchmark`, got {str(file)!r}: {error}."
+        raise ValueError(message) from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder in which files can be written, before the work rather than after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        message = f"`folder` must name a folder that can be written to, got {str(folder.parent)!r}."
+        raise ValueError(message) from error
+
+
 def read_cells(folder: Path) -> list[CellRecord]:
-    """Return all records that a folder holds, in a fixed order."""
-    files = sorted((folder / "cells").glob("*.json"))
-    return [CellRecord.from_dict(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    """Return all records that a folder holds, in a fixed order.
+
+    Raises:
+        ValueError: a file is no record.
+    """
+    return [_read(file) for file in sorted((folder / "cells").glob("*.json"))]
 
 
 def digest(settings: Mapping[str, Any], parts: tuple[str, ...]) -> str:
     """Return a digest of parts of a configuration, and of this package's version."""
     content = {name: _what_matters(settings.get(name)) for name in parts}
-    text = json.dumps({"version": __version__, **content}, sort_keys=True, allow_nan=False)
+    version = f"{__version__}, {_VERSION}"
+    text = json.dumps({"version": version, **content}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def _what_matters(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _what_matters(one) for name, one in value.items() if name not in _NO_MATTER}
+        left_out = (*_NO_MATTER, "root") if value.get("_target_") in _SHIPPED else _NO_MATTER
+        return {name: _what_matters(one) for name, one in value.items() if name not in left_out}
     return value
 
 
@@ -136,7 +178,8 @@ def _measured(
     device = (
         "cuda" if torch.cuda.is_available() and settings["trainer"].get("accelerator") != "cpu" else "cpu"
     )
-    return attacked(model.to(device), attack, thief, judge)[1]
+    with options({name: f"attack.{name}" for name in settings["attack"]}):
+        return attacked(model.to(device), attack, thief, judge)[1]
 
 
 def _parts(settings: dict[str, Any]) -> tuple[Owner, Scheme, Attack]:
@@ -152,7 +195,6 @@ def _parts(settings: dict[str, Any]) -> tuple[Owner, Scheme, Attack]:
 
 def _model(settings: dict[str, Any], owner: Owner, scheme: Scheme, folder: Path) -> nn.Module:
     """Return the scheme's network, trained now or before."""
-    folder.mkdir(parents=True, exist_ok=True)
     name = digest(settings, _OF_TRAINING)
     file = folder / f"{name}.pt"
     with FileLock(folder / f"{name}.lock"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, fields
+import warnings
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -89,7 +90,14 @@ class Judge:
             kind: ``"model"`` reads the weights, ``"responses"`` what the model answers.
         """
         read = self.reader.read_weights if kind == "model" else self.reader.read_responses
-        return Point(dose, self.accuracy(model), read(model))
+        device = device_of(model)
+        # An attack that is watched must draw the same numbers as one that is not.
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            return Point(dose, self.accuracy(model), read(model))
 
     @torch.no_grad()
     def accuracy(self, model: nn.Module) -> float:
@@ -146,6 +154,7 @@ def attacked(
         tuple(curve),
         seconds,
         data.n_images,
+        asdict(data.recipe),
     )
     return result, record
 

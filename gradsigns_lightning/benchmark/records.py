@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -74,6 +74,7 @@ class AttackRecord:
         curve: models on the way, by ascending dose; may be empty.
         seconds: what the attack took, without the measurements on the way.
         n_images: images that the thief had.
+        recipe: how the thief trained.
     """
 
     attack: str
@@ -84,6 +85,7 @@ class AttackRecord:
     curve: tuple[Point, ...]
     seconds: float
     n_images: int
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     @property
     def accuracy_lost(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from gradsigns_lightning.attacks.base import Attack
@@ -44,7 +45,7 @@ def run(config: Any) -> Outcome:
     reader = KeyReader(key, images, alpha=settings["alpha"], max_queries=settings["max_queries"])
     judge = Judge(reader, data.test_dataloader())
     with options({name: f"attack.{name}" for name in settings["attack"]}):
-        _, record = attacked(stolen.model, attack, thief, judge)
+        _, record = attacked(stolen.model.to(best_device()), attack, thief, judge)
     rows = _rows(record, settings)
     print_rows(rows, title="gradsigns attack", note=as_sentence(_verdict(record)))
     if settings["json"]:
@@ -55,18 +56,31 @@ def run(config: Any) -> Outcome:
     )
 
 
+def best_device() -> torch.device:
+    """Return the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _rows(record: AttackRecord, settings: dict[str, Any]) -> dict[str, str]:
     told = ", ".join(f"{name} {value}" for name, value in record.settings.items())
     return {
         "attack": f"{record.attack}: {told}",
         "thief's images": str(record.n_images),
+        "thief trains": ", ".join(f"{name} {value}" for name, value in record.recipe.items()),
         "seconds": f"{record.seconds:.1f}",
         "before": point_row(record.before),
-        **{f"at dose {point.dose:g}": point_row(point) for point in record.curve[:-1]},
+        **curve_rows(record),
         "after": point_row(record.after),
         "checkpoint": settings["checkpoint"],
         "key file": settings["key"]["path"],
     }
+
+
+def curve_rows(record: AttackRecord) -> dict[str, str]:
+    """Return what models on the way show; not the last of them again where it is what the attack returns."""
+    last = record.curve[-1] if record.curve else None
+    points = record.curve[:-1] if last == record.after else record.curve
+    return {f"at dose {point.dose:g}": point_row(point) for point in points}
 
 
 def point_row(point: Point) -> str:

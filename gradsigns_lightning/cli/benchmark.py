@@ -8,10 +8,26 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from gradsigns_lightning.benchmark.cells import CellRecord, run_cell
-from gradsigns_lightning.cli.attack import accuracy_of, mark_of, point_row, who_wins
+from gradsigns_lightning.cli.attack import accuracy_of, curve_rows, mark_of, point_row, who_wins
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.tables import check_json_path, print_rows, short_path, write_json
 from gradsigns_lightning.runs.own import settings_of
+
+_NAMED = (
+    *(
+        "scheme",
+        "attack",
+        "data",
+        "model",
+        "seed",
+        "folder",
+        "json",
+        "retry",
+        "paths.data",
+        "data.module.root",
+    ),
+    *("hydra/launcher", "data.module.num_workers", "trainer.accelerator"),
+)
 
 
 def run(config: Any) -> Outcome:
@@ -34,19 +50,30 @@ def run(config: Any) -> Outcome:
     print_rows(_rows(cell, folder), title="gradsigns benchmark")
     if settings["json"]:
         write_json(settings["json"], cell.to_dict())
-    return Outcome(cell=_cell(cell))
+    return Outcome(None if cell.record else cell.status, cell=_cell(cell))
+
+
+def _further_words() -> str:
+    """Return what else was typed that a cell depends on, so that a report keeps apart what differs in it."""
+    words = HydraConfig.get().overrides.task
+    return " ".join(sorted(word for word in words if word.partition("=")[0].lstrip("+") not in _NAMED))
+
+
+def _last_line(cell: CellRecord) -> str:
+    lines = (cell.error or "").strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 def _rows(cell: CellRecord, folder: Path) -> dict[str, str]:
     chosen = {"cell": ", ".join(f"{name} {value}" for name, value in cell.names.items())}
     kept = {"record": short_path(folder / "cells" / f"{cell.cell}.json")}
     if cell.record is None:
-        return {**chosen, "status": cell.status, "error": cell.error or "", **kept}
+        return {**chosen, "status": cell.status, "error": _last_line(cell), **kept}
     record = cell.record
     return {
         **chosen,
         "before": point_row(record.before),
-        **{f"at dose {point.dose:g}": point_row(point) for point in record.curve[:-1]},
+        **curve_rows(record),
         "after": point_row(record.after),
         "thief": f"{who_wins(record)}; {record.seconds:.1f} seconds, {record.n_images} images",
         **kept,

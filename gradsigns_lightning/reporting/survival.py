@@ -65,8 +65,8 @@ def survival_page(cells: Sequence[CellRecord], *, command: str = "") -> str:
     parts = ["# Which marks survive which attacks", _LEGEND]
     if command:
         parts.append(f"Made by `{command}`.")
-    for (data, model), of_model in sorted(grouped(cells, ("data", "model")).items()):
-        parts += [f"## {data}, {model}", _table(of_model)]
+    for chosen, of_model in sorted(grouped(cells, ("data", "model", "with")).items()):
+        parts += [f"## {', '.join(filter(None, chosen))}", _table(of_model)]
     parts += [
         f"![evidence along the dose of each attack]({CURVES})",
         f"![evidence against accuracy]({SCATTER})",
@@ -101,7 +101,7 @@ def grouped(cells: Iterable[CellRecord], by: Sequence[str]) -> dict[tuple[str, .
     """Return the records by the names of their parts."""
     found: dict[tuple[str, ...], list[CellRecord]] = {}
     for cell in cells:
-        found.setdefault(tuple(str(cell.names[name]) for name in by), []).append(cell)
+        found.setdefault(tuple(str(cell.names.get(name, "")) for name in by), []).append(cell)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from gradsigns_lightning.attacks.training import cross_entropy, train
 from gradsigns_lightning.benchmark.measuring import Reader, weighted_agreement
 from gradsigns_lightning.benchmark.records import Reading, bits_reading
 from gradsigns_lightning.benchmark.schemes.base import Owner, fresh_network
+from gradsigns_lightning.core.result import verdict_of
 from gradsigns_lightning.core.utils.checks import check_int, check_number
 
 
@@ -45,7 +46,7 @@ class Uchida:
         task = cross_entropy(owner.recipe.label_smoothing)
 
         def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            projections = secret.project(model)
+            projections = secret.project(dict(model.named_parameters())[secret.layer])
             return task(model, x, y) + self.strength * F.binary_cross_entropy_with_logits(
                 projections, secret.bits.to(projections)
             )
@@ -62,7 +63,7 @@ class _Secret:
 
     def __init__(self, n_bits: int, seed: int, model: nn.Module) -> None:
         self.layer = carrier_layer(model)
-        fan_in = _mean_filter(model, self.layer).numel()
+        fan_in = dict(model.named_parameters())[self.layer][0].numel()
         if fan_in < n_bits:
             raise ValueError(
                 f"`n_bits` must be at most {fan_in}, the largest fan-in of a layer, got {n_bits}."
@@ -71,9 +72,13 @@ class _Secret:
         self.matrix = torch.randn(n_bits, fan_in, generator=generator)
         self.bits = torch.randint(0, 2, (n_bits,), generator=generator)
 
-    def project(self, model: nn.Module) -> Tensor:
-        """Return the projections of the layer's mean filter, shape ``(n_bits,)``."""
-        mean = _mean_filter(model, self.layer)
+    def fits(self, weight: Tensor) -> bool:
+        """Tell whether a weight has the layer's fan-in."""
+        return weight.ndim > 1 and weight.numel() == len(weight) * self.matrix.shape[1] > 0
+
+    def project(self, weight: Tensor) -> Tensor:
+        """Return the projections of a weight's mean filter over its outputs, shape ``(n_bits,)``."""
+        mean = weight.flatten(1).mean(0)
         return self.matrix.to(mean) @ mean
 
 
@@ -84,12 +89,23 @@ class _Reader:
 
     @torch.no_grad()
     def read_weights(self, model: nn.Module) -> Reading:
-        """Read the bits, which are lost where the layer has another name or size."""
-        weight = dict(model.named_parameters()).get(self.secret.layer)
-        n_outputs, fan_in = (0, 0) if weight is None or weight.ndim < 2 else weight.flatten(1).shape
-        if not n_outputs or fan_in != self.secret.matrix.shape[1]:
+        """Read the bits from the layer of that name, else from the weight of its fan-in that shows most of them.
+
+        Another file format may have changed the names; the choice among several is paid for in the p-value.
+        """
+        weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        fitting = {name: value for name, value in weights.items() if self.secret.fits(value)}
+        if self.secret.layer in fitting:
+            fitting = {self.secret.layer: fitting[self.secret.layer]}
+        if not fitting:
             return self.read_responses(model)
-        signed = (2 * self.secret.bits - 1) * self.secret.project(model).double().cpu()
+        readings = [self._read(value) for value in fitting.values()]
+        best = min(readings, key=lambda reading: (math.isnan(reading.log10_p_value), reading.log10_p_value))
+        log10_p = min(0.0, best.log10_p_value + math.log10(len(readings)))
+        return replace(best, log10_p_value=log10_p, verdict=verdict_of(10**log10_p, self.alpha))
+
+    def _read(self, weight: Tensor) -> Reading:
+        signed = (2 * self.secret.bits - 1) * self.secret.project(weight).double().cpu()
         return bits_reading(signed, n_queries=0, alpha=self.alpha, w=weighted_agreement(signed))
 
     def read_responses(self, model: nn.Module) -> Reading:
@@ -107,9 +123,3 @@ def carrier_layer(model: nn.Module) -> str:
         raise ValueError("`model` must have a convolution or a linear layer before its head, got none.")
     name, _ = max(layers, key=lambda named: named[1].weight[0].numel())
     return f"{name}.weight"
-
-
-def _mean_filter(model: nn.Module, name: str) -> Tensor:
-    """Return the mean of a layer's filters over its outputs, flat."""
-    weight = dict(model.named_parameters())[name]
-    return weight.flatten(1).mean(0)

@@ -77,7 +77,7 @@ def test_the_records_become_a_page(undisturbed, tmp_path, capsys):
     assert main(["report", f"folder={undisturbed}", f"out={tmp_path}/page.md"]) == 0
     assert "4" in capsys.readouterr().out
     page = (tmp_path / "page.md").read_text()
-    assert "## digits, mlp" in page
+    assert "## digits, mlp, experiment=demo trainer.max_epochs=4" in page
     assert "| ftal |" in page
     assert "| attack (2 seeds) | gradsigns |" in page
     assert (tmp_path / "survival-curves.svg").is_file()
@@ -104,10 +104,10 @@ def test_a_cell_that_crashes_says_so_and_can_be_tried_again(tmp_path, monkeypatc
     words = ["benchmark", "experiment=demo", "trainer.max_epochs=1", f"folder={tmp_path}"]
     with monkeypatch.context() as broken:
         broken.setattr(cells, "attacked", fail)
-        assert main(words) == 0
+        assert main(words) == 3
     assert "out of memory" in capsys.readouterr().out
     assert [cell.status for cell in cells.read_cells(tmp_path)] == ["crashed"]
-    assert main(words) == 0
+    assert main(words) == 3
     assert [cell.status for cell in cells.read_cells(tmp_path)] == ["crashed"]
     assert main([*words, "retry=true"]) == 0
     assert [cell.status for cell in cells.read_cells(tmp_path)] == ["done"]
@@ -118,7 +118,7 @@ def test_an_attack_that_does_not_apply_is_refused_not_won(tmp_path, monkeypatch)
         raise ValueError("`model` must have batch normalization, got none.")
 
     monkeypatch.setattr(cells, "attacked", refuse)
-    assert main(["benchmark", "experiment=demo", "trainer.max_epochs=1", f"folder={tmp_path}"]) == 0
+    assert main(["benchmark", "experiment=demo", "trainer.max_epochs=1", f"folder={tmp_path}"]) == 3
     (cell,) = cells.read_cells(tmp_path)
     assert (cell.status, cell.record) == ("refused", None)
     assert "batch normalization" in cell.error
@@ -147,14 +147,45 @@ def test_each_scheme_is_proven_before_the_attack_and_no_mark_is_not(tmp_path, sc
     assert not cell.record.wins
 
 
-def test_a_scheme_that_does_not_fit_the_network_is_refused(tmp_path):
-    assert (
-        main(["benchmark", "experiment=demo", "scheme=uchida", "scheme.n_bits=300", f"folder={tmp_path}"])
-        == 0
-    )
-    (cell,) = cells.read_cells(tmp_path)
-    assert (cell.status, cell.record) == ("refused", None)
-    assert "`n_bits` must be at most" in cell.error
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["scheme=uchida", "scheme.n_bits=300"], "`n_bits` must be at most"),
+        (["attack.epochs=0"], "`attack.epochs` must be an integer >= 1, got 0"),
+        (["share=0"], "`share` must leave the thief an image"),
+    ],
+)
+def test_a_wrong_setting_is_an_error_and_no_record(tmp_path, capsys, words, message):
+    assert main(["benchmark", "experiment=demo", "trainer.max_epochs=1", *words, f"folder={tmp_path}"]) == 1
+    assert message in capsys.readouterr().err
+    assert cells.read_cells(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["benchmark", "experiment=demo", f"folder={tmp_path}/file"]) == 1
+    assert "`folder` must name a folder that can be written to" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_named_by_the_report_and_made_anew(tmp_path, capsys):
+    words = ["benchmark", "experiment=demo", "trainer.max_epochs=1", "attack.epochs=1", f"folder={tmp_path}"]
+    assert main(words) == 0
+    (file,) = tmp_path.glob("cells/*.json")
+    file.write_text(file.read_text()[:50])
+    assert main(["report", f"folder={tmp_path}", f"out={tmp_path}/page.md"]) == 1
+    assert file.name in capsys.readouterr().err
+    assert main(words) == 0
+    assert [cell.status for cell in cells.read_cells(tmp_path)] == ["done"]
+
+
+def test_cells_of_other_settings_are_no_seeds_of_one_row(tmp_path):
+    words = ["-m", "experiment=demo", "trainer.max_epochs=1", "attack.epochs=1,2", f"folder={tmp_path}"]
+    assert main(["benchmark", *words]) == 0
+    assert main(["report", f"folder={tmp_path}", f"out={tmp_path}/page.md"]) == 0
+    page = (tmp_path / "page.md").read_text()
+    assert "attack.epochs=1 experiment=demo" in page
+    assert "attack.epochs=2 experiment=demo" in page
+    assert "2 seeds" not in page
 
 
 @pytest.mark.parametrize(
