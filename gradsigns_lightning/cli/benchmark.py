@@ -13,8 +13,9 @@ from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.tables import check_json_path, print_rows, short_path, write_json
 from gradsigns_lightning.runs.own import settings_of
 
-_NAMED = (
-    *(
+# What stands in the record by itself, or decides nothing that is measured.
+_NAMED = set(
+    [
         "scheme",
         "attack",
         "data",
@@ -25,8 +26,10 @@ _NAMED = (
         "retry",
         "paths.data",
         "data.module.root",
-    ),
-    *("hydra/launcher", "data.module.num_workers", "trainer.accelerator"),
+        "hydra/launcher",
+        "data.module.num_workers",
+        "trainer.accelerator",
+    ]
 )
 
 
@@ -42,9 +45,8 @@ def run(config: Any) -> Outcome:
     choices = HydraConfig.get().runtime.choices
     settings = settings_of(config, choices)
     check_json_path(settings["json"])
-    names = {group: choices[group] for group in ("scheme", "attack", "data", "model")} | {
-        "seed": settings["seed"]
-    }
+    names = {group: choices[group] for group in ("scheme", "attack", "data", "model")}
+    names |= {"seed": settings["seed"], "with": _further_words()}
     folder = Path(settings["folder"]).expanduser()
     cell = run_cell(settings, names, folder, retry=settings["retry"])
     print_rows(_rows(cell, folder), title="gradsigns benchmark")
@@ -65,7 +67,7 @@ def _last_line(cell: CellRecord) -> str:
 
 
 def _rows(cell: CellRecord, folder: Path) -> dict[str, str]:
-    chosen = {"cell": ", ".join(f"{name} {value}" for name, value in cell.names.items())}
+    chosen = {"cell": ", ".join(f"{name} {value}" for name, value in cell.names.items() if value != "")}
     kept = {"record": short_path(folder / "cells" / f"{cell.cell}.json")}
     if cell.record is None:
         return {**chosen, "status": cell.status, "error": _last_line(cell), **kept}

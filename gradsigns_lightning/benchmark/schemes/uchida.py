@@ -89,7 +89,7 @@ class _Reader:
 
     @torch.no_grad()
     def read_weights(self, model: nn.Module) -> Reading:
-        """Read the bits from the layer of that name, else from the weight of its fan-in that shows most of them.
+        """Read the bits from the layer of that name, else from the weight of its fan-in that shows most.
 
         Another file format may have changed the names; the choice among several is paid for in the p-value.
         """
