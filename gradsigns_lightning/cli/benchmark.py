@@ -14,23 +14,11 @@ from gradsigns_lightning.cli.tables import check_json_path, print_rows, short_pa
 from gradsigns_lightning.runs.own import settings_of
 
 # What stands in the record by itself, or decides nothing that is measured.
-_NAMED = set(
-    [
-        "scheme",
-        "attack",
-        "data",
-        "model",
-        "seed",
-        "folder",
-        "json",
-        "retry",
-        "paths.data",
-        "data.module.root",
-        "hydra/launcher",
-        "data.module.num_workers",
-        "trainer.accelerator",
-    ]
-)
+_NAMED = {
+    *("scheme", "attack", "data", "model", "seed", "folder", "json", "retry"),
+    *("paths.data", "data.module.root", "data.module.num_workers"),
+    *("hydra/launcher", "trainer.accelerator"),
+}
 
 
 def run(config: Any) -> Outcome:

@@ -101,6 +101,8 @@ class _Reader:
             return self.read_responses(model)
         readings = [self._read(value) for value in fitting.values()]
         best = min(readings, key=lambda reading: (math.isnan(reading.log10_p_value), reading.log10_p_value))
+        if math.isnan(best.log10_p_value):
+            return best
         log10_p = min(0.0, best.log10_p_value + math.log10(len(readings)))
         return replace(best, log10_p_value=log10_p, verdict=verdict_of(10**log10_p, self.alpha))
 
