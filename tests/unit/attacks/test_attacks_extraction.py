@@ -90,7 +90,7 @@ def test_networks_without_convolutions_and_batch_norm_are_attacked(attack, netwo
         (transfer_to_rotations, {"rotation_epochs": 0}),
         (transfer_to_rotations, {"labels": "none"}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_settings_are_checked(attack, setting, stolen, thief):
     with pytest.raises(ValueError, match=rf"`{next(iter(setting))}` must be"):
@@ -174,7 +174,7 @@ def test_the_true_labels_are_not_needed(attack, stolen, thief):
         (extract_adversarially, {**ADVERSARIAL, "epochs": 8}),
         (extract_ensemble, {"epochs": 10}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_the_function_is_extracted_and_the_mark_is_not(attack, settings, stolen, thief, judge):
     attacked = attack(stolen, thief, **settings)
