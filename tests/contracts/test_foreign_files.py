@@ -62,11 +62,13 @@ READERS = {
     *("signer", "reply", "authority"),
 }
 WRITTEN = {("verify", "bundle"), ("commit", "out"), ("strip", "out"), ("keygen", "out")}
+WRITTEN |= {("report", "out"), ("report", "folder"), ("benchmark", "folder")}
 WRITTEN |= {("train", "code")}  # the user's own, to be run
 # These are read by the same functions as in `verify`; the other commands ignore an API's journal.
 AS_VERIFY = {
     (command, setting) for command in ("trace", "judge") for setting in ("onnx", "images", "api.journal")
 }
+AS_VERIFY |= {("attack", "checkpoint"), ("attack", "key")}
 AS_VERIFY |= {("judge", "authority"), ("commit", "api.journal"), ("import-2021", "api.journal")}
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from gradsigns_lightning.core.result import DEFAULT_ALPHA, check_alpha
-from gradsigns_lightning.core.utils.checks import check_choice, check_int
+from gradsigns_lightning.core.utils.checks import check_choice, check_int, short
 
 Estimator = Literal["groups", "rows", "coordinate"]
 Kind = Literal["probabilities", "log_probabilities", "logits", "labels"]  # of responses
@@ -84,7 +84,7 @@ def _checked_alignments(alignments: Any) -> tuple[str, ...]:
         or not 0 < len(alignments) <= _MOST_ALIGNMENTS
     ):
         allowed = f"a non-empty sequence of at most {_MOST_ALIGNMENTS} names"
-        raise ValueError(f"`alignments` must be {allowed}, got {repr(alignments)[:200]}.")
+        raise ValueError(f"`alignments` must be {allowed}, got {short(alignments)}.")
     for name in alignments:
         if name not in _NAMED_ALIGNMENTS:
             shift_of(name)
@@ -99,5 +99,7 @@ def shift_of(alignment: Any) -> tuple[int, int]:
     """
     match = _SHIFT.fullmatch(alignment.replace(" ", "")) if isinstance(alignment, str) else None
     if match is None:
-        raise ValueError(f"`alignments` must be 'identity', 'hflip' or 'shift(dy,dx)', got {alignment!r}.")
+        raise ValueError(
+            f"`alignments` must be 'identity', 'hflip' or 'shift(dy,dx)', got {short(alignment)}."
+        )
     return int(match[1]), int(match[2])

@@ -60,9 +60,10 @@ def test_every_command_has_help_of_its_own(command, capsys):
     shown = {line.split("=")[0].strip() for line in settings}
     own = {entry.name for entry in fields(SCHEMAS[command])} - {"paths", "http", "api"}
     assert own - {"data"} <= shown
-    assert ("data" in shown) == (command not in ("commit", "strip", "import-2021"))
-    assert ("api.journal" in shown) == (command not in ("train", "keygen", "strip", "commit"))
-    assert ("api.max_queries" in shown) == (command not in ("train", "keygen", "strip"))
+    assert ("data" in shown) == (command not in ("commit", "strip", "import-2021", "report"))
+    without_api = ("train", "keygen", "strip", "attack", "benchmark", "report")
+    assert ("api.journal" in shown) == (command not in (*without_api, "commit"))
+    assert ("api.max_queries" in shown) == (command not in without_api)
     assert all(re.fullmatch(r"  \S+=(\{[^}]*\}|\S+) +\S.*", line) for line in settings), settings
     examples = lines_of(out, "Examples")
     assert len(examples) == 3

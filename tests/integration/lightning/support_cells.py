@@ -18,7 +18,6 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from gradsigns_lightning import MarginObjective, verify
-from gradsigns_lightning.integration import callback
 
 
 class Rows(nn.Module):
@@ -256,11 +255,11 @@ def as_if_sharded():
 
     They estimate the length of the objective's gradient.
     """
-    original, callback.is_sharded = callback.is_sharded, lambda trainer: True
+    original, signed_step.is_sharded = signed_step.is_sharded, lambda trainer: True
     try:
         yield
     finally:
-        callback.is_sharded = original
+        signed_step.is_sharded = original
 
 
 def run_cell(model, engine, precision="32-true", strategy="one process", *, world_size=1):
