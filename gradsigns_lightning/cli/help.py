@@ -64,6 +64,7 @@ _UNUSED = {
     "strip": ("data",),
     "import-2021": ("data",),
 }
+_MOST_LISTED = 20
 _FOOT = """\
 Options:
   -m, --multirun  run every combination of comma-separated values
@@ -125,7 +126,7 @@ def _setting(
     text, value = entry.metadata["text"], entry.metadata["value"]
     if entry.name in choices:
         options = [option for option in _options(entry.name) if option not in others]
-        yield f"{entry.name}={choices[entry.name] or value}", f"{text}: {', '.join(options)}"
+        yield f"{entry.name}={choices[entry.name] or value}", f"{text}: {_listed(options)}"
     elif isinstance(default, list) and default:
         yield f"{prefix}{entry.name}=[{','.join(default)}]", text
     else:
@@ -139,6 +140,13 @@ def _with_value(name: str, value: Any) -> str:
         else value
     )
     return f"{name}={shown:g}" if isinstance(shown, float) else f"{name}={shown}"
+
+
+def _listed(options: Sequence[str]) -> str:
+    """Return the choices of a group; of the attacks, which fill a page, some."""
+    if len(options) <= _MOST_LISTED:
+        return ", ".join(options)
+    return f"ftal, prune_90, ... ({len(options)} in docs/attacks.md)"
 
 
 def _choices(command: str) -> dict[str, str | None]:

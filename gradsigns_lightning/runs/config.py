@@ -208,6 +208,7 @@ class AttackConfig(CommonConfig):
 class BenchmarkConfig(FitConfig):
     """Keys of ``gradsigns benchmark``."""
 
+    key: Any = _setting(dict, "size of the owner's key", "NAME")
     scheme: Group = _setting(dict, "watermarking scheme", "NAME")
     attack: Group = _setting(dict, "removal attack", "NAME")
     recipe: Group = _setting(dict, "how the thief trains")

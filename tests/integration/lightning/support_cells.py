@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from gradsigns_lightning import MarginObjective, verify
+from gradsigns_lightning.integration import signed_step
 
 
 class Rows(nn.Module):
