@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from reprlib import repr as short
 from typing import Any, Literal, get_args
 
 from gradsigns_lightning.core.result import DEFAULT_ALPHA, check_alpha
-from gradsigns_lightning.core.utils.checks import check_choice, check_int, short
+from gradsigns_lightning.core.utils.checks import check_choice, check_int
 
 Estimator = Literal["groups", "rows", "coordinate"]
 Kind = Literal["probabilities", "log_probabilities", "logits", "labels"]  # of responses
