@@ -24,7 +24,7 @@ from torch import nn
 
 from gradsigns_lightning import __version__
 from gradsigns_lightning.attacks.base import Attack
-from gradsigns_lightning.benchmark.measuring import Judge, attacked
+from gradsigns_lightning.benchmark.measuring import Judge, attacked, best_device
 from gradsigns_lightning.benchmark.records import AttackRecord
 from gradsigns_lightning.benchmark.schemes.base import Owner, Scheme
 from gradsigns_lightning.benchmark.thieves import thief_of
@@ -175,9 +175,7 @@ def _measured(
     n_bits = settings["key"]["n_bits"]
     thief = thief_of(owner.data, owner.recipe, share=settings["share"], n_bits=n_bits)
     judge = Judge(scheme.reader(owner), owner.data.test_dataloader())
-    device = (
-        "cuda" if torch.cuda.is_available() and settings["trainer"].get("accelerator") != "cpu" else "cpu"
-    )
+    device = best_device(settings["trainer"].get("accelerator", "auto"))
     with options({name: f"attack.{name}" for name in settings["attack"]}):
         return attacked(model.to(device), attack, thief, judge)[1]
 

@@ -16,6 +16,7 @@ from gradsigns_lightning.attacks.base import Attack, AttackData, device_of
 from gradsigns_lightning.benchmark.records import AttackRecord, Point, Reading
 from gradsigns_lightning.core.key import WatermarkKey
 from gradsigns_lightning.core.result import DEFAULT_ALPHA, ReadingResult, decide, signed_by
+from gradsigns_lightning.verification.api.queries import normalized
 from gradsigns_lightning.verification.api.verify import verify_api
 from gradsigns_lightning.verification.white_box import read_projections
 
@@ -54,18 +55,15 @@ class KeyReader:
 
     def read_responses(self, model: nn.Module) -> Reading:
         """Read the key from what a model answers."""
-        n_channels, device = self.key.input_shape[0], device_of(model)
-        mean, std = (
-            torch.tensor(values).expand(n_channels).view(-1, 1, 1)
-            for values in (self.key.input_mean, self.key.input_std)
-        )
+        device = device_of(model)
 
         @torch.no_grad()
-        def predict(images: Tensor) -> Tensor:
-            answer: Tensor = model(((images - mean) / std).to(device))
+        def predict(inputs: Tensor) -> Tensor:
+            answer: Tensor = model(inputs.to(device))
             return answer
 
-        result = verify_api(predict, self.key, self.images, max_queries=self.max_queries, alpha=self.alpha)
+        oracle = normalized(predict, self.key)
+        result = verify_api(oracle, self.key, self.images, max_queries=self.max_queries, alpha=self.alpha)
         return _reading(result, math.nan)
 
 
@@ -108,6 +106,11 @@ class Judge:
             n_right += int(((answer.argmax(1) if answer.ndim == 2 else answer) == y).sum())
             n_seen += len(y)
         return n_right / n_seen
+
+
+def best_device(accelerator: str = "auto") -> torch.device:
+    """Return the GPU if there is one and ``accelerator``, as Lightning names it, does not say ``"cpu"``."""
+    return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
 
 def weighted_agreement(signed: Tensor) -> float:

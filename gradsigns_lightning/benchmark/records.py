@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradsigns_lightning.core.result import readable, verdict_of
-from gradsigns_lightning.core.statistics import log10_ownership_p_value
+from gradsigns_lightning.core.result import count_bits, readable, verdict_of
 
 MOST_ACCURACY_LOST = 0.05  # of the Watermark-Robustness-Toolbox (Lukas et al., IEEE S&P 2022)
 
@@ -120,11 +119,10 @@ def bits_reading(signed: Tensor, *, n_queries: int, alpha: float, w: float) -> R
         alpha: significance level of the verdict.
         w: weighted agreement.
     """
-    signed = readable(signed)
-    n_decided, n_matches = int((signed != 0).sum()), int((signed > 0).sum())
-    log10_p = log10_ownership_p_value(n_matches, n_decided) if n_decided else math.nan
+    counts = count_bits(readable(signed))
+    log10_p = counts.log10_p_value
     verdict = verdict_of(10**log10_p, alpha)
-    return Reading(len(signed), n_matches, len(signed) - n_decided, log10_p, w, verdict, n_queries)
+    return Reading(counts.n_bits, counts.n_matches, counts.n_erasures, log10_p, w, verdict, n_queries)
 
 
 def counted_reading(n_matches: int, n: int, *, chance: float, alpha: float) -> Reading:

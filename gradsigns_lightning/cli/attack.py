@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from gradsigns_lightning.attacks.base import Attack
 from gradsigns_lightning.benchmark import AttackRecord, Judge, KeyReader, Point, attacked
+from gradsigns_lightning.benchmark.measuring import best_device
 from gradsigns_lightning.benchmark.thieves import thief_of
 from gradsigns_lightning.cli.runner import Outcome
 from gradsigns_lightning.cli.tables import as_sentence, check_json_path, print_rows, write_json
@@ -54,11 +54,6 @@ def run(config: Any) -> Outcome:
     return Outcome(
         cell={"accuracy": accuracy_of(record.after), "mark": mark_of(record.after), "thief": who_wins(record)}
     )
-
-
-def best_device() -> torch.device:
-    """Return the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _rows(record: AttackRecord, settings: dict[str, Any]) -> dict[str, str]:
